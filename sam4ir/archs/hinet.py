@@ -1,0 +1,180 @@
+"""HINet (Chen et al., HINet: Half Instance Normalization Network for Image Restoration, CVPRW 2021, arXiv 2105.06086).
+
+Names of modules and keyword arguments are the official ones, so official checkpoints load strictly.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam4ir.archs.size import SizeRule, crop, pad
+
+
+class HalfInstanceNorm(nn.Module):
+    """Instance normalisation of the first half of the channels, the second half passes (section 3.2).
+
+    (b, channels, h, w) -> the same, in x's type; statistics in float32. h * w must be more than 1.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels // 2))
+        self.bias = nn.Parameter(torch.zeros(channels // 2))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        half, rest = x.chunk(2, dim=1)
+        variance, mean = torch.var_mean(half.float(), dim=(2, 3), correction=0, keepdim=True)
+        scale = self.weight.view(-1, 1, 1) * torch.rsqrt(variance + self.eps)
+        normed = torch.addcmul(self.bias.view(-1, 1, 1) - mean * scale, half, scale)
+        return torch.cat([normed.to(x.dtype), rest], dim=1)
+
+
+class ConvBlock(nn.Module):
+    """Two 3x3 convolutions with leaky ReLU beside a 1x1 shortcut (the paper's HIN block, Fig. 3, where `hin`).
+
+    (b, in_channels, h, w) -> (b, channels, h, w). csff: adds the first stage's encoder and decoder features of the
+    same level, each through a 3x3 convolution (cross-stage feature fusion, after MPRNet).
+    downsample: the block owns the 4x4 convolution of stride 2 to the next level, which its caller applies.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        relu_slope: float,
+        downsample: bool = False,
+        csff: bool = False,
+        hin: bool = False,
+    ) -> None:
+        super().__init__()
+        self.relu_slope = relu_slope
+        self.identity = nn.Conv2d(in_channels, channels, 1)
+        self.conv_1 = nn.Conv2d(in_channels, channels, 3, padding=1)
+        self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.csff_enc = nn.Conv2d(channels, channels, 3, padding=1) if csff else nn.Identity()
+        self.csff_dec = nn.Conv2d(channels, channels, 3, padding=1) if csff else nn.Identity()
+        self.norm = HalfInstanceNorm(channels) if hin else nn.Identity()
+        self.downsample = (
+            nn.Conv2d(channels, channels, 4, stride=2, padding=1, bias=False) if downsample else nn.Identity()
+        )
+
+    def forward(self, x: Tensor, stage_1: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        y = F.leaky_relu(self.norm(self.conv_1(x)), self.relu_slope)
+        y = F.leaky_relu(self.conv_2(y), self.relu_slope) + self.identity(x)
+        if stage_1 is not None:
+            encoded, decoded = stage_1
+            y = y + self.csff_enc(encoded) + self.csff_dec(decoded)
+        return y
+
+
+class UpBlock(nn.Module):
+    """Transposed convolution, joined skip: (b, in_channels, h, w), (b, channels, 2h, 2w) -> (b, channels, 2h, 2w)."""
+
+    def __init__(self, in_channels: int, channels: int, relu_slope: float) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(in_channels, channels, 2, stride=2)
+        self.conv_block = ConvBlock(in_channels, channels, relu_slope)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        return self.conv_block(torch.cat([self.up(x), skip], dim=1))
+
+
+class SupervisedAttention(nn.Module):
+    """HINet's SAM, the supervised attention module after MPRNet; unrelated to Segment Anything.
+
+    features (b, channels, h, w), image -> features for the second stage, first stage's output (b, 3, h, w).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(channels, 3, 3, padding=1)
+        self.conv3 = nn.Conv2d(3, channels, 3, padding=1)
+
+    def forward(self, features: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        restored = self.conv2(features) + image
+        attention = torch.sigmoid(self.conv3(restored))
+        return self.conv1(features) * attention + features, restored
+
+
+class HINet(nn.Module):
+    """Two U-Nets in a row. (b, in_chn, h, w) -> [first stage's, second stage's output], any h and w.
+
+    The last element is the result; the official recipes put the loss on both. Each is float32 where the input is.
+    wf: channels at full resolution, doubled at each of the `depth` levels. relu_slope: of the leaky ReLUs.
+    hin_position_left, hin_position_right: first and last encoder level with half instance normalisation.
+    Images that the levels cannot halve, or whose normalised map would be one pixel, are padded by reflection.
+    Raises ValueError on depth < 1 and on a level of odd width with half instance normalisation.
+    """
+
+    def __init__(
+        self,
+        in_chn: int = 3,
+        wf: int = 64,
+        depth: int = 5,
+        relu_slope: float = 0.2,
+        hin_position_left: int = 0,
+        hin_position_right: int = 4,
+    ) -> None:
+        super().__init__()
+        if depth < 1:
+            raise ValueError(f"depth {depth}: give at least 1 level")
+        widths = [wf * 2**level for level in range(depth)]
+        hin = [hin_position_left <= level <= hin_position_right for level in range(depth)]
+        if hin[0] and wf % 2:
+            raise ValueError(f"wf {wf}: half instance normalisation at level 0 needs an even width")
+        self.down_path_1 = nn.ModuleList()
+        self.down_path_2 = nn.ModuleList()
+        self.conv_01 = nn.Conv2d(in_chn, wf, 3, padding=1)
+        self.conv_02 = nn.Conv2d(in_chn, wf, 3, padding=1)
+        for level, (before, width) in enumerate(zip([wf, *widths], widths, strict=False)):
+            down = level + 1 < depth
+            self.down_path_1.append(ConvBlock(before, width, relu_slope, down, hin=hin[level]))
+            self.down_path_2.append(ConvBlock(before, width, relu_slope, down, csff=down, hin=hin[level]))
+        skips = widths[-2::-1] if depth > 1 else []
+        self.up_path_1 = nn.ModuleList(UpBlock(2 * width, width, relu_slope) for width in skips)
+        self.up_path_2 = nn.ModuleList(UpBlock(2 * width, width, relu_slope) for width in skips)
+        self.skip_conv_1 = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for width in skips)
+        self.skip_conv_2 = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for width in skips)
+        self.sam12 = SupervisedAttention(wf)
+        self.cat12 = nn.Conv2d(2 * wf, wf, 1)
+        self.last = nn.Conv2d(wf, in_chn, 3, padding=1)
+        multiple = 2 ** (depth - 1)
+        deepest = max((level for level in range(depth) if hin[level]), default=-1)
+        self.size = SizeRule(multiple=multiple, minimum=max(multiple, 2 ** (deepest + 1)), mode="reflect")
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        padded = pad(image, self.size)
+        encoded, decoded = self._stage(1, self.conv_01(padded), None)
+        features, restored = self.sam12(decoded[-1], padded)
+        x = self.cat12(torch.cat([self.conv_02(padded), features], dim=1))
+        _, decoded = self._stage(2, x, (encoded, decoded))
+        size = image.shape[-2], image.shape[-1]
+        return [crop(restored, size), crop(self.last(decoded[-1]) + padded, size)]
+
+    def _stage(
+        self, number: int, x: Tensor, stage_1: tuple[list[Tensor], list[Tensor]] | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """One U-Net: (encoder features fine to coarse, decoder features coarse to fine), both without the bottom one
+        save that a U-Net of one level has its only feature map as decoder feature.
+        """
+        downs, ups, skips = (
+            (self.down_path_1, self.up_path_1, self.skip_conv_1)
+            if number == 1
+            else (self.down_path_2, self.up_path_2, self.skip_conv_2)
+        )
+        encoded: list[Tensor] = []
+        decoded: list[Tensor] = []
+        for level, block in enumerate(list(downs)[:-1]):
+            assert isinstance(block, ConvBlock)
+            y = block(x, None if stage_1 is None else (stage_1[0][level], stage_1[1][-1 - level]))
+            encoded.append(y)
+            x = block.downsample(y)
+        x = downs[-1](x)
+        for up, skip, features in zip(ups, skips, reversed(encoded), strict=True):
+            x = up(x, skip(features))
+            decoded.append(x)
+        return encoded, decoded or [x]

@@ -1,0 +1,178 @@
+"""NAFNet (Chen et al., Simple Baselines for Image Restoration, ECCV 2022, arXiv 2204.04676) and its local form.
+
+Names of modules and keyword arguments are the official ones, so official checkpoints load strictly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sam4ir.archs.layers import LayerNorm2d, Pointwise, simple_gate, window_mean
+from sam4ir.archs.size import SizeRule, crop, pad
+
+
+class NAFBlock(nn.Module):
+    """The block of NAFNet's Fig. 3c: gated depthwise branch with simplified channel attention, then a gated
+    feed-forward branch; each is added with a learnt scale (beta, gamma) that starts at zero.
+
+    (b, channels, h, w) -> the same.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        wide = 2 * channels
+        self.conv1 = Pointwise(channels, wide)
+        self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
+        self.conv3 = Pointwise(channels, channels)
+        self.sca = nn.Sequential(nn.AdaptiveAvgPool2d(1), Pointwise(channels, channels))
+        self.conv4 = Pointwise(channels, wide)
+        self.conv5 = Pointwise(channels, channels)
+        self.norm1 = LayerNorm2d(channels)
+        self.norm2 = LayerNorm2d(channels)
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = simple_gate(self.conv2(self.conv1(self.norm1(x))))
+        x = x + self.conv3.attended(y, self.sca(y), self.beta)
+        y = simple_gate(self.conv4(self.norm2(x)))
+        return x + self.conv5.scaled(y, self.gamma)
+
+
+class NAFNet(nn.Module):
+    """U-shaped network of NAFBlocks. (b, img_channel, h, w) -> the same, for any h and w; float32 where the input is.
+
+    img_channel: channels of the image. width: channels at full resolution, doubled at each level.
+    enc_blk_nums, dec_blk_nums: blocks a level, encoder from fine to coarse, decoder from coarse to fine.
+    middle_blk_num: blocks at the coarsest level.
+    Raises ValueError where encoder and decoder differ in their number of levels.
+    """
+
+    def __init__(
+        self,
+        img_channel: int = 3,
+        width: int = 16,
+        middle_blk_num: int = 1,
+        enc_blk_nums: Sequence[int] = (),
+        dec_blk_nums: Sequence[int] = (),
+    ) -> None:
+        super().__init__()
+        levels = len(enc_blk_nums)
+        if len(dec_blk_nums) != levels:
+            raise ValueError(
+                f"enc_blk_nums {list(enc_blk_nums)} and dec_blk_nums {list(dec_blk_nums)} differ in length; "
+                "give both one number a level"
+            )
+        self.intro = nn.Conv2d(img_channel, width, 3, padding=1)
+        self.ending = nn.Conv2d(width, img_channel, 3, padding=1)
+        channels = [width * 2**level for level in range(levels + 1)]
+        self.encoders = nn.ModuleList(_blocks(c, n) for c, n in zip(channels[:-1], enc_blk_nums, strict=True))
+        self.decoders = nn.ModuleList(_blocks(c, n) for c, n in zip(channels[-2::-1], dec_blk_nums, strict=True))
+        self.middle_blks = _blocks(channels[-1], middle_blk_num)
+        self.ups = nn.ModuleList(
+            nn.Sequential(Pointwise(c, 2 * c, bias=False), nn.PixelShuffle(2)) for c in channels[:0:-1]
+        )
+        self.downs = nn.ModuleList(nn.Conv2d(c, 2 * c, 2, stride=2) for c in channels[:-1])
+        self.size = SizeRule(multiple=2**levels, mode="zeros")
+
+    def forward(self, image: Tensor) -> Tensor:
+        padded = pad(image, self.size)
+        x = self.intro(padded.contiguous(memory_format=torch.channels_last))
+        x = x.contiguous(memory_format=torch.channels_last)
+        skips = []
+        for encoder, down in zip(self.encoders, self.downs, strict=True):
+            x = encoder(x)
+            skips.append(x)
+            x = down(x)
+        x = self.middle_blks(x)
+        for decoder, up, skip in zip(self.decoders, self.ups, reversed(skips), strict=True):
+            x = decoder(up(x) + skip)
+        return crop(padded + self.ending(x), (image.shape[-2], image.shape[-1]))
+
+    def blocks(self) -> Iterator[tuple[int, NAFBlock]]:
+        """All blocks with their level, 0 being full resolution."""
+        groups = [*self.encoders, self.middle_blks, *self.decoders]
+        coarsest = len(self.encoders)
+        for i, group in enumerate(groups):
+            for block in group.children():
+                assert isinstance(block, NAFBlock)
+                yield coarsest - abs(coarsest - i), block
+
+
+class NAFNetLocal(NAFNet):
+    """NAFNet whose channel attention averages over local windows of 1.5 times the training size (TLC: Chu et al.,
+    Improving Image Restoration by Revisiting Global Information Aggregation, ECCV 2022, arXiv 2112.04491).
+
+    Same weights and keys as NAFNet, which it equals on images no larger than the windows.
+    train_size: (b, c, h, w) of the training patches; only h and w count.
+    fast_imp: windows over a subsampled map; faster on large images and not equal to the exact windows.
+    The other arguments are NAFNet's. Raises ValueError on a train_size that is not four positive integers.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_size: Sequence[int] = (1, 3, 256, 256),
+        fast_imp: bool = False,
+        img_channel: int = 3,
+        width: int = 16,
+        middle_blk_num: int = 1,
+        enc_blk_nums: Sequence[int] = (),
+        dec_blk_nums: Sequence[int] = (),
+    ) -> None:
+        super().__init__(img_channel, width, middle_blk_num, enc_blk_nums, dec_blk_nums)
+        if len(train_size) != 4 or min(train_size) < 1:
+            raise ValueError(f"train_size {list(train_size)}: give (b, c, h, w) of the training patches")
+        h, w = train_size[-2:]
+        padded_h, padded_w = self.size.padded(h, w)
+        for level, block in self.blocks():
+            at_level = padded_h >> level, padded_w >> level
+            window = at_level[0] * int(1.5 * h) // h, at_level[1] * int(1.5 * w) // w
+            longest_step = max(1, 5 * at_level[0] // h), max(1, 5 * at_level[1] // w)
+            block.sca[0] = SubsampledLocalMean(window, longest_step) if fast_imp else LocalMean(window)
+
+
+class LocalMean(nn.Module):
+    """Means over all windows (kh, kw) inside the map (b, c, h, w) -> (b, c, h - kh + 1, w - kw + 1); the global mean
+    (b, c, 1, 1) where the window covers the map. The caller replicates the border (`replicate_to`).
+    """
+
+    def __init__(self, window: tuple[int, int]) -> None:
+        super().__init__()
+        self.window = window
+
+    def forward(self, x: Tensor) -> Tensor:
+        return window_mean(x, self.window)
+
+
+class SubsampledLocalMean(nn.Module):
+    """TLC's faster approximation of LocalMean: windows over each r-th row and column, r <= longest_step, from the
+    second one on, each mean repeated r times.
+    """
+
+    def __init__(self, window: tuple[int, int], longest_step: tuple[int, int]) -> None:
+        super().__init__()
+        self.window = window
+        self.longest_step = longest_step
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, w = x.shape[-2:]
+        if self.window[0] >= h and self.window[1] >= w:
+            return x.mean((2, 3), keepdim=True)
+        rows, columns = _step(h, self.longest_step[0]), _step(w, self.longest_step[1])
+        x = x[:, :, ::rows, ::columns]
+        x = x[:, :, min(1, x.shape[2] - 1) :, min(1, x.shape[3] - 1) :]
+        means = window_mean(x, (max(1, self.window[0] // rows), max(1, self.window[1] // columns)))
+        return means.repeat_interleave(rows, 2).repeat_interleave(columns, 3)
+
+
+def _step(side: int, longest: int) -> int:
+    step = min(longest, next(r for r in (5, 4, 3, 2, 1) if side % r == 0))
+    return step if side > step else 1
+
+
+def _blocks(channels: int, number: int) -> nn.Sequential:
+    return nn.Sequential(*(NAFBlock(channels) for _ in range(number)))

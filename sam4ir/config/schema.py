@@ -1,0 +1,288 @@
+"""What an option file may hold: frozen pydantic models, unknown keys forbidden everywhere.
+
+`python -m sam4ir.config.schema` writes the JSON schema that editors use for completion.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from sam4ir.config.signature import arguments_model
+from sam4ir.registry import ARCHS, DATASETS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
+
+
+def _whole(value: Any) -> Any:
+    """BasicSR files write counts as `!!float 4e5`."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Count = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
+Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+Share = Annotated[float, Field(ge=0)]
+
+PLAIN_MODELS = ("ImageRestorationModel", "SRModel", "ImageCleanModel")
+ModelType = Literal["ImageRestorationModel", "SRModel", "ImageCleanModel", "SAM4IRModel"]
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Block(_Options):
+    """`type: NAME` and the arguments of what it names, checked against its signature by config/load.py."""
+
+    model_config = ConfigDict(extra="allow")
+    type: str
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What stands beside the keys declared here: the constructor's arguments."""
+        return dict(self.model_extra or {})
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """{type: ..., argument: value ...}"""
+        return {"type": self.type, **self.arguments}
+
+
+class DatasetOptions(Block):
+    """A data set and how it is loaded; the other keys are the data set's own arguments."""
+
+    name: str | None = None
+    phase: str | None = None
+    dataroot_mask: str | None = None
+    batch_size_per_gpu: Positive = 1
+    num_worker_per_gpu: Count = 0
+    use_shuffle: bool = True
+    dataset_enlarge_ratio: Positive = 1
+    prefetch_mode: Literal["cpu", "cuda"] | None = None
+    num_prefetch_queue: Count | None = None
+    pin_memory: bool | None = None
+
+
+class PathOptions(_Options):
+    """Where weights come from and where a run goes."""
+
+    root: str = "."
+    pretrain_network_g: str | None = None
+    param_key_g: str | None = None
+    param_key: str | None = None
+    strict_load_g: bool = True
+    resume_state: str | None = None
+
+
+class OptimOptions(_Options):
+    """An optimiser of torch, fused where the device has one."""
+
+    type: Literal["Adam", "AdamW"] = "AdamW"
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    weight_decay: Share = 0.0
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+
+
+class TermOptions(_Options):
+    """Weight of a loss term: by hand, or from the share of the reconstruction's gradient (methods.md, [D])."""
+
+    loss_weight: Share | None = None
+    balance: Share | None = None
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> TermOptions:
+        if self.loss_weight is not None and self.balance is not None:
+            raise ValueError("has loss_weight and balance; one sets the weight by hand, the other measures it: keep one")
+        return self
+
+    @property
+    def off(self) -> bool:
+        """Whether the term is switched off (weight 0)."""
+        return self.loss_weight == 0 or (self.loss_weight is None and self.balance == 0)
+
+
+class SpdOptions(TermOptions):
+    """Semantic priors distillation."""
+
+    criterion: Literal["l1", "charbonnier", "psnr"] = "l1"
+    gate: Literal["none", "region", "pixel"] = "region"
+    target: Literal["refiner", "gt"] = "refiner"
+
+    @model_validator(mode="after")
+    def _pixel_gate_needs_a_curve(self) -> SpdOptions:
+        if self.gate == "pixel" and self.criterion == "l1":
+            raise ValueError(
+                "has gate pixel with criterion l1, whose gradient equals that of a gated L1 to the ground truth; "
+                "take criterion charbonnier"
+            )
+        return self
+
+
+class SgrOptions(TermOptions):
+    """Semantic-guided relation in the features of a frozen VGG."""
+
+    target: Literal["refiner", "gt"] = "refiner"
+    every: Positive = 1
+    variant: Literal["vgg16", "vgg19"] = "vgg16"
+    layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("relu2_2", "relu3_3", "relu4_3")
+    weights: str | None = None
+    min_cells: Share = 4.0
+    bf16: bool = False
+
+
+class DistillOptions(_Options):
+    """How student and refiner train together."""
+
+    schedule: Literal["joint", "two_phase"] = "joint"
+    start_iter: Count | None = None
+    refine_iter: Positive | None = None
+    teacher: Literal["raw", "ema"] = "raw"
+    masks: Literal["store", "empty"] = "store"
+    init_refiner: Literal["none", "student"] = "none"
+
+    @model_validator(mode="after")
+    def _phases(self) -> DistillOptions:
+        if (self.schedule == "two_phase") != (self.refine_iter is not None):
+            raise ValueError("refine_iter belongs to schedule two_phase: give both or neither")
+        return self
+
+
+class TrainOptions(_Options):
+    """The training recipe."""
+
+    total_iter: Positive
+    optim_g: OptimOptions
+    optim_r: OptimOptions | None = None
+    scheduler: Block | None = None
+    scheduler_r: Block | None = None
+    warmup_iter: int = -1
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    use_grad_clip: bool = True
+    grad_clip: Annotated[float, Field(gt=0)] = 0.01
+    total_batch: Positive | None = None
+    max_nonfinite: Positive = 10
+    pixel_opt: Block
+    spd_opt: SpdOptions | None = None
+    sgr_opt: SgrOptions | None = None
+    distill: DistillOptions = DistillOptions()
+
+
+class ValOptions(_Options):
+    """Validation during training, and the test of test.py."""
+
+    val_freq: Positive | None = None
+    save_img: bool = False
+    metrics: dict[str, Block] = {}
+    use_image: bool = True
+    refiner: bool = False
+    grids: bool = False
+    crop_size: Positive | None = None
+    overlap: Count | None = None
+    max_minibatch: Positive = 8
+    window_size: Positive | None = None
+    self_ensemble: bool = False
+    rgb2bgr: bool | None = None
+    suffix: str | None = None
+    pbar: bool | None = None
+
+    @model_validator(mode="after")
+    def _grid_has_a_size(self) -> ValOptions:
+        if self.grids and self.crop_size is None:
+            raise ValueError("grids is true without crop_size; set crop_size to the side of a tile in pixels, such as 256")
+        if self.crop_size is not None and self.overlap is not None and self.overlap >= self.crop_size:
+            raise ValueError(f"overlap {self.overlap} is not smaller than crop_size {self.crop_size}")
+        return self
+
+
+class LoggerOptions(_Options):
+    """What is written while a run goes on."""
+
+    print_freq: Positive = 100
+    save_checkpoint_freq: Positive = 5000
+    use_tb_logger: bool = False
+    wandb: Any = None
+
+
+class Options(_Options):
+    """One option file, resolved."""
+
+    name: Annotated[str, Field(pattern=r"^[^/\\\x00]+$", max_length=200)]
+    model_type: ModelType = "ImageRestorationModel"
+    scale: Positive = 1
+    num_gpu: Count | Literal["auto"] | None = None
+    manual_seed: Count = 0
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    plugins: tuple[str, ...] = ()
+    datasets: dict[str, DatasetOptions] = {}
+    network_g: Block
+    network_r: Block | None = None
+    spf: Block | None = None
+    path: PathOptions = PathOptions()
+    train: TrainOptions | None = None
+    val: ValOptions | None = None
+    logger: LoggerOptions = LoggerOptions()
+    dist_params: dict[str, Any] | None = None
+
+    @property
+    def distills(self) -> bool:
+        """Whether this is SAM4IR training, with a refiner beside the student."""
+        return self.model_type == "SAM4IRModel"
+
+    def phase(self, prefix: str) -> dict[str, DatasetOptions]:
+        """The data sets whose key starts with `train`, `val` or `test`."""
+        return {k: v for k, v in self.datasets.items() if k.startswith(prefix)}
+
+
+# Known keys of BasicSR files that do nothing here, and why.
+WITHOUT_EFFECT: Mapping[tuple[str, ...], str] = {
+    ("num_gpu",): "the number of processes is torchrun's, and device names the device",
+    ("dist_params",): "torchrun sets up the processes",
+    ("datasets", "*", "prefetch_mode"): "batches are pinned and copied ahead on CUDA by themselves",
+    ("datasets", "*", "num_prefetch_queue"): "batches are pinned and copied ahead on CUDA by themselves",
+    ("datasets", "*", "phase"): "the key of the data set (train, val, test) says it",
+    ("logger", "wandb"): "scalars go to TensorBoard and to log.jsonl",
+    ("val", "rgb2bgr"): "images are RGB everywhere and files are written in the right order",
+    ("val", "suffix"): "images are saved under the name of the run",
+    ("val", "pbar"): "long work shows a progress bar when it runs in a terminal",
+}
+
+
+def _block_schema(registry: Registry, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Any of the known types, each with its own arguments, or a name that a plugin adds."""
+    branches: list[dict[str, Any]] = []
+    for name in registry.names():
+        own = arguments_model(registry.get(name), registry.handed).model_json_schema()
+        own.pop("title", None)
+        own["properties"] = {"type": {"const": name}, **extra, **own.get("properties", {})}
+        own["required"] = ["type", *own.get("required", [])]
+        branches.append(own)
+    others = {"type": {"type": "string", "not": {"enum": registry.names()}}}
+    branches.append({"type": "object", "properties": others, "required": ["type"]})
+    return {"anyOf": branches}
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON schema of an option file, the `type:` blocks spelled out by registry."""
+    schema = Options.model_json_schema()
+    definitions = schema["$defs"]
+    loader = definitions["DatasetOptions"]["properties"]
+    definitions["DatasetOptions"] = _block_schema(DATASETS, {k: v for k, v in loader.items() if k != "type"})
+    for owner, key, registry in (
+        (schema, "network_g", ARCHS),
+        (schema, "network_r", ARCHS),
+        (schema, "spf", FUSIONS),
+        (definitions["TrainOptions"], "pixel_opt", LOSSES),
+        (definitions["TrainOptions"], "scheduler", SCHEDULES),
+        (definitions["TrainOptions"], "scheduler_r", SCHEDULES),
+    ):
+        owner["properties"][key] = _block_schema(registry, {})
+    metrics = definitions["ValOptions"]["properties"]["metrics"]
+    metrics["additionalProperties"] = _block_schema(METRICS, {})
+    return schema
+
+
+if __name__ == "__main__":
+    print(json.dumps(json_schema(), indent=1))

@@ -1,0 +1,233 @@
+"""One image's masks as bytes: the value format of the mask store.
+
+Header | columns | region of each atom | atoms x masks bits | tile offsets | tiles. All but header
+and offsets are zstd frames, each read only when asked for; tiles are 64 x 64 pieces of the atom
+map (smaller at the right and bottom edge), so a crop reads only those it meets.
+"""
+
+from __future__ import annotations
+
+import struct
+import threading
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import zstandard
+from numpy.typing import NDArray
+
+from sam4ir import regions
+
+FORMAT_VERSION = 1
+TILE = 64
+_MAGIC = b"S4MR"
+_LEVEL = 9
+# magic, version, label bytes, tile, h, w, masks, atoms, bytes of the three frames, sha256 of the image file
+_HEADER = struct.Struct("<4sHHIIIIIIII32s")
+# one float64 column each, in this order; 4 for the box
+_COLUMNS = ("area", "x", "y", "width", "height", "predicted_iou", "stability_score", "spe_sum")
+
+
+class MaskStoreError(ValueError):
+    """A mask store or record that is missing, damaged, foreign, or not about this image."""
+
+
+class MaskColumns(NamedTuple):
+    """What a record keeps of each mask beside its pixels: (n,) float64, boxes (n, 4) XYWH."""
+
+    area: NDArray[np.float64]
+    boxes: NDArray[np.float64]
+    predicted_iou: NDArray[np.float64]
+    stability_score: NDArray[np.float64]
+    spe_sum: NDArray[np.float64]
+
+
+class _Zstd(threading.local):
+    """A (de)compressor a thread: zstandard's objects must not be shared between threads."""
+
+    def __init__(self) -> None:
+        self.reader = zstandard.ZstdDecompressor()
+        self.writer = zstandard.ZstdCompressor(level=_LEVEL)
+
+
+_ZSTD = _Zstd()
+
+
+def encode_record(
+    atoms: regions.Atoms, region: NDArray[np.int32], columns: MaskColumns, image_sha256: bytes = b""
+) -> bytes:
+    """The record's bytes, a pure function of its arguments.
+
+    region: (atoms,) mask number + 1 that lies on top, 0 none. image_sha256: 32 bytes, or empty where
+    the image that the generator looked at is not known.
+    """
+    labels, table = atoms
+    h, w = labels.shape
+    compress = _ZSTD.writer.compress
+    wide = np.column_stack([*columns[:1], columns.boxes, *columns[2:]])
+    frames = [
+        compress(np.asfortranarray(wide, "<f8").T.tobytes()),
+        compress(region.astype("<i4").tobytes()),
+        compress(np.packbits(table, axis=1, bitorder="little").tobytes()),
+    ]
+    little = labels.astype(labels.dtype.newbyteorder("<"), copy=False)
+    tiles = [
+        compress(little[y : y + TILE, x : x + TILE].tobytes()) for y in range(0, h, TILE) for x in range(0, w, TILE)
+    ]
+    offsets = np.cumsum([0, *(len(t) for t in tiles)]).astype("<u4").tobytes()
+    lengths = [len(frame) for frame in frames]
+    header = _HEADER.pack(
+        _MAGIC, FORMAT_VERSION, labels.itemsize, TILE, h, w, table.shape[1], len(table), *lengths, image_sha256
+    )
+    return b"".join([header, *frames, offsets, *tiles])
+
+
+def mask_count(data: bytes | memoryview) -> int:
+    """Number of masks of a record, from its header alone."""
+    return int(_HEADER.unpack_from(data)[6])
+
+
+class MaskRecord:
+    """The masks of one image, any overlap, in the generator's order; decodes what is asked for.
+
+    data: the record's bytes. name: where they came from, for messages. size: (h, w); count: n.
+    Raises MaskStoreError on bytes that are no record of this format version.
+    """
+
+    def __init__(self, data: bytes, name: str = "mask record") -> None:
+        self.name = name
+        self._data = memoryview(data)
+        if len(data) < _HEADER.size or not data.startswith(_MAGIC):
+            raise MaskStoreError(f"{name}: not a mask record; make the masks again with scripts/masks.py")
+        _, version, itemsize, tile, h, w, count, atoms, *lengths, sha256 = _HEADER.unpack_from(data)
+        if version != FORMAT_VERSION:
+            raise MaskStoreError(
+                f"{name}: record format {version}, this sam4ir reads {FORMAT_VERSION}; "
+                "make the masks again with scripts/masks.py or use the sam4ir that wrote them"
+            )
+        self.size: tuple[int, int] = (h, w)
+        self.count: int = count
+        self.atom_count: int = atoms
+        self.image_sha256: str | None = sha256.hex() if any(sha256) else None
+        self._tile, self._dtype = tile, np.dtype(f"<u{itemsize}")
+        self._across = -(-w // tile)
+        self._frames = np.cumsum([_HEADER.size, *lengths]).tolist()
+        tiles = self._across * -(-h // tile)
+        start = self._frames[-1]
+        self._tiles_at = start + 4 * (tiles + 1)
+        if len(data) >= self._tiles_at:
+            self._offsets = np.frombuffer(data, "<u4", tiles + 1, start)
+        if len(data) < self._tiles_at or len(data) != self._tiles_at + int(self._offsets[-1]):
+            raise MaskStoreError(f"{name}: the record is cut off; make this image's masks again")
+
+    def __reduce__(self) -> tuple[type[MaskRecord], tuple[bytes, str]]:
+        return MaskRecord, (bytes(self._data), self.name)
+
+    def _inflate(self, start: int, stop: int) -> bytes:
+        try:
+            return _ZSTD.reader.decompress(self._data[start:stop])
+        except zstandard.ZstdError as error:
+            raise MaskStoreError(f"{self.name}: damaged ({error}); make this image's masks again") from None
+
+    def _frame(self, number: int, dtype: Any, *shape: int) -> NDArray[Any]:
+        data = self._inflate(self._frames[number], self._frames[number + 1])
+        array = np.frombuffer(data, dtype)
+        if array.size != np.prod(shape, dtype=np.int64):
+            raise MaskStoreError(f"{self.name}: damaged (part {number} has the wrong length); make its masks again")
+        return array.reshape(shape)
+
+    @cached_property
+    def _columns(self) -> NDArray[np.float64]:
+        return self._frame(0, "<f8", len(_COLUMNS), self.count)
+
+    @property
+    def areas(self) -> NDArray[np.int64]:
+        """(n,) covered pixels."""
+        return self._columns[0].astype(np.int64)
+
+    @property
+    def boxes(self) -> NDArray[np.float64]:
+        """(n, 4) XYWH as the generator wrote them."""
+        return self._columns[1:5].T
+
+    @property
+    def predicted_iou(self) -> NDArray[np.float64]:
+        """(n,); NaN where the generator gave none."""
+        return self._columns[5]
+
+    @property
+    def stability_score(self) -> NDArray[np.float64]:
+        """(n,); NaN where the generator gave none."""
+        return self._columns[6]
+
+    @property
+    def spe_sum(self) -> NDArray[np.float64]:
+        """(n,) sum of the SPE's rotary table over each whole mask (regions.spe_sum)."""
+        return self._columns[7]
+
+    @cached_property
+    def table(self) -> NDArray[np.bool_]:
+        """(atoms, n) bool: which masks cover each atom."""
+        packed = self._frame(2, np.uint8, self.atom_count, -(-self.count // 8))
+        return np.unpackbits(packed, axis=1, count=self.count, bitorder="little").view(bool)
+
+    @cached_property
+    def _by_mask(self) -> NDArray[np.bool_]:
+        return np.ascontiguousarray(self.table.T)
+
+    @cached_property
+    def _region(self) -> NDArray[np.int32]:
+        return self._frame(1, "<i4", self.atom_count)
+
+    @cached_property
+    def _last_listed(self) -> NDArray[np.int32]:
+        return regions.top_masks(self.table, np.arange(self.count))
+
+    def labels(self, top: int, left: int, h: int, w: int) -> NDArray[Any]:
+        """(h, w) uint16 or uint32 atom labels of a window, image-wide numbers. ValueError outside the image."""
+        if min(top, left) < 0 or min(h, w) < 1 or top + h > self.size[0] or left + w > self.size[1]:
+            raise ValueError(
+                f"{self.name}: window top {top}, left {left}, size {h}x{w} does not lie in the image of "
+                f"{self.size[0]}x{self.size[1]}"
+            )
+        out = np.empty((h, w), self._dtype)
+        tile = self._tile
+        for y in range(top - top % tile, top + h, tile):
+            for x in range(left - left % tile, left + w, tile):
+                piece = self._read_tile(y, x)
+                y0, x0 = max(y, top), max(x, left)
+                piece = piece[y0 - y : top + h - y, x0 - x : left + w - x]
+                out[y0 - top : y0 - top + piece.shape[0], x0 - left : x0 - left + piece.shape[1]] = piece
+        return out
+
+    def _read_tile(self, y: int, x: int) -> NDArray[Any]:
+        number = y // self._tile * self._across + x // self._tile
+        start, stop = self._offsets[number : number + 2].tolist()
+        data = self._inflate(self._tiles_at + start, self._tiles_at + stop)
+        shape = min(self._tile, self.size[0] - y), min(self._tile, self.size[1] - x)
+        if len(data) != shape[0] * shape[1] * self._dtype.itemsize:
+            raise MaskStoreError(f"{self.name}: damaged (tile {number} has the wrong length); make its masks again")
+        return np.frombuffer(data, self._dtype).reshape(shape)
+
+    def stack(self, top: int, left: int, h: int, w: int) -> NDArray[np.bool_]:
+        """(n, h, w) bool, the window of every mask."""
+        labels = self.labels(top, left, h, w).astype(np.intp)
+        met = np.zeros(self.atom_count, bool)
+        met[labels] = True
+        masks = np.flatnonzero(self.table[met].any(axis=0))
+        out = np.zeros((self.count, h, w), bool)
+        for mask in masks:
+            np.take(self._by_mask[mask], labels, out=out[mask], mode="clip")  # 'raise' would buffer the output
+        return out
+
+    def region_map(self, top: int, left: int, h: int, w: int) -> NDArray[np.int32]:
+        """(h, w) int32: mask number + 1 with small masks on top (regions.paint_order), 0 = no mask."""
+        return self._region[self.labels(top, left, h, w).astype(np.intp)]  # three times faster than by uint16
+
+    def list_map(self, top: int, left: int, h: int, w: int) -> NDArray[np.int32]:
+        """(h, w) int32: mask number + 1 painted in list order, later masks on top (the SPE's order), 0 = no mask."""
+        return self._last_listed[self.labels(top, left, h, w).astype(np.intp)]
+
+    def boundary_map(self, top: int, left: int, h: int, w: int) -> NDArray[np.bool_]:
+        """(h, w) bool: the region differs from a 4-neighbour's inside the window."""
+        return regions.boundary(self.region_map(top, left, h, w))

@@ -1,0 +1,153 @@
+"""Image sources: keys, and the pixels of each, from a folder of files or an LMDB folder.
+
+A key is the image's path in the source, with '/', without suffix: the same for a folder and for an LMDB made of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from sam4ir.data.lmdb_io import LmdbReader, key_of, parse_meta_line, read_image_keys, unpack_image
+from sam4ir.registry import near_miss
+from sam4ir.utils.image import IMAGE_SUFFIXES, read_image
+
+SHOWN = 10  # names that an error message lists
+
+
+class ImageSource(Protocol):
+    """Images by key."""
+
+    root: Path
+    keys: list[str]  # sorted
+
+    def open(self, key: str) -> AbstractContextManager[np.ndarray]:
+        """(h, w, 3) RGB uint8 or uint16, valid inside the `with` block only: copy what is to be kept."""
+
+    def where(self, key: str) -> str:
+        """What error messages call the image."""
+
+
+def read(source: ImageSource, key: str) -> np.ndarray:
+    """(h, w, 3) RGB uint8 or uint16, the caller's own copy."""
+    with source.open(key) as image:
+        return image.copy()
+
+
+class FolderSource:
+    """The images in a folder and its subfolders, hidden ones left out; the folder is listed once, here."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise ValueError(f"{root}: no such folder")
+        self._files: dict[str, str] = {}
+        for name in _image_files(self.root):
+            other = self._files.setdefault(key_of(name), name)
+            if other != name:
+                raise ValueError(f"{root}: {other} and {name} differ only in their suffix; remove one of them")
+        self.keys = sorted(self._files)
+
+    @contextmanager
+    def open(self, key: str) -> Iterator[np.ndarray]:
+        yield read_image(self.root / self._files[key])
+
+    def where(self, key: str) -> str:
+        return str(self.root / self._files[key])
+
+
+class LmdbSource:
+    """The images that an LMDB folder's meta_info.txt lists: BasicSR's or our own."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.keys = read_image_keys(self.root)
+        self._reader = LmdbReader(self.root)
+
+    @contextmanager
+    def open(self, key: str) -> Iterator[np.ndarray]:
+        with self._reader.value(key) as value:
+            yield unpack_image(value, self.where(key))
+
+    def where(self, key: str) -> str:
+        return f"{self.root}[{key}]"
+
+
+def open_source(dataroot: str | Path, io_backend: Mapping[str, str] | None, option: str) -> ImageSource:
+    """The source at `dataroot`.
+
+    io_backend: {'type': 'disk' | 'lmdb'}; None goes by the folder's name. option: what error messages call dataroot.
+    Raises ValueError for an unknown type, a type that the folder's name contradicts, and where there are no images.
+    """
+    is_lmdb = Path(dataroot).suffix == ".lmdb"
+    kind = _backend_type(io_backend) or ("lmdb" if is_lmdb else "disk")
+    if (kind == "lmdb") != is_lmdb:
+        raise ValueError(
+            f"{option}: {dataroot} with io_backend.type: {kind}; a folder whose name ends in .lmdb is read with lmdb, "
+            "any other with disk"
+        )
+    try:
+        source: ImageSource = LmdbSource(dataroot) if is_lmdb else FolderSource(dataroot)
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
+    if not source.keys:
+        raise ValueError(f"{option}: {dataroot} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    return source
+
+
+def select_keys(source: ImageSource, meta_info_file: str | Path | None) -> list[str]:
+    """The source's keys, or those that a BasicSR meta_info file names (`name.png (h,w,c)`, one a line), sorted.
+
+    Raises ValueError listing the names that the source lacks.
+    """
+    if meta_info_file is None:
+        return list(source.keys)
+    known = set(source.keys)
+    try:
+        lines = Path(meta_info_file).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ValueError(f"meta_info_file: {meta_info_file} cannot be read ({error.strerror})") from error
+    names = {_meta_key(line, known) for line in lines if line.strip()}
+    if names - known:
+        raise ValueError(f"meta_info_file: {meta_info_file} names {listed(names - known)} that {source.root} lacks")
+    if not names:
+        raise ValueError(f"meta_info_file: {meta_info_file} names no image")
+    return sorted(names)
+
+
+def listed(names: Iterable[str]) -> str:
+    """'12 images: a, b, ...' with the first ten names."""
+    ordered = sorted(names)
+    more = ", ..." if len(ordered) > SHOWN else ""
+    return f"{len(ordered)} image{'s' * (len(ordered) != 1)}: {', '.join(ordered[:SHOWN])}{more}"
+
+
+def _meta_key(line: str, known: set[str]) -> str:
+    """A name may hold spaces; a line may hold more words after its name: the reading that is known wins."""
+    key = key_of(parse_meta_line(line)[0])
+    return key if key in known else key_of(line.split()[0])
+
+
+def _image_files(root: Path) -> Iterator[str]:
+    for folder, folders, files in os.walk(root, followlinks=True):
+        folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(".lmdb"))
+        for name in sorted(files):
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield (Path(folder) / name).relative_to(root).as_posix()
+
+
+def _backend_type(io_backend: Mapping[str, str] | None) -> str | None:
+    if io_backend is None:
+        return None
+    for name in io_backend:
+        if name != "type":
+            raise ValueError(f"io_backend: unknown key {name!r}; its one key is 'type'")
+    kind = io_backend.get("type")
+    if kind not in (None, "disk", "lmdb"):
+        raise ValueError(f"io_backend.type: {kind!r} must be 'disk' or 'lmdb'{near_miss(str(kind), ['disk', 'lmdb'])}")
+    return kind

@@ -1,0 +1,111 @@
+"""Sums and means over the regions of a batch, without a loop over regions or images.
+
+Labels are (b, h, w) int64, dense per image: 0 where there is no region, 1..n for regions; images
+with fewer regions than n leave the rest empty. All sums are fp32, also under autocast.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Up to here a one-hot matmul is faster than scatter-add and fits into memory; it is deterministic on CUDA too.
+MATMUL_LIMIT = 2**26
+# Partial sums of an image in scatter-add: one running fp32 sum over 2^20 equal pixels comes out 1 % off.
+BANDS = 64
+
+
+def one_hot(labels: Tensor, count: int) -> Tensor:
+    """(b, h, w) labels -> (b, count + 1, h w) float32, row 0 being the pixels of no region."""
+    rows = torch.arange(count + 1, device=labels.device).view(1, -1, 1)
+    return (labels.flatten(1).unsqueeze(1) == rows).float()
+
+
+def _by_matmul(labels: Tensor, count: int) -> bool:
+    return labels.numel() * (count + 1) <= MATMUL_LIMIT or torch.are_deterministic_algorithms_enabled()
+
+
+def _rows(labels: Tensor, count: int) -> Tensor:
+    """Each pixel's row in a flat (b (count + 1), c) table."""
+    first = torch.arange(labels.shape[0], device=labels.device).view(-1, 1) * (count + 1)
+    return (labels.flatten(1) + first).flatten()
+
+
+def _pixels_last(values: Tensor) -> Tensor:
+    """(b, c, h, w) -> (b, h w, c) float32; a view where values is channels_last."""
+    return values.float().permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def region_sums(values: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Sum of (b, c, h, w) values over each region -> (b, count + 1, c) float32; row 0 is the rest."""
+    with torch.autocast(values.device.type, enabled=False):
+        pixels = _pixels_last(values)
+        if _by_matmul(labels, count):
+            return one_hot(labels, count) @ pixels
+        return _sums_by_index(pixels, labels, count)
+
+
+def _sums_by_index(pixels: Tensor, labels: Tensor, count: int) -> Tensor:
+    """region_sums of (b, h w, c) float32 by scatter-add, through the sums of each of BANDS bands of rows."""
+    images, size = pixels.shape[:2]
+    band = torch.arange(size, device=labels.device) * BANDS // max(size, 1)
+    first = torch.arange(images, device=labels.device).view(-1, 1) * BANDS + band
+    rows = first * (count + 1) + labels.flatten(1)
+    table = pixels.new_zeros(images * BANDS * (count + 1), pixels.shape[-1])
+    return table.index_add(0, rows.flatten(), pixels.flatten(0, 1)).view(images, BANDS, count + 1, -1).sum(1)
+
+
+def region_areas(labels: Tensor, count: int) -> Tensor:
+    """Pixels of each region -> (b, count + 1) float32; column 0 is the rest."""
+    table = torch.zeros(labels.shape[0] * (count + 1), dtype=torch.int64, device=labels.device)
+    rows = _rows(labels, count)  # counted in integers: fp32 stops at 2^24 pixels
+    return table.index_add(0, rows, torch.ones_like(rows)).unflatten(0, (-1, count + 1)).float()
+
+
+def paint(table: Tensor, labels: Tensor) -> Tensor:
+    """Give every pixel the row of its label: (b, count + 1, c) and (b, h, w) -> (b, c, h, w), channels_last."""
+    count = table.shape[1] - 1
+    with torch.autocast(table.device.type, enabled=False):
+        if _by_matmul(labels, count):
+            pixels = one_hot(labels, count).transpose(1, 2) @ table
+        else:
+            pixels = table.flatten(0, 1).index_select(0, _rows(labels, count)).unflatten(0, (labels.shape[0], -1))
+    return pixels.unflatten(1, labels.shape[-2:]).permute(0, 3, 1, 2)
+
+
+def region_means_painted(values: Tensor, labels: Tensor, count: int) -> Tensor:
+    """The mean of each region at each of its pixels, 0 where there is no region: (b, c, h, w) float32."""
+    if count == 0:
+        return torch.zeros_like(values, dtype=torch.float32)
+    areas = region_areas(labels, count)
+    areas[:, 0] = torch.inf  # the mean over the rest counts as 0
+    return paint(region_sums(values, labels, count) / areas.clamp(min=1).unsqueeze(-1), labels)
+
+
+def boundary_map(labels: Tensor) -> Tensor:
+    """(b, 1, h, w) float32: 1 where the label differs from a 4-neighbour inside the crop (methods.md, [D])."""
+    edge = torch.zeros_like(labels, dtype=torch.bool)
+    rows = labels[:, 1:, :] != labels[:, :-1, :]
+    columns = labels[:, :, 1:] != labels[:, :, :-1]
+    edge[:, 1:, :] |= rows
+    edge[:, :-1, :] |= rows
+    edge[:, :, 1:] |= columns
+    edge[:, :, :-1] |= columns
+    return edge.float().unsqueeze(1)
+
+
+def cell_coverage(labels: Tensor, count: int, size: tuple[int, int], stride: int) -> Tensor:
+    """Share of each feature cell that each region covers: (b, count, h_f w_f) float32 in [0, 1].
+
+    size: (h_f, w_f) of a feature map whose cells are stride x stride pixels; pixels right of and
+    below the last whole cell are left out, as the pooling of the feature network leaves them out.
+    """
+    height, width = size
+    labels = labels[:, : height * stride, : width * stride]
+    y = torch.arange(height * stride, device=labels.device).div(stride, rounding_mode="floor")
+    x = torch.arange(width * stride, device=labels.device).div(stride, rounding_mode="floor")
+    cell = (y.view(-1, 1) * width + x.view(1, -1)).flatten()
+    place = _rows(labels, count).unflatten(0, (labels.shape[0], -1)) * (height * width) + cell
+    table = torch.zeros(labels.shape[0] * (count + 1) * height * width, device=labels.device)
+    table = table.index_add(0, place.flatten(), torch.ones_like(place.flatten(), dtype=torch.float32))
+    return table.view(labels.shape[0], count + 1, height * width)[:, 1:] / stride**2

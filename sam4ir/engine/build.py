@@ -1,0 +1,97 @@
+"""Options -> parts: what training and inference share. Knows no SAM, no VGG and no masks; build_train.py adds those."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sam4ir.config.paths import RunPaths
+from sam4ir.config.schema import Block, DatasetOptions, Options, ValOptions
+from sam4ir.config.signature import accepts, block_arguments
+from sam4ir.engine.inference import Inference
+from sam4ir.engine.validate import Metric
+from sam4ir.engine.weights import load_weights
+from sam4ir.registry import ARCHS, DATASETS, METRICS, Registry
+from sam4ir.utils.rng import torch_stream
+
+
+class BuildError(ValueError):
+    """A part that cannot be built; the message names its key in the option file."""
+
+
+@contextlib.contextmanager
+def naming(place: str) -> Iterator[None]:
+    """Errors inside the block name the key of the option file that they come from."""
+    try:
+        yield
+    except BuildError:
+        raise
+    except (ValueError, TypeError, OSError, RuntimeError) as error:  # torch refuses sizes with RuntimeErrors
+        raise BuildError(f"{place}: {error}") from error
+
+
+def make(registry: Registry, block: Block, place: str, **handed: Any) -> Any:
+    """What a `type:` block names, built from its arguments; `handed` adds what the signature asks for."""
+    target = registry.get(block.type)
+    taken = {k: v for k, v in handed.items() if accepts(target, k)}
+    with naming(place):
+        return target(**{**taken, **block_arguments(registry, block.type, block.arguments)})
+
+
+def device_of(options: Options) -> torch.device:
+    """The device an option file asks for; `auto` is CUDA where there is one."""
+    if options.device != "auto":
+        if options.device.startswith("cuda") and not torch.cuda.is_available():
+            raise BuildError("device: cuda is asked for but torch finds none; set device: cpu or auto")
+        return torch.device(options.device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def network(block: Block, label: str, seed: int, device: torch.device) -> nn.Module:
+    """A network in channels_last whose initial weights are a function of (seed, label) alone."""
+    with torch_stream(seed, "init", label):
+        built: nn.Module = make(ARCHS, block, f"network_{label}")
+    return built.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def pretrained(net: nn.Module, options: Options) -> bool:
+    """Load path.pretrain_network_g into a network; False where none is named."""
+    path = options.path
+    if not path.pretrain_network_g:
+        return False
+    with naming("path.pretrain_network_g"):
+        load_weights(net, Path(path.pretrain_network_g), path.param_key_g or path.param_key, path.strict_load_g)
+    return True
+
+
+def dataset(key: str, block: DatasetOptions, options: Options, **handed: Any) -> Any:
+    """A data set; `handed` goes to its constructor beside what the option file says (masks and their views)."""
+    return make(DATASETS, block, f"datasets.{key}", scale=options.scale, **handed)
+
+
+def metrics(val: ValOptions | None) -> dict[str, Metric]:
+    """Metric protocols by the names that the option file gives them."""
+    if val is None:
+        return {}
+    return {
+        name: Metric(name, b.type, METRICS.get(b.type), block_arguments(METRICS, b.type, b.arguments), val.use_image)
+        for name, b in val.metrics.items()
+    }
+
+
+def inference(options: Options) -> Inference:
+    """How images go through the network, as `val` says."""
+    val = options.val or ValOptions()
+    tile = val.crop_size if val.grids else None
+    overlap = val.overlap if val.overlap is not None else (tile or 0) // 8
+    return Inference(tile, overlap, val.max_minibatch, val.window_size or 1, val.self_ensemble, options.scale)
+
+
+def run_paths(options: Options) -> RunPaths:
+    """Where this run's files lie."""
+    return RunPaths(Path(options.path.root), options.name)

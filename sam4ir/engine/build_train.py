@@ -1,0 +1,191 @@
+"""Options -> the parts of a training run: data with masks, model, optimisers, EMA."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from sam4ir.config.schema import DatasetOptions, OptimOptions, Options, SgrOptions, SpdOptions, TermOptions
+from sam4ir.config.signature import accepts, block_arguments
+from sam4ir.data.masks import MaskStore
+from sam4ir.data.sample import MaskRecordLike
+from sam4ir.data.transforms import Window
+from sam4ir.distill.balance import TermWeight
+from sam4ir.distill.sgr import SemanticGuidedRelation
+from sam4ir.distill.spd import SemanticPriorsDistillation
+from sam4ir.distill.spf import SemanticPriorsFusion
+from sam4ir.engine.build import BuildError, dataset, make, naming, network, pretrained
+from sam4ir.engine.checkpoint import Trained
+from sam4ir.engine.ema import Ema
+from sam4ir.engine.optim import Optimiser, learning_rate
+from sam4ir.models.restoration import Model, Restoration
+from sam4ir.models.sam_distill import Refiner, SamDistill, Schedule, Term
+from sam4ir.registry import DATASETS, FUSIONS, LOSSES, SCHEDULES
+from sam4ir.utils.rng import torch_stream
+
+DEFAULT_BALANCE = {"spd": 0.3, "sgr": 0.05}
+
+
+def region_view(record: MaskRecordLike, window: Window) -> np.ndarray:
+    """The region map of a crop: (h, w) int, 0 = no region."""
+    return record.region_map(window.top, window.left, window.height, window.width)  # type: ignore[attr-defined, no-any-return]
+
+
+def masked_dataset(key: str, block: DatasetOptions, options: Options, with_masks: bool) -> Any:
+    """A data set; with_masks: its samples carry region labels from its mask store."""
+    if not with_masks or block.dataroot_mask is None:
+        return dataset(key, block, options)
+    if not accepts(DATASETS.get(block.type), "masks"):
+        raise BuildError(
+            f"datasets.{key}.type: {block.type} takes no masks; its constructor needs masks and mask_views"
+        )
+    with naming(f"datasets.{key}.dataroot_mask"):
+        store = MaskStore(block.dataroot_mask)
+    return dataset(key, block, options, masks=store, mask_views={"regions": region_view})
+
+
+def _optimiser(options: Options, net: nn.Module, label: str, start: int) -> Optimiser:
+    train = options.train
+    assert train is not None
+    own: OptimOptions = (train.optim_r or train.optim_g) if label == "r" else train.optim_g
+    block = (train.scheduler_r or train.scheduler) if label == "r" else train.scheduler
+    schedule: Callable[[int, float], float] = functools.partial(SCHEDULES.get("ConstantLR"))
+    if block is not None:
+        schedule = functools.partial(
+            SCHEDULES.get(block.type), **block_arguments(SCHEDULES, block.type, block.arguments)
+        )
+    with naming("train.scheduler"):
+        schedule(0, own.lr)
+        rate = learning_rate(own.lr, schedule, train.warmup_iter, start)
+    return Optimiser(
+        net.parameters(),
+        type_name=own.type,
+        rate=rate,
+        betas=own.betas,
+        weight_decay=own.weight_decay,
+        eps=own.eps,
+        clip=train.grad_clip if train.use_grad_clip else None,
+    )
+
+
+def _weight(term: TermOptions, name: str) -> TermWeight:
+    if term.loss_weight is not None:
+        return TermWeight(fixed=term.loss_weight)
+    return TermWeight(share=term.balance if term.balance is not None else DEFAULT_BALANCE[name])
+
+
+def _spd(block: SpdOptions | None) -> tuple[SemanticPriorsDistillation, Term] | None:
+    if block is None or block.off:
+        return None
+    return SemanticPriorsDistillation(block.criterion, block.gate), Term(block.target, _weight(block, "spd"))
+
+
+def _sgr(block: SgrOptions | None, device: torch.device) -> tuple[SemanticGuidedRelation, Term] | None:
+    if block is None or block.off:
+        return None
+    from sam4ir.priors.features import VGGFeatures
+
+    with naming("train.sgr_opt"):
+        analyser = VGGFeatures(variant=block.variant, layers=block.layers, weights=block.weights)
+    analyser = analyser.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    relation = SemanticGuidedRelation(analyser, analyser.strides, block.min_cells, block.bf16)
+    return relation, Term(block.target, _weight(block, "sgr"), block.every)
+
+
+def _schedule(options: Options) -> Schedule:
+    train = options.train
+    assert train is not None
+    if train.distill.schedule == "two_phase":
+        return Schedule(refine_iter=train.distill.refine_iter)
+    start = train.distill.start_iter
+    return Schedule(start_iter=start if start is not None else math.ceil(train.total_iter / 10))
+
+
+def trained(options: Options, device: torch.device) -> Trained:
+    """Model, optimisers and EMAs of a training run, from the start (before any checkpoint)."""
+    train = options.train
+    assert train is not None
+    student = network(options.network_g, "g", options.manual_seed, device)
+    loaded = pretrained(student, options)
+    loss = make(LOSSES, train.pixel_opt, "train.pixel_opt")
+    loss = loss.to(device) if isinstance(loss, nn.Module) else loss
+    networks: dict[str, nn.Module] = {"g": student}
+    if options.distills:
+        networks["r"] = _refiner(options, student, loaded, device)
+    emas = {label: Ema(net, train.ema_decay) for label, net in networks.items()}
+    model: Model
+    if options.distills:
+        model = SamDistill(
+            student,
+            networks["r"],
+            loss,
+            spd=_spd(train.spd_opt),
+            sgr=_sgr(train.sgr_opt, device),
+            teacher=emas["r"].module if train.distill.teacher == "ema" else None,
+            schedule=_schedule(options),
+            masks=train.distill.masks == "store",
+            seed=options.manual_seed,
+        )
+    else:
+        model = Restoration(student, loss, options.manual_seed)
+    second = train.distill.refine_iter or 0
+    starts = {"g": second, "r": 0}
+    optimisers = {label: _optimiser(options, net, label, starts[label]) for label, net in networks.items()}
+    return Trained(model, optimisers, emas)
+
+
+def _refiner(options: Options, student: nn.Module, loaded: bool, device: torch.device) -> Refiner:
+    train = options.train
+    assert train is not None
+    second = network(options.network_r or options.network_g, "r", options.manual_seed, device)
+    if train.distill.init_refiner == "student" and loaded:
+        with naming("train.distill.init_refiner"):
+            try:
+                second.load_state_dict(student.state_dict())
+            except RuntimeError:
+                raise ValueError("student needs network_r to be the network of the student") from None
+    with torch_stream(options.manual_seed, "init", "spf"):
+        spf = make(FUSIONS, options.spf, "spf") if options.spf else SemanticPriorsFusion()
+    return Refiner(spf.to(device=device, memory_format=torch.channels_last), second)
+
+
+@dataclass(frozen=True)
+class Sets:
+    """The data sets of a run: the training set with its options, validation sets by name."""
+
+    train: Any
+    loader: DatasetOptions
+    val: Mapping[str, Any]
+
+
+def data_sets(options: Options) -> Sets:
+    """Training and validation sets; masks are read where the model looks at them."""
+    train = options.train
+    if train is None or not options.phase("train"):
+        raise BuildError("datasets.train: training needs a training set and a `train` block")
+    ((key, block),) = options.phase("train").items()
+    masks = options.distills and train.distill.masks == "store"
+    val = {
+        b.name or k: masked_dataset(k, b, options, masks and options.val is not None and options.val.refiner)
+        for k, b in options.phase("val").items()
+    }
+    return Sets(masked_dataset(key, block, options, masks), block, val)
+
+
+def accumulation(options: Options, loader: DatasetOptions) -> int:
+    """Micro-batches a step: total_batch / batch_size_per_gpu."""
+    assert options.train is not None
+    return (options.train.total_batch or loader.batch_size_per_gpu) // loader.batch_size_per_gpu
+
+
+def worker_count(loader: DatasetOptions) -> int:
+    """num_worker_per_gpu, at most the machine's processors."""
+    return min(loader.num_worker_per_gpu, os.cpu_count() or 1)

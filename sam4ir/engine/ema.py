@@ -1,0 +1,52 @@
+"""Exponential moving average of a network's parameters and buffers."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class Ema:
+    """A copy of `network` that follows it: average <- d average + (1 - d) value.
+
+    d = min(decay, (1 + k) / (10 + k)) after k updates, so that the first values do not linger.
+    Integer buffers are copied. decay 0 means no average: `network` itself is what `module` gives.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.source = network
+        self.decay = decay
+        self.updates = 0
+        self.module = copy.deepcopy(network).eval().requires_grad_(False) if decay > 0 else network
+
+    @property
+    def on(self) -> bool:
+        """Whether there is an average beside the network."""
+        return self.module is not self.source
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Follow the network by one step."""
+        if not self.on:
+            return
+        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        averaged, values = _split(self.module), _split(self.source)
+        torch._foreach_lerp_(averaged[0], values[0], weight)
+        for mine, theirs in zip(averaged[1], values[1], strict=True):
+            mine.copy_(theirs)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Begin again from the network's present values (after pre-trained weights were loaded)."""
+        if self.on:
+            self.module.load_state_dict(self.source.state_dict())
+            self.updates = 0
+
+
+def _split(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Floating-point parameters and buffers, and the others."""
+    tensors = [t.detach() for t in (*network.parameters(), *network.buffers())]
+    return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]

@@ -1,0 +1,113 @@
+"""One way to run a network on an image: whole, in blended tiles, with self-ensemble.
+
+Validation, test.py and scripts/restore.py all come through here, so their numbers agree.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Restorer = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Inference:
+    """How an image goes through a network.
+
+    tile: side of a tile in pixels of the input, None for the whole image at once. overlap: pixels that
+    neighbouring tiles share at least, blended linearly. batch: tiles at once. multiple: the image is
+    padded by reflection to a multiple of it. self_ensemble: the mean over the eight flips and rotations.
+    scale: output pixels per input pixel.
+    """
+
+    tile: int | None = None
+    overlap: int = 32
+    batch: int = 8
+    multiple: int = 1
+    self_ensemble: bool = False
+    scale: int = 1
+
+    @torch.no_grad()
+    def __call__(self, restorer: Restorer, image: Tensor) -> Tensor:
+        """image (1, c, h, w) in [0, 1] -> (1, c, h scale, w scale) float32, unclamped."""
+        height, width = image.shape[-2:]
+        padded = _pad(image, self.multiple)
+        run: Restorer = self._tiled(restorer) if self.tile else restorer
+        restored = ensemble(run, padded) if self.self_ensemble else run(padded)
+        return restored[..., : height * self.scale, : width * self.scale].float()
+
+    def _tiled(self, restorer: Restorer) -> Restorer:
+        def run(image: Tensor) -> Tensor:
+            assert self.tile is not None
+            if max(image.shape[-2:]) <= self.tile:
+                return restorer(image)
+            return blend_tiles(restorer, image, self.tile, self.overlap, self.batch, self.scale)
+
+        return run
+
+
+def _pad(image: Tensor, multiple: int) -> Tensor:
+    bottom, right = -image.shape[-2] % multiple, -image.shape[-1] % multiple
+    if not bottom and not right:
+        return image
+    mode = "reflect" if bottom < image.shape[-2] and right < image.shape[-1] else "replicate"
+    return F.pad(image, (0, right, 0, bottom), mode=mode)
+
+
+def starts(length: int, tile: int, overlap: int) -> list[int]:
+    """First pixels of tiles that cover `length`, evenly spread, neighbours sharing at least `overlap`."""
+    if length <= tile:
+        return [0]
+    count = -(-(length - overlap) // (tile - overlap))
+    return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+
+
+def _ramp(length: int, overlap: int, device: torch.device) -> Tensor:
+    """Blending weight along one side: rises and falls linearly over the overlap."""
+    place = torch.arange(1, length + 1, device=device, dtype=torch.float32)
+    return torch.minimum(place, length + 1 - place).clamp(max=overlap + 1)
+
+
+def blend_tiles(restorer: Restorer, image: Tensor, tile: int, overlap: int, batch: int, scale: int = 1) -> Tensor:
+    """Restore (1, c, h, w) tile by tile; where tiles overlap they are blended linearly, in float32."""
+    height, width = image.shape[-2:]
+    side = (min(tile, height), min(tile, width))
+    places = list(itertools.product(starts(height, tile, overlap), starts(width, tile, overlap)))
+    window = _ramp(side[0] * scale, overlap * scale, image.device).view(-1, 1) * _ramp(
+        side[1] * scale, overlap * scale, image.device
+    )
+    total: Tensor | None = None
+    weight = torch.zeros(height * scale, width * scale, device=image.device)
+    for group in _groups(places, batch):
+        tiles = torch.cat([image[..., y : y + side[0], x : x + side[1]] for y, x in group])
+        for (y, x), restored in zip(group, restorer(tiles), strict=True):
+            if total is None:
+                total = torch.zeros(1, restored.shape[0], height * scale, width * scale, device=image.device)
+            area = (slice(y * scale, (y + side[0]) * scale), slice(x * scale, (x + side[1]) * scale))
+            total[0, :, area[0], area[1]] += restored.float() * window
+            weight[area] += window
+    assert total is not None
+    return total / weight
+
+
+def _groups(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
+    for i in range(0, len(items), size):
+        yield items[i : i + size]
+
+
+def ensemble(restorer: Restorer, image: Tensor) -> Tensor:
+    """Mean over the eight flips and rotations of the image, each turned back (self-ensemble of EDSR)."""
+    total: Tensor | None = None
+    for flip, turns in itertools.product((False, True), range(4)):
+        turned = torch.rot90(image.flip(-1) if flip else image, turns, (-2, -1))
+        back = torch.rot90(restorer(turned), -turns, (-2, -1))
+        back = (back.flip(-1) if flip else back).float()
+        total = back if total is None else total + back
+    assert total is not None
+    return total / 8

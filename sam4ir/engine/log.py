@@ -1,0 +1,162 @@
+"""What a run tells: console and log file, JSON lines, TensorBoard, CSV."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import itertools
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from sam4ir.utils.files import atomic
+
+
+def console(log_file: Path | None = None) -> logging.Logger:
+    """The logger `sam4ir`, to stdout and, where given, appended to a file, in BasicSR's format."""
+    logger = logging.getLogger("sam4ir")
+    for handler in list(logger.handlers):
+        logger.removeHandler(handler)
+        handler.close()
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if log_file is not None:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
+        logger.addHandler(handler)
+    return logger
+
+
+class JsonLines:
+    """One JSON object a line, appended and flushed; `iter` in each."""
+
+    def __init__(self, path: Path, keep_until: int) -> None:
+        """Opens the file of a run that goes on from iteration keep_until; later lines, which the run repeats, go."""
+        if path.exists():
+            keep_lines(path, lambda line: _iteration(line) <= keep_until)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record."""
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _iteration(line: str) -> float:
+    """The iteration of a JSON line; a torn last line belongs to no kept iteration."""
+    try:
+        return float(json.loads(line)["iter"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return float("inf")
+
+
+def set_aside(path: Path) -> Path | None:
+    """Rename a file to <name>.1, .2 ... (the first that is free); None where there is no such file."""
+    if not path.exists():
+        return None
+    number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.{n}").exists())
+    return path.rename(path.with_name(f"{path.name}.{number}"))
+
+
+def keep_lines(path: Path, keep: Any) -> None:
+    """Drop the lines of a text file that `keep` refuses, atomically."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if keep(line)]
+    if len(kept) < len(lines):
+        with atomic(path) as part:
+            part.write_text("".join(kept), encoding="utf-8")
+
+
+class CsvTable:
+    """A CSV that grows by rows; the first column is the iteration."""
+
+    def __init__(self, path: Path, columns: Sequence[str], keep_until: int) -> None:
+        self.columns = ["iter", *columns]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            keep_lines(path, lambda line: not (n := line.split(",", 1)[0]).isdigit() or int(n) <= keep_until)
+        new = not path.exists() or path.stat().st_size == 0
+        self._file = path.open("a", encoding="utf-8", newline="")
+        self._writer = csv.DictWriter(self._file, self.columns, restval="")
+        if new:
+            self._writer.writeheader()
+
+    def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows."""
+        self._writer.writerows(rows)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Scalars(Protocol):
+    """Where scalars go (TensorBoard, or nowhere)."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
+    def close(self) -> None: ...
+
+
+class NoScalars:
+    """TensorBoard switched off."""
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+def scalars(folder: Path | None, purge_after: int) -> Scalars:
+    """A TensorBoard writer into `folder`, or nothing where it is None."""
+    if folder is None:
+        return NoScalars()
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=purge_after + 1 if purge_after else None)
+
+
+class Pace:
+    """Seconds an iteration and the time left, counted from where this process began."""
+
+    def __init__(self, start_iteration: int, total: int) -> None:
+        self.start_iteration = start_iteration
+        self.total = total
+        self._begun = time.monotonic()
+
+    def line(self, iteration: int) -> tuple[str, float]:
+        """('1 day, 0:12:30', seconds an iteration)"""
+        seconds = (time.monotonic() - self._begun) / max(iteration - self.start_iteration, 1)
+        left = datetime.timedelta(seconds=int(seconds * (self.total - iteration)))
+        return str(left), seconds
+
+
+def message(
+    name: str,
+    epoch: int,
+    iteration: int,
+    rates: Sequence[float],
+    eta: str,
+    times: tuple[float, float],
+    values: Mapping[str, float],
+) -> str:
+    """The console line of BasicSR."""
+    lr = "".join(f"{r:.3e}," for r in rates)
+    shown = " ".join(f"{k}: {v:.4e}" for k, v in values.items())
+    head = f"[{name[:5]}..][epoch:{epoch:3d}, iter:{iteration:8,d}, lr:({lr})]"
+    return f"{head} [eta: {eta}, time (data): {times[0]:.3f} ({times[1]:.3f})] {shown}"

@@ -1,0 +1,60 @@
+"""What every full-reference metric does to its two images first: check, crop, float64, luma."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# BT.601 studio swing for R, G, B in [0, 1], on the 0..255 scale: Y = 65.481 R + 128.553 G + 24.966 B + 16
+LUMA_WEIGHTS = (65.481, 128.553, 24.966)
+LUMA_OFFSET = 16.0
+
+
+class MetricError(ValueError):
+    """Images or settings that a metric is not defined for; the message names sizes and values."""
+
+
+def prepared(image: Tensor, reference: Tensor, crop_border: int, data_range: float) -> tuple[Tensor, Tensor]:
+    """Both images as (c, h, w) float64 on the 0..255 scale, `crop_border` pixels cut from every side.
+
+    image, reference: (3, h, w) or (1, h, w), the same shape, values in [0, data_range]; the range is declared and
+    never guessed from the values. uint8 goes with data_range 255 only.
+    Raises MetricError for other shapes, for two different ones, and for settings that leave no pixel.
+    """
+    if image.shape != reference.shape:
+        raise MetricError(f"image is {tuple(image.shape)}, reference is {tuple(reference.shape)}: they must be equal")
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise MetricError(f"image is {tuple(image.shape)}, expected (3, h, w) or (1, h, w); call once per image")
+    if not data_range > 0:
+        raise MetricError(f"data_range is {data_range}, expected 255 or 1 (the value of white)")
+    for name, tensor in (("image", image), ("reference", reference)):
+        _check_dtype(name, tensor, data_range)
+    _, h, w = image.shape
+    if crop_border < 0 or 2 * crop_border >= min(h, w):
+        raise MetricError(f"crop_border is {crop_border}, which leaves nothing of a {h} x {w} image")
+    scale = 255.0 / data_range
+    first, second = (
+        tensor[:, crop_border : h - crop_border, crop_border : w - crop_border].to(torch.float64) * scale
+        for tensor in (image, reference)
+    )
+    return first, second
+
+
+def _check_dtype(name: str, tensor: Tensor, data_range: float) -> None:
+    if tensor.is_floating_point():
+        return
+    if tensor.dtype != torch.uint8:
+        raise MetricError(f"{name} is {tensor.dtype}, expected uint8 or a floating type")
+    if data_range != 255:
+        raise MetricError(f"{name} is uint8, whose range is 255, but data_range is {data_range}")
+
+
+def luma(image: Tensor) -> Tensor:
+    """BT.601 studio-swing Y, not rounded: (3, h, w) RGB on the 0..255 scale -> (1, h, w) in [16, 235].
+
+    A (1, h, w) image is taken as luma already and comes back as it is, as in BasicSR's to_y_channel.
+    """
+    if image.shape[0] == 1:
+        return image
+    weights = image.new_tensor(LUMA_WEIGHTS).view(3, 1, 1) / 255.0
+    return (image * weights).sum(dim=0, keepdim=True) + LUMA_OFFSET

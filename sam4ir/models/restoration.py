@@ -1,0 +1,114 @@
+"""Plain restoration: one network, one reconstruction loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sam4ir.utils.rng import torch_stream
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+class TrainingBatch(Protocol):
+    """What a model reads of a batch: images (b, 3, h, w), labels (b, h, w) or None, sample numbers."""
+
+    lq: Tensor
+    gt: Tensor | None
+    regions: Tensor | None
+    region_count: int
+    numbers: list[int]
+
+
+class Losses(NamedTuple):
+    """terms: named scalars whose sum is minimised. measures: named scalars to log, without gradient."""
+
+    terms: dict[str, Tensor]
+    measures: dict[str, float]
+
+
+class Model(Protocol):
+    """What the training loop knows of a model."""
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """What is trained and saved, by label: net_<label>_<iteration>.pth."""
+
+    def active(self, iteration: int) -> tuple[str, ...]:
+        """Labels of the networks that train in this iteration (from 1 on)."""
+
+    def losses(self, batch: TrainingBatch, iteration: int, measure: bool) -> Losses:
+        """Loss terms of one batch; with `measure`, also what is worth a log line."""
+
+    def state(self) -> dict[str, Any]:
+        """Plain values beside the weights that a checkpoint must keep."""
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take up what state() gave."""
+
+
+def final(output: Tensor | list[Tensor]) -> Tensor:
+    """The restored image of a network: its output, or the last of a list of stage outputs (HINet)."""
+    return output[-1] if isinstance(output, (list, tuple)) else output
+
+
+@torch.no_grad()
+def restore(network: nn.Module, lq: Tensor) -> Tensor:
+    """The restored images of (b, c, h, w) degraded ones, float32, unclamped."""
+    return final(network(lq.contiguous(memory_format=torch.channels_last))).float()
+
+
+def reconstruction(loss: Loss, output: Tensor | list[Tensor], gt: Tensor) -> Tensor:
+    """The loss of a network's output; summed over stage outputs, as in HINet's recipe."""
+    outputs = output if isinstance(output, (list, tuple)) else [output]
+    return torch.stack([loss(o, gt) for o in outputs]).sum() if len(outputs) > 1 else loss(outputs[0], gt)
+
+
+def ground_truth(batch: TrainingBatch) -> Tensor:
+    """The batch's ground truth, which training needs."""
+    if batch.gt is None:
+        raise ValueError("the training set has no ground-truth images; take a data set type with dataroot_gt")
+    return batch.gt
+
+
+@torch.no_grad()
+def batch_psnr(restored: Tensor, gt: Tensor) -> float:
+    """Mean over images of the PSNR of unclamped fp32 images in [0, 1], for the log."""
+    mse = (restored.float() - gt.float()).square().mean(dim=(1, 2, 3))
+    return (-10 * torch.log10(mse.clamp(min=1e-12))).mean().item()
+
+
+class Restoration:
+    """A network that learns to restore from pairs.
+
+    network: lq (b, c, h, w) -> restored or list of stage outputs. loss: (output, gt) -> scalar.
+    seed: the network's own random stream (dropout) is a function of it and the sample number.
+    """
+
+    def __init__(self, network: nn.Module, loss: Loss, seed: int = 0) -> None:
+        self.network = network
+        self.loss = loss
+        self.seed = seed
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        return {"g": self.network}
+
+    def active(self, iteration: int) -> tuple[str, ...]:
+        return ("g",)
+
+    def losses(self, batch: TrainingBatch, iteration: int, measure: bool) -> Losses:
+        gt = ground_truth(batch)
+        with torch_stream(self.seed, "g", batch.numbers[0]):
+            output = self.network(batch.lq)
+        measures = {"psnr": batch_psnr(final(output), gt)} if measure else {}
+        return Losses({"pix": reconstruction(self.loss, output, gt)}, measures)
+
+    def state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        return None

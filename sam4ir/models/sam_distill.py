@@ -1,0 +1,236 @@
+"""SAM4IR: a student network, a refiner that sees SAM's masks, and what the one learns from the other.
+
+Zhang et al., CVPR 2024 (arXiv 2403.16368) state the skeleton; shapes, weights and schedules are ours
+([D] of the project's method notes):
+
+    Y1 = f1(X)                    student, deployed
+    Y2 = f2(SPF(sg Y1, M))        refiner
+    L_refine  = L_recon(Y2, Y)                                                   trains SPF and f2 only
+    L_student = L_recon(Y1, Y) + lambda1 L_SPD(Y1, sg Y2) + lambda2 L_SGR(Y1, sg Y2; M)    trains f1 only
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sam4ir.distill.balance import TermWeight
+from sam4ir.distill.sgr import SemanticGuidedRelation
+from sam4ir.distill.spd import SemanticPriorsDistillation
+from sam4ir.models.restoration import Loss, Losses, TrainingBatch, batch_psnr, final, ground_truth, reconstruction
+from sam4ir.utils.rng import torch_stream
+
+Target = Literal["refiner", "gt"]
+
+
+class Refiner(nn.Module):
+    """SPF and the second network f2: restored image and masks -> refined image (or stage outputs)."""
+
+    def __init__(self, spf: nn.Module, network: nn.Module) -> None:
+        super().__init__()
+        self.spf = spf
+        self.network = network
+
+    def forward(self, restored: Tensor, labels: Tensor, count: int, degraded: Tensor) -> Tensor | list[Tensor]:
+        """restored, degraded: (b, c, h, w); labels: (b, h, w) int64 dense region labels; count: regions at most."""
+        fused = self.spf(restored, labels, count, degraded)
+        return self.network(fused.contiguous(memory_format=torch.channels_last))
+
+
+@dataclass
+class Term:
+    """A distillation term: what it pulls the student to, how hard, and every how many iterations."""
+
+    target: Target = "refiner"
+    weight: TermWeight = field(default_factory=TermWeight)
+    every: int = 1
+
+    def due(self, iteration: int) -> bool:
+        return iteration % self.every == 0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Who trains when. start_iter alone (joint): both networks, with SPD and SGR after that iteration.
+
+    refine_iter (two_phase): the refiner up to that iteration, with the student frozen; then the student, taught by
+    the frozen refiner. A frozen network is in eval mode: no dropout, no mask dropout, no running statistics.
+    """
+
+    start_iter: int = 0
+    refine_iter: int | None = None
+
+    def trains_student(self, iteration: int) -> bool:
+        return self.refine_iter is None or iteration > self.refine_iter
+
+    def trains_refiner(self, iteration: int) -> bool:
+        return self.refine_iter is None or iteration <= self.refine_iter
+
+    def distills(self, iteration: int) -> bool:
+        return iteration > (self.start_iter if self.refine_iter is None else self.refine_iter)
+
+
+class Lesson(NamedTuple):
+    """What SPD and SGR compare: images (b, c, h, w), `student` alone with gradient; labels (b, h, w) of region_count."""
+
+    student: Tensor
+    refined: Tensor
+    gt: Tensor
+    labels: Tensor
+    region_count: int
+
+
+class SamDistill:
+    """Training of student and refiner.
+
+    student, refiner: trained networks. loss: reconstruction loss of both. spd, sgr: the terms and how
+    they are used (None: without). teacher: the refiner whose output is the target, if it is not the
+    raw one (its EMA); it is run frozen. schedule: who trains when. masks: False trains the control with
+    empty masks. seed: the random streams of student and refiner are functions of it and the sample number.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        refiner: nn.Module,
+        loss: Loss,
+        spd: tuple[SemanticPriorsDistillation, Term] | None = None,
+        sgr: tuple[SemanticGuidedRelation, Term] | None = None,
+        teacher: nn.Module | None = None,
+        schedule: Schedule | None = None,
+        masks: bool = True,
+        seed: int = 0,
+    ) -> None:
+        self.student = student
+        self.refiner = refiner
+        self.loss = loss
+        self.spd = spd
+        self.sgr = sgr
+        self.teacher = refiner if teacher is None else teacher
+        self.schedule = schedule or Schedule()
+        self.masks = masks
+        self.seed = seed
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        return {"g": self.student, "r": self.refiner}
+
+    def active(self, iteration: int) -> tuple[str, ...]:
+        student = ("g",) if self.schedule.trains_student(iteration) else ()
+        return student + (("r",) if self.schedule.trains_refiner(iteration) else ())
+
+    def regions(self, batch: TrainingBatch) -> tuple[Tensor, int]:
+        """Labels (b, h, w) and the number of regions; all "no region" where masks are left out.
+
+        Raises ValueError where labels are missing or of another size than the images.
+        """
+        size = batch.lq.shape[-2:]
+        if not self.masks:
+            return torch.zeros(batch.lq.shape[0], *size, dtype=torch.int64, device=batch.lq.device), 0
+        if batch.regions is None:
+            raise ValueError("the batch has no region labels; name a mask store as dataroot_mask of its data set")
+        if batch.regions.shape[-2:] != size:
+            raise ValueError(
+                f"region labels are {tuple(batch.regions.shape[-2:])}, their images {tuple(size)}; SPF needs scale 1"
+            )
+        return batch.regions, batch.region_count
+
+    def losses(self, batch: TrainingBatch, iteration: int, measure: bool) -> Losses:
+        gt = ground_truth(batch)
+        labels, count = self.regions(batch)
+        student_learns = self.schedule.trains_student(iteration)
+        refiner_learns = self.schedule.trains_refiner(iteration)
+        with torch_stream(self.seed, "g", batch.numbers[0]) if student_learns else frozen(self.student):
+            y1 = self.student(batch.lq)
+        seen = (final(y1).detach(), labels, count, batch.lq)
+        second = self.refiner if refiner_learns else self.teacher
+        with torch_stream(self.seed, "r", batch.numbers[0]) if refiner_learns else frozen(second):
+            y2 = second(*seen)
+        terms, measures = {}, {}
+        if student_learns:
+            terms["pix"] = reconstruction(self.loss, y1, gt)
+        if refiner_learns:
+            terms["refine"] = reconstruction(self.loss, y2, gt)
+        if measure:
+            measures = {"psnr": batch_psnr(final(y1), gt), "psnr_refiner": batch_psnr(final(y2), gt)}
+        looked_at = {n: t for n, t in self._terms().items() if t.due(iteration) or measure}
+        if looked_at and self.schedule.distills(iteration):
+            refined = final(y2).detach() if second is self.teacher else self._taught(seen)
+            lesson = Lesson(final(y1), refined, gt, labels, count)
+            taught = self._distil(looked_at, lesson, terms["pix"], iteration, measure)
+            terms, measures = terms | taught.terms, measures | taught.measures
+        return Losses(terms, measures)
+
+    def _taught(self, seen: tuple[Tensor, Tensor, int, Tensor]) -> Tensor:
+        """The image of the teacher that is not the raw refiner, (b, c, h, w) without gradient."""
+        with frozen(self.teacher):
+            return final(self.teacher(*seen))
+
+    def _distil(
+        self, looked_at: Mapping[str, Term], lesson: Lesson, pix: Tensor, iteration: int, measure: bool
+    ) -> Losses:
+        """The weighted terms that are due; pulls are measured while a weight is found, and for the log.
+
+        A share is that of the term's mean pull over its `every` iterations.
+        """
+        terms: dict[str, Tensor] = {}
+        measures: dict[str, float] = {}
+        for name, term in looked_at.items():
+            distance = self._distance(name, term.target, lesson)
+            if term.weight.measuring or measure:
+                whole, pull = gradient_norm(pix, lesson.student), gradient_norm(distance, lesson.student)
+                if term.due(iteration):
+                    term.weight.observe(whole, pull)
+                if measure:
+                    measures[f"weight_{name}"] = term.weight.value
+                    measures[f"share_{name}"] = term.weight.value * pull / whole if whole > 0 else 0.0
+            if term.due(iteration):
+                terms[name] = distance * (term.weight.value * term.every)
+        return Losses(terms, measures)
+
+    def _distance(self, name: str, target: Target, lesson: Lesson) -> Tensor:
+        """The unweighted term of that name."""
+        image = lesson.refined if target == "refiner" else lesson.gt
+        labels, count = lesson.labels, lesson.region_count
+        if name == "sgr":
+            assert self.sgr is not None
+            return self.sgr[0](lesson.student, image, labels, count)
+        assert self.spd is not None
+        return self.spd[0](lesson.student, image, refined=lesson.refined, gt=lesson.gt, labels=labels, count=count)
+
+    def _terms(self) -> dict[str, Term]:
+        return {name: pair[1] for name, pair in (("spd", self.spd), ("sgr", self.sgr)) if pair}
+
+    def state(self) -> dict[str, Any]:
+        return {name: term.weight.state() for name, term in self._terms().items()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        for name, term in self._terms().items():
+            if name in state:
+                term.weight.load_state(state[name])
+
+
+@contextlib.contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Inside the block the network is in eval mode and no gradient is recorded; afterwards each module is as before."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def gradient_norm(loss: Tensor, at: Tensor) -> float:
+    """L2 norm of d loss / d at; 0 where the loss does not depend on it."""
+    if not loss.requires_grad:
+        return 0.0
+    (gradient,) = torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)
+    return 0.0 if gradient is None else gradient.float().norm().item()

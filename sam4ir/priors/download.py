@@ -1,0 +1,162 @@
+"""Files that arrive whole or not at all: resumable transfer, SHA-256 check, atomic rename.
+
+While a file is on its way it is called NAME.part; once accepted, NAME.sha256 (the format of sha256sum) stands beside
+it, so that a file of half a gigabyte is hashed once and not at every start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import http.client
+import os
+import ssl
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+CHUNK = 1 << 20
+TIMEOUT = 10.0  # seconds to connect, and between two chunks: offline machines fall through to the next source
+ROUNDS = 5  # connections for one file, as long as each brings it further
+
+_NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had, or are not what they should be; the message says what would do."""
+
+
+class UnreachableError(Exception):
+    """One source does not answer; the next one is tried."""
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256 in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def transfer(url: str, part: Path, size: int | None = None) -> None:
+    """Bring all bytes of `url` into `part`, going on where an earlier try ended (HTTP Range) if the server can.
+
+    size: the bytes expected, None where unknown. A server that announces another size gives WeightsError; one that
+    cannot be reached, or breaks off without bringing the file further, gives UnreachableError and leaves `part`.
+    """
+    for _ in range(ROUNDS):
+        before = _length(part)
+        if size is not None and before == size:
+            return
+        try:
+            total = _receive(url, part, size)
+        except _NETWORK_ERRORS as error:
+            if _length(part) <= before:
+                raise UnreachableError(f"{url}: {getattr(error, 'reason', None) or error}") from error
+            continue
+        if total is None or _length(part) == total:
+            return
+    raise UnreachableError(f"{url}: broke off at {_length(part):,} bytes; run again to go on from there")
+
+
+def accept(part: Path, target: Path, sha256: str | None) -> None:
+    """Check `part`, write its hash beside `target` and rename it to `target`.
+
+    sha256: the hash in hex, or only its first digits as torch hub's file names state it, or None for a file made here.
+    Raises WeightsError and removes `part` where the hash differs.
+    """
+    digest = sha256_of(part)
+    if sha256 is not None and not digest.startswith(sha256):
+        length = _length(part)
+        part.unlink()
+        raise WeightsError(
+            f"{target.name}: what came ({length:,} bytes) has sha256 {digest}, expected {sha256}; it was removed. "
+            "Try again, and look whether a proxy answers in the server's place"
+        )
+    _write_record(target, digest)
+    os.replace(part, target)
+
+
+def is_accepted(target: Path, sha256: str | None, size: int | None = None) -> bool:
+    """True where `target` is there and is the file expected; WeightsError where something else has its name.
+
+    A file that was put there by hand has no record: it is hashed once. A file made here (sha256 None) needs its
+    record and is compared with it each time.
+    """
+    if not target.is_file():
+        return False
+    if size is not None and _length(target) != size:
+        raise WeightsError(f"{target}: is {_length(target):,} bytes, expected {size:,}; delete it or put the right one")
+    recorded = _recorded(target)
+    if sha256 is not None and recorded is not None and recorded.startswith(sha256):
+        return True
+    expected = sha256 or recorded
+    if expected is None:
+        return False
+    digest = sha256_of(target)
+    if not digest.startswith(expected):
+        raise WeightsError(f"{target}: sha256 is {digest}, expected {expected}; delete it or put the right one")
+    if digest != recorded:
+        with contextlib.suppress(OSError):  # a shared read-only cache is hashed each time
+            _write_record(target, digest)
+    return True
+
+
+def _receive(url: str, part: Path, size: int | None) -> int | None:
+    """One connection; appends to or restarts `part` and returns the whole file's size where the server tells it."""
+    have = _length(part)
+    if size is not None and have > size:
+        have = 0
+    request = urllib.request.Request(url, headers={"User-Agent": "sam4ir"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
+            raise
+        part.unlink()  # longer than the server's file: from the start
+        return _receive(url, part, size)
+    with response:
+        have = have if response.status == http.HTTPStatus.PARTIAL_CONTENT else 0
+        announced = response.headers.get("Content-Length")
+        total = have + int(announced) if announced else None
+        if size is not None and total is not None and total != size:
+            raise WeightsError(f"{url}: the server offers {total:,} bytes, expected {size:,}; is a proxy answering?")
+        _write(response, part, have, total)
+    return total if total is not None else size
+
+
+def _write(response: http.client.HTTPResponse, part: Path, have: int, total: int | None) -> None:
+    name = part.name.removesuffix(".part")
+    with (
+        part.open("r+b" if have else "wb") as file,
+        tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=name, disable=None) as bar,
+    ):
+        file.seek(have)
+        while chunk := response.read(CHUNK):
+            file.write(chunk)
+            bar.update(len(chunk))
+
+
+def _length(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _record(target: Path) -> Path:
+    return target.with_name(target.name + ".sha256")
+
+
+def _write_record(target: Path, digest: str) -> None:
+    record = _record(target)
+    part = record.with_name(f"{record.name}.{os.getpid()}")  # processes that start at once may all write it
+    part.write_text(f"{digest}  {target.name}\n")
+    os.replace(part, record)
+
+
+def _recorded(target: Path) -> str | None:
+    record = _record(target)
+    return record.read_text().split()[0] if record.is_file() else None

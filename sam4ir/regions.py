@@ -1,0 +1,229 @@
+"""Runs, atoms and region maps of masks: arrays in, arrays out.
+
+Runs are COCO's run lengths: (k,) int64, column-major, alternating, starting with the uncovered run;
+they sum to h * w. Atoms are the sets of pixels that exactly the same masks cover, so one label a
+pixel and a table of atoms x masks hold any overlapping masks without loss.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Size = tuple[int, int]
+Runs = NDArray[np.int64]
+
+
+class RleError(ValueError):
+    """Counts that are no run-length encoding of a mask of the stated size."""
+
+
+def parse_counts(counts: str | bytes | Sequence[int] | NDArray[Any], size: Size) -> Runs:
+    """Runs of COCO `counts`: the compressed text or the list of lengths. Raises RleError."""
+    runs = _decompress(counts) if isinstance(counts, (str, bytes)) else _integers(counts)
+    if runs.size and runs.min() < 0:
+        raise RleError(f"run {int(runs.argmin())} is negative ({int(runs.min())})")
+    if runs.sum() != size[0] * size[1]:
+        raise RleError(f"the runs cover {int(runs.sum())} pixels, the size {list(size)} has {size[0] * size[1]}")
+    return runs
+
+
+def _integers(counts: Sequence[int] | NDArray[Any]) -> Runs:
+    try:
+        array = np.asarray(counts)
+    except ValueError:  # ragged: a list of polygons
+        array = np.empty(0, object)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise RleError("counts must be a list of whole numbers or a compressed string")
+    return array.astype(np.int64)
+
+
+def _decompress(counts: str | bytes) -> Runs:
+    """COCO's text: 5 bits a character, low bits first, bit 5 = more follows, sign-extended; from the
+    fourth run on the text holds the difference to the run before the last."""
+    try:
+        text = counts.encode("ascii") if isinstance(counts, str) else counts
+    except UnicodeEncodeError as error:
+        raise RleError(f"character {counts[error.start]!r} at {error.start} does not occur in COCO counts") from None
+    digits = np.frombuffer(text, np.uint8).astype(np.int64) - 48
+    outside = (digits < 0) | (digits > 63)
+    if outside.any():
+        at = int(outside.argmax())
+        raise RleError(f"character {chr(text[at])!r} at {at} does not occur in COCO counts")
+    if not digits.size:
+        return digits
+    ends = np.flatnonzero(digits < 32)
+    if not ends.size or ends[-1] != digits.size - 1:
+        raise RleError("the counts end in the middle of a number")
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    if lengths.max() > 11:
+        raise RleError("a run is longer than 55 bits")
+    shift = 5 * (np.arange(digits.size) - np.repeat(starts, lengths))
+    runs = np.add.reduceat((digits & 31) << shift, starts)
+    runs -= np.where(digits[ends] & 16, np.int64(1) << (5 * lengths), 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    return runs
+
+
+def runs_to_mask(runs: Runs, size: Size) -> NDArray[np.bool_]:
+    """(h, w) bool of one mask's runs."""
+    covered = np.arange(len(runs)) % 2 == 1
+    return np.ascontiguousarray(np.repeat(covered, runs).reshape(size[1], size[0]).T)
+
+
+def mask_to_runs(mask: NDArray[Any]) -> Runs:
+    """Runs of an (h, w) mask; any nonzero value counts as covered."""
+    flat = (mask != 0).T.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    first = [0, 0] if flat.size and flat[0] else [0]
+    return np.diff(np.concatenate((first, edges, [flat.size])))
+
+
+def _covered(runs: Runs) -> tuple[Runs, Runs]:
+    """Starts and ends (exclusive) of the covered runs, column-major pixel numbers."""
+    edges = np.cumsum(runs)
+    ends = edges[1::2]
+    starts = edges[0::2][: len(ends)]
+    solid = ends > starts
+    return starts[solid], ends[solid]
+
+
+def area(runs: Runs) -> int:
+    """Number of covered pixels."""
+    return int(runs[1::2].sum())
+
+
+def box(runs: Runs, size: Size) -> tuple[int, int, int, int]:
+    """(x, y, x_max - x, y_max - y), as segment-anything writes `bbox`; zeros for an empty mask."""
+    starts, ends = _covered(runs)
+    if not starts.size:
+        return 0, 0, 0, 0
+    left, right = int(starts[0]) // size[0], int(ends[-1] - 1) // size[0]
+    if (starts // size[0] != (ends - 1) // size[0]).any():  # a run that crosses columns holds top and bottom row
+        return left, 0, right - left, size[0] - 1
+    top, bottom = int((starts % size[0]).min()), int(((ends - 1) % size[0]).max())
+    return left, top, right - left, bottom - top
+
+
+def first_pixel(runs: Runs, size: Size) -> int:
+    """Raster (row-major) number of the mask's first pixel; h * w for an empty mask."""
+    h, w = size
+    starts, ends = _covered(runs)
+    column, row = np.divmod(starts, h)
+    at_start = row * w + column
+    at_next_column = np.where((ends - 1) // h > column, column + 1, h * w)  # row 0 of the column a run goes on in
+    return int(min(at_start.min(initial=h * w), at_next_column.min(initial=h * w)))
+
+
+class Atoms(NamedTuple):
+    """labels: (h, w) uint16, uint32 beyond 65,535 atoms; table: (atoms, n) bool, atom in mask."""
+
+    labels: NDArray[Any]
+    table: NDArray[np.bool_]
+
+
+def atoms(runs: Sequence[Runs], size: Size) -> Atoms:
+    """The atoms of n masks given by their runs; exact for any overlap.
+
+    Between two neighbouring run edges of any masks the covering set is constant: the sets follow
+    from one running XOR over the edges, and no (n, h, w) stack is painted.
+    """
+    h, w = size
+    edges = [np.cumsum(r)[:-1] for r in runs]
+    mask = np.repeat(np.arange(len(runs)), [len(e) for e in edges])
+    pixel = np.concatenate([np.zeros(0, np.int64), *edges])
+    inside = pixel < h * w
+    mask, pixel = mask[inside], pixel[inside]
+    starts, segment = np.unique(np.concatenate((pixel, [0])), return_inverse=True)
+    bits = np.zeros((len(starts), (len(runs) + 63) // 64), "<u8")
+    np.bitwise_xor.at(bits, (segment[:-1], mask // 64), np.uint64(1) << (mask % 64).astype(np.uint64))
+    np.bitwise_xor.accumulate(bits, axis=0, out=bits)
+    group, first = _distinct_rows(bits)
+    table = np.unpackbits(bits[first].view(np.uint8), axis=1, count=len(runs), bitorder="little").astype(bool)
+    dtype = np.uint16 if len(first) <= 65535 else np.uint32
+    flat = np.repeat(group.astype(dtype), np.diff(starts, append=h * w))
+    return Atoms(np.ascontiguousarray(flat.reshape(w, h).T), table)
+
+
+def _distinct_rows(rows: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number of each row among the distinct ones, and where each distinct one occurs first."""
+    group = np.zeros(len(rows), np.int64)
+    first = np.zeros(1, np.int64)
+    for word in rows.T:
+        values, number = np.unique(word, return_inverse=True)
+        _, first, group = np.unique(group * len(values) + number, return_index=True, return_inverse=True)
+    return group, first
+
+
+def paint_order(areas: NDArray[Any], first_pixels: NDArray[Any]) -> NDArray[np.int64]:
+    """(n,) mask numbers, largest area first; equal areas by first pixel in raster order, then as listed."""
+    return np.lexsort((first_pixels, -np.asarray(areas, np.int64)))
+
+
+def top_masks(table: NDArray[np.bool_], order: NDArray[Any]) -> NDArray[np.int32]:
+    """(atoms,) int32: mask number + 1 of the mask painted last in `order`, 0 where no mask lies."""
+    if not len(order):
+        return np.zeros(len(table), np.int32)
+    last_first = np.asarray(order)[::-1]
+    painted = table[:, last_first]
+    return np.where(painted.any(axis=1), last_first[painted.argmax(axis=1)] + 1, 0).astype(np.int32)
+
+
+def boundary(labels: NDArray[Any]) -> NDArray[np.bool_]:
+    """(h, w) bool: the label differs from a 4-neighbour's inside the array."""
+    edge = np.zeros(labels.shape, bool)
+    down = labels[1:] != labels[:-1]
+    right = labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= down
+    edge[:-1] |= down
+    edge[:, 1:] |= right
+    edge[:, :-1] |= right
+    return edge
+
+
+def densify(labels: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
+    """Labels renumbered to 1..n in their order, 0 (no region) kept; (h, w) int64 and n."""
+    if labels.size and labels.min() < 0:
+        raise ValueError(f"region labels must not be negative, got {int(labels.min())}")
+    highest = int(labels.max(initial=0))
+    if highest > 4 * labels.size + 65536:  # a table would be larger than the map
+        values, dense = np.unique(labels, return_inverse=True)
+        none = int(values[0] == 0)
+        return dense.reshape(labels.shape) + (1 - none), len(values) - none
+    present = np.zeros(highest + 1, np.int64)
+    present[labels] = 1
+    present[0] = 0
+    number = np.cumsum(present)
+    return number[labels], int(number[-1])
+
+
+def rotary_table(size: Size) -> NDArray[np.float64]:
+    """R of the SPE (SAM-DiffSR), (h, w) float64: R[m, 2i] = cos - sin, R[m, 2i+1] = cos + sin of
+    m * 10000^(-2i/w). An odd last column is 1 (ours; the released code fails on odd widths)."""
+    h, w = size
+    theta = 10000.0 ** (-2.0 * np.arange(w // 2) / w)
+    angle = np.arange(h)[:, None] * theta
+    table = np.ones((h, w))
+    table[:, 0 : w - w % 2 : 2] = np.cos(angle) - np.sin(angle)
+    table[:, 1::2] = np.cos(angle) + np.sin(angle)
+    return table
+
+
+@functools.lru_cache(maxsize=4)
+def _rotary_prefix(size: Size) -> NDArray[np.float64]:
+    """(h * w + 1,) sums of R over the first pixels, column-major; float64, as fp32 errs by 7e-3."""
+    return np.concatenate(([0.0], np.cumsum(rotary_table(size).T)))
+
+
+def spe_sum(runs: Runs, size: Size) -> float:
+    """Sum of R over the whole mask. The SPE as released is this divided by h * w, painted in list
+    order with later masks on top; `mean: region` divides by the mask's area."""
+    starts, ends = _covered(runs)
+    prefix = _rotary_prefix((int(size[0]), int(size[1])))
+    return float((prefix[ends] - prefix[starts]).sum())

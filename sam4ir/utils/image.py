@@ -1,0 +1,166 @@
+"""Image files to arrays and tensors and back: the one module that knows BGR and integer pixels.
+
+Everywhere else an image is RGB: (h, w, c) uint8 or uint16 arrays as stored, (c, h, w) float32 tensors in [0, 1].
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_JPEG_MAGIC = b"\xff\xd8"
+_PIXEL_MAX = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
+
+
+class ImageError(ValueError):
+    """An image that cannot be read or written; the message names it."""
+
+
+def decode_image(data: bytes, name: str, channels: Literal[1, 3] = 3) -> np.ndarray:
+    """The pixels of an encoded image (PNG, JPEG, BMP, TIFF; told by content, not by suffix).
+
+    data: the file's bytes; name: what error messages call it.
+    Returns (h, w, channels) RGB, uint8 or uint16 as stored. With channels=3 grey is replicated, a palette is looked
+    up and alpha is dropped without blending (as BasicSR's `flag='color'`); with channels=1 colour becomes luma by the
+    decoder (`flag='grayscale'`). EXIF orientation is ignored: pixels come as they are stored.
+    Raises ImageError for empty, truncated or corrupt data and for other pixel types (float TIFF). Damage inside a
+    JPEG's entropy-coded data that leaves its end marker in place cannot be told and is not.
+    """
+    problem = _container_problem(data)
+    if problem:
+        raise ImageError(f"{name}: {problem}")
+    colour = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
+    with _quiet_decoder():
+        image: Any = cv2.imdecode(
+            np.frombuffer(data, np.uint8), colour | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+        )
+    if image is None:
+        raise ImageError(f"{name}: cannot be decoded; it is damaged or no PNG, JPEG, BMP or TIFF")
+    if image.dtype not in _PIXEL_MAX:
+        raise ImageError(f"{name}: pixels are {image.dtype}; convert it to 8 or 16 bits")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image.reshape(*image.shape[:2], 1)
+
+
+def read_image(path: str | Path, channels: Literal[1, 3] = 3) -> np.ndarray:
+    """The pixels of an image file, (h, w, channels) RGB uint8 or uint16; see decode_image."""
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
+    return decode_image(data, str(path), channels)
+
+
+def to_float_tensor(image: np.ndarray) -> Tensor:
+    """(h, w, c) uint8 or uint16 to (c, h, w) float32 in [0, 1]: divided by 255 or 65535. Copies."""
+    if image.dtype not in _PIXEL_MAX:
+        raise ImageError(f"pixels are {image.dtype}; uint8 or uint16 is needed")
+    planes = np.ascontiguousarray(image.transpose(2, 0, 1))  # small integers are quicker to reorder than floats
+    return torch.from_numpy(planes.astype(np.float32)).div_(_PIXEL_MAX[image.dtype])
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """(c, h, w) float, clamped to [0, 1], to (h, w, c) uint8 RGB; halves round to even, as numpy and BasicSR do."""
+    return to_image(image, np.dtype(np.uint8))
+
+
+def to_image(image: Tensor, dtype: np.dtype) -> np.ndarray:
+    """(c, h, w) float, clamped to [0, 1], to (h, w, c) RGB of dtype uint8 or uint16; halves round to even."""
+    scaled = image.detach().float().clamp(0, 1).mul(_PIXEL_MAX[dtype]).round()
+    return scaled.permute(1, 2, 0).contiguous().cpu().numpy().astype(dtype)
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """PNG bytes of (h, w, c) RGB or grey, c = 1 or 3, uint8 or uint16."""
+    return _encode(image, ".png", "image")
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Writes (h, w, c) RGB or grey, c = 1 or 3, in the format of the suffix; 16 bits need PNG or TIFF.
+
+    Folders are made. Readers see the old file or the whole new one. Raises ImageError naming the path.
+    """
+    path = Path(path)
+    data = _encode(image, path.suffix.lower(), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_bytes(data)
+    os.replace(part, path)
+
+
+def _encode(image: np.ndarray, suffix: str, name: str) -> bytes:
+    if suffix not in IMAGE_SUFFIXES:
+        raise ImageError(f"{name}: unknown image suffix {suffix!r}; known: {', '.join(sorted(IMAGE_SUFFIXES))}")
+    if image.ndim != 3 or image.shape[2] not in (1, 3) or image.dtype not in _PIXEL_MAX:
+        raise ImageError(f"{name}: needs (h, w, 1 or 3) uint8 or uint16, got {image.shape} {image.dtype}")
+    if image.dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
+        raise ImageError(f"{name}: {suffix} holds 8 bits only; write 16 bits as .png or .tiff")
+    pixels: Any = np.ascontiguousarray(image)
+    written, data = cv2.imencode(suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if image.shape[2] == 3 else pixels)
+    if not written:
+        raise ImageError(f"{name}: cannot be encoded as {suffix}")
+    return data.tobytes()
+
+
+@contextmanager
+def _quiet_decoder() -> Iterator[None]:
+    """OpenCV's own log off: what it would print arrives as an ImageError that names the file."""
+    log = cv2.utils.logging
+    level = log.setLogLevel(log.LOG_LEVEL_SILENT)
+    try:
+        yield
+    finally:
+        log.setLogLevel(level)
+
+
+def _container_problem(data: bytes) -> str | None:
+    """What is wrong with the container, or None. Some decoders fill what a truncated file lacks with grey."""
+    if not data:
+        return "the file is empty"
+    for magic, problem in _CONTAINERS.items():
+        if data.startswith(magic):
+            return problem(data)
+    return None
+
+
+def _png_problem(data: bytes) -> str | None:
+    """PNG (ISO/IEC 15948, 5.3): chunks of length, type, data and CRC up to IEND."""
+    at = len(_PNG_MAGIC)
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            return f"corrupt PNG: checksum of chunk {data[at + 4 : at + 8]!r} at byte {at} does not match"
+        if data[at + 4 : at + 8] == b"IEND":
+            return None
+        at = end + 4
+    return f"truncated PNG: {len(data)} bytes end before IEND"
+
+
+def _jpeg_problem(data: bytes) -> str | None:
+    """JPEG (ITU T.81, B.1): segments up to the first scan, then an end-of-image marker.
+
+    The search starts at the scan because a thumbnail in the header has an end marker of its own.
+    """
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xDA:
+            return None if data.find(b"\xff\xd9", at) >= 0 else f"truncated JPEG: no end marker in {len(data)} bytes"
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return f"truncated or corrupt JPEG: no image data in {len(data)} bytes"
+
+
+_CONTAINERS: dict[bytes, Callable[[bytes], str | None]] = {_PNG_MAGIC: _png_problem, _JPEG_MAGIC: _jpeg_problem}

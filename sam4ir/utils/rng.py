@@ -1,0 +1,38 @@
+"""Random streams that are pure functions of a seed and of what they are for.
+
+Nothing random in a run depends on what was drawn before: the stream of a sample, a step or a
+network's initial weights follows from (seed, keys) alone, so resuming needs no saved state and
+adding one consumer of randomness changes no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+
+def derived_seed(seed: int, *keys: int | str) -> int:
+    """A 63-bit seed from `seed` and any number of integers and words."""
+    text = "\x1f".join([str(int(seed)), *(f"{type(k).__name__}:{k}" for k in keys)])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+
+
+def generator(seed: int, *keys: int | str) -> np.random.Generator:
+    """The numpy stream of (seed, keys)."""
+    return np.random.Generator(np.random.Philox(key=derived_seed(seed, *keys)))
+
+
+@contextlib.contextmanager
+def torch_stream(seed: int, *keys: int | str) -> Iterator[None]:
+    """Inside the block torch's default generators (CPU and every CUDA device) run the stream of (seed, keys).
+
+    Outside it they go on as if the block had not been there.
+    """
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derived_seed(seed, *keys))
+        yield

@@ -1,0 +1,20 @@
+"""Packaging of sam4ir; requirements.txt is the one list of what it needs."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="sam4ir",
+    version="0.1.0",
+    description="Image restoration networks trained with what Segment Anything knows, deployed as the plain network",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["sam4ir", "sam4ir.*"]),
+    python_requires=">=3.10",
+    install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
+    extras_require={"test": ["pytest>=7", "hypothesis>=6.90", "ruff>=0.6", "mypy>=1.8", "types-PyYAML", "types-tqdm"]},
+)

@@ -1,0 +1,33 @@
+"""Score a network: python test.py -opt options/test/<task>/<net>.yml [--overwrite] [--force_yml key:key=value ...]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from sam4ir.utils import cli
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Restore test sets with a plain network and score them.")
+    parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file (YAML)")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace results of the same name made with other options"
+    )
+    parser.add_argument(
+        "--force_yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="options that override the file"
+    )
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    arguments = parse()
+    from sam4ir.config.load import load_options
+    from sam4ir.engine.score import score
+
+    print(score(load_options(arguments.opt, arguments.force_yml), overwrite=arguments.overwrite), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
