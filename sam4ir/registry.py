@@ -23,6 +23,8 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     """'; did you mean X?' for the closest known name, '' where none is close."""
     by_fold = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), by_fold, n=1, cutoff=0.6)
+    if not close:  # BasicSR's calculate_psnr is our psnr
+        close = sorted((k for k in by_fold if len(k) >= 4 and k in name.lower()), key=len, reverse=True)
     return f"; did you mean {by_fold[close[0]]!r}?" if close else ""
 
 
@@ -50,7 +52,7 @@ class Registry:
         """The class or function called `name`. Raises UnknownNameError with the near miss."""
         if name not in self._entries:
             miss = near_miss(name, self._entries)
-            raise UnknownNameError(f"no {self.kind} is called {name!r}{miss.rstrip('?')}; known: {', '.join(self.names())}")
+            raise UnknownNameError(f"no {self.kind} is called {name!r}{miss or ';'} known: {', '.join(self.names())}")
         entry = self._entries[name]
         if isinstance(entry, str):
             module, attribute = entry.split(":")
@@ -102,7 +104,7 @@ DATASETS = Registry(
         "PairedImageDataset": "sam4ir.data.paired:PairedImageDataset",
         "GaussianDenoisingDataset": "sam4ir.data.noisy:GaussianDenoisingDataset",
     },
-    handed=("masks", "mask_views"),
+    handed=("masks", "mask_views", "scale"),
 )
 METRICS = Registry(
     "metric",

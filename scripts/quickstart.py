@@ -24,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 import cv2
 import numpy as np
 
+from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.noisy import GaussianDenoisingDataset
 from sam4ir.priors.zoo import WeightsError, resolve
 from sam4ir.utils import cli
@@ -31,10 +32,8 @@ from sam4ir.utils.files import write_text
 from sam4ir.utils.image import read_image, to_uint8, write_image
 from sam4ir.utils.rng import generator
 
-PHOTOGRAPHS = {
-    "train": ["coffee.png", "rocket.jpg", "motorcycle_left.png", "ihc.png"],
-    "test": ["astronaut.png", "chelsea.png"],
-}
+TRAIN = ("coffee.png", "rocket.jpg", "motorcycle_left.png", "ihc.png")
+TEST = ("astronaut.png", "chelsea.png")
 PHOTOS = ROOT / "datasets" / "quickstart" / "photos"
 RESULTS = ROOT / "results" / "quickstart"
 OPTIONS = "options/quickstart"
@@ -47,16 +46,20 @@ Scores = dict[str, dict[str, dict[str, float]]]
 
 
 def lay_out_photographs() -> None:
-    """Copy the photographs out of the scikit-image package into datasets/quickstart/photos."""
+    """The photographs of the scikit-image package: those for training as an LMDB of raw pixels, the others as files."""
     from skimage import data
 
     source = Path(data.__file__).parent
-    for part, names in PHOTOGRAPHS.items():
-        (PHOTOS / part).mkdir(parents=True, exist_ok=True)
-        for name in names:
-            if not (source / name).is_file():
-                raise ValueError(f"{source / name}: this scikit-image lacks the photograph; install scikit-image>=0.22")
-            shutil.copyfile(source / name, PHOTOS / part / name)
+    for name in (*TRAIN, *TEST):
+        if not (source / name).is_file():
+            raise ValueError(f"{source / name}: this scikit-image lacks the photograph; install scikit-image>=0.22")
+    (PHOTOS / "test").mkdir(parents=True, exist_ok=True)
+    for name in TEST:
+        shutil.copyfile(source / name, PHOTOS / "test" / name)
+    if not (PHOTOS / "train.lmdb").exists():
+        with LmdbWriter(PHOTOS / "train.lmdb") as store:
+            for name in TRAIN:
+                store.put(Path(name).stem, read_image(source / name))
 
 
 def call(script: str, *arguments: str) -> None:
@@ -181,7 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seconds = round(time.monotonic() - begun, 1)
     write_text(RESULTS / "summary.json", json.dumps({**scores, "seconds": seconds}, indent=1))
     print(
-        f"\n{table(scores)}\n\n{seconds:.0f} seconds. Numbers and picture: results/quickstart/{{summary.json,comparison.png}}"
+        f"\n{table(scores)}\n\n{seconds:.0f} seconds. "
+        "Numbers: results/quickstart/summary.json, picture: results/quickstart/comparison.png"
     )
     return 0
 

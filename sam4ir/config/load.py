@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
 import os
 import re
@@ -11,14 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
-import yaml
-
-from sam4ir.config.schema import WITHOUT_EFFECT, DatasetOptions, Options
+from sam4ir.config.familiar import GEOMETRIC, as_ours, takes_geometric
+from sam4ir.config.schema import WITHOUT_EFFECT, DatasetOptions, DistillOptions, Options
 from sam4ir.config.signature import check_block, validate
-from sam4ir.config.yaml_text import Path, Problem, parse
+from sam4ir.config.yaml_text import DEEPEST, Path, Problem, dump, parse
 from sam4ir.registry import ARCHS, DATASETS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
 
-_VARIABLE = re.compile(r"\$(\w+|\{\w+\})")
+# as os.path.expandvars reads them
+_VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
+_DATASET_KEY = re.compile(r"(train|val|test)[\w.-]*")
 
 
 class OptionsError(ValueError):
@@ -39,28 +39,35 @@ def load_options(path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
     Raises OptionsError listing every problem with line, key path and near miss.
     """
     name = os.fspath(path)
+    values, lines, problems = parse(_text(name))
+    if not isinstance(values, dict):
+        raise OptionsError(name, problems or [Problem((), "does not hold `key: value` lines")])
+    forced: list[Path] = []
+    for override in overrides:
+        place, found = _override(values, override)
+        forced.append(place)
+        problems += found
+    values = _expand(values, (), problems)
+    said = {p.path for p in problems}
+    options, found = _resolve(values, FilePath(path).parent)
+    problems += [p for p in found if p.path not in said]  # a value that did not read is not judged again
+    if options is None or problems:
+        raise OptionsError(name, [_located(p, lines, forced) for p in problems])
+    return options
+
+
+def _text(name: str) -> str:
     try:
-        text = FilePath(path).read_text(encoding="utf-8")
+        return FilePath(name).read_text(encoding="utf-8")
     except OSError as error:
         raise OptionsError(name, [Problem((), f"cannot be read: {error.strerror}")]) from None
     except UnicodeDecodeError:
         raise OptionsError(name, [Problem((), "is not a UTF-8 text file")]) from None
-    values, lines, problems = parse(text)
-    if not isinstance(values, dict):
-        raise OptionsError(name, [*problems, Problem((), "does not hold `key: value` lines")])
-    for override in overrides:
-        problems += _override(values, override)
-    values = _expand(values, (), problems)
-    options = None if problems else _resolve(values, FilePath(path).parent, problems)
-    if options is None or problems:
-        raise OptionsError(name, [_with_line(p, lines) for p in problems])
-    return options
 
 
 def dump_options(options: Options) -> str:
     """YAML that load_options reads back to an equal value; every default is written out."""
-    values = options.model_dump(mode="json", exclude_none=True)
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return dump(options.model_dump(mode="json"))
 
 
 def notices(options: Options) -> list[str]:
@@ -80,29 +87,36 @@ def _places(values: Any, pattern: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
             yield from ((key, *rest) for rest in _places(values[key], pattern[1:]))
 
 
-def _with_line(problem: Problem, lines: Mapping[Path, int]) -> Problem:
-    """The line of the key, or of the closest block around it."""
+def _located(problem: Problem, lines: Mapping[Path, int], forced: Iterable[Path]) -> Problem:
+    """With the line of the key, or of the closest block around it; what --force_yml set has no line."""
     place = problem.path
+    if problem.line:
+        return problem
+    if any(path and place[: len(path)] == path for path in forced):
+        return Problem(place, f"{problem.message} (set by --force_yml)")
     while place and place not in lines:
         place = place[:-1]
-    return Problem(problem.path, problem.message, problem.line or (lines.get(place, 0) if place else 0))
+    return Problem(problem.path, problem.message, lines.get(place, 0) if place else 0)
 
 
-def _override(values: dict[str, Any], override: str) -> list[Problem]:
+def _override(values: dict[str, Any], override: str) -> tuple[Path, list[Problem]]:
+    """Set one key of `values`; its key path, and what is wrong with the override."""
     place, equals, text = override.partition("=")
-    keys = tuple(place.split(":"))
-    if not equals or not all(keys):
-        return [Problem((), f"--force_yml {override!r} does not read as key:key=value")]
+    keys = tuple(key.strip() for key in place.split(":"))
+    if not equals or not all(keys) or len(keys) > DEEPEST or not place.isprintable():
+        return (), [Problem((), f"--force_yml {override!r} does not read as key:key=value")]
     value, _, problems = parse(text)
     if problems:
-        return [Problem(keys, f"--force_yml {override!r}: {problems[0].message}")]
-    block: Any = values
+        return keys, [Problem(keys, p.message) for p in problems]
+    block = values
     for i, key in enumerate(keys[:-1]):
-        block = block.setdefault(key, {}) if block.get(key, {}) is not None else block.update({key: {}}) or block[key]
+        if block.get(key) is None:
+            block[key] = {}
+        block = block[key]
         if not isinstance(block, dict):
-            return [Problem(keys[: i + 1], f"--force_yml {override!r}: is no block of keys but {block!r}")]
-    block[keys[-1]] = copy.deepcopy(value if text.strip() else None)
-    return []
+            return keys, [Problem(keys, f"{'.'.join(keys[: i + 1])} is {block!r} and no block of keys")]
+    block[keys[-1]] = value
+    return keys, []
 
 
 def _expand(value: Any, path: Path, problems: list[Problem]) -> Any:
@@ -114,33 +128,55 @@ def _expand(value: Any, path: Path, problems: list[Problem]) -> Any:
     if not isinstance(value, str):
         return value
     missing = [m for m in (v.strip("{}") for v in _VARIABLE.findall(value)) if m not in os.environ]
-    problems += [Problem(path, f"{value!r}: the environment variable {m} is not set") for m in missing]
-    return os.path.expanduser(os.path.expandvars(value))
+    if missing:
+        problems += [Problem(path, f"{value!r}: the environment variable {m} is not set") for m in missing]
+        return value
+    expanded = os.path.expanduser(os.path.expandvars(value))
+    if expanded != value and not _is_plain_text(expanded):
+        problems.append(Problem(path, f"{value!r} stands for {expanded!r}, which no option file can hold"))
+        return value
+    return expanded
 
 
-def _resolve(values: dict[str, Any], folder: FilePath, problems: list[Problem]) -> Options | None:
-    problems += _import_plugins(values.get("plugins"), folder)
+def _is_plain_text(value: str) -> bool:
+    """Whether a text is UTF-8 and reads back from a saved option file as itself."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return not _VARIABLE.search(value)
+
+
+def _resolve(values: Mapping[str, Any], folder: FilePath) -> tuple[Options | None, list[Problem]]:
+    failed = _import_plugins(values.get("plugins"), folder)
+    values, problems = as_ours(values)
     options, found = validate(Options, values)
-    problems += found
+    problems += failed + found
     for path, registry, block in _blocks(values):
-        arguments = {k: v for k, v in block.items() if k not in _declared(path)}
-        problems += check_block(registry, arguments, path)
+        if failed and block["type"] not in registry:
+            continue  # the plugin that could not be imported may have it
+        declared = _declared(path)
+        arguments = {k: v for k, v in block.items() if k not in declared}
+        also_known = declared | ({GEOMETRIC} if registry is DATASETS and takes_geometric(block["type"]) else set())
+        problems += check_block(registry, arguments, path, also_known)
     if not isinstance(options, Options):
-        return None
-    problems += _consistency(options)
-    return options
+        return None, problems
+    return options, problems + _consistency(options)
 
 
 def _import_plugins(names: Any, folder: FilePath) -> list[Problem]:
-    """Import the user's modules; they are looked for beside the option file, here, and on the Python path."""
+    """Import the user's modules, from the Python path, from beside the option file or from the working folder."""
     problems = []
     for i, name in enumerate(names if isinstance(names, list) else []):
+        if not isinstance(name, str):
+            continue
         for place in (str(folder.resolve()), os.getcwd()):
             if place not in sys.path:
                 sys.path.append(place)
+        importlib.invalidate_caches()
         try:
-            importlib.import_module(str(name))
-        except Exception as error:  # a plugin is the user's code and may fail in any way; the message names it
+            importlib.import_module(name)
+        except (Exception, SystemExit) as error:  # the user's code may fail in any way; the message names it
             problems.append(Problem(("plugins", i), f"{name!r} cannot be imported: {type(error).__name__}: {error}"))
     return problems
 
@@ -181,55 +217,64 @@ def _keys(values: Mapping[str, Any], *path: str) -> list[str]:
 
 def _consistency(options: Options) -> list[Problem]:
     """What no single key can tell: keys that need or exclude each other."""
-    problems = [
-        Problem(("datasets", key), "the key of a data set starts with train, val or test")
-        for key in options.datasets
-        if not key.startswith(("train", "val", "test"))
-    ]
-    if len(options.phase("train")) > 1:
-        problems.append(Problem(("datasets",), f"has several training sets ({', '.join(options.phase('train'))}); keep one"))
+    problems = _data_sets(options)
     if options.phase("train") and options.train is None:
         problems.append(Problem(("train",), "is required with a training set"))
-    if options.train and options.train.total_batch and (train := options.phase("train")):
-        (batch,) = (d.batch_size_per_gpu for d in train.values())
-        if options.train.total_batch % batch:
-            problems.append(
-                Problem(("train", "total_batch"), f"{options.train.total_batch} is no multiple of batch_size_per_gpu {batch}")
-            )
+    if options.train and options.train.total_batch:
+        for batch in (dataset.batch_size_per_gpu for dataset in options.phase("train").values()):
+            if options.train.total_batch % batch:
+                message = f"{options.train.total_batch} is no multiple of batch_size_per_gpu {batch}"
+                problems.append(Problem(("train", "total_batch"), message))
     return problems + (_distillation(options) if options.distills else _plain(options))
 
 
+def _data_sets(options: Options) -> list[Problem]:
+    """Keys and names of the data sets; results are filed under the names."""
+    wording = "the key of a data set is train, val or test, with letters, digits, - or _ behind it"
+    problems = [Problem(("datasets", key), wording) for key in options.datasets if not _DATASET_KEY.fullmatch(key)]
+    if len(training := options.phase("train")) > 1:
+        problems.append(Problem(("datasets",), f"has several training sets ({', '.join(training)}); keep one"))
+    for phase in ("val", "test"):
+        owners: dict[str, str] = {}
+        for key, dataset in options.phase(phase).items():
+            first = owners.setdefault(dataset.name or key, key)
+            if first != key:
+                message = f"{dataset.name or key!r} is the name of datasets.{first} too; give each its own"
+                problems.append(Problem(("datasets", key, "name"), message))
+    return problems
+
+
 def _plain(options: Options) -> list[Problem]:
-    train = options.train
-    given = {
-        "spf": options.spf,
-        "network_r": options.network_r,
-        "train.spd_opt": train and train.spd_opt,
-        "train.sgr_opt": train and train.sgr_opt,
-    }
-    return [
-        Problem(tuple(key.split(".")), f"belongs to model_type SAM4IRModel; this file says {options.model_type}")
-        for key, value in given.items()
-        if value is not None
-    ]
+    """Keys of SAM4IR in a file that trains a plain network."""
+    given: list[Path] = [(key,) for key in ("spf", "network_r") if getattr(options, key) is not None]
+    for key in ("spd_opt", "sgr_opt", "optim_r", "scheduler_r"):
+        if options.train and getattr(options.train, key) is not None:
+            given.append(("train", key))
+    if options.train and options.train.distill != DistillOptions():
+        given.append(("train", "distill"))
+    if options.val and options.val.refiner:
+        given.append(("val", "refiner"))
+    return [Problem(path, f"belongs to model_type SAM4IRModel; this file says {options.model_type}") for path in given]
 
 
 def _distillation(options: Options) -> list[Problem]:
     problems = []
     if options.scale != 1:
-        problems.append(Problem(("scale",), f"is {options.scale}; SPF lays masks on the restored image, so SAM4IR needs scale 1"))
+        message = f"is {options.scale}; SPF lays masks on the restored image, so SAM4IR needs scale 1"
+        problems.append(Problem(("scale",), message))
     train = options.train
     if train is None:
         return problems
     if train.distill.masks == "store":
-        for key, dataset in options.datasets.items():
-            wanted = key.startswith("train") or (options.val is not None and options.val.refiner and key.startswith("val"))
-            if wanted and dataset.dataroot_mask is None:
+        scored = options.phase("val") if options.val is not None and options.val.refiner else {}
+        for key, dataset in {**options.phase("train"), **scored}.items():
+            if dataset.dataroot_mask is None:
                 hint = "name a mask store (scripts/masks.py makes one), or set train.distill.masks: empty"
                 problems.append(Problem(("datasets", key, "dataroot_mask"), f"is required by SAM4IRModel: {hint}"))
     if train.distill.schedule == "two_phase":
         if not options.path.pretrain_network_g:
-            problems.append(Problem(("path", "pretrain_network_g"), "is required by schedule two_phase: the student is frozen first"))
+            message = "is required by schedule two_phase: the student is frozen first"
+            problems.append(Problem(("path", "pretrain_network_g"), message))
         if (train.distill.refine_iter or 0) >= train.total_iter:
             problems.append(Problem(("train", "distill", "refine_iter"), "must be smaller than total_iter"))
     if train.distill.init_refiner == "student" and not options.path.pretrain_network_g:

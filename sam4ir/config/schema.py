@@ -6,22 +6,33 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from sam4ir.config.signature import arguments_model
+from sam4ir.config.familiar import GEOMETRIC, takes_geometric
+from sam4ir.config.signature import WHOLE, arguments_model
 from sam4ir.registry import ARCHS, DATASETS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
 
 
-def _whole(value: Any) -> Any:
-    """BasicSR files write counts as `!!float 4e5`."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+def _folder_name(value: str) -> str:
+    """A text that may name one folder or file: it becomes part of paths."""
+    if not value.strip():
+        raise ValueError(f"{value!r} is empty; it names a folder")
+    if value.startswith(".") or value != value.strip():
+        raise ValueError(f"{value!r} names a folder, so it may not begin with a dot nor begin or end with a space")
+    if re.search(r'[/\\<>:"|?*]', value) or not value.isprintable():
+        raise ValueError(f'{value!r} names a folder, so it may not hold / \\ < > : " | ? * or control characters')
+    if len(value.encode()) > 200:
+        raise ValueError(f"{value[:20]!r}... names a folder, so it may have 200 bytes at most")
+    return value
 
 
-Count = Annotated[int, BeforeValidator(_whole), Field(ge=0)]
-Positive = Annotated[int, BeforeValidator(_whole), Field(ge=1)]
+FolderName = Annotated[str, AfterValidator(_folder_name)]
+Count = Annotated[int, Field(ge=0), WHOLE]
+Positive = Annotated[int, Field(ge=1), WHOLE]
 Share = Annotated[float, Field(ge=0)]
 
 PLAIN_MODELS = ("ImageRestorationModel", "SRModel", "ImageCleanModel")
@@ -52,7 +63,7 @@ class Block(_Options):
 class DatasetOptions(Block):
     """A data set and how it is loaded; the other keys are the data set's own arguments."""
 
-    name: str | None = None
+    name: FolderName | None = None
     phase: str | None = None
     dataroot_mask: str | None = None
     batch_size_per_gpu: Positive = 1
@@ -94,7 +105,7 @@ class TermOptions(_Options):
     @model_validator(mode="after")
     def _one_of_two(self) -> TermOptions:
         if self.loss_weight is not None and self.balance is not None:
-            raise ValueError("has loss_weight and balance; one sets the weight by hand, the other measures it: keep one")
+            raise ValueError("has loss_weight and balance; one sets the weight, the other measures it: keep one")
         return self
 
     @property
@@ -157,7 +168,7 @@ class TrainOptions(_Options):
     optim_r: OptimOptions | None = None
     scheduler: Block | None = None
     scheduler_r: Block | None = None
-    warmup_iter: int = -1
+    warmup_iter: Annotated[int, Field(ge=-1), WHOLE] = -1
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     use_grad_clip: bool = True
     grad_clip: Annotated[float, Field(gt=0)] = 0.01
@@ -190,7 +201,7 @@ class ValOptions(_Options):
     @model_validator(mode="after")
     def _grid_has_a_size(self) -> ValOptions:
         if self.grids and self.crop_size is None:
-            raise ValueError("grids is true without crop_size; set crop_size to the side of a tile in pixels, such as 256")
+            raise ValueError("grids is true without crop_size; set crop_size to the side of a tile, such as 256")
         if self.crop_size is not None and self.overlap is not None and self.overlap >= self.crop_size:
             raise ValueError(f"overlap {self.overlap} is not smaller than crop_size {self.crop_size}")
         return self
@@ -208,7 +219,7 @@ class LoggerOptions(_Options):
 class Options(_Options):
     """One option file, resolved."""
 
-    name: Annotated[str, Field(pattern=r"^[^/\\\x00]+$", max_length=200)]
+    name: FolderName
     model_type: ModelType = "ImageRestorationModel"
     scale: Positive = 1
     num_gpu: Count | Literal["auto"] | None = None
@@ -257,6 +268,8 @@ def _block_schema(registry: Registry, extra: Mapping[str, Any]) -> dict[str, Any
         own = arguments_model(registry.get(name), registry.handed).model_json_schema()
         own.pop("title", None)
         own["properties"] = {"type": {"const": name}, **extra, **own.get("properties", {})}
+        if registry is DATASETS and takes_geometric(name):
+            own["properties"][GEOMETRIC] = {"type": "boolean"}
         own["required"] = ["type", *own.get("required", [])]
         branches.append(own)
     others = {"type": {"type": "string", "not": {"enum": registry.names()}}}
@@ -266,7 +279,7 @@ def _block_schema(registry: Registry, extra: Mapping[str, Any]) -> dict[str, Any
 
 def json_schema() -> dict[str, Any]:
     """JSON schema of an option file, the `type:` blocks spelled out by registry."""
-    schema = Options.model_json_schema()
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Options.model_json_schema()}
     definitions = schema["$defs"]
     loader = definitions["DatasetOptions"]["properties"]
     definitions["DatasetOptions"] = _block_schema(DATASETS, {k: v for k, v in loader.items() if k != "type"})
@@ -278,7 +291,10 @@ def json_schema() -> dict[str, Any]:
         (definitions["TrainOptions"], "scheduler", SCHEDULES),
         (definitions["TrainOptions"], "scheduler_r", SCHEDULES),
     ):
-        owner["properties"][key] = _block_schema(registry, {})
+        block = _block_schema(registry, {})
+        if key not in owner["required"]:
+            block["anyOf"].append({"type": "null"})
+        owner["properties"][key] = block
     metrics = definitions["ValOptions"]["properties"]["metrics"]
     metrics["additionalProperties"] = _block_schema(METRICS, {})
     return schema

@@ -1,18 +1,28 @@
-"""YAML text -> plain values, with the line of every key.
+"""YAML text -> plain values, with the line of every key; and back.
 
-A stricter and friendlier YAML than PyYAML's default: ``2e-4`` is a float with or without
-``!!float``, dates stay strings, a key that stands twice is an error.
+A stricter and friendlier YAML than PyYAML's default: ``2e-4`` is a float with or without ``!!float``, dates stay
+strings, a key that stands twice is an error, and what aliases blow up is refused before it fills the memory.
 """
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 Path = tuple["str | int", ...]
+
+DEEPEST = 32
+MOST_VALUES = 100_000
+LARGEST = 2**63 - 1
+
+_TAG = "tag:yaml.org,2002:"
+_EXPONENT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # no path and no UTF-8 file holds these
 
 
 @dataclass(frozen=True)
@@ -30,16 +40,32 @@ class Problem:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 floats and without dates."""
+    """SafeLoader with YAML 1.2 floats, without dates and without the key '='."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that quotes what _Loader would read as a float."""
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (f"{_TAG}timestamp", f"{_TAG}value")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+_Loader.add_implicit_resolver(f"{_TAG}float", _EXPONENT, list("-+.0123456789"))
+_Dumper.add_implicit_resolver(f"{_TAG}float", _EXPONENT, list("-+.0123456789"))
+
+
+def _text_node(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """Quoted where it holds a line break that PyYAML would otherwise write as it is and read as a space."""
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar(f"{_TAG}str", text, style=style)
+
+
+_Dumper.add_representer(str, _text_node)
+
+
+class _RefusedError(Exception):
+    """A text that is not read any further."""
 
 
 class _Reader:
@@ -50,13 +76,21 @@ class _Reader:
         self.problems: list[Problem] = []
         self.lines: dict[Path, int] = {}
         self._open: set[int] = set()
+        self._count = 0
 
     def plain(self, node: yaml.Node, path: Path) -> Any:
-        self.lines.setdefault(path, node.start_mark.line + 1)
+        self._count += 1
+        if len(path) > DEEPEST:
+            raise _RefusedError(f"is nested more than {DEEPEST} levels deep")
+        if self._count > MOST_VALUES:
+            raise _RefusedError(f"holds more than {MOST_VALUES:,} values, its aliases written out")
+        self.lines.setdefault(path, _line(node))
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
         if id(node) in self._open:
             return self._wrong(node, path, "refers to itself")
+        if node.tag not in (f"{_TAG}map", f"{_TAG}seq"):
+            return self._unknown_tag(node, path)
         self._open.add(id(node))
         try:
             if isinstance(node, yaml.MappingNode):
@@ -67,49 +101,117 @@ class _Reader:
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
         values: dict[str, Any] = {}
-        own = {id(key) for key, _ in node.value}
-        self.loader.flatten_mapping(node)  # '<<' merges come first, so that own keys override them
-        for key_node, value_node in node.value:
-            key = self._scalar(key_node, path) if isinstance(key_node, yaml.ScalarNode) else None
-            if not isinstance(key, str):
-                self._wrong(key_node, path, f"a key must be a word, not {key!r}")
+        for key_node, value_node, own in self._pairs(node, path, {id(node)}):
+            key = self._key(key_node, path)
+            if key is None:
                 continue
-            if key in values and id(key_node) in own and (*path, key) in self.lines:
-                first = self.lines[(*path, key)]
-                self._wrong(key_node, (*path, key), f"stands twice (first in line {first}); keep one")
-            self.lines[(*path, key)] = key_node.start_mark.line + 1
-            values[key] = self.plain(value_node, (*path, key))
+            place = (*path, key)
+            if key not in values:
+                self.lines[place] = _line(key_node)
+                values[key] = self.plain(value_node, place)
+            elif own:
+                self._wrong(key_node, place, f"stands twice (first in line {self.lines[place]}); keep one")
         return values
 
+    def _pairs(self, node: yaml.MappingNode, path: Path, seen: set[int]) -> Iterator[tuple[yaml.Node, yaml.Node, bool]]:
+        """(key, value, whether it is the mapping's own): its own ones, then those of '<<', each source once."""
+        sources: list[yaml.Node] = []
+        for key, value in node.value:
+            if key.tag == f"{_TAG}merge":
+                sources += value.value if isinstance(value, yaml.SequenceNode) else [value]
+            else:
+                yield key, value, True
+        for source in sources:
+            if not isinstance(source, yaml.MappingNode):
+                self._wrong(source, (*path, "<<"), "takes a block of keys or a list of blocks")
+            elif id(source) not in seen:
+                seen.add(id(source))
+                yield from ((key, value, False) for key, value, _ in self._pairs(source, path, seen))
+
+    def _key(self, node: yaml.Node, path: Path) -> str | None:
+        if not isinstance(node, yaml.ScalarNode):
+            self._wrong(node, path, "a key must be a word, not a list or a block")
+        elif node.tag != f"{_TAG}str":
+            self._wrong(node, (*path, _short(node.value)), "a key must be a word; put this one in quotes")
+        elif _NO_TEXT.search(node.value):
+            self._wrong(node, path, f"the key {node.value!r} holds a character that text may not hold")
+        else:
+            return str(node.value)
+        return None
+
     def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
+        kind = node.tag.removeprefix(_TAG)
+        if kind not in ("null", "bool", "int", "float", "str"):
+            return self._unknown_tag(node, path)
+        shown = repr(_short(node.value))
         try:
             value = self.loader.construct_object(node)
-        except (yaml.YAMLError, ValueError, OverflowError):
-            return self._wrong(node, path, f"{node.value!r} does not read as {node.tag.rsplit(':', 1)[-1]}")
-        if value is None or isinstance(value, (str, int, float)):
-            return value
-        return self._wrong(node, path, f"{node.value!r} is no text, number or true/false")
+        except (yaml.YAMLError, ValueError, LookupError, OverflowError):
+            return self._wrong(node, path, f"{shown} does not read as {kind}")
+        if isinstance(value, str) and _NO_TEXT.search(value):
+            return self._wrong(node, path, f"{shown} holds a character that text may not hold")
+        if isinstance(value, float) and not math.isfinite(value):
+            return self._wrong(node, path, f"{shown} is no finite number")
+        if isinstance(value, int) and abs(value) > LARGEST:
+            return self._wrong(node, path, f"{shown} is too large; whole numbers go to {LARGEST}")
+        return value
+
+    def _unknown_tag(self, node: yaml.Node, path: Path) -> None:
+        tag = node.tag.replace(_TAG, "!!")
+        self._wrong(node, path, f"the tag {tag} has no meaning here; write plain text, numbers, lists and blocks")
 
     def _wrong(self, node: yaml.Node, path: Path, message: str) -> None:
-        self.problems.append(Problem(path, message, node.start_mark.line + 1))
+        self.problems.append(Problem(path, message, _line(node)))
+
+
+def _line(node: yaml.Node) -> int:
+    return int(node.start_mark.line) + 1
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
 
 
 def parse(text: str) -> tuple[Any, dict[Path, int], list[Problem]]:
-    """(plain values, line of each key path, problems) of a YAML text. Never raises."""
+    """(plain values, line of each key path, problems) of a YAML text. Never raises.
+
+    Plain values are dict with str keys, list, str, finite float, int of at most 64 bits, bool and None.
+    An empty text and one that is no YAML give None.
+    """
     loader = None
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
-            return {}, {}, []
+            return None, {}, []
         reader = _Reader(loader)
         return reader.plain(node, ()), reader.lines, reader.problems
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        what = error.problem or error.context or "not valid YAML"
-        return {}, {}, [Problem((), f"not valid YAML: {what}", mark.line + 1 if mark else 0)]
-    except (yaml.YAMLError, RecursionError) as error:
-        return {}, {}, [Problem((), f"not valid YAML: {str(error).splitlines()[0] if str(error) else 'nested too deep'}")]
+    except (yaml.YAMLError, _RefusedError, RecursionError, ValueError, OverflowError) as error:
+        return None, {}, [_failure(error, text, loader)]
     finally:
         if loader is not None:
             loader.dispose()
+
+
+def _failure(error: Exception, text: str, loader: _Loader | None) -> Problem:
+    """What stops a text from being read at all, in one line."""
+    if isinstance(error, _RefusedError):
+        return Problem((), str(error))
+    if isinstance(error, RecursionError):
+        return Problem((), f"is nested more than {DEEPEST} levels deep")
+    if isinstance(error, yaml.reader.ReaderError):
+        line = text.count("\n", 0, error.position) + 1
+        return Problem((), f"not valid YAML: the character {chr(error.character)!r} is not allowed", line)
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        what = ": ".join(part for part in (error.context, error.problem) if part)
+        hint = "; indent with spaces, not with tabs" if r"'\t'" in what else ""
+        return Problem((), f"not valid YAML: {what}{hint}", mark.line + 1 if mark else 0)
+    # PyYAML's scanner lets errors of chr() and int() through, for escapes and versions beyond their range
+    line = loader.line + 1 if loader is not None else 0
+    return Problem((), "not valid YAML: an escaped character or a version is out of range", line)
+
+
+def dump(values: Any) -> str:
+    """YAML text of plain values, in their order; `parse` reads it back to equal values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

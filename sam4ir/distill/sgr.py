@@ -81,9 +81,7 @@ class SemanticGuidedRelation(nn.Module):
     def _layer(self, student: Tensor, target: Tensor, labels: Tensor, count: int, name: str) -> Tensor:
         with torch.autocast(student.device.type, enabled=False):
             coverage = cell_coverage(labels, count, (student.shape[-2], student.shape[-1]), self.strides[name])
-            cells = coverage.sum(-1, keepdim=True)
-            weights = coverage / cells.clamp(min=PROTOTYPE_EPS)
-            valid = (cells.squeeze(-1) >= self.min_cells) & (
-                cells.squeeze(-1) > 0
-            )  # min_cells 0 lets no empty region in
+            cells = coverage.sum(-1)
+            weights = coverage / cells.clamp(min=PROTOTYPE_EPS).unsqueeze(-1)
+            valid = (cells >= self.min_cells) & (cells > 0)  # no empty region counts, with min_cells 0 either
             return relation_distance(prototypes(student, weights), prototypes(target, weights), valid)

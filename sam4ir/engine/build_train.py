@@ -22,7 +22,7 @@ from sam4ir.distill.balance import TermWeight
 from sam4ir.distill.sgr import SemanticGuidedRelation
 from sam4ir.distill.spd import SemanticPriorsDistillation
 from sam4ir.distill.spf import SemanticPriorsFusion
-from sam4ir.engine.build import BuildError, dataset, make, naming, network, pretrained
+from sam4ir.engine.build import BuildError, dataset, make, naming, network, placed, pretrained
 from sam4ir.engine.checkpoint import Trained
 from sam4ir.engine.ema import Ema
 from sam4ir.engine.optim import Optimiser, learning_rate
@@ -36,7 +36,7 @@ DEFAULT_BALANCE = {"spd": 0.3, "sgr": 0.05}
 
 def region_view(record: MaskRecordLike, window: Window) -> np.ndarray:
     """The region map of a crop: (h, w) int, 0 = no region."""
-    return record.region_map(window.top, window.left, window.height, window.width)  # type: ignore[attr-defined, no-any-return]
+    return record.region_map(window.top, window.left, window.height, window.width)  # type: ignore[attr-defined]
 
 
 def masked_dataset(key: str, block: DatasetOptions, options: Options, with_masks: bool) -> Any:
@@ -95,7 +95,7 @@ def _sgr(block: SgrOptions | None, device: torch.device) -> tuple[SemanticGuided
 
     with naming("train.sgr_opt"):
         analyser = VGGFeatures(variant=block.variant, layers=block.layers, weights=block.weights)
-    analyser = analyser.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    analyser = placed(analyser, device)
     relation = SemanticGuidedRelation(analyser, analyser.strides, block.min_cells, block.bf16)
     return relation, Term(block.target, _weight(block, "sgr"), block.every)
 
@@ -154,7 +154,7 @@ def _refiner(options: Options, student: nn.Module, loaded: bool, device: torch.d
                 raise ValueError("student needs network_r to be the network of the student") from None
     with torch_stream(options.manual_seed, "init", "spf"):
         spf = make(FUSIONS, options.spf, "spf") if options.spf else SemanticPriorsFusion()
-    return Refiner(spf.to(device=device, memory_format=torch.channels_last), second)
+    return Refiner(placed(spf, device), second)
 
 
 @dataclass(frozen=True)

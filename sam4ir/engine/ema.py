@@ -38,13 +38,6 @@ class Ema:
         for mine, theirs in zip(averaged[1], values[1], strict=True):
             mine.copy_(theirs)
 
-    @torch.no_grad()
-    def restart(self) -> None:
-        """Begin again from the network's present values (after pre-trained weights were loaded)."""
-        if self.on:
-            self.module.load_state_dict(self.source.state_dict())
-            self.updates = 0
-
 
 def _split(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
     """Floating-point parameters and buffers, and the others."""

@@ -17,10 +17,13 @@ class TrainingBatch(Protocol):
     """What a model reads of a batch: images (b, 3, h, w), labels (b, h, w) or None, sample numbers."""
 
     lq: Tensor
-    gt: Tensor | None
     regions: Tensor | None
     region_count: int
     numbers: list[int]
+
+    @property
+    def gt(self) -> Tensor | None:
+        """Read-only here, so that a batch that always has one fits."""
 
 
 class Losses(NamedTuple):

@@ -76,7 +76,7 @@ class Schedule:
 
 
 class Lesson(NamedTuple):
-    """What SPD and SGR compare: images (b, c, h, w), `student` alone with gradient; labels (b, h, w) of region_count."""
+    """What SPD and SGR compare: images (b, c, h, w), gradient through `student` alone; labels (b, h, w)."""
 
     student: Tensor
     refined: Tensor

@@ -32,7 +32,9 @@ def torch_stream(seed: int, *keys: int | str) -> Iterator[None]:
 
     Outside it they go on as if the block had not been there.
     """
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() and torch.cuda.is_initialized() else []
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(derived_seed(seed, *keys))
+        torch.default_generator.manual_seed(derived_seed(seed, *keys))
+        if devices:  # before CUDA starts, torch.manual_seed would queue a seed that outlives this block
+            torch.cuda.manual_seed_all(derived_seed(seed, *keys))
         yield

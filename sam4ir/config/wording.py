@@ -1,0 +1,144 @@
+"""pydantic's errors -> problems in the words of an option file: key path, value, what would do, near miss."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from sam4ir.config.yaml_text import Path, Problem
+from sam4ir.registry import near_miss
+
+_NUMBER, _WHOLE, _TEXT, _LIST, _BLOCK = "a number", "a whole number", "text", "a list", "a block of keys"
+
+# pydantic's kind of error -> what would do, filled with the error's own context
+_EXPECTED = {
+    "int_type": _WHOLE,
+    "int_parsing": _WHOLE,
+    "float_type": _NUMBER,
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": _TEXT,
+    "list_type": _LIST,
+    "tuple_type": _LIST,
+    "dict_type": _BLOCK,
+    "mapping_type": _BLOCK,
+    "model_type": _BLOCK,
+    "model_attributes_type": _BLOCK,
+    "literal_error": "{expected}",
+    "missing": "more values",
+    "too_long": "at most {max_length} value(s)",
+    "too_short": "at least {min_length} value(s)",
+    "greater_than": "more than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+    "string_pattern_mismatch": "text that matches {pattern}",
+}
+_QUOTED = re.compile(r"'([^']*)'")
+
+
+def problems_of(
+    error: ValidationError, model: type[BaseModel], values: Any, path: Path, also_known: Collection[str]
+) -> list[Problem]:
+    """One problem a wrong value, the branches of a union taken together; `values` is what was validated."""
+    groups: dict[Path, list[tuple[Path, Any]]] = defaultdict(list)
+    for item in error.errors(include_url=False):
+        place, union = _place(item, values)
+        groups[union].append((place, item))
+    found: dict[tuple[Path, str], Problem] = {}
+    for alternatives in groups.values():
+        deepest = max(len(place) for place, _ in alternatives)  # the branch that failed last is the one that was meant
+        by_place: dict[Path, list[Any]] = defaultdict(list)
+        for place, item in alternatives:
+            if len(place) == deepest:
+                by_place[place].append(item)
+        for place, items in by_place.items():
+            message = _message(items, _known_names(model, place[:-1], also_known))
+            found[(place, message)] = Problem((*path, *place), message)
+    return list(found.values())
+
+
+def _place(item: Any, values: Any) -> tuple[Path, Path]:
+    """(key path of an error, key path of the outermost union around it or the same).
+
+    pydantic mixes the names of a union's branches into the path; they are told apart by walking the values.
+    """
+    place: list[str | int] = []
+    union: Path | None = None
+    for i, part in enumerate(item["loc"]):
+        inside = isinstance(part, int) if isinstance(values, list) else isinstance(values, Mapping) and part in values
+        if inside and not (isinstance(values, list) and part >= len(values)):
+            place.append(part)
+            values = values[part]
+        elif isinstance(part, str) and item["type"] == "missing" and i == len(item["loc"]) - 1:
+            place.append(part)
+        elif isinstance(part, str) and part != "[key]" and union is None:
+            union = tuple(place)
+    return tuple(place), tuple(place) if union is None else union
+
+
+def _known_names(model: Any, place: Path, also_known: Collection[str]) -> list[str]:
+    """The keys that the model at `place` knows."""
+    for part in place:
+        fields = getattr(model, "model_fields", {})
+        model = _model_of(fields[part].annotation) if part in fields else model
+    own = [f.alias or name for name, f in getattr(model, "model_fields", {}).items()]
+    return [*own, *also_known] if not place else own
+
+
+def _model_of(annotation: Any) -> Any:
+    """The pydantic model inside `X | None` or `dict[str, X]`, else the annotation."""
+    for inner in typing.get_args(annotation):
+        found = _model_of(inner)
+        if inspect.isclass(found) and issubclass(found, BaseModel):
+            return found
+    return annotation
+
+
+def _message(items: Sequence[Any], known: Sequence[str]) -> str:
+    """What is wrong at one place; several items are the alternatives of a union."""
+    item = items[0]
+    kind, value = item["type"], item["input"]
+    if item["loc"][-1:] == ("[key]",) and kind == "literal_error":
+        kind, known = "extra_forbidden", _QUOTED.findall(item["ctx"]["expected"])
+    if kind == "extra_forbidden":
+        key = str(item["loc"][-1] if item["loc"][-1] != "[key]" else value)
+        return f"unknown key{near_miss(key, known) or '; known: ' + (', '.join(sorted(known)) or 'none')}"
+    if kind == "missing" and isinstance(item["loc"][-1], str):
+        return "is required and missing"
+    if kind == "value_error":
+        return str(item["ctx"]["error"])
+    expected = list(dict.fromkeys(_expected(alternative) for alternative in items))
+    return f"{_shown(value)}: expected {' or '.join(expected)}{_hint(value, expected)}"
+
+
+def _expected(item: Any) -> str:
+    context = {k: v for k, v in item.get("ctx", {}).items() if k != "error"}
+    template = _EXPECTED.get(item["type"])
+    return template.format(**context) if template else item["msg"].removeprefix("Input should be ")
+
+
+def _shown(value: Any) -> str:
+    """A value as an option file would write it, cut short."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    shown = repr(value)
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _hint(value: Any, expected: Sequence[str]) -> str:
+    """A small mend, where one is likely."""
+    if isinstance(value, str):
+        wants_number = {_NUMBER, _WHOLE} & set(expected)
+        if wants_number and re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", value.strip()):
+            return "; remove the quotes"
+        return near_miss(value, [name for text in expected for name in _QUOTED.findall(text)])
+    if _TEXT in expected and isinstance(value, (int, float)):
+        return "; put it in quotes"
+    return ""
