@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam4ir.data.transforms import Placement, Window, densify
+from sam4ir.data.transforms import Placement, Window
+from sam4ir.regions import densify
 
 
 @dataclass
@@ -129,7 +130,7 @@ class MaskReader:
         cut = {name: placement.flip.apply(view(record, placement.window)) for name, view in self._views.items()}
         fields: dict[str, Tensor] = {}
         if "regions" in cut:
-            fields["regions"] = torch.from_numpy(np.ascontiguousarray(densify(cut["regions"])))
+            fields["regions"] = torch.from_numpy(np.ascontiguousarray(densify(cut["regions"])[0]))
         if "spe" in cut:
             fields["spe"] = torch.from_numpy(np.ascontiguousarray(cut["spe"], dtype=np.float32))[None]
         return fields

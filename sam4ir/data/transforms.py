@@ -1,4 +1,4 @@
-"""What is drawn once for all aligned arrays of a sample, a window and a flip; then normalising and densifying.
+"""What is drawn once for all aligned arrays of a sample, a window and a flip; then normalising.
 
 Arrays are (h, w, ...) with any trailing axes.
 """
@@ -131,13 +131,3 @@ class Normalization:
     def __call__(self, image: Tensor) -> Tensor:
         """image: (3, h, w) float32."""
         return image if self.mean is None or self.std is None else (image - self.mean) / self.std
-
-
-def densify(labels: np.ndarray) -> np.ndarray:
-    """Labels >= 0 renumbered to 1..n in their order; 0 stays 0. (h, w) integer to contiguous (h, w) int64."""
-    if labels.size == 0:
-        return labels.astype(np.int64)
-    present = np.zeros(int(labels.max()) + 1, dtype=bool)
-    present[labels] = True
-    present[0] = False  # no region takes no number
-    return np.cumsum(present, dtype=np.int64)[labels]

@@ -36,7 +36,7 @@ def schema() -> dict[str, Any]:
     """What `python -m sam4ir.config.schema` prints."""
     with contextlib.redirect_stdout(io.StringIO()) as printed, warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # the module is imported already
-        runpy.run_module("sam4ir.config.schema", run_name="__main__")
+        runpy.run_module("sam4ir.config.schema", run_name="__main__", alter_sys=True)
     return json.loads(printed.getvalue())
 
 

@@ -180,7 +180,7 @@ plain_values = st.recursive(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.dictionaries(texts | st.sampled_from(["<<", "=", "1", "yes", "2e-4", "~"]), plain_values, max_size=4))
 def test_what_is_dumped_reads_back_equal(values: dict[str, Any]) -> None:
     assert values_of(dump(values)) == values

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam4ir.data.transforms import Augmentation, Flip, Normalization, Window, augmentation, densify
+from sam4ir.data.transforms import Augmentation, Flip, Normalization, Window, augmentation
 
 
 @given(seed=st.integers(0, 2**32), scale=st.integers(1, 4), h=st.integers(5, 20), w=st.integers(5, 20))
@@ -54,12 +54,6 @@ def test_options_that_contradict_are_named(arguments, word):
     with pytest.raises(ValueError, match=word):
         augmentation(*arguments)
 
-
-@given(st.lists(st.integers(0, 400), min_size=1, max_size=60))
-def test_densify_numbers_the_present_labels_in_order(values):
-    labels = np.array(values, np.int32)[None]
-    expected = {v: i + 1 for i, v in enumerate(sorted(set(values) - {0}))} | {0: 0}
-    assert densify(labels).tolist() == [[expected[v] for v in values]]
 
 
 def test_normalization_is_per_channel():
