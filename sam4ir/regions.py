@@ -36,7 +36,7 @@ def _integers(counts: Sequence[int] | NDArray[Any]) -> Runs:
     try:
         array = np.asarray(counts)
     except ValueError:  # ragged: a list of polygons
-        array = np.empty(0, object)
+        array = np.empty((0, 0))
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise RleError("counts must be a list of whole numbers or a compressed string")
     return array.astype(np.int64)

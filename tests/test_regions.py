@@ -1,152 +1,193 @@
-"""Runs, atoms and region maps against pycocotools, the released SPE values and naive loops."""
+"""Runs, atoms, region maps and SPE sums against pycocotools, painting pixel by pixel, and the released SPE map."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
 from sam4ir import regions
 
-# SPE of four overlapping masks as SAM-DiffSR a18eaf6 computes it (counts and size from its run on 24 x 34)
-RELEASED_SIZE = (24, 34)
-RELEASED_COUNTS = (
-    "Z2b06000000000000000000000000000000000000000000000000000n2",
-    "57a0000000000000000cb0",
-    "T=7`02N2O000000000001N2NU4",
-    "gh01h0",
-)
-SPE_MEAN = 0.19275532775175044
-SPE_VALUES = [-0.014018476940691471, 0.0, 0.001220635138452053, 0.13507482409477234, 0.4194360673427582]
+GOLDEN = Path(__file__).parent / "data" / "golden_spe.npz"
+SIZES = st.tuples(st.integers(1, 19), st.integers(1, 23))
+MASKS = SIZES.flatmap(lambda size: hnp.arrays(bool, size))
+STACKS = st.tuples(st.integers(0, 7), SIZES).flatmap(lambda s: hnp.arrays(bool, (s[0], *s[1])))
 
 
-def stack(seed: int, n: int, h: int, w: int) -> np.ndarray:
-    """(n, h, w) bool: boxes, noise, an empty, a full and a one-pixel mask."""
+def coco_counts(mask: np.ndarray) -> bytes:
+    return coco.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"]
+
+
+def blobs(n: int, h: int, w: int, seed: int = 0) -> np.ndarray:
+    """(n, h, w) bool: overlapping rectangles of many sizes."""
     rng = np.random.default_rng(seed)
-    masks = np.zeros((n, h, w), bool)
-    for i in range(n):
-        kind = rng.integers(6)
-        if kind == 0:
-            masks[i] = rng.random((h, w)) < rng.random()
-        elif kind == 1:
-            masks[i] = True
-        elif kind == 2:
-            masks[i, rng.integers(h), rng.integers(w)] = True
-        elif kind != 3:
-            y, x = np.sort(rng.integers(0, h + 1, 2)), np.sort(rng.integers(0, w + 1, 2))
-            masks[i, y[0] : y[1], x[0] : x[1]] = True
-    return masks
+    stack = np.zeros((n, h, w), bool)
+    for mask in stack:
+        (top, bottom), (left, right) = np.sort(rng.integers(0, h + 1, 2)), np.sort(rng.integers(0, w + 1, 2))
+        mask[top:bottom, left:right] = True
+    return stack
 
 
-def all_runs(masks: np.ndarray) -> list[regions.Runs]:
-    return [regions.mask_to_runs(m) for m in masks]
+@given(MASKS)
+@settings(max_examples=150, deadline=None)
+def test_compressed_counts_of_pycocotools_are_read_as_pycocotools_reads_them(mask: np.ndarray) -> None:
+    counts = coco_counts(mask)
+    for form in (counts, counts.decode()):
+        runs = regions.parse_counts(form, mask.shape)
+        np.testing.assert_array_equal(regions.runs_to_mask(runs, mask.shape), mask)
 
 
-SHAPES = {"h": st.integers(1, 40), "w": st.integers(1, 40), "n": st.integers(0, 12), "seed": st.integers(0, 10**6)}
+@pytest.mark.parametrize("seed", range(4))
+def test_counts_with_long_and_shrinking_runs_are_read(seed: int) -> None:
+    """Runs beyond 5, 10 and 15 bits and negative differences between them."""
+    size = (487, 911)
+    mask = blobs(6, *size, seed).sum(axis=0) % 2 == 1
+    mask[:, 300:420] = np.random.default_rng(seed).random((487, 120)) < 0.01
+    runs = regions.parse_counts(coco_counts(mask), size)
+    np.testing.assert_array_equal(runs, regions.mask_to_runs(mask))
+    np.testing.assert_array_equal(regions.runs_to_mask(runs, size), mask)
 
 
+@given(MASKS)
 @settings(max_examples=60, deadline=None)
-@given(**SHAPES)
-def test_runs_equal_pycocotools_both_ways(h: int, w: int, n: int, seed: int) -> None:
-    for mask in stack(seed, n, h, w):
-        rle = coco.encode(np.asfortranarray(mask.astype(np.uint8)))
-        runs = regions.parse_counts(rle["counts"], (h, w))
-        assert runs.tolist() == regions.mask_to_runs(mask).tolist()
-        assert regions.parse_counts(rle["counts"].decode(), (h, w)).tolist() == runs.tolist()
-        assert regions.parse_counts(runs.tolist(), (h, w)).tolist() == runs.tolist()
-        assert np.array_equal(regions.runs_to_mask(runs, (h, w)), mask)
-        assert regions.area(runs) == int(coco.area(rle))
+def test_uncompressed_counts_box_and_area_agree_with_the_mask(mask: np.ndarray) -> None:
+    counts = regions.mask_to_runs(mask).tolist()
+    assert coco.frPyObjects({"size": list(mask.shape), "counts": counts}, *mask.shape)["counts"] == coco_counts(mask)
+    runs = regions.parse_counts(counts, mask.shape)
+    assert regions.area(runs) == mask.sum()
+    ys, xs = np.nonzero(mask)
+    expected = (xs.min(), ys.min(), np.ptp(xs), np.ptp(ys)) if mask.any() else (0, 0, 0, 0)
+    assert regions.box(runs, mask.shape) == expected
+    assert regions.first_pixel(runs, mask.shape) == (mask.ravel().argmax() if mask.any() else mask.size)
 
 
-@settings(max_examples=60, deadline=None)
-@given(**SHAPES)
-def test_atoms_hold_every_mask_without_loss(h: int, w: int, n: int, seed: int) -> None:
-    masks = stack(seed, n, h, w)
-    atoms = regions.atoms(all_runs(masks), (h, w))
-    assert atoms.labels.shape == (h, w)
-    assert np.array_equal(atoms.table[atoms.labels].transpose(2, 0, 1), masks)
-    assert len(np.unique(atoms.table, axis=0)) == len(atoms.table)  # no set of masks stands twice
-
-
-def test_many_masks_and_more_than_65535_atoms_take_wider_labels() -> None:
-    h, w = 300, 300
-    number = np.arange(h * w).reshape(h, w)
-    masks = np.stack([(number >> bit) & 1 == 1 for bit in range(17)])
-    atoms = regions.atoms(all_runs(masks), (h, w))
-    assert atoms.labels.dtype == np.uint32
-    assert len(atoms.table) == h * w
-    assert np.array_equal(atoms.table[atoms.labels].transpose(2, 0, 1), masks)
-
-
-@settings(max_examples=60, deadline=None)
-@given(**SHAPES)
-def test_the_region_map_is_painted_by_area_largest_first(h: int, w: int, n: int, seed: int) -> None:
-    masks = stack(seed, n, h, w)
-    runs = all_runs(masks)
-    areas = np.array([m.sum() for m in masks])
-    first = np.array([np.flatnonzero(m.ravel())[0] if m.any() else h * w for m in masks])
-    assert [regions.first_pixel(r, (h, w)) for r in runs] == first.tolist()
-    painted = np.zeros((h, w), np.int32)
-    for i in sorted(range(n), key=lambda i: (-areas[i], first[i])):
-        painted[masks[i]] = i + 1
-    atoms = regions.atoms(runs, (h, w))
-    top = regions.top_masks(atoms.table, regions.paint_order(areas, first))
-    assert np.array_equal(top[atoms.labels], painted)
-
-
-@settings(max_examples=40, deadline=None)
-@given(h=st.integers(1, 12), w=st.integers(1, 12), seed=st.integers(0, 10**6))
-def test_boundary_and_densify_equal_naive_loops(h: int, w: int, seed: int) -> None:
-    labels = np.random.default_rng(seed).integers(0, 4, (h, w)) * 7
-    expected = np.zeros((h, w), bool)
-    for y in range(h):
-        for x in range(w):
-            near = [(y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)]
-            expected[y, x] = any(0 <= a < h and 0 <= b < w and labels[a, b] != labels[y, x] for a, b in near)
-    assert np.array_equal(regions.boundary(labels), expected)
-    dense, count = regions.densify(labels)
-    present = sorted(set(labels.ravel().tolist()) - {0})
-    assert count == len(present)
-    assert np.array_equal(dense, np.vectorize(lambda v: present.index(v) + 1 if v else 0)(labels))
-
-
-def test_densify_of_far_apart_labels_needs_no_table_of_their_size() -> None:
-    dense, count = regions.densify(np.array([[0, 10**12], [5, 10**12]]))
-    assert dense.tolist() == [[0, 2], [1, 2]]
-    assert count == 2
-
-
-@settings(max_examples=40, deadline=None)
-@given(**SHAPES)
-def test_spe_sum_equals_the_sum_over_the_painted_mask(h: int, w: int, n: int, seed: int) -> None:
-    table = regions.rotary_table((h, w))
-    for mask in stack(seed, n, h, w):
-        assert regions.spe_sum(regions.mask_to_runs(mask), (h, w)) == pytest.approx(table[mask].sum(), abs=1e-9)
-
-
-def test_spe_equals_the_released_values() -> None:
-    """The released map of these masks: means and two pixels (later masks on top, sums divided by h w)."""
-    h, w = RELEASED_SIZE
-    runs = [regions.parse_counts(c, RELEASED_SIZE) for c in RELEASED_COUNTS]
-    spe = np.zeros(RELEASED_SIZE)
-    for r in runs:
-        spe[regions.runs_to_mask(r, RELEASED_SIZE)] = regions.spe_sum(r, RELEASED_SIZE) / (h * w)
-    assert spe.mean() == pytest.approx(SPE_MEAN, rel=1e-6)
-    assert sorted({round(v, 6) for v in spe.ravel().tolist()}) == pytest.approx(SPE_VALUES, abs=2e-6)
+def test_zero_runs_in_the_middle_change_nothing() -> None:
+    runs = regions.parse_counts([0, 2, 0, 1, 3, 0], (2, 3))
+    assert regions.runs_to_mask(runs, (2, 3)).T.ravel().tolist() == [True] * 3 + [False] * 3
+    labels, table = regions.atoms([runs], (2, 3))
+    assert table[labels][..., 0].T.ravel().tolist() == [True] * 3 + [False] * 3
+    assert regions.first_pixel(runs, (2, 3)) == 0
 
 
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        ("\u00e9", "does not occur"),
-        ("P", "middle of a number"),
-        ([3, -1], "negative"),
-        ([3, 4], "cover 7 pixels"),
-        ([1.5], "whole"),
+        ("0 2", "character ' ' at 1"),
+        ("0é", "character 'é' at 1"),
+        ("0P", "middle of a number"),
+        ("0" + "o" * 12 + "0", "55 bits"),
+        ("5", "cover 5 pixels, the size .2, 3. has 6"),
+        ("", "cover 0 pixels"),
+        ([8, -2], "run 1 is negative"),
+        ([1.5, 4.5], "whole numbers"),
+        ([[0, 0, 1, 1], [2, 2]], "whole numbers"),
     ],
 )
-def test_counts_that_are_no_mask_of_the_size_are_named(counts: object, message: str) -> None:
+def test_damaged_counts_say_what_is_wrong(counts: str | list[int], message: str) -> None:
     with pytest.raises(regions.RleError, match=message):
-        regions.parse_counts(counts, (3, 4))  # type: ignore[arg-type]
+        regions.parse_counts(counts, (2, 3))
+
+
+@given(STACKS)
+@settings(max_examples=150, deadline=None)
+def test_atoms_hold_any_overlap_without_loss(stack: np.ndarray) -> None:
+    size = stack.shape[1:]
+    labels, table = regions.atoms([regions.mask_to_runs(m) for m in stack], size)
+    assert labels.shape == size
+    assert labels.dtype == np.uint16
+    np.testing.assert_array_equal(table[labels].transpose(2, 0, 1), stack)
+    assert len(np.unique(table, axis=0)) == len(table) == len(np.unique(labels))
+
+
+def test_atoms_of_more_than_64_masks_are_exact() -> None:
+    stack = blobs(150, 90, 70)
+    labels, table = regions.atoms([regions.mask_to_runs(m) for m in stack], (90, 70))
+    np.testing.assert_array_equal(table[labels].transpose(2, 0, 1), stack)
+
+
+@pytest.mark.parametrize("count", [65_535, 65_536])
+def test_labels_become_uint32_beyond_65535_atoms(count: int) -> None:
+    """Pixel i is covered by the masks that are the bits of min(i, count - 1)."""
+    number = np.minimum(np.arange(256 * 260), count - 1).reshape(256, 260)
+    stack = (number[None] >> np.arange(16)[:, None, None] & 1).astype(bool)
+    labels, table = regions.atoms([regions.mask_to_runs(m) for m in stack], (256, 260))
+    assert len(table) == count
+    assert labels.dtype == (np.uint16 if count == 65_535 else np.uint32)
+    np.testing.assert_array_equal(table[labels].transpose(2, 0, 1), stack)
+
+
+@given(STACKS)
+@settings(max_examples=80, deadline=None)
+def test_region_map_equals_painting_the_largest_mask_first(stack: np.ndarray) -> None:
+    n, h, w = stack.shape
+    runs = [regions.mask_to_runs(m) for m in stack]
+    labels, table = regions.atoms(runs, (h, w))
+    first = np.array([regions.first_pixel(r, (h, w)) for r in runs], int)
+    order = regions.paint_order(stack.sum(axis=(1, 2)), first)
+    painted = np.zeros((h, w), int)
+    for mask in sorted(range(n), key=lambda i: (-stack[i].sum(), first[i], i)):
+        painted[stack[mask]] = mask + 1
+    np.testing.assert_array_equal(regions.top_masks(table, order)[labels], painted)
+
+
+def test_of_equal_masks_the_one_with_the_later_first_pixel_lies_on_top() -> None:
+    stack = np.zeros((2, 3, 3), bool)
+    stack[0, 1:, 1] = True  # first pixel 4
+    stack[1, 1, :2] = True  # first pixel 3, though in an earlier column
+    runs = [regions.mask_to_runs(m) for m in stack]
+    order = regions.paint_order([2, 2], [regions.first_pixel(r, (3, 3)) for r in runs])
+    assert order.tolist() == [1, 0]
+    labels, table = regions.atoms(runs, (3, 3))
+    assert regions.top_masks(table, order)[labels].tolist() == [[0, 0, 0], [2, 1, 0], [0, 1, 0]]
+
+
+@given(hnp.arrays(np.int32, SIZES, elements=st.integers(0, 3)))
+@settings(max_examples=60, deadline=None)
+def test_boundary_is_where_a_4_neighbour_inside_differs(labels: np.ndarray) -> None:
+    padded = np.pad(labels, 1, mode="edge")
+    neighbours = (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+    np.testing.assert_array_equal(regions.boundary(labels), np.any([labels != n for n in neighbours], axis=0))
+
+
+@given(hnp.arrays(np.int64, SIZES, elements=st.sampled_from([0, 1, 2, 5, 90, 10**9])))
+@settings(max_examples=80, deadline=None)
+def test_densified_labels_keep_their_partition_and_zero(labels: np.ndarray) -> None:
+    dense, n = regions.densify(labels)
+    assert dense.dtype == np.int64
+    present = np.unique(labels[labels > 0])
+    assert n == len(present)
+    np.testing.assert_array_equal(np.concatenate(([0], present))[dense], labels)
+
+
+def test_densify_refuses_negative_labels() -> None:
+    with pytest.raises(ValueError, match="must not be negative, got -1"):
+        regions.densify(np.array([[0, -1]]))
+
+
+def test_spe_map_equals_the_released_code() -> None:
+    """SAM-DiffSR a18eaf6 on four overlapping masks: sum / (h w), list order, later masks on top."""
+    golden = np.load(GOLDEN)
+    size = (int(golden["size"][0]), int(golden["size"][1]))
+    runs = [regions.parse_counts(str(counts), size) for counts in golden["counts"]]
+    labels, table = regions.atoms(runs, size)
+    top = regions.top_masks(table, np.arange(len(runs)))
+    values = np.array([0.0, *(regions.spe_sum(r, size) for r in runs)]) / (size[0] * size[1])
+    np.testing.assert_allclose(values[top][labels], golden["spe"], rtol=1e-4, atol=1e-6 * np.abs(golden["spe"]).max())
+
+
+@given(MASKS)
+@settings(max_examples=60, deadline=None)
+def test_spe_sum_is_the_sum_of_the_rotary_table_over_the_mask(mask: np.ndarray) -> None:
+    h, w = mask.shape
+    table = np.ones((h, w))
+    for m in range(h):
+        for i in range(w // 2):
+            angle = m * 10000 ** (-2 * i / w)
+            table[m, 2 * i : 2 * i + 2] = np.cos(angle) - np.sin(angle), np.cos(angle) + np.sin(angle)
+    expected = table[mask].sum()
+    assert regions.spe_sum(regions.mask_to_runs(mask), (h, w)) == pytest.approx(expected, abs=1e-9)

@@ -105,6 +105,8 @@ class MaskRecord:
                 f"{name}: record format {version}, this sam4ir reads {FORMAT_VERSION}; "
                 "make the masks again with scripts/masks.py or use the sam4ir that wrote them"
             )
+        if tile != TILE or itemsize not in (2, 4):
+            raise MaskStoreError(f"{name}: damaged header; make this image's masks again")
         self.size: tuple[int, int] = (h, w)
         self.count: int = count
         self.atom_count: int = atoms

@@ -120,7 +120,9 @@ def _open_reader(path: Path) -> lmdb.Environment:
     try:
         env = lmdb.open(str(path.resolve()), create=False, readonly=True, lock=False, readahead=False, max_spare_txns=8)
     except lmdb.Error as error:
-        raise MaskStoreError(f"{file}: not an LMDB file, or cut off ({error}); {_HELP}") from None
+        raise MaskStoreError(
+            f"{file}: cannot be opened ({error}); cut off, no LMDB file, or being written in this process; {_HELP}"
+        ) from None
     needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     if file.stat().st_size < needed:
         env.close()
