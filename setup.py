@@ -16,5 +16,15 @@ setup(
     packages=find_packages(include=["sam4ir", "sam4ir.*"]),
     python_requires=">=3.10",
     install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
-    extras_require={"test": ["pytest>=7", "hypothesis>=6.90", "ruff>=0.6", "mypy>=1.8", "types-PyYAML", "types-tqdm"]},
+    extras_require={
+        "test": [
+            "pytest>=7",
+            "pytest-timeout>=2.2",
+            "hypothesis>=6.90",
+            "ruff>=0.6",
+            "mypy>=1.8",
+            "types-PyYAML",
+            "types-tqdm",
+        ]
+    },
 )

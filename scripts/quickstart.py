@@ -71,20 +71,16 @@ def call(script: str, *arguments: str) -> None:
         raise ValueError(f"{script} ended with exit code {code}; see its message above")
 
 
-def train(steps: int | None) -> None:
+def train() -> None:
     """Train the plain network, then the same network with SAM4IR; without VGG16, SGR is left out."""
-    overrides = (
-        [f"train:total_iter={steps}", f"train:scheduler:T_max={steps}", f"val:val_freq={steps}"] if steps else []
-    )
     without_sgr = []
     try:
         resolve("vgg16")
     except WeightsError as error:
         print(f"VGG16 cannot be fetched, so SGR is left out of this run:\n{error}")
-        without_sgr = ["train:sgr_opt=null"]
-    for name, more in (("plain", []), ("sam4ir", without_sgr)):
-        force = ["--force_yml", *overrides, *more] if overrides or more else []
-        call("train.py", "-opt", f"{OPTIONS}/{name}.yml", "--auto_resume", *force)
+        without_sgr = ["--force_yml", "train:sgr_opt=null"]
+    call("train.py", "-opt", f"{OPTIONS}/plain.yml", "--auto_resume")
+    call("train.py", "-opt", f"{OPTIONS}/sam4ir.yml", "--auto_resume", *without_sgr)
 
 
 def test() -> None:
@@ -173,20 +169,19 @@ def _detail(photo: str, name: str, image: np.ndarray, scores: Mapping[str, Mappi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, help="training steps of each network (default: as in the option files)")
-    given = parser.parse_args(arguments)
+    parser.parse_args(arguments)
     begun = time.monotonic()
+    resumed = (ROOT / "experiments" / "quickstart_plain").exists()
     lay_out_photographs()
-    train(given.steps)
+    train()
     test()
     scores = collect()
     write_image(RESULTS / "comparison.png", picture(scores))
     seconds = round(time.monotonic() - begun, 1)
-    write_text(RESULTS / "summary.json", json.dumps({**scores, "seconds": seconds}, indent=1))
-    print(
-        f"\n{table(scores)}\n\n{seconds:.0f} seconds. "
-        "Numbers: results/quickstart/summary.json, picture: results/quickstart/comparison.png"
-    )
+    summary = {**scores, "seconds": seconds, "resumed": resumed}
+    write_text(RESULTS / "summary.json", json.dumps(summary, indent=1))
+    print(f"\n{table(scores)}\n\n{seconds:.0f} seconds{' (an earlier run went on)' if resumed else ''}.")
+    print("Numbers: results/quickstart/summary.json, picture: results/quickstart/comparison.png")
     return 0
 
 

@@ -30,6 +30,14 @@ from sam4ir.utils import cli
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, read_image, to_float_tensor, to_image, write_image
 
 
+def positive(text: str) -> int:
+    """A whole number above 0."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not above 0")
+    return number
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -40,9 +48,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--input", type=Path, required=True, help="an image or a folder of images, subfolders too")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the restored PNGs go")
-    parser.add_argument("--tile", type=int, metavar="PIXELS", help="restore in overlapping, blended tiles of this side")
     parser.add_argument(
-        "--overlap", type=int, metavar="PIXELS", help="pixels that tiles share (default: an eighth of the tile)"
+        "--tile", type=positive, metavar="PIXELS", help="restore in overlapping, blended tiles of this side"
+    )
+    parser.add_argument(
+        "--overlap", type=positive, metavar="PIXELS", help="pixels that tiles share (default: an eighth of the tile)"
     )
     parser.add_argument("--self_ensemble", action="store_true", help="mean over the eight flips and rotations")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ... (default: the option file's)")
@@ -67,8 +77,8 @@ def inference(options: Options, arguments: argparse.Namespace) -> build.Inferenc
     overlap = (
         arguments.overlap if arguments.overlap is not None else (arguments.tile // 8 if arguments.tile else own.overlap)
     )
-    if tile and not 0 <= overlap < tile:
-        raise ValueError(f"--overlap: {overlap} must be at least 0 and smaller than the tile of {tile}")
+    if tile and overlap >= tile:
+        raise ValueError(f"--overlap: {overlap} must be smaller than the tile of {tile}")
     return dataclasses.replace(
         own, tile=tile, overlap=overlap, self_ensemble=arguments.self_ensemble or own.self_ensemble
     )
@@ -123,7 +133,7 @@ def restore_all(
         try:
             write_image(target, restored(read_image(file)))
         except ImageError as error:
-            bad.append(str(error))
+            bad.append(str(error) if str(file) in str(error) else f"{file}: {error}")
     print(f"{len(work) - kept - len(bad)} images restored to {output}")
     if kept:
         print(f"{kept} were there already and were kept; --overwrite replaces them")

@@ -30,7 +30,7 @@ class World:
 
     def values(self, sam: bool = False, **changes: object) -> dict:
         """The plain values of an option file; `changes` replace whole top-level keys."""
-        masks = {"dataroot_mask": str(self.root / "masks.lmdb")} if sam else {}
+        masks = {"masks": {"store": str(self.root / "masks.lmdb")}} if sam else {}
         data = {"type": "GaussianDenoisingDataset", "sigma_range": 50, **masks}
         values: dict = {
             "name": "small",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -91,7 +92,7 @@ WRONG = {
     "unknown network": ("network_g:type=NafNet", "did you mean 'NAFNet'"),
     "wrong kind": ("network_g:width=wide", "network_g.width"),
     "missing folder": ("datasets:train:dataroot_gt=/nowhere", "/nowhere"),
-    "mask store of nowhere": ("datasets:train:dataroot_mask=/nowhere.lmdb", "/nowhere.lmdb"),
+    "mask store of nowhere": ("datasets:train:masks:store=/nowhere.lmdb", "/nowhere.lmdb"),
     "negative count": ("train:total_iter=-1", "train.total_iter"),
     "both weights": ("train:spd_opt={balance: 0.3, loss_weight: 1}", "keep one"),
     "unknown metric": ("val:metrics:x={type: pnsr}", "did you mean 'psnr'"),
@@ -139,3 +140,45 @@ def test_killed_with_9_and_resumed_equals_uninterrupted_to_the_last_bit(world: W
     assert (killed / "training_states" / "25.state").exists()
     call("train.py", "-opt", options, "--auto_resume", "--force_yml", "name=killed", *common)
     assert_same_run(world.root / "experiments" / "straight", killed, 60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_whole_group_saves_first(world: World, number: int) -> None:
+    options = world.write(world.values(True))
+    force = ["train:total_iter=5000", "datasets:train:num_worker_per_gpu=2"]
+    command = [sys.executable, "train.py", "-opt", str(options), "--force_yml", *force]
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    log = world.root / "experiments" / "small" / "log.jsonl"
+    while not log.exists() or len(log.read_text().splitlines()) < 6:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in out
+    assert "go on with --auto_resume" in out
+    assert list((world.root / "experiments" / "small" / "training_states").glob("*.state"))
+
+
+def test_restore_lists_what_is_not_finite(world: World) -> None:
+    call("train.py", "-opt", world.write(world.values()), "--force_yml", "train:total_iter=1")
+    weights = world.root / "experiments" / "small" / "models" / "net_g_1.pth"
+    state = torch.load(weights, weights_only=True)
+    state["params_ema"]["ending.bias"].fill_(float("nan"))
+    torch.save(state, weights)
+    done = call(
+        "scripts/restore.py",
+        "--weights",
+        weights,
+        "--input",
+        world.root / "gt",
+        "--output",
+        world.root / "o",
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "photo_3.png: the restored image has values that are not finite" in done.stderr
+    assert not list((world.root / "o").glob("*.png"))

@@ -11,7 +11,7 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from sam4ir.config.familiar import GEOMETRIC, as_ours, takes_geometric
-from sam4ir.config.schema import WITHOUT_EFFECT, DatasetOptions, DistillOptions, Options
+from sam4ir.config.schema import WITHOUT_EFFECT, DatasetOptions, DistillOptions, Options, TrainOptions
 from sam4ir.config.signature import check_block, validate
 from sam4ir.config.yaml_text import DEEPEST, Path, Problem, dump, parse
 from sam4ir.registry import ARCHS, DATASETS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
@@ -68,6 +68,22 @@ def _text(name: str) -> str:
 def dump_options(options: Options) -> str:
     """YAML that load_options reads back to an equal value; every default is written out."""
     return dump(options.model_dump(mode="json"))
+
+
+def changes(earlier: str, options: Options) -> list[str]:
+    """'train.optim_g.lr: 0.001, now 0.002' for every option that differs from a saved file's text."""
+    before, now = (dict(_leaves(v)) for v in (parse(earlier)[0], options.model_dump(mode="json")))
+    places = [p for p in {**before, **now} if before.get(p) != now.get(p) and p[0] not in {"name", "path", "logger"}]
+    return [f"{'.'.join(p)}: {before.get(p)}, now {now.get(p)}" for p in places]
+
+
+def _leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """(key path, value) of everything that is not a block."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, (*path, str(key)))
+        else:
+            yield (*path, str(key)), value
 
 
 def notices(options: Options) -> list[str]:
@@ -148,6 +164,7 @@ def _is_plain_text(value: str) -> bool:
 
 
 def _resolve(values: Mapping[str, Any], folder: FilePath) -> tuple[Options | None, list[Problem]]:
+    values = {**values, **_plugin_files(values.get("plugins"), folder)}
     failed = _import_plugins(values.get("plugins"), folder)
     values, problems = as_ours(values)
     options, found = validate(Options, values)
@@ -164,18 +181,27 @@ def _resolve(values: Mapping[str, Any], folder: FilePath) -> tuple[Options | Non
     return options, problems + _consistency(options)
 
 
+def _plugin_files(names: Any, folder: FilePath) -> dict[str, list[Any]]:
+    """`plugins` with those beside the option file as absolute paths, so that a saved copy of the file finds them."""
+    if not isinstance(names, list):
+        return {}
+    beside = [folder.resolve() / f"{n}.py" if isinstance(n, str) and n.isidentifier() else None for n in names]
+    return {"plugins": [str(b) if b and b.is_file() else n for n, b in zip(names, beside, strict=True)]}
+
+
 def _import_plugins(names: Any, folder: FilePath) -> list[Problem]:
-    """Import the user's modules, from the Python path, from beside the option file or from the working folder."""
+    """Import the user's modules: names from the Python path or the working folder, and files by their path."""
     problems = []
     for i, name in enumerate(names if isinstance(names, list) else []):
         if not isinstance(name, str):
             continue
-        for place in (str(folder.resolve()), os.getcwd()):
+        file = FilePath(name) if name.endswith(".py") else None
+        for place in (str(file.parent if file else folder.resolve()), os.getcwd()):
             if place not in sys.path:
                 sys.path.append(place)
         importlib.invalidate_caches()
         try:
-            importlib.import_module(name)
+            importlib.import_module(file.stem if file else name)
         except (Exception, SystemExit) as error:  # the user's code may fail in any way; the message names it
             problems.append(Problem(("plugins", i), f"{name!r} cannot be imported: {type(error).__name__}: {error}"))
     return problems
@@ -193,6 +219,7 @@ def _blocks(values: Mapping[str, Any]) -> Iterator[tuple[Path, Registry, Mapping
         (("network_r",), ARCHS),
         (("spf",), FUSIONS),
         (("train", "pixel_opt"), LOSSES),
+        (("train", "refine_opt"), LOSSES),
         (("train", "scheduler"), SCHEDULES),
         (("train", "scheduler_r"), SCHEDULES),
     ]
@@ -247,7 +274,7 @@ def _data_sets(options: Options) -> list[Problem]:
 def _plain(options: Options) -> list[Problem]:
     """Keys of SAM4IR in a file that trains a plain network."""
     given: list[Path] = [(key,) for key in ("spf", "network_r") if getattr(options, key) is not None]
-    for key in ("spd_opt", "sgr_opt", "optim_r", "scheduler_r"):
+    for key in ("spd_opt", "sgr_opt", "refine_opt", "optim_r", "scheduler_r"):
         if options.train and getattr(options.train, key) is not None:
             given.append(("train", key))
     if options.train and options.train.distill != DistillOptions():
@@ -258,26 +285,41 @@ def _plain(options: Options) -> list[Problem]:
 
 
 def _distillation(options: Options) -> list[Problem]:
-    problems = []
+    problems = _masks(options)
     if options.scale != 1:
         message = f"is {options.scale}; SPF lays masks on the restored image, so SAM4IR needs scale 1"
         problems.append(Problem(("scale",), message))
-    train = options.train
-    if train is None:
-        return problems
-    if train.distill.masks == "store":
-        scored = options.phase("val") if options.val is not None and options.val.refiner else {}
-        for key, dataset in {**options.phase("train"), **scored}.items():
-            if dataset.dataroot_mask is None:
-                hint = "name a mask store (scripts/masks.py makes one), or set train.distill.masks: empty"
-                problems.append(Problem(("datasets", key, "dataroot_mask"), f"is required by SAM4IRModel: {hint}"))
-    if train.distill.schedule == "two_phase":
-        if not options.path.pretrain_network_g:
-            message = "is required by schedule two_phase: the student is frozen first"
-            problems.append(Problem(("path", "pretrain_network_g"), message))
-        if (train.distill.refine_iter or 0) >= train.total_iter:
-            problems.append(Problem(("train", "distill", "refine_iter"), "must be smaller than total_iter"))
-    if train.distill.init_refiner == "student" and not options.path.pretrain_network_g:
+    if options.val is not None and options.val.refiner and options.val.grids:
+        message = "scores whole images, so it does not go with grids: true; switch one of them off"
+        problems.append(Problem(("val", "refiner"), message))
+    return problems + (_refiner_training(options, options.train) if options.train is not None else [])
+
+
+def _masks(options: Options) -> list[Problem]:
+    """Data sets whose masks the model looks at, without any."""
+    if options.train is None or options.train.distill.masks == "empty":
+        return []
+    scored = options.phase("val") if options.val is not None and options.val.refiner else {}
+    hint = "{store: PATH} of a mask store (scripts/masks.py makes one), or set train.distill.masks: empty"
+    return [
+        Problem(("datasets", key, "masks"), f"is required by SAM4IRModel: {hint}")
+        for key, dataset in {**options.phase("train"), **scored}.items()
+        if dataset.masks is None
+    ]
+
+
+def _refiner_training(options: Options, train: TrainOptions) -> list[Problem]:
+    """How student and refiner train together."""
+    problems = []
+    distill, pretrained = train.distill, options.path.pretrain_network_g
+    if distill.teacher == "ema" and train.ema_decay == 0:
+        problems.append(Problem(("train", "distill", "teacher"), "ema needs train.ema_decay above 0"))
+    if distill.schedule == "two_phase" and not pretrained:
+        message = "is required by schedule two_phase: the student is frozen first"
+        problems.append(Problem(("path", "pretrain_network_g"), message))
+    if distill.schedule == "two_phase" and (distill.refine_iter or 0) >= train.total_iter:
+        problems.append(Problem(("train", "distill", "refine_iter"), "must be smaller than total_iter"))
+    if distill.init_refiner == "student" and not pretrained:
         message = "student copies the student's weights, but it has none yet; set path.pretrain_network_g"
         problems.append(Problem(("train", "distill", "init_refiner"), message))
     return problems

@@ -60,12 +60,19 @@ class Block(_Options):
         return {"type": self.type, **self.arguments}
 
 
+class MasksOptions(_Options):
+    """Where a data set's masks come from: a mask store, and which image SAM must have looked at."""
+
+    store: str
+    source: Literal["gt", "lq", "restored"] | None = None
+
+
 class DatasetOptions(Block):
     """A data set and how it is loaded; the other keys are the data set's own arguments."""
 
     name: FolderName | None = None
     phase: str | None = None
-    dataroot_mask: str | None = None
+    masks: MasksOptions | None = None
     batch_size_per_gpu: Positive = 1
     num_worker_per_gpu: Count = 0
     use_shuffle: bool = True
@@ -175,6 +182,7 @@ class TrainOptions(_Options):
     total_batch: Positive | None = None
     max_nonfinite: Positive = 10
     pixel_opt: Block
+    refine_opt: Block | None = None
     spd_opt: SpdOptions | None = None
     sgr_opt: SgrOptions | None = None
     distill: DistillOptions = DistillOptions()
@@ -226,6 +234,7 @@ class Options(_Options):
     manual_seed: Count = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    deterministic: bool = False
     plugins: tuple[str, ...] = ()
     datasets: dict[str, DatasetOptions] = {}
     network_g: Block
@@ -288,6 +297,7 @@ def json_schema() -> dict[str, Any]:
         (schema, "network_r", ARCHS),
         (schema, "spf", FUSIONS),
         (definitions["TrainOptions"], "pixel_opt", LOSSES),
+        (definitions["TrainOptions"], "refine_opt", LOSSES),
         (definitions["TrainOptions"], "scheduler", SCHEDULES),
         (definitions["TrainOptions"], "scheduler_r", SCHEDULES),
     ):

@@ -155,6 +155,10 @@ def _as_it_is(made: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process saves, then ends us
+    for number in (
+        signal.SIGINT,
+        signal.SIGTERM,
+    ):  # both may reach the whole group; the main process saves, then ends us
+        signal.signal(number, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

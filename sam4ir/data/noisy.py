@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import torch
 
 from sam4ir.data.sample import MaskReader, MaskStoreLike, MaskViews, Sample
-from sam4ir.data.sources import open_source, select_keys
-from sam4ir.data.transforms import Normalization, augmentation
+from sam4ir.data.sources import IoBackend, open_source, select_keys
+from sam4ir.data.transforms import augmentation, refuse_normalization
 from sam4ir.registry import near_miss
 from sam4ir.utils.image import to_float_tensor
 from sam4ir.utils.rng import generator
@@ -35,7 +34,7 @@ class GaussianDenoisingDataset:
         sigma_range: float | list[float],
         sigma_type: Literal["constant", "random", "choice"] = "constant",
         noise_seed: int | None = None,
-        io_backend: Mapping[str, str] | None = None,
+        io_backend: IoBackend | None = None,
         meta_info_file: str | None = None,
         gt_size: int | None = None,
         use_hflip: bool = False,
@@ -52,9 +51,8 @@ class GaussianDenoisingDataset:
         self._sigmas = _sigmas(sigma_type, sigma_range)
         self._sigma_type = sigma_type
         self._noise_seed = noise_seed
-        self._flips = (use_hflip, use_flip, use_rot)
-        self._augmentation = augmentation(gt_size, *self._flips)
-        self._normalize = Normalization(mean, std)
+        self._augmentation = augmentation(gt_size, use_hflip, use_flip, use_rot)
+        refuse_normalization(mean, std)
         self._masks = MaskReader(masks, mask_views)
         self._gt = open_source(dataroot_gt, io_backend, "dataroot_gt")
         self._keys = select_keys(self._gt, meta_info_file)
@@ -65,12 +63,6 @@ class GaussianDenoisingDataset:
     def key(self, index: int) -> str:
         """The key of image `index`; images are sorted by it."""
         return self._keys[index]
-
-    def with_gt_size(self, gt_size: int | None) -> GaussianDenoisingDataset:
-        """The same images in crops of another size; the folder is not listed again."""
-        other = copy.copy(self)
-        other._augmentation = augmentation(gt_size, *self._flips)
-        return other
 
     def get(self, index: int, rng: np.random.Generator) -> Sample:
         """One sample; window, flip and (without noise_seed) noise are drawn from rng, in this order."""
@@ -88,7 +80,7 @@ class GaussianDenoisingDataset:
         sigma = self._draw_sigma(noise_rng)
         noise = torch.from_numpy(noise_rng.standard_normal(tuple(gt.shape), dtype=np.float32))
         lq = gt + noise * (sigma / 255.0)
-        return Sample(key, self._normalize(lq), self._normalize(gt), **fields)
+        return Sample(key, lq, gt, **fields)
 
     def _draw_sigma(self, rng: np.random.Generator) -> float:
         if self._sigma_type == "random":

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
 
 from sam4ir.data.sample import MaskReader, MaskStoreLike, MaskViews, Sample
-from sam4ir.data.sources import ImageSource, listed, open_source, select_keys
-from sam4ir.data.transforms import Normalization, augmentation
+from sam4ir.data.sources import ImageSource, IoBackend, listed, open_source, select_keys
+from sam4ir.data.transforms import augmentation, refuse_normalization
 from sam4ir.utils.image import to_float_tensor
 
 
@@ -34,7 +33,7 @@ class PairedImageDataset:
         self,
         dataroot_gt: str,
         dataroot_lq: str,
-        io_backend: Mapping[str, str] | None = None,
+        io_backend: IoBackend | None = None,
         meta_info_file: str | None = None,
         filename_tmpl: str = "{}",
         gt_size: int | None = None,
@@ -48,9 +47,8 @@ class PairedImageDataset:
         mask_views: MaskViews | None = None,
     ) -> None:
         self.scale = scale
-        self._flips = (use_hflip, use_flip, use_rot)
-        self._augmentation = augmentation(gt_size, *self._flips, scale)
-        self._normalize = Normalization(mean, std)
+        self._augmentation = augmentation(gt_size, use_hflip, use_flip, use_rot, scale)
+        refuse_normalization(mean, std)
         self._masks = MaskReader(masks, mask_views)
         self._gt = open_source(dataroot_gt, io_backend, "dataroot_gt")
         self._lq = open_source(dataroot_lq, io_backend, "dataroot_lq")
@@ -63,12 +61,6 @@ class PairedImageDataset:
     def key(self, index: int) -> str:
         """The GT key of image `index`; images are sorted by it."""
         return self._pairs[index][0]
-
-    def with_gt_size(self, gt_size: int | None) -> PairedImageDataset:
-        """The same images in crops of another size; the folders are not listed again."""
-        other = copy.copy(self)
-        other._augmentation = augmentation(gt_size, *self._flips, self.scale)
-        return other
 
     def get(self, index: int, rng: np.random.Generator) -> Sample:
         """One sample; window and flip are drawn from rng. Raises ValueError naming the files that do not fit."""
@@ -88,7 +80,7 @@ class PairedImageDataset:
             on_gt = on_lq.scaled(self.scale)
             lq_crop, gt_crop = to_float_tensor(on_lq.take(lq)), to_float_tensor(on_gt.take(gt))
         fields = self._masks.read(gt_key, self._gt.where(gt_key), gt_size, on_gt)
-        return Sample(gt_key, self._normalize(lq_crop), self._normalize(gt_crop), **fields)
+        return Sample(gt_key, lq_crop, gt_crop, **fields)
 
 
 def pair_keys(

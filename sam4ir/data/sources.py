@@ -9,13 +9,15 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
 from sam4ir.data.lmdb_io import LmdbReader, key_of, parse_meta_line, read_image_keys, unpack_image
 from sam4ir.registry import near_miss
 from sam4ir.utils.image import IMAGE_SUFFIXES, read_image
+
+IoBackend = Mapping[Literal["type"], Literal["disk", "lmdb"]]
 
 SHOWN = 10  # names that an error message lists
 
@@ -78,7 +80,7 @@ class LmdbSource:
         return f"{self.root}[{key}]"
 
 
-def open_source(dataroot: str | Path, io_backend: Mapping[str, str] | None, option: str) -> ImageSource:
+def open_source(dataroot: str | Path, io_backend: IoBackend | None, option: str) -> ImageSource:
     """The source at `dataroot`.
 
     io_backend: {'type': 'disk' | 'lmdb'}; None goes by the folder's name. option: what error messages call dataroot.
@@ -141,7 +143,7 @@ def _image_files(root: Path) -> Iterator[str]:
                 yield (Path(folder) / name).relative_to(root).as_posix()
 
 
-def _backend_type(io_backend: Mapping[str, str] | None) -> str | None:
+def _backend_type(io_backend: IoBackend | None) -> str | None:
     if io_backend is None:
         return None
     for name in io_backend:

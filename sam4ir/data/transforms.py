@@ -1,4 +1,4 @@
-"""What is drawn once for all aligned arrays of a sample, a window and a flip; then normalising.
+"""What is drawn once for all aligned arrays of a sample, a window and a flip.
 
 Arrays are (h, w, ...) with any trailing axes.
 """
@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -114,20 +112,13 @@ def augmentation(
     return Augmentation(None if gt_size is None else gt_size // scale, use_hflip or bool(use_flip), use_rot)
 
 
-class Normalization:
-    """(x - mean) / std per channel, for LQ and GT alike (BasicSR's `mean` and `std`); None changes nothing."""
+def refuse_normalization(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
+    """BasicSR's `mean` and `std`: only values that change nothing are taken.
 
-    def __init__(self, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
-        if (mean is None) != (std is None):
-            raise ValueError("mean and std belong together; give both or neither")
-        for name, values in (("mean", mean), ("std", std)):
-            if values is not None and len(values) != 3:
-                raise ValueError(f"{name}: {list(values)} must have 3 values, one for each of R, G, B")
-        if std is not None and min(std) <= 0:
-            raise ValueError(f"std: {list(std)} must be positive")
-        self.mean = None if mean is None else torch.tensor(list(mean), dtype=torch.float32).view(3, 1, 1)
-        self.std = None if std is None else torch.tensor(list(std), dtype=torch.float32).view(3, 1, 1)
-
-    def __call__(self, image: Tensor) -> Tensor:
-        """image: (3, h, w) float32."""
-        return image if self.mean is None or self.std is None else (image - self.mean) / self.std
+    Networks, masks, metrics and saved images all take [0, 1] here; anything else raises ValueError.
+    """
+    if any(v != 0 for v in mean or ()) or any(v != 1 for v in std or ()):
+        raise ValueError(
+            f"mean {mean} and std {std}: images stay in [0, 1] here, in losses, metrics and files alike; "
+            "leave mean and std out, or normalise inside your network"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from sam4ir.config.signature import accepts, block_arguments
 from sam4ir.engine.inference import Inference
 from sam4ir.engine.validate import Metric
 from sam4ir.engine.weights import load_weights
+from sam4ir.models.restoration import final, frozen
 from sam4ir.registry import ARCHS, DATASETS, METRICS, Registry
 from sam4ir.utils.rng import torch_stream
 
@@ -33,8 +35,9 @@ def naming(place: str) -> Iterator[None]:
         yield
     except BuildError:
         raise
-    except (ValueError, TypeError, OSError, RuntimeError) as error:  # torch refuses sizes with RuntimeErrors
-        raise BuildError(f"{place}: {error}") from error
+    except (ValueError, TypeError, OSError, ArithmeticError, LookupError, RuntimeError) as error:
+        # torch refuses sizes with RuntimeErrors; a period of 0 divides by it, an empty list has no element
+        raise BuildError(f"{place}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
 
 
 def make(registry: Registry, block: Block, place: str, **handed: Any) -> Any:
@@ -47,11 +50,32 @@ def make(registry: Registry, block: Block, place: str, **handed: Any) -> Any:
 
 def device_of(options: Options) -> torch.device:
     """The device an option file asks for; `auto` is CUDA where there is one."""
-    if options.device != "auto":
-        if options.device.startswith("cuda") and not torch.cuda.is_available():
-            raise BuildError("device: cuda is asked for but torch finds none; set device: cpu or auto")
-        return torch.device(options.device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if options.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(options.device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise BuildError(f"device: {device} is asked for but torch finds {torch.cuda.device_count()}; set cpu or auto")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise BuildError("device: mps is asked for but torch finds none; set device: cpu or auto")
+    return device
+
+
+def make_deterministic() -> None:
+    """Bit-exact repetition on CUDA too, at some cost in speed (options: deterministic)."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+
+
+def check_images(net: nn.Module, options: Options, device: torch.device) -> None:
+    """Raise BuildError unless the network turns an RGB image into one `scale` times as large."""
+    image = torch.zeros(1, 3, 16, 16, device=device)
+    with naming("network_g"), frozen(net):
+        shape = tuple(final(net(image)).shape)
+        if shape != (1, 3, 16 * options.scale, 16 * options.scale):
+            raise ValueError(
+                f"{options.network_g.type} turns {tuple(image.shape)} into {shape}; scale is {options.scale}"
+            )
 
 
 def placed(module: M, device: torch.device) -> M:

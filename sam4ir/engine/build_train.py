@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sam4ir.config.schema import DatasetOptions, OptimOptions, Options, SgrOptions, SpdOptions, TermOptions
+from sam4ir.config.schema import Block, DatasetOptions, OptimOptions, Options, SgrOptions, SpdOptions, TermOptions
 from sam4ir.config.signature import accepts, block_arguments
 from sam4ir.data.masks import MaskStore
 from sam4ir.data.sample import MaskRecordLike
@@ -22,11 +22,11 @@ from sam4ir.distill.balance import TermWeight
 from sam4ir.distill.sgr import SemanticGuidedRelation
 from sam4ir.distill.spd import SemanticPriorsDistillation
 from sam4ir.distill.spf import SemanticPriorsFusion
-from sam4ir.engine.build import BuildError, dataset, make, naming, network, placed, pretrained
+from sam4ir.engine.build import BuildError, check_images, dataset, make, naming, network, placed, pretrained
 from sam4ir.engine.checkpoint import Trained
 from sam4ir.engine.ema import Ema
 from sam4ir.engine.optim import Optimiser, learning_rate
-from sam4ir.models.restoration import Model, Restoration
+from sam4ir.models.restoration import Loss, Model, Restoration
 from sam4ir.models.sam_distill import Refiner, SamDistill, Schedule, Term
 from sam4ir.registry import DATASETS, FUSIONS, LOSSES, SCHEDULES
 from sam4ir.utils.rng import torch_stream
@@ -41,14 +41,19 @@ def region_view(record: MaskRecordLike, window: Window) -> np.ndarray:
 
 def masked_dataset(key: str, block: DatasetOptions, options: Options, with_masks: bool) -> Any:
     """A data set; with_masks: its samples carry region labels from its mask store."""
-    if not with_masks or block.dataroot_mask is None:
+    if not with_masks or block.masks is None:
         return dataset(key, block, options)
     if not accepts(DATASETS.get(block.type), "masks"):
         raise BuildError(
             f"datasets.{key}.type: {block.type} takes no masks; its constructor needs masks and mask_views"
         )
-    with naming(f"datasets.{key}.dataroot_mask"):
-        store = MaskStore(block.dataroot_mask)
+    with naming(f"datasets.{key}.masks.store"):
+        store = MaskStore(block.masks.store)
+        if block.masks.source and store.meta.get("source") != block.masks.source:
+            made = store.meta.get("source")
+            raise ValueError(
+                f"{store.path}: its masks were made of {made} images; masks.source asks for {block.masks.source}"
+            )
     return dataset(key, block, options, masks=store, mask_views={"regions": region_view})
 
 
@@ -115,8 +120,8 @@ def trained(options: Options, device: torch.device) -> Trained:
     assert train is not None
     student = network(options.network_g, "g", options.manual_seed, device)
     loaded = pretrained(student, options)
-    loss = make(LOSSES, train.pixel_opt, "train.pixel_opt")
-    loss = loss.to(device) if isinstance(loss, nn.Module) else loss
+    check_images(student, options, device)
+    loss = _loss(train.pixel_opt, "train.pixel_opt", device)
     networks: dict[str, nn.Module] = {"g": student}
     if options.distills:
         networks["r"] = _refiner(options, student, loaded, device)
@@ -127,6 +132,7 @@ def trained(options: Options, device: torch.device) -> Trained:
             student,
             networks["r"],
             loss,
+            refine_loss=_loss(train.refine_opt, "train.refine_opt", device) if train.refine_opt else None,
             spd=_spd(train.spd_opt),
             sgr=_sgr(train.sgr_opt, device),
             teacher=emas["r"].module if train.distill.teacher == "ema" else None,
@@ -140,6 +146,11 @@ def trained(options: Options, device: torch.device) -> Trained:
     starts = {"g": second, "r": 0}
     optimisers = {label: _optimiser(options, net, label, starts[label]) for label, net in networks.items()}
     return Trained(model, optimisers, emas)
+
+
+def _loss(block: Block, place: str, device: torch.device) -> Loss:
+    loss: Loss = make(LOSSES, block, place)
+    return loss.to(device) if isinstance(loss, nn.Module) else loss
 
 
 def _refiner(options: Options, student: nn.Module, loaded: bool, device: torch.device) -> Refiner:

@@ -55,9 +55,14 @@ class Trained:
 
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
-    """torch.save, atomically."""
-    with atomic(path) as part:
-        torch.save(dict(content), part)
+    """torch.save, atomically. Raises OSError naming the file where the disk takes no more."""
+    try:
+        with atomic(path) as part:
+            torch.save(dict(content), part)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        raise OSError(
+            f"{path}: cannot be written ({str(error).splitlines()[0]}); what was there before is whole"
+        ) from error
 
 
 def _cpu(network: nn.Module) -> dict[str, Tensor]:
@@ -93,8 +98,10 @@ def publish_latest(paths: RunPaths, trained: Trained, iteration: int) -> None:
             part.write_bytes(source.read_bytes())
 
 
-def load(state_file: Path, trained: Trained) -> Progress:
+def load(state_file: Path, trained: Trained) -> tuple[Progress, str]:
     """Take up a checkpoint; the weights lie in ../models beside the state's folder.
+
+    Returns where the run was, and the options (YAML) it was trained with.
 
     Raises WeightsFileError or CheckpointError naming the file that is not whole or does not fit.
     """
@@ -120,7 +127,7 @@ def load(state_file: Path, trained: Trained) -> Progress:
     torch.set_rng_state(state["rng"])
     if torch.cuda.is_available() and len(state["rng_cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["rng_cuda"])
-    return Progress(**state["progress"])
+    return Progress(**state["progress"]), str(state["options"])
 
 
 def _fill(network: nn.Module, params: Mapping[str, Tensor], state_file: Path) -> None:
@@ -133,7 +140,7 @@ def _fill(network: nn.Module, params: Mapping[str, Tensor], state_file: Path) ->
         ) from None
 
 
-def find_resume(paths: RunPaths, trained: Trained, log: Any) -> Progress | None:
+def find_resume(paths: RunPaths, trained: Trained, log: Any) -> tuple[Progress, str] | None:
     """The newest checkpoint of a run that is whole, loaded; None where there is none.
 
     One that is torn (a full disk, a copy cut short) is passed over with a warning for the one before.
@@ -149,9 +156,14 @@ def find_resume(paths: RunPaths, trained: Trained, log: Any) -> Progress | None:
     return None
 
 
-def refuse_overwrite(paths: RunPaths) -> None:
-    """Raise RunExistsError where a fresh start would write into a run that has checkpoints or weights."""
+def refuse_overwrite(paths: RunPaths, resume_state: str | None = None) -> None:
+    """Raise RunExistsError where a start would write into a run that has checkpoints or weights.
+
+    Going on from resume_state is fine where that is the run's own newest checkpoint.
+    """
     states = paths.saved_iterations()
+    if resume_state and states and Path(resume_state).resolve() == paths.state(states[0]).resolve():
+        return
     weights = sorted(paths.models.glob("net_*.pth"))
     if not states and not weights:
         return

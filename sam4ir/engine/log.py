@@ -81,11 +81,16 @@ def keep_lines(path: Path, keep: Any) -> None:
 
 
 class CsvTable:
-    """A CSV that grows by rows; the first column is the iteration."""
+    """A CSV that grows by rows; the first column is the iteration. One with other columns is set aside."""
 
     def __init__(self, path: Path, columns: Sequence[str], keep_until: int) -> None:
         self.columns = ["iter", *columns]
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            with path.open(encoding="utf-8", newline="") as file:
+                header = next(csv.reader(file), [])
+            if header != self.columns:  # the run goes on with other metrics
+                set_aside(path)
         if path.exists():
             keep_lines(path, lambda line: not (n := line.split(",", 1)[0]).isdigit() or int(n) <= keep_until)
         new = not path.exists() or path.stat().st_size == 0

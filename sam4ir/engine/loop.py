@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sam4ir.config.load import dump_options, notices
+from sam4ir.config.load import changes, dump_options, notices
 from sam4ir.config.schema import Options
 from sam4ir.data.loader import train_batches
 from sam4ir.data.sample import Batch
@@ -116,8 +116,10 @@ class Trainer:
         self.recipe = options.train
         self.paths = build.run_paths(options)
         self.device = build.device_of(options)
-        if not resume and not options.path.resume_state:
-            checkpoint.refuse_overwrite(self.paths)
+        if options.deterministic:
+            build.make_deterministic()
+        if not resume:
+            checkpoint.refuse_overwrite(self.paths, options.path.resume_state)
         self.sets = build_train.data_sets(options)
         self.trained = build_train.trained(options, self.device)
         self.metrics = build.metrics(options.val)
@@ -139,13 +141,19 @@ class Trainer:
     def _begin(self, resume: bool) -> Progress:
         for notice in notices(self.options):
             self.log.warning(notice)
-        progress = None
-        if self.options.path.resume_state:
-            progress = checkpoint.load(Path(self.options.path.resume_state), self.trained)
-        elif resume:
-            progress = checkpoint.find_resume(self.paths, self.trained, self.log)
-        if progress is not None:
+        found = checkpoint.find_resume(self.paths, self.trained, self.log) if resume else None
+        if found is None and self.options.path.resume_state:
+            found = checkpoint.load(Path(self.options.path.resume_state), self.trained)
+        if found is not None:
+            progress, earlier = found
             self.log.info("Resuming %s from iteration %d.", self.options.name, progress.iteration)
+            for change in changes(earlier, self.options):
+                self.log.warning("Changed since the checkpoint: %s", change)
+            if progress.iteration > self.recipe.total_iter:
+                raise checkpoint.CheckpointError(
+                    f"{self.paths.run}: is at iteration {progress.iteration} already; train.total_iter is "
+                    f"{self.recipe.total_iter}. Raise it, or give another name for a shorter run"
+                )
             return progress
         for name in ("log.jsonl", "validation.csv"):
             if kept := set_aside(self.paths.run / name):
@@ -162,11 +170,22 @@ class Trainer:
                 self._save()
                 self.log.info("Stopped by %s at iteration %d; go on with --auto_resume.", stop, self.progress.iteration)
                 raise
+            except (ValueError, OSError):
+                self._rescue()
+                raise
             finally:
                 self.json.close()
                 self.csv.close()
                 self.scalars.close()
                 self.lock.release()
+
+    def _rescue(self) -> None:
+        """Save what has been trained before an error of data or disk ends the run."""
+        if self.progress.iteration not in {0, *self.paths.saved_iterations()}:
+            try:
+                self._save()
+            except OSError as error:
+                self.log.error("%s", error)
 
     def _train(self) -> None:
         progress, total = self.progress, self.recipe.total_iter
@@ -192,13 +211,14 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         loader = self.sets.loader
+        left = self.recipe.total_iter - self.progress.iteration
         pin = loader.pin_memory if loader.pin_memory is not None else True
         return train_batches(
             self.sets.train,
             seed=self.options.manual_seed,
             batch_size=loader.batch_size_per_gpu,
             start_sample=self.progress.sample,
-            total_samples=self.recipe.total_iter * self.accumulate * loader.batch_size_per_gpu,
+            total_samples=self.progress.sample + left * self.accumulate * loader.batch_size_per_gpu,
             num_workers=build_train.worker_count(loader),
             pin_memory=pin and self.device.type == "cuda",
             shuffle=loader.use_shuffle,
@@ -303,7 +323,7 @@ class Trainer:
 
     def _best(self, name: str, value: float) -> dict[str, float]:
         best = self.progress.best.get(name)
-        if best is None or value > best["value"]:
+        if best is None or value > best["value"] or math.isnan(best["value"]):
             best = {"value": value, "iter": self.progress.iteration}
             self.progress.best[name] = best
         return best

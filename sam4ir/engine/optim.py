@@ -20,7 +20,7 @@ def learning_rate(base_lr: float, schedule: Callable[[int, float], float], warmu
     """
 
     def rate(iteration: int) -> float:
-        own = iteration - start
+        own = max(iteration - start, 1)
         return base_lr * own / warmup_iter if own < warmup_iter else schedule(own - 1, base_lr)
 
     return rate
@@ -70,5 +70,8 @@ class Optimiser:
         return self.inner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what state_dict() gave."""
+        """Take up the moments; betas, eps and weight decay stay as the options say."""
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.inner.param_groups]
         self.inner.load_state_dict(state)
+        for group, own in zip(self.inner.param_groups, settings, strict=True):
+            group.update(own)

@@ -40,6 +40,7 @@ def score(options: Options, overwrite: bool = False) -> str:
     network = build.network(options.network_g, "g", options.manual_seed, device)
     if not build.pretrained(network, options):
         raise build.BuildError("path.pretrain_network_g: is required for a test; name the .pth file of the network")
+    build.check_images(network, options, device)
     stages, metrics = Stages(network, build.inference(options), device), build.metrics(options.val)
     data = {block.name or key: build.dataset(key, block, options) for key, block in sets.items()}
     save = options.val is not None and options.val.save_img

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,9 @@ class Metric:
     uint8: bool = True
 
     def __call__(self, image: Tensor, reference: Tensor) -> float:
-        """Value for (c, h, w) images in [0, 1]."""
+        """Value for (c, h, w) images in [0, 1]; NaN where the image has values that are not finite."""
+        if not image.isfinite().all():
+            return math.nan
         if self.uint8:
             image, reference = _rounded(image), _rounded(reference)
         return self.function(image, reference, data_range=255.0 if self.uint8 else 1.0, **self.arguments)
@@ -99,8 +102,8 @@ def evaluate(
         ):
             check()
             images = stages(sample)
-            if save_folder is not None:
-                for stage, image in images.items():
+            for stage, image in images.items():
+                if save_folder is not None and image.isfinite().all():
                     write_image(_save_path(save_folder, sample.key, save_suffix, stage), to_uint8(image))
             yield from _scores(name, sample, images, metrics)
     finally:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -82,6 +83,19 @@ def batch_psnr(restored: Tensor, gt: Tensor) -> float:
     """Mean over images of the PSNR of unclamped fp32 images in [0, 1], for the log."""
     mse = (restored.float() - gt.float()).square().mean(dim=(1, 2, 3))
     return (-10 * torch.log10(mse.clamp(min=1e-12))).mean().item()
+
+
+@contextlib.contextmanager
+def frozen(network: nn.Module) -> Iterator[None]:
+    """Inside the block the network is in eval mode and no gradient is recorded; afterwards each module is as before."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 class Restoration:

@@ -11,8 +11,7 @@ Zhang et al., CVPR 2024 (arXiv 2403.16368) state the skeleton; shapes, weights a
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -22,7 +21,16 @@ from torch import Tensor, nn
 from sam4ir.distill.balance import TermWeight
 from sam4ir.distill.sgr import SemanticGuidedRelation
 from sam4ir.distill.spd import SemanticPriorsDistillation
-from sam4ir.models.restoration import Loss, Losses, TrainingBatch, batch_psnr, final, ground_truth, reconstruction
+from sam4ir.models.restoration import (
+    Loss,
+    Losses,
+    TrainingBatch,
+    batch_psnr,
+    final,
+    frozen,
+    ground_truth,
+    reconstruction,
+)
 from sam4ir.utils.rng import torch_stream
 
 Target = Literal["refiner", "gt"]
@@ -88,7 +96,8 @@ class Lesson(NamedTuple):
 class SamDistill:
     """Training of student and refiner.
 
-    student, refiner: trained networks. loss: reconstruction loss of both. spd, sgr: the terms and how
+    student, refiner: trained networks. loss: reconstruction loss, of both unless the refiner has
+    its own. spd, sgr: the terms and how
     they are used (None: without). teacher: the refiner whose output is the target, if it is not the
     raw one (its EMA); it is run frozen. schedule: who trains when. masks: False trains the control with
     empty masks. seed: the random streams of student and refiner are functions of it and the sample number.
@@ -99,6 +108,7 @@ class SamDistill:
         student: nn.Module,
         refiner: nn.Module,
         loss: Loss,
+        refine_loss: Loss | None = None,
         spd: tuple[SemanticPriorsDistillation, Term] | None = None,
         sgr: tuple[SemanticGuidedRelation, Term] | None = None,
         teacher: nn.Module | None = None,
@@ -109,6 +119,7 @@ class SamDistill:
         self.student = student
         self.refiner = refiner
         self.loss = loss
+        self.refine_loss = refine_loss or loss
         self.spd = spd
         self.sgr = sgr
         self.teacher = refiner if teacher is None else teacher
@@ -133,7 +144,7 @@ class SamDistill:
         if not self.masks:
             return torch.zeros(batch.lq.shape[0], *size, dtype=torch.int64, device=batch.lq.device), 0
         if batch.regions is None:
-            raise ValueError("the batch has no region labels; name a mask store as dataroot_mask of its data set")
+            raise ValueError("the batch has no region labels; name a mask store as masks.store of its data set")
         if batch.regions.shape[-2:] != size:
             raise ValueError(
                 f"region labels are {tuple(batch.regions.shape[-2:])}, their images {tuple(size)}; SPF needs scale 1"
@@ -155,7 +166,7 @@ class SamDistill:
         if student_learns:
             terms["pix"] = reconstruction(self.loss, y1, gt)
         if refiner_learns:
-            terms["refine"] = reconstruction(self.loss, y2, gt)
+            terms["refine"] = reconstruction(self.refine_loss, y2, gt)
         if measure:
             measures = {"psnr": batch_psnr(final(y1), gt), "psnr_refiner": batch_psnr(final(y2), gt)}
         looked_at = {n: t for n, t in self._terms().items() if t.due(iteration) or measure}
@@ -213,19 +224,6 @@ class SamDistill:
         for name, term in self._terms().items():
             if name in state:
                 term.weight.load_state(state[name])
-
-
-@contextlib.contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
-    """Inside the block the network is in eval mode and no gradient is recorded; afterwards each module is as before."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def gradient_norm(loss: Tensor, at: Tensor) -> float:

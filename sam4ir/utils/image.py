@@ -5,7 +5,6 @@ Everywhere else an image is RGB: (h, w, c) uint8 or uint16 arrays as stored, (c,
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+
+from sam4ir.utils.files import atomic
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 
@@ -76,7 +77,12 @@ def to_uint8(image: Tensor) -> np.ndarray:
 
 
 def to_image(image: Tensor, dtype: np.dtype) -> np.ndarray:
-    """(c, h, w) float, clamped to [0, 1], to (h, w, c) RGB of dtype uint8 or uint16; halves round to even."""
+    """(c, h, w) float, clamped to [0, 1], to (h, w, c) RGB of dtype uint8 or uint16; halves round to even.
+
+    Raises ImageError for values that are not finite, which no picture can show.
+    """
+    if not image.isfinite().all():
+        raise ImageError("the restored image has values that are not finite; are the weights whole?")
     scaled = image.detach().float().clamp(0, 1).mul(_PIXEL_MAX[dtype]).round()
     return scaled.permute(1, 2, 0).contiguous().cpu().numpy().astype(dtype)
 
@@ -93,10 +99,8 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     """
     path = Path(path)
     data = _encode(image, path.suffix.lower(), str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(data)
-    os.replace(part, path)
+    with atomic(path) as part:
+        part.write_bytes(data)
 
 
 def _encode(image: np.ndarray, suffix: str, name: str) -> bytes:

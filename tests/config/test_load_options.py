@@ -46,7 +46,7 @@ val:
     psnr: {type: psnr}
 """
 SAM = PLAIN.replace("name: small\n", "name: small\nmodel_type: SAM4IRModel\n").replace(
-    "    gt_size: 64\n", "    gt_size: 64\n    dataroot_mask: masks\n"
+    "    gt_size: 64\n", "    gt_size: 64\n    masks: {store: masks}\n"
 )
 
 Load = Callable[..., Options]
@@ -165,9 +165,9 @@ def test_one_problem_a_mistake(complain: Complain, old: str, new: str, complaint
     ("old", "new", "complaint"),
     [
         (
-            "    dataroot_mask: masks\n",
+            "    masks: {store: masks}\n",
             "",
-            "datasets.train.dataroot_mask: is required by SAM4IRModel: name a mask store",
+            "datasets.train.masks: is required by SAM4IRModel: {store: PATH} of a mask store",
         ),
         (
             "total_iter: 100",
@@ -574,7 +574,8 @@ def test_a_broken_plugin_is_one_problem(
 ) -> None:
     name = plugin(source)
     (found,) = complain(swap("PLUGIN", name, WITH_PLUGIN))
-    assert found.startswith(f"line 2: plugins.0: {name!r} cannot be imported: {complaint}")
+    assert found.startswith("line 2: plugins.0: ")
+    assert f"{name}.py' cannot be imported: {complaint}" in found
 
 
 @pytest.mark.parametrize("name", ["no_such_module", "''", "..", "'a b'", '"a\\nb"', "sam4ir.", "3"])

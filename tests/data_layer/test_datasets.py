@@ -77,7 +77,7 @@ def test_whole_images_come_without_gt_size_and_crops_with_another(roots):
     dataset = paired(roots)
     sample = dataset.get(0, generator(0))
     assert (sample.lq.shape, sample.gt.shape, sample.regions) == ((3, 20, 28), (3, 40, 56), None)
-    assert dataset.with_gt_size(8).get(0, generator(0)).lq.shape == (3, 4, 4)
+    assert paired(roots, gt_size=8).get(0, generator(0)).lq.shape == (3, 4, 4)
     assert dataset.get(0, generator(0)).gt.shape == (3, 40, 56)
 
 

@@ -277,7 +277,7 @@ def test_masks_of_another_image_set_are_an_error_that_names_store_and_image(worl
     [
         ("datasets:train:dataroot_gt=/nowhere", BuildError, r"datasets.train: .*nowhere"),
         ("datasets:train:gt_size=500", ValueError, r"photo_\d.*500"),
-        ("datasets:train:dataroot_mask=/nowhere.lmdb", BuildError, r"datasets.train.dataroot_mask: /nowhere.lmdb"),
+        ("datasets:train:masks:store=/nowhere.lmdb", BuildError, r"datasets.train.masks.store: /nowhere.lmdb"),
         ("path:pretrain_network_g=/nowhere.pth", BuildError, r"path.pretrain_network_g: /nowhere.pth: no such"),
         ("network_g:width=-3", BuildError, r"network_g"),
         ("path:resume_state=/nowhere.state", WeightsFileError, r"/nowhere.state: no such"),
@@ -286,3 +286,101 @@ def test_masks_of_another_image_set_are_an_error_that_names_store_and_image(worl
 def test_what_options_cannot_tell_is_one_message_that_names_the_key(world: World, override, error, message) -> None:
     with pytest.raises(error, match=message):
         run(world, True, override)
+
+
+def stopped(world: World, *overrides: str, sam: bool = False, error: type[Exception]) -> str:
+    """The message that a run ends with."""
+    with pytest.raises(error) as caught:
+        run(world, sam, *overrides)
+    return str(caught.value)
+
+
+def test_two_phases_with_warm_up_begin_each_phase_at_a_small_rate(world: World) -> None:
+    first = run(world, False, "name=first", "train:total_iter=2")
+    pretrained = f"path:pretrain_network_g={first / 'models' / 'net_g_2.pth'}"
+    options = world.options(
+        True, (pretrained, "train:distill={schedule: two_phase, refine_iter: 4}", "train:warmup_iter=4")
+    )
+    trainer = Trainer(options, resume=False)
+    trainer.run()
+    rates = trainer.trained.optimisers
+    assert rates["r"].rate(1) == rates["g"].rate(5) == pytest.approx(2e-3 / 4)
+
+
+def test_a_resume_with_another_batch_size_trains_to_the_end(world: World) -> None:
+    run(world, False, "train:total_iter=4", "datasets:train:batch_size_per_gpu=4")
+    folder = run(world, False, "train:total_iter=7", resume=True)
+    assert [r["iter"] for r in records(folder) if "l_pix" in r] == list(range(1, 8))
+
+
+def test_resume_state_of_another_run_does_not_touch_a_run_that_is_there(world: World) -> None:
+    other = run(world, False, "name=other", "train:total_iter=4")
+    mine = run(world, False, "name=mine", "train:total_iter=4")
+    before = {p: p.read_bytes() for p in mine.rglob("*") if p.is_file()}
+    state = f"path:resume_state={other / 'training_states' / '4.state'}"
+    assert "mine: holds a run" in stopped(world, "name=mine", state, error=RunExistsError)
+    assert before == {p: p.read_bytes() for p in mine.rglob("*") if p.is_file()}
+    branch = run(world, False, "name=branch", state)
+    assert records(branch)[0]["iter"] == 5
+    trainer = Trainer(world.options(False, ("name=branch", state)), resume=True)  # a restart goes on where it was
+    assert trainer.progress.iteration == 8
+    trainer.lock.release()
+
+
+def test_an_error_in_validation_loses_no_training(world: World) -> None:
+    assert "30" in stopped(world, "val:metrics:psnr:crop_border=30", error=ValueError)
+    folder = world.root / "experiments" / "small"
+    assert (folder / "training_states" / "4.state").exists()
+    assert records(run(world, False, resume=True))[-1]["iter"] == 8
+
+
+def test_what_changed_since_the_checkpoint_is_said_and_holds(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    run(world, False, "train:total_iter=4")
+    trainer = Trainer(world.options(False, ("train:optim_g:weight_decay=0.5",)), resume=True)
+    out = capsys.readouterr().out
+    assert "train.optim_g.weight_decay: 0.0, now 0.5" in out
+    assert "train.total_iter: 4, now 8" in out
+    assert trainer.trained.optimisers["g"].inner.param_groups[0]["weight_decay"] == 0.5
+    trainer.lock.release()
+
+
+def test_a_run_that_is_further_than_total_iter_says_so(world: World) -> None:
+    run(world, False)
+    with pytest.raises(CheckpointError, match=r"is at iteration 8 already; train.total_iter is 6"):
+        run(world, False, "train:total_iter=6", resume=True)
+
+
+def test_other_metrics_after_a_resume_begin_another_table(world: World) -> None:
+    run(world, False, "train:total_iter=4")
+    folder = run(world, False, "val:metrics={luma: {type: psnr_y}}", resume=True)
+    assert (folder / "validation.csv.1").read_text().startswith("iter,dataset,stage,image,psnr,ssim")
+    assert (folder / "validation.csv").read_text().startswith("iter,dataset,stage,image,luma")
+
+
+def test_masks_of_another_source_than_asked_for_are_refused(world: World) -> None:
+    message = stopped(world, "datasets:train:masks:source=lq", sam=True, error=BuildError)
+    assert "made of gt images; masks.source asks for lq" in message
+
+
+def test_a_network_that_does_not_fit_the_images_is_named(world: World) -> None:
+    assert stopped(world, "network_g:img_channel=1", error=BuildError).startswith("network_g: ")
+
+
+def test_a_disk_that_takes_no_more_leaves_what_was_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(content: object, path: Path) -> None:
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+    trainer = Trainer(world.options(False), resume=False)
+    step = trainer._milestones
+
+    def fills_at_eight() -> None:
+        if trainer.progress.iteration == 8:
+            monkeypatch.setattr(torch, "save", full)
+        step()
+
+    trainer._milestones = fills_at_eight  # type: ignore[method-assign]
+    with pytest.raises(OSError, match=r"net_g_8.pth: cannot be written"):
+        trainer.run()
+    assert not list(trainer.paths.run.rglob("*.part"))
+    assert trainer.paths.saved_iterations() == [4]

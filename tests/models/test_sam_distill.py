@@ -319,7 +319,7 @@ def test_a_batch_with_fewer_than_two_regions_still_trains():
 def test_missing_regions_are_refused_with_what_would_do():
     data = batch()
     data.regions = None
-    with pytest.raises(ValueError, match="dataroot_mask"):
+    with pytest.raises(ValueError, match=r"masks\.store"):
         model().losses(data, 1, False)
 
 
