@@ -23,6 +23,7 @@ from sam4ir.engine.log import CsvTable, JsonLines, Pace, console, message, scala
 from sam4ir.engine.report import Score, means
 from sam4ir.engine.validate import Stages, evaluate
 from sam4ir.utils.files import write_text
+from sam4ir.utils.rng import seed_defaults
 
 
 class NonFiniteError(ValueError):
@@ -120,6 +121,7 @@ class Trainer:
             build.make_deterministic()
         if not resume:
             checkpoint.refuse_overwrite(self.paths, options.path.resume_state)
+        seed_defaults(options.manual_seed)
         self.sets = build_train.data_sets(options)
         self.trained = build_train.trained(options, self.device)
         self.metrics = build.metrics(options.val)

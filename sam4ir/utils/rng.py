@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import random
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,6 +25,13 @@ def derived_seed(seed: int, *keys: int | str) -> int:
 def generator(seed: int, *keys: int | str) -> np.random.Generator:
     """The numpy stream of (seed, keys)."""
     return np.random.Generator(np.random.Philox(key=derived_seed(seed, *keys)))
+
+
+def seed_defaults(seed: int) -> None:
+    """Seed the default generators of random, numpy and torch, for code of others that draws from them."""
+    random.seed(derived_seed(seed, "random"))
+    np.random.seed(derived_seed(seed, "numpy") % 2**32)  # noqa: NPY002  (the legacy stream is what others may use)
+    torch.manual_seed(derived_seed(seed, "torch"))
 
 
 @contextlib.contextmanager
