@@ -86,12 +86,6 @@ def test_use_flip_is_use_hflip(roots):
     assert all(torch.equal(one.get(0, generator(s)).gt, other.get(0, generator(s)).gt) for s in range(8))
 
 
-def test_mean_and_std_apply_to_both(roots):
-    plain, normal = (paired(roots, **a).get(0, generator(0)) for a in ({}, {"mean": [0.5] * 3, "std": [0.25] * 3}))
-    torch.testing.assert_close(normal.gt, (plain.gt - 0.5) / 0.25)
-    torch.testing.assert_close(normal.lq, (plain.lq - 0.5) / 0.25)
-
-
 def test_names_without_partner_are_listed_with_the_template_that_fits(roots):
     with pytest.raises(ValueError, match="do not pair") as caught:
         paired(roots, filename_tmpl="{}")
