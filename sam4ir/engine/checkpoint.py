@@ -183,4 +183,6 @@ def lock_run(paths: RunPaths) -> FileLock:
     except Timeout:
         message = "another process is training this run; wait for it or give another name"
         raise RunExistsError(f"{paths.run}: {message}") from None
+    for half in paths.run.rglob(".*.part"):  # left by a kill -9 in the middle of writing
+        half.unlink()
     return lock

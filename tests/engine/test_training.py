@@ -211,6 +211,9 @@ def test_a_torn_checkpoint_is_passed_over_for_the_one_before(world: World, capsy
     assert trainer.progress.iteration == 4
     assert "8.state" in capsys.readouterr().out
     trainer.lock.release()
+    (folder / "models" / ".net_g_8.pth.17.part").write_bytes(b"half")  # what kill -9 leaves is swept
+    Trainer(world.options(False), resume=True).lock.release()
+    assert not list(folder.rglob("*.part"))
     (folder / "training_states" / "4.state").write_bytes(b"")
     with pytest.raises(CheckpointError, match="none of 2 checkpoints"):
         Trainer(world.options(False), resume=True)
