@@ -35,9 +35,11 @@ def naming(place: str) -> Iterator[None]:
         yield
     except BuildError:
         raise
-    except (ValueError, TypeError, OSError, ArithmeticError, LookupError, RuntimeError) as error:
-        # torch refuses sizes with RuntimeErrors; a period of 0 divides by it, an empty list has no element
-        raise BuildError(f"{place}: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
+    except (ValueError, TypeError, OSError) as error:
+        raise BuildError(f"{place}: {error}") from error
+    except (ArithmeticError, LookupError, RuntimeError) as error:
+        # a period of 0 divides by it, an empty list has no element; torch refuses sizes at great length
+        raise BuildError(f"{place}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
 
 
 def make(registry: Registry, block: Block, place: str, **handed: Any) -> Any:

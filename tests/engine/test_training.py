@@ -365,6 +365,20 @@ def test_masks_of_another_source_than_asked_for_are_refused(world: World) -> Non
     assert "made of gt images; masks.source asks for lq" in message
 
 
+def test_pairs_that_do_not_match_are_listed_with_the_template_that_would(world: World) -> None:
+    for i in range(5):
+        target = world.root / "lq" / f"photo_{i}_blur.png"
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes((world.root / "gt" / f"photo_{i}.png").read_bytes())
+    paired = (
+        f"{{type: PairedImageDataset, dataroot_gt: {world.root / 'gt'}, dataroot_lq: {world.root / 'lq'}, gt_size: 24}}"
+    )
+    message = stopped(world, f"datasets:train={paired}", error=BuildError)
+    assert message.startswith("datasets.train: ")
+    assert "photo_3" in message
+    assert "filename_tmpl: '{}_blur'" in message
+
+
 def test_a_network_that_does_not_fit_the_images_is_named(world: World) -> None:
     assert stopped(world, "network_g:img_channel=1", error=BuildError).startswith("network_g: ")
 
