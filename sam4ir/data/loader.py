@@ -155,10 +155,7 @@ def _as_it_is(made: Any) -> Any:
 
 
 def _start_worker(_: int) -> None:
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # both may reach the whole group; the main process saves, then ends us
-        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # it may reach the whole group; the main process saves, then ends us
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -17,7 +17,7 @@ from sam4ir.config.signature import accepts, block_arguments
 from sam4ir.engine.inference import Inference
 from sam4ir.engine.validate import Metric
 from sam4ir.engine.weights import load_weights
-from sam4ir.models.restoration import final, frozen
+from sam4ir.models.restoration import frozen, restore
 from sam4ir.registry import ARCHS, DATASETS, METRICS, Registry
 from sam4ir.utils.rng import torch_stream
 
@@ -73,7 +73,7 @@ def check_images(net: nn.Module, options: Options, device: torch.device) -> None
     """Raise BuildError unless the network turns an RGB image into one `scale` times as large."""
     image = torch.zeros(1, 3, 16, 16, device=device)
     with naming("network_g"), frozen(net):
-        shape = tuple(final(net(image)).shape)
+        shape = tuple(restore(net, image).shape)
         if shape != (1, 3, 16 * options.scale, 16 * options.scale):
             raise ValueError(
                 f"{options.network_g.type} turns {tuple(image.shape)} into {shape}; scale is {options.scale}"

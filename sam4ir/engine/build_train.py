@@ -61,13 +61,14 @@ def _optimiser(options: Options, net: nn.Module, label: str, start: int) -> Opti
     train = options.train
     assert train is not None
     own: OptimOptions = (train.optim_r or train.optim_g) if label == "r" else train.optim_g
-    block = (train.scheduler_r or train.scheduler) if label == "r" else train.scheduler
-    schedule: Callable[[int, float], float] = functools.partial(SCHEDULES.get("ConstantLR"))
+    place = "scheduler_r" if label == "r" and train.scheduler_r else "scheduler"
+    block: Block | None = getattr(train, place)
+    schedule: Callable[[int, float], float] = SCHEDULES.get("ConstantLR")
     if block is not None:
         schedule = functools.partial(
             SCHEDULES.get(block.type), **block_arguments(SCHEDULES, block.type, block.arguments)
         )
-    with naming("train.scheduler"):
+    with naming(f"train.{place}"):
         schedule(0, own.lr)
         rate = learning_rate(own.lr, schedule, train.warmup_iter, start)
     return Optimiser(

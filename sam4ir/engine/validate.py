@@ -16,7 +16,7 @@ from sam4ir.data.loader import eval_samples
 from sam4ir.data.sample import Sample
 from sam4ir.engine.inference import Inference
 from sam4ir.engine.report import Score
-from sam4ir.models.restoration import final, restore
+from sam4ir.models.restoration import final, frozen, restore
 from sam4ir.utils.image import to_uint8, write_image
 
 
@@ -62,20 +62,20 @@ class Stages:
     refiner: nn.Module | None = None
 
     def __call__(self, sample: Sample) -> dict[str, Tensor]:
-        """{'restored': (c, h, w), 'refined': ...} on the CPU, float32 clamped to [0, 1]."""
+        """{'restored': (c, h, w), 'refined': ...} on the CPU, float32 clamped to [0, 1]; networks run in eval mode."""
         lq = sample.lq.unsqueeze(0).to(self.device)
-        restored = self.inference(lambda x: restore(self.network, x), lq)
+        with frozen(self.network):
+            restored = self.inference(lambda x: restore(self.network, x), lq)
         stages = {"restored": restored}
         if self.refiner is not None:
-            stages["refined"] = self._refine(restored, lq, sample)
+            with frozen(self.refiner):
+                stages["refined"] = self._refine(self.refiner, restored, lq, sample)
         return {name: image[0].clamp(0, 1).cpu() for name, image in stages.items()}
 
-    @torch.no_grad()
-    def _refine(self, restored: Tensor, lq: Tensor, sample: Sample) -> Tensor:
-        assert self.refiner is not None
+    def _refine(self, refiner: nn.Module, restored: Tensor, lq: Tensor, sample: Sample) -> Tensor:
         labels = torch.zeros(lq.shape[-2:], dtype=torch.int64) if sample.regions is None else sample.regions
         labels = labels.unsqueeze(0).to(self.device)
-        return final(self.refiner(restored, labels, int(labels.max()), lq)).float()
+        return final(refiner(restored, labels, int(labels.max()), lq)).float()
 
 
 def evaluate(
@@ -94,20 +94,14 @@ def evaluate(
     The degraded image itself is scored as stage 'input' where it has the size of the ground truth.
     save_folder: restored images are written there as 8-bit PNG. check: called between images; may raise to stop.
     """
-    network_was_training = stages.network.training
-    stages.network.eval()
-    try:
-        for sample in tqdm(
-            eval_samples(dataset, seed), total=len(dataset), desc=name, unit="image", disable=None, leave=False
-        ):
-            check()
-            images = stages(sample)
-            for stage, image in images.items():
-                if save_folder is not None and image.isfinite().all():
-                    write_image(_save_path(save_folder, sample.key, save_suffix, stage), to_uint8(image))
-            yield from _scores(name, sample, images, metrics)
-    finally:
-        stages.network.train(network_was_training)
+    samples = tqdm(eval_samples(dataset, seed), total=len(dataset), desc=name, unit="image", disable=None, leave=False)
+    for sample in samples:
+        check()
+        images = stages(sample)
+        for stage, image in images.items():
+            if save_folder is not None and image.isfinite().all():
+                write_image(_save_path(save_folder, sample.key, save_suffix, stage), to_uint8(image))
+        yield from _scores(name, sample, images, metrics)
 
 
 def _scores(name: str, sample: Sample, images: Mapping[str, Tensor], metrics: Mapping[str, Metric]) -> Iterator[Score]:

@@ -13,10 +13,13 @@ import torch
 from conftest import World
 
 from sam4ir.config.load import load_options
+from sam4ir.data.loader import eval_samples
 from sam4ir.engine.build import BuildError
 from sam4ir.engine.checkpoint import CheckpointError, RunExistsError
+from sam4ir.engine.inference import Inference
 from sam4ir.engine.loop import Interrupted, NonFiniteError, Trainer
 from sam4ir.engine.score import ResultsExistError, score
+from sam4ir.engine.validate import Stages
 from sam4ir.engine.weights import WeightsFileError
 
 
@@ -401,3 +404,25 @@ def test_a_disk_that_takes_no_more_leaves_what_was_there(world: World, monkeypat
         trainer.run()
     assert not list(trainer.paths.run.rglob("*.part"))
     assert trainer.paths.saved_iterations() == [4]
+
+
+def test_networks_are_scored_in_eval_mode_and_left_as_they_were(world: World) -> None:
+    """Without EMA the raw refiner is scored: its mask drop-out must not take part."""
+    overrides = ("train:ema_decay=0", "spf={type: SPF, width: 4, mask_dropout: 0.9}", "name=scored")
+    trainer = Trainer(world.options(True, overrides), resume=False)
+    refiner = trainer.trained.model.networks["r"]
+    torch.nn.init.normal_(refiner.spf.out.weight)
+    refiner.network.eval()  # a module that was in eval mode stays in it
+    stages = Stages(trainer.trained.model.networks["g"], Inference(), trainer.device, refiner)
+    (sample,) = list(eval_samples(trainer.sets.val["small_val"], 0))[:1]
+    first, second = stages(sample), stages(sample)
+    assert torch.equal(first["refined"], second["refined"])
+    assert refiner.spf.training
+    assert not refiner.network.training
+    trainer.lock.release()
+
+
+@pytest.mark.parametrize("key", ["scheduler", "scheduler_r"])
+def test_a_schedule_that_cannot_be_is_named_by_its_key(world: World, key: str) -> None:
+    wrong = f"train:{key}={{type: TrueCosineAnnealingLR, T_max: 0}}"
+    assert stopped(world, wrong, sam=True, error=BuildError).startswith(f"train.{key}: ")
