@@ -104,8 +104,9 @@ DATASETS = Registry(
         "PairedImageDataset": "sam4ir.data.paired:PairedImageDataset",
         "GaussianDenoisingDataset": "sam4ir.data.noisy:GaussianDenoisingDataset",
     },
-    handed=("masks", "mask_views", "scale"),
+    handed=("masks", "mask_views", "scale", "degradations"),
 )
+DEGRADATIONS = Registry("degradation", {})
 METRICS = Registry(
     "metric",
     {

@@ -68,12 +68,22 @@ class MasksOptions(_Options):
 
 
 class DatasetOptions(Block):
-    """A data set and how it is loaded; the other keys are the data set's own arguments."""
+    """A data set and how it is loaded; the other keys are the data set's own arguments.
+
+    gt_sizes, mini_batch_sizes, iters: the stages of progressive training (Restormer); stage k trains iters[k]
+    iterations with patches of gt_sizes[k] and micro-batches of mini_batch_sizes[k].
+    degradations: made on the fly on clean images, one after the other.
+    """
 
     name: FolderName | None = None
     phase: str | None = None
     masks: MasksOptions | None = None
+    degradations: Annotated[tuple[Block, ...], Field(min_length=1)] | None = None
     batch_size_per_gpu: Positive = 1
+    mini_batch_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    iters: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    gt_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    bad_images: Literal["stop", "skip"] = "stop"
     num_worker_per_gpu: Count = 0
     use_shuffle: bool = True
     dataset_enlarge_ratio: Positive = 1
@@ -167,6 +177,14 @@ class DistillOptions(_Options):
         return self
 
 
+class MixingOptions(_Options):
+    """Mixup of the images of a batch (Restormer's denoising recipes)."""
+
+    mixup: bool = False
+    mixup_beta: Annotated[float, Field(gt=0)] = 1.2
+    use_identity: bool = True
+
+
 class TrainOptions(_Options):
     """The training recipe."""
 
@@ -179,7 +197,8 @@ class TrainOptions(_Options):
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     use_grad_clip: bool = True
     grad_clip: Annotated[float, Field(gt=0)] = 0.01
-    total_batch: Positive | None = None
+    total_batch: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    mixing_augs: MixingOptions | None = None
     max_nonfinite: Positive = 10
     pixel_opt: Block
     refine_opt: Block | None = None
@@ -233,7 +252,11 @@ class Options(_Options):
     num_gpu: Count | Literal["auto"] | None = None
     manual_seed: Count = 0
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    compile: bool = False
+    channels_last: bool = True
+    checkpoint_activations: bool = False
+    find_unused_parameters: bool = False
     deterministic: bool = False
     plugins: tuple[str, ...] = ()
     datasets: dict[str, DatasetOptions] = {}
