@@ -34,7 +34,7 @@ class TermWeight:
         return self.share * self.reconstruction / self.term if self.term > 0 else 0.0
 
     def observe(self, reconstruction: float, term: float) -> None:
-        """Count one batch: the gradient norms of reconstruction and unweighted term.
+        """Count one total batch: the gradient norms of reconstruction and unweighted term over all its images.
 
         A batch that is not finite, or whose term has no gradient (an open gate nowhere), does not count.
         """

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sam4ir.utils.rng import torch_stream
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Mean = Callable[[Tensor], Tensor]
 
 
 class TrainingBatch(Protocol):
@@ -45,7 +47,10 @@ class Model(Protocol):
         """Labels of the networks that train in this iteration (from 1 on)."""
 
     def losses(self, batch: TrainingBatch, iteration: int, measure: bool) -> Losses:
-        """Loss terms of one batch; with `measure`, also what is worth a log line."""
+        """Loss terms of one micro-batch; with `measure`, also what is worth a log line."""
+
+    def end_step(self, mean: Mean) -> None:
+        """After the micro-batches of a step: take up what they measured; `mean` averages over the processes."""
 
     def state(self) -> dict[str, Any]:
         """Plain values beside the weights that a checkpoint must keep."""
@@ -57,6 +62,11 @@ class Model(Protocol):
 def final(output: Tensor | list[Tensor]) -> Tensor:
     """The restored image of a network: its output, or the last of a list of stage outputs (HINet)."""
     return output[-1] if isinstance(output, (list, tuple)) else output
+
+
+def bare(network: nn.Module) -> nn.Module:
+    """The network inside a DistributedDataParallel wrapper; one that is not wrapped as it is."""
+    return network.module if isinstance(network, DistributedDataParallel) else network
 
 
 @torch.no_grad()
@@ -101,7 +111,7 @@ def frozen(network: nn.Module) -> Iterator[None]:
 class Restoration:
     """A network that learns to restore from pairs.
 
-    network: lq (b, c, h, w) -> restored or list of stage outputs. loss: (output, gt) -> scalar.
+    network: trained, wrapped for several processes where there are; lq (b, c, h, w) -> restored or list of stage outputs. loss: (output, gt) -> scalar.
     seed: the network's own random stream (dropout) is a function of it and the sample number.
     """
 
@@ -112,7 +122,7 @@ class Restoration:
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        return {"g": self.network}
+        return {"g": bare(self.network)}
 
     def active(self, iteration: int) -> tuple[str, ...]:
         return ("g",)
@@ -123,6 +133,9 @@ class Restoration:
             output = self.network(batch.lq)
         measures = {"psnr": batch_psnr(final(output), gt)} if measure else {}
         return Losses({"pix": reconstruction(self.loss, output, gt)}, measures)
+
+    def end_step(self, mean: Mean) -> None:
+        return None
 
     def state(self) -> dict[str, Any]:
         return {}

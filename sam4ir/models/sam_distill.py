@@ -24,7 +24,9 @@ from sam4ir.distill.spd import SemanticPriorsDistillation
 from sam4ir.models.restoration import (
     Loss,
     Losses,
+    Mean,
     TrainingBatch,
+    bare,
     batch_psnr,
     final,
     frozen,
@@ -52,14 +54,25 @@ class Refiner(nn.Module):
 
 @dataclass
 class Term:
-    """A distillation term: what it pulls the student to, how hard, and every how many iterations."""
+    """A distillation term: what it pulls the student to, how hard, and every how many iterations.
+
+    pulls: squared gradient norms of reconstruction and term, for each micro-batch of the step that goes on.
+    """
 
     target: Target = "refiner"
     weight: TermWeight = field(default_factory=TermWeight)
     every: int = 1
+    pulls: list[tuple[float, float]] = field(default_factory=list)
 
     def due(self, iteration: int) -> bool:
         return iteration % self.every == 0
+
+    def end_step(self, mean: Mean) -> None:
+        """Hand the step's pulls to the weight: root mean squares, so that they equal those of one large batch."""
+        if self.pulls:
+            squares = mean(torch.tensor(self.pulls, dtype=torch.float64).mean(dim=0))
+            self.weight.observe(*squares.sqrt().tolist())
+            self.pulls.clear()
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,7 @@ class Lesson(NamedTuple):
 class SamDistill:
     """Training of student and refiner.
 
-    student, refiner: trained networks. loss: reconstruction loss, of both unless the refiner has
+    student, refiner: trained networks, wrapped for several processes where there are. loss: reconstruction loss, of both unless the refiner has
     its own. spd, sgr: the terms and how
     they are used (None: without). teacher: the refiner whose output is the target, if it is not the
     raw one (its EMA); it is run frozen. schedule: who trains when. masks: False trains the control with
@@ -129,7 +142,7 @@ class SamDistill:
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        return {"g": self.student, "r": self.refiner}
+        return {"g": bare(self.student), "r": bare(self.refiner)}
 
     def active(self, iteration: int) -> tuple[str, ...]:
         student = ("g",) if self.schedule.trains_student(iteration) else ()
@@ -187,7 +200,8 @@ class SamDistill:
     ) -> Losses:
         """The weighted terms that are due; pulls are measured while a weight is found, and for the log.
 
-        A share is that of the term's mean pull over its `every` iterations.
+        A weight follows the steps before this one; in the very first it is 0. A share is that of the term's mean
+        pull over its `every` iterations.
         """
         terms: dict[str, Tensor] = {}
         measures: dict[str, float] = {}
@@ -195,8 +209,8 @@ class SamDistill:
             distance = self._distance(name, term.target, lesson)
             if term.weight.measuring or measure:
                 whole, pull = gradient_norm(pix, lesson.student), gradient_norm(distance, lesson.student)
-                if term.due(iteration):
-                    term.weight.observe(whole, pull)
+                if term.due(iteration) and term.weight.measuring:
+                    term.pulls.append((whole**2, pull**2))
                 if measure:
                     measures[f"weight_{name}"] = term.weight.value
                     measures[f"share_{name}"] = term.weight.value * pull / whole if whole > 0 else 0.0
@@ -213,6 +227,10 @@ class SamDistill:
             return self.sgr[0](lesson.student, image, labels, count)
         assert self.spd is not None
         return self.spd[0](lesson.student, image, refined=lesson.refined, gt=lesson.gt, labels=labels, count=count)
+
+    def end_step(self, mean: Mean) -> None:
+        for term in self._terms().values():
+            term.end_step(mean)
 
     def _terms(self) -> dict[str, Term]:
         return {name: pair[1] for name, pair in (("spd", self.spd), ("sgr", self.sgr)) if pair}

@@ -69,6 +69,20 @@ def model(**arguments):
     return SamDistill(**built)
 
 
+def step(m, data, iteration=1, measure=False):
+    """The losses of a step of one micro-batch in one process."""
+    result = m.losses(data, iteration, measure)
+    m.end_step(lambda squares: squares)
+    return result
+
+
+def settled(iteration=1, **arguments):
+    """A model after a step, whose weights so follow what it measured."""
+    m = model(**arguments)
+    step(m, batch(), iteration)
+    return m
+
+
 def gradients(net):
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in net.parameters()])
 
@@ -93,7 +107,7 @@ def test_the_refiners_loss_trains_the_refiner_and_its_fusion_alone():
 
 @pytest.mark.parametrize("term", ["pix", "spd", "sgr"])
 def test_the_students_terms_train_the_student_alone(term):
-    m = model()
+    m = settled()
     m.losses(batch(), 1, False).terms[term].backward()
     assert gradients(m.student).abs().max() > 0
     assert gradients(m.refiner).abs().max() == 0
@@ -102,7 +116,7 @@ def test_the_students_terms_train_the_student_alone(term):
 def train(m, steps, lr=1e-2):
     optimisers = [torch.optim.AdamW(net.parameters(), lr=lr) for net in m.networks.values()]
     for i in range(steps):
-        loss = torch.stack(list(m.losses(batch(i), i + 1, False).terms.values())).sum()
+        loss = torch.stack(list(step(m, batch(i), i + 1).terms.values())).sum()
         loss.backward()
         for optimiser, net in zip(optimisers, m.networks.values(), strict=True):
             nn.utils.clip_grad_norm_(net.parameters(), 0.01)
@@ -333,8 +347,8 @@ def test_regions_of_another_size_are_refused():
 # how hard
 
 
-def test_the_share_is_the_asked_one_on_the_first_batch():
-    m = model(spd=spd(share=0.3), sgr=sgr(share=0.05))
+def test_the_share_is_the_asked_one_on_the_batch_that_set_it():
+    m = settled(spd=spd(share=0.3), sgr=sgr(share=0.05))
     measures = m.losses(batch(), 1, True).measures
     assert measures.keys() == {"psnr", "psnr_refiner", "weight_spd", "share_spd", "weight_sgr", "share_sgr"}
     assert measures["share_spd"] == pytest.approx(0.3)
@@ -345,7 +359,7 @@ def test_the_share_is_the_asked_one_on_the_first_batch():
 
 @pytest.mark.parametrize("term", ["spd", "sgr"])
 def test_the_share_is_that_of_the_gradients_at_the_students_image(term):
-    m, seen = model(), []
+    m, seen = settled(), []
     m.student.register_forward_hook(lambda net, args, out: seen.append(out))
     terms, measures = m.losses(batch(), 1, True)
     share = gradient_norm(terms[term], seen[0]) / gradient_norm(terms["pix"], seen[0])
@@ -356,19 +370,37 @@ def test_weights_are_kept_after_their_batches_and_shares_logged_on(monkeypatch):
     monkeypatch.setattr(balance, "BATCHES", 3)
     m = model()
     for i in range(1, 4):
-        m.losses(batch(i), i, False)
+        step(m, batch(i), i)
     kept = m.state()
-    measures = m.losses(batch(5), 4, True).measures
+    measures = step(m, batch(5), 4, True).measures
     assert m.state() == kept
     assert measures["share_spd"] == pytest.approx(0.3, rel=0.5)
     assert measures["share_spd"] != pytest.approx(0.3, rel=1e-6)
 
 
+def test_pulls_of_micro_batches_and_processes_make_the_weight_of_one_large_batch():
+    whole, parts = model(student=nn.Conv2d(3, 3, 1)), model(student=nn.Conv2d(3, 3, 1))
+    parts.student.load_state_dict(whole.student.state_dict())
+    for m in (whole, parts):
+        m.refiner.eval()  # its batch normalisation sees other batches
+    large = batch(b=4)
+    step(whole, large)
+    for i in (0, 2):
+        labels = large.regions[i : i + 2]
+        parts.losses(Batch(large.lq[i : i + 2], large.gt[i : i + 2], ["a"] * 2, [i, i + 1], labels, 4), 1, False)
+    parts.end_step(lambda squares: squares)
+    for name in ("spd", "sgr"):
+        assert parts._terms()[name].weight.value == pytest.approx(whole._terms()[name].weight.value, rel=1e-4)
+    other = model(student=whole.student)
+    other.losses(large, 1, False)
+    other.end_step(lambda squares: 4 * squares)  # what the processes' mean gives is what counts
+    assert other.state()["spd"]["term"] == pytest.approx(2 * whole.state()["spd"]["term"])
+
+
 def test_shares_are_logged_also_where_the_term_is_not_due_and_logging_changes_no_weight():
-    m = model(sgr=sgr(every=2))
-    m.losses(batch(), 2, False)
+    m = settled(iteration=2, sgr=sgr(every=2))
     kept = m.state()["sgr"]
-    terms, measures = m.losses(batch(1), 3, True)
+    terms, measures = step(m, batch(1), 3, True)
     assert "sgr" not in terms
     assert measures["share_sgr"] > 0
     assert m.state()["sgr"] == kept
@@ -377,7 +409,7 @@ def test_shares_are_logged_also_where_the_term_is_not_due_and_logging_changes_no
 def test_logging_does_not_change_training():
     logged, silent = (model(student=network(0, dropout=0.3), sgr=sgr(every=2)) for _ in range(2))
     for i in range(1, 4):
-        one, other = logged.losses(batch(i), i, True), silent.losses(batch(i), i, False)
+        one, other = step(logged, batch(i), i, True), step(silent, batch(i), i, False)
         assert {k: v.item() for k, v in one.terms.items()} == {k: v.item() for k, v in other.terms.items()}
     assert other.measures == {}
 
@@ -388,8 +420,7 @@ def test_a_weight_by_hand_multiplies_the_term():
 
 
 def test_the_weights_come_back_with_the_state():
-    m, resumed = model(), model()
-    m.losses(batch(), 1, False)
+    m, resumed = settled(), model()
     resumed.load_state(m.state())
     assert resumed.state() == m.state()
     one, other = (x.losses(batch(1), 2, False).terms["spd"].item() for x in (m, resumed))
@@ -401,8 +432,8 @@ def test_without_terms_there_is_no_state():
 
 
 def test_terms_are_finite_under_bf16_autocast():
-    m = model(spd=spd(criterion="psnr", gate="region"))
     with torch.autocast("cpu", torch.bfloat16):
+        m = settled(spd=spd(criterion="psnr", gate="region"))
         terms, measures = m.losses(batch(), 1, True)
     torch.stack(list(terms.values())).sum().backward()
     assert all(t.dtype == torch.float32 and t.isfinite() for t in terms.values())

@@ -1,0 +1,162 @@
+"""The processes of a run: the world that torchrun or Slurm started, or this process alone.
+
+One code path for one and many: a World of size 1 answers every question without any communication.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import re
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+T = TypeVar("T")
+Launcher = Literal["none", "pytorch", "slurm"]
+LAUNCHERS: tuple[Launcher, ...] = ("none", "pytorch", "slurm")
+TIMEOUT = datetime.timedelta(minutes=30)
+_TORCHRUN = "torchrun --nproc_per_node=N train.py -opt FILE --launcher pytorch"
+
+
+class LaunchError(ValueError):
+    """A launcher that is asked for without what it sets."""
+
+
+class PeerError(ConnectionError):
+    """Another process of the run has gone, so this one cannot go on; what happened is in the other's message."""
+
+    def __init__(self) -> None:
+        super().__init__("another process of this run has stopped; its own message says why")
+
+
+@dataclass(frozen=True)
+class World:
+    """Processes that train or score together. rank: this one's number; local_rank: its number on its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes logs, tables and checkpoints."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Element-wise mean over the processes; the same bits in each."""
+        if self.size == 1:
+            return values
+        values = values.clone()
+        with peers():
+            torch.distributed.all_reduce(values)
+        return values / self.size
+
+    def largest(self, value: int) -> int:
+        """The largest of the processes' values."""
+        if self.size == 1:
+            return value
+        tensor = torch.tensor([value])
+        with peers():
+            torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+        return int(tensor)
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, by rank, in each of them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        with peers():
+            torch.distributed.all_gather_object(values, value)
+        return values
+
+    def from_main(self, value: T) -> T:
+        """The main process's value, in each of them."""
+        if self.size == 1:
+            return value
+        values: list[Any] = [value]
+        with peers():
+            torch.distributed.broadcast_object_list(values)
+        return values[0]  # type: ignore[no-any-return]
+
+    def wait(self) -> None:
+        """Go on when all processes have come here."""
+        self.largest(0)
+
+    @torch.no_grad()
+    def share_buffers(self, network: nn.Module) -> None:
+        """Give every process the main one's buffers (running statistics differ, since each saw other images)."""
+        for buffer in network.buffers() if self.size > 1 else ():
+            with peers():
+                torch.distributed.broadcast(buffer.data, 0)
+
+
+@contextlib.contextmanager
+def peers() -> Iterator[None]:
+    """Inside the block, a connection that another process left is a PeerError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if re.search(r"(?i)connection|gloo|nccl|process ?group|socket|heartbeat", str(error)):
+            raise PeerError from error
+        raise
+
+
+@contextlib.contextmanager
+def world(launcher: Launcher, cuda: bool) -> Iterator[World]:
+    """Join the processes that torchrun or Slurm started; a World of one where nobody started any.
+
+    launcher: 'none' joins what torchrun's environment variables tell, if they are there; 'pytorch' insists on them;
+    'slurm' makes them of Slurm's. cuda: collectives of CUDA tensors go through NCCL; all others through gloo.
+    Raises LaunchError where the launcher's variables are missing.
+    """
+    if launcher == "slurm":
+        _slurm()
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        if launcher == "pytorch":
+            raise LaunchError(f"--launcher pytorch needs torchrun, such as {_TORCHRUN}")
+        yield World()
+        return
+    joined = World(*(int(os.environ.get(name, default)) for name, default in _VARIABLES))
+    if joined.size == 1:
+        yield joined
+        return
+    if cuda:
+        torch.cuda.set_device(joined.local_rank)
+    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+    try:
+        yield joined
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+_VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+def restarted() -> bool:
+    """Whether torchrun started this process anew after a failure (--max-restarts)."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _slurm() -> None:
+    """torchrun's variables from Slurm's, for srun with one task a GPU."""
+    try:
+        rank, size, local = (os.environ[k] for k in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
+        nodes = os.environ["SLURM_NODELIST"]
+    except KeyError as missing:
+        raise LaunchError(f"--launcher slurm needs srun: {missing.args[0]} is not set") from None
+    if "MASTER_ADDR" not in os.environ:
+        command = ["scontrol", "show", "hostnames", nodes]
+        try:
+            listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise LaunchError(f"--launcher slurm: {' '.join(command)} fails ({error}); set MASTER_ADDR") from None
+        os.environ["MASTER_ADDR"] = listed[0]
+    os.environ.setdefault("MASTER_PORT", "29500")
+    os.environ |= {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local}
