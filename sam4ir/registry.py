@@ -23,7 +23,7 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     """'; did you mean X?' for the closest known name, '' where none is close."""
     by_fold = {k.lower(): k for k in known}
     close = difflib.get_close_matches(name.lower(), by_fold, n=1, cutoff=0.6)
-    if not close:  # BasicSR's calculate_psnr is our psnr
+    if not close:  # 'my_psnr' may mean psnr
         close = sorted((k for k in by_fold if len(k) >= 4 and k in name.lower()), key=len, reverse=True)
     return f"; did you mean {by_fold[close[0]]!r}?" if close else ""
 
@@ -103,10 +103,28 @@ DATASETS = Registry(
     {
         "PairedImageDataset": "sam4ir.data.paired:PairedImageDataset",
         "GaussianDenoisingDataset": "sam4ir.data.noisy:GaussianDenoisingDataset",
+        "DegradedImageDataset": "sam4ir.data.degraded:DegradedImageDataset",
+        "DualPixelDataset": "sam4ir.data.dual_pixel:DualPixelDataset",
+        # the names of these in the option files of Restormer, HINet and NAFNet
+        "Dataset_PairedImage": "sam4ir.data.paired:PairedImageDataset",
+        "PairedImageDataset_SIDD": "sam4ir.data.paired:PairedImageDataset",
+        "Dataset_GaussianDenoising": "sam4ir.data.noisy:GaussianDenoisingDataset",
+        "Dataset_DefocusDeblur_DualPixel_16bit": "sam4ir.data.dual_pixel:DualPixelDataset",
     },
     handed=("masks", "mask_views", "scale", "degradations"),
 )
-DEGRADATIONS = Registry("degradation", {})
+DEGRADATIONS = Registry(
+    "degradation",
+    {
+        "GaussianNoise": "sam4ir.data.degradations:GaussianNoise",
+        "PoissonGaussianNoise": "sam4ir.data.degradations:PoissonGaussianNoise",
+        "Jpeg": "sam4ir.data.degradations:Jpeg",
+        "Quantize": "sam4ir.data.degradations:Quantize",
+        "MotionBlur": "sam4ir.data.degrade_blur:MotionBlur",
+        "GaussianBlur": "sam4ir.data.degrade_blur:GaussianBlur",
+        "RainStreaks": "sam4ir.data.degrade_rain:RainStreaks",
+    },
+)
 METRICS = Registry(
     "metric",
     {
@@ -115,6 +133,12 @@ METRICS = Registry(
         "ssim": "sam4ir.metrics.ssim:ssim",
         "ssim_y": "sam4ir.metrics.ssim:ssim_y",
         "ssim3d": "sam4ir.metrics.ssim:ssim3d",
+        "psnr_y_rounded": "sam4ir.metrics.psnr:psnr_y_rounded",
+        "ssim_y_rounded": "sam4ir.metrics.ssim:ssim_y_rounded",
+        "ssim_y_replicate": "sam4ir.metrics.ssim:ssim_y_replicate",
+        "ssim_uniform": "sam4ir.metrics.ssim:ssim_uniform",
+        "calculate_psnr": "sam4ir.metrics.official:calculate_psnr",
+        "calculate_ssim": "sam4ir.metrics.official:calculate_ssim",
     },
     handed=("image", "reference", "data_range"),
 )
@@ -124,8 +148,11 @@ SCHEDULES = Registry(
     {
         "TrueCosineAnnealingLR": "sam4ir.engine.schedule:true_cosine",
         "CosineAnnealingRestartLR": "sam4ir.engine.schedule:cosine_restart",
-        "MultiStepLR": "sam4ir.engine.schedule:multi_step",
+        "CosineAnnealingRestartCyclicLR": "sam4ir.engine.schedule:cosine_restart_cyclic",
+        "MultiStepLR": "sam4ir.engine.schedule:multi_step_restart",
         "MultiStepRestartLR": "sam4ir.engine.schedule:multi_step_restart",
+        "LinearLR": "sam4ir.engine.schedule:linear",
+        "VibrateLR": "sam4ir.engine.schedule:vibrate",
         "ConstantLR": "sam4ir.engine.schedule:constant",
     },
     handed=("iteration", "base_lr"),

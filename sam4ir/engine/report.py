@@ -55,7 +55,16 @@ def text_table(scores: Sequence[Score], protocols: Mapping[str, str]) -> str:
     for (dataset, stage), metrics in means(scores).items():
         images = str(max(m.images for m in metrics.values()))
         rows.append([dataset, stage, images, *(str(metrics[m]) if m in metrics else "-" for m in protocols)])
+    return "\n".join([*columns(rows), "", *(f"{name}: {text}" for name, text in protocols.items())]) + "\n"
+
+
+def columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of aligned cells; the first row is underlined as the head."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    return "\n".join([*lines, "", *(f"{name}: {text}" for name, text in protocols.items())]) + "\n"
+    return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]
+
+
+def plain(value: float) -> float | str:
+    """The number, or its name where it is not finite: JSON has no infinity."""
+    return value if math.isfinite(value) else str(value)

@@ -37,7 +37,7 @@ def prepared(image: Tensor, reference: Tensor, crop_border: int, data_range: flo
         tensor[:, crop_border : h - crop_border, crop_border : w - crop_border].to(torch.float64) * scale
         for tensor in (image, reference)
     )
-    return first, second
+    return first.contiguous(), second.contiguous()  # windows slide over planes; interleaved colours take twice as long
 
 
 def _check_dtype(name: str, tensor: Tensor, data_range: float) -> None:
@@ -58,3 +58,17 @@ def luma(image: Tensor) -> Tensor:
         return image
     weights = image.new_tensor(LUMA_WEIGHTS).view(3, 1, 1) / 255.0
     return (image * weights).sum(dim=0, keepdim=True) + LUMA_OFFSET
+
+
+def luma_rounded(image: Tensor) -> Tensor:
+    """Y as MATLAB's rgb2ycbcr makes it of 8-bit images, rounded to whole levels, halves up: (1, h, w) of 16..235.
+
+    image: (3, h, w) RGB or (1, h, w) luma on the 0..255 scale, float64. It is rounded to 8 bits first, the only
+    images that the protocols with this luma know; an 8-bit image does not change by that.
+    """
+    image = image.round()
+    if image.shape[0] == 1:
+        return image
+    thousandths = image.new_tensor([round(1000 * weight) for weight in LUMA_WEIGHTS]).view(3, 1, 1)
+    levels = (image * thousandths).sum(dim=0, keepdim=True)  # whole numbers, so that halves are seen as such
+    return ((levels + 127500.0) / 255000.0).floor() + LUMA_OFFSET

@@ -9,14 +9,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import correlate1d
+from skimage.metrics import structural_similarity
 
-from sam4ir.metrics.psnr import psnr, psnr_y
-from sam4ir.metrics.ssim import ssim, ssim3d, ssim_y
+from sam4ir.metrics.inputs import luma_rounded
+from sam4ir.metrics.psnr import psnr, psnr_y, psnr_y_rounded
+from sam4ir.metrics.ssim import ssim, ssim3d, ssim_uniform, ssim_y, ssim_y_replicate, ssim_y_rounded
 
 DATA = Path(__file__).parents[1] / "data"
 GOLDEN = json.loads((DATA / "golden_metrics.json").read_text())
-METRICS = {f.__name__: f for f in (psnr, psnr_y, ssim, ssim_y, ssim3d)}
-SIMILARITIES = [ssim, ssim_y, ssim3d]
+SIMILARITIES = [ssim, ssim_y, ssim_y_rounded, ssim_y_replicate, ssim_uniform, ssim3d]
+METRICS = {f.__name__: f for f in (psnr, psnr_y, psnr_y_rounded, *SIMILARITIES)}
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +132,14 @@ def test_other_layouts_are_refused(metric, shape):
         metric(torch.zeros(shape), torch.zeros(shape))
 
 
-@pytest.mark.parametrize("metric", [ssim, ssim_y])
+def test_uniform_window_needs_7_pixels():
+    x = torch.rand(3, 9, 30)
+    assert ssim_uniform(x, x, crop_border=1, data_range=1.0) == pytest.approx(1.0)
+    with pytest.raises(ValueError, match=r"5 x 26 after crop_border 2.*7 x 7"):
+        ssim_uniform(x, x, crop_border=2)
+
+
+@pytest.mark.parametrize("metric", [ssim, ssim_y, ssim_y_rounded])
 def test_images_under_the_window_after_cropping_are_refused_with_their_size(metric):
     x = torch.rand(3, 18, 30)
     assert metric(x[:, :11, :11], x[:, :11, :11], data_range=1.0) == pytest.approx(1.0)
@@ -156,6 +166,66 @@ def test_bytes_with_the_range_of_floats_are_refused():
         psnr(x.float(), x.float(), data_range=0)
 
 
-def test_ssim3d_takes_images_smaller_than_its_window():
+@pytest.mark.parametrize("metric", [ssim3d, ssim_y_replicate])
+def test_replicated_borders_take_images_smaller_than_the_window(metric):
     a, b = images(7, h=3, w=2)
-    assert -1 <= ssim3d(a, b, data_range=1.0) < 1
+    assert -1 <= metric(a, b, data_range=1.0) < 1
+
+
+@pytest.mark.parametrize(("h", "w", "c"), [(24, 31, 3), (7, 40, 1), (33, 8, 3)])
+def test_uniform_ssim_equals_scikit_image(h, w, c):
+    a, b = (x.double() for x in images(8, c=c, h=h, w=w))
+    expected = structural_similarity(a.numpy(), b.numpy(), data_range=1.0, channel_axis=0)
+    assert ssim_uniform(a, b, data_range=1.0) == pytest.approx(expected, abs=1e-12)
+
+
+def test_replicate_ssim_equals_a_direct_form():
+    """eq. 13 with an 11-tap Gaussian per axis, borders replicated, written with scipy's filters."""
+    x, y = (image[0].double().numpy() * 255 for image in images(9, c=1))
+    window = np.exp(-(np.arange(-5, 6) ** 2) / 4.5)
+    window /= window.sum()
+
+    def blur(plane):
+        return correlate1d(correlate1d(plane, window, axis=0, mode="nearest"), window, axis=1, mode="nearest")
+
+    mx, my = blur(x), blur(y)
+    sxx, syy, sxy = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
+    c1, c2 = 2.55**2, 7.65**2
+    expected = np.mean((2 * mx * my + c1) * (2 * sxy + c2) / ((mx**2 + my**2 + c1) * (sxx + syy + c2)))
+    got = ssim_y_replicate(torch.from_numpy(x)[None], torch.from_numpy(y)[None])
+    assert got == pytest.approx(expected, abs=1e-12)
+
+
+def test_luma_levels_are_those_of_whole_number_arithmetic():
+    """The luma of (146, 124, 97) lies exactly between two levels; halves go up."""
+    rgb = np.random.default_rng(0).integers(0, 256, (3, 100, 1000))
+    rgb[:, 0, :4] = [[146, 0, 255, 128], [124, 0, 255, 128], [97, 0, 255, 128]]
+    levels = (65481 * rgb[0] + 128553 * rgb[1] + 24966 * rgb[2] + 127500) // 255000 + 16
+    assert torch.equal(luma_rounded(torch.from_numpy(rgb).double())[0], torch.from_numpy(levels).double())
+    assert (65481 * 146 + 128553 * 124 + 24966 * 97) % 255000 == 127500
+
+
+def grey(level):
+    return torch.full((3, 16, 16), level, dtype=torch.uint8)
+
+
+def test_rounded_luma_does_not_see_a_step_below_its_levels():
+    """219 levels of luma for 256 of grey: 3 and 4 are both level 19, 100 and 101 are 102 and 103."""
+    assert psnr_y_rounded(grey(3), grey(4)) == math.inf
+    assert psnr_y_rounded(grey(100), grey(101)) == pytest.approx(20 * math.log10(255), abs=1e-9)
+    assert psnr_y(grey(3), grey(4)) == pytest.approx(20 * math.log10(255 * 255 / 219), abs=1e-9)
+    assert ssim_y_rounded(grey(3), grey(4)) == 1.0
+
+
+def test_rounded_luma_is_that_of_the_8_bit_image():
+    a, b = images(10)
+    bytes_ = [(x * 255).round().to(torch.uint8) for x in (a, b)]
+    for metric in (psnr_y_rounded, ssim_y_rounded):
+        assert metric(a, b, data_range=1.0) == metric(*bytes_)
+
+
+def test_colours_next_to_each_other_in_memory_change_nothing():
+    a, b = images(11)
+    for metric in METRICS.values():
+        interleaved = (x.permute(1, 2, 0).contiguous().permute(2, 0, 1) for x in (a, b))
+        assert metric(*interleaved, data_range=1.0) == metric(a, b, data_range=1.0)

@@ -1,0 +1,95 @@
+"""The metric names of official option files, and which protocol of ours each of them stands for.
+
+BasicSR, NAFNet, HINet and Restormer all say `calculate_psnr` and `calculate_ssim`, and their `calculate_ssim`s are
+three different definitions. `protocol_of` tells which one is meant, so that a report prints that definition's name.
+
+| option file                        | BasicSR (SRModel) | NAFNet, HINet, Restormer |
+|------------------------------------|-------------------|--------------------------|
+| calculate_psnr                     | psnr              | psnr                     |
+| calculate_psnr, test_y_channel     | psnr_y            | psnr_y                   |
+| calculate_ssim                     | ssim              | ssim3d                   |
+| calculate_ssim, ssim3d: false      | ssim              | ssim (NAFNet only)       |
+| calculate_ssim, test_y_channel     | ssim_y            | ssim_y_replicate         |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from sam4ir.metrics.inputs import MetricError
+from sam4ir.metrics.psnr import psnr, psnr_y
+from sam4ir.metrics.ssim import ssim, ssim3d, ssim_y_replicate
+
+OFFICIAL = ("calculate_psnr", "calculate_ssim")
+
+
+def protocol_of(type_name: str, arguments: Mapping[str, Any], *, basicsr: bool) -> tuple[str, dict[str, Any]]:
+    """(name, arguments) of our metric that `type: type_name` with these arguments means; others come back as they are.
+
+    arguments: of the option file's block without `type`, checked against the signature of `type_name`.
+    basicsr: whether the file is BasicSR's (model_type SRModel) or one of NAFNet's, HINet's and Restormer's.
+    Raises MetricError where BasicSR is asked for ssim3d, which it does not have.
+    """
+    if type_name not in OFFICIAL:
+        return type_name, dict(arguments)
+    ours = {"crop_border": arguments.get("crop_border", 0)}
+    luma = arguments.get("test_y_channel", False)
+    if type_name == "calculate_psnr":
+        return ("psnr_y" if luma else "psnr"), ours
+    return _similarity_of(luma, arguments.get("ssim3d"), basicsr), ours
+
+
+def _similarity_of(luma: bool, across_colour: bool | None, basicsr: bool) -> str:
+    if basicsr:
+        if across_colour:
+            raise MetricError(
+                "ssim3d: BasicSR's calculate_ssim has no such argument; for that metric write type: ssim3d"
+            )
+        return "ssim_y" if luma else "ssim"
+    if luma:
+        return "ssim_y_replicate"
+    return "ssim" if across_colour is False else "ssim3d"
+
+
+def calculate_psnr(
+    image: Tensor,
+    reference: Tensor,
+    crop_border: int = 0,
+    test_y_channel: bool = False,
+    input_order: Literal["HWC", "CHW"] = "HWC",
+    better: Literal["higher"] = "higher",
+    data_range: float = 255.0,
+) -> float:
+    """`psnr`, or `psnr_y` with test_y_channel; images and errors as there.
+
+    input_order: accepted and without effect, images here are always (c, h, w). better: the direction in which
+    BasicSR looks for its best checkpoint; PSNR has one only.
+    """
+    del input_order, better
+    return (psnr_y if test_y_channel else psnr)(image, reference, crop_border, data_range)
+
+
+def calculate_ssim(
+    image: Tensor,
+    reference: Tensor,
+    crop_border: int = 0,
+    test_y_channel: bool = False,
+    ssim3d: bool = True,
+    input_order: Literal["HWC", "CHW"] = "HWC",
+    better: Literal["higher"] = "higher",
+    data_range: float = 255.0,
+) -> float:
+    """The SSIM of NAFNet, HINet and Restormer: `ssim3d`, `ssim` where ssim3d is false, `ssim_y_replicate` of luma.
+
+    ssim3d has no effect with test_y_channel, as in NAFNet. input_order, better: as in `calculate_psnr`.
+    An option file with model_type SRModel means BasicSR's definition, see `protocol_of`.
+    """
+    del input_order, better
+    name = _similarity_of(test_y_channel, ssim3d, basicsr=False)
+    return _SIMILARITIES[name](image, reference, crop_border, data_range)
+
+
+_SIMILARITIES = {"ssim": ssim, "ssim3d": ssim3d, "ssim_y_replicate": ssim_y_replicate}

@@ -1,0 +1,149 @@
+"""Compare results of test.py, paired image by image: is the second better than the first, by how much, how surely?
+
+python scripts/compare.py results/plain results/sam4ir [results/another ...]
+python scripts/compare.py --a results/plain_1 results/plain_2 --b results/sam4ir_1 results/sam4ir_2
+
+A result is a results/<name> folder, its summary.json or its metrics.csv; a validation.csv of a training run gives its
+last iteration. The first is the baseline. With --a and --b the pairs are runs of one seed each, not images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sam4ir.engine.compare import Choice, Comparison, compare, compare_seeds, extremes, record
+from sam4ir.engine.paired import FEW, RESAMPLES, Interval
+from sam4ir.engine.report import columns, plain
+from sam4ir.engine.results import read_results
+from sam4ir.utils import cli
+from sam4ir.utils.files import write_text
+
+HEAD = ("metric", "result", "pairs", "baseline", "mean", "difference", "95 % (t)", "95 % (bootstrap)")
+COUNTS = ("better", "worse", "equal", "p Wilcoxon", "p sign")
+OF_IMAGES = (
+    "The intervals are over images, for these very weights. Another training run with another seed can move the\n"
+    "difference by more: to say that one method beats another, compare runs of several seeds by --a and --b."
+)
+OF_FEW = f"Bootstrap intervals of fewer than {FEW} pairs are too narrow: go by those of Student's t."
+OF_RUNS = "The intervals are over runs, paired by seed in the order given; the means of a run are over images."
+
+
+def count(text: str) -> int:
+    """A whole number from 0 on."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is below 0")
+    return number
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="*", type=Path, metavar="RESULT", help="the baseline, then one or more others")
+    parser.add_argument("--a", nargs="+", type=Path, metavar="RESULT", help="the baseline's runs, one of each seed")
+    parser.add_argument("--b", nargs="+", type=Path, metavar="RESULT", help="the other's runs, seeds in the same order")
+    parser.add_argument("--stage", default="restored", help="restored (default), refined, or input")
+    parser.add_argument("--metric", nargs="+", help="names of metrics (default: all that every result has)")
+    parser.add_argument("--common", action="store_true", help="compare the images that all have, where some lack some")
+    parser.add_argument(
+        "--lower_is_better", nargs="+", default=[], metavar="METRIC", help="metrics of which less is better"
+    )
+    parser.add_argument(
+        "--extremes", type=count, default=3, metavar="N", help="images to list with the largest differences, each way"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="write the statistics as a table")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the statistics and the value of every image")
+    given = parser.parse_args(arguments)
+    seeds = given.a is not None or given.b is not None
+    if seeds and (given.results or given.a is None or given.b is None):
+        parser.error("give results one after the other, or all of them by both --a and --b")
+    if not seeds and len(given.results) < 2:
+        parser.error("give two results at least, the baseline first")
+    return given
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = parse(arguments)
+    choice = Choice(given.stage, given.metric, given.common, given.lower_is_better)
+    if given.a is not None:
+        runs = read_results([*given.a, *given.b])
+        comparisons, notes = compare_seeds(runs[: len(given.a)], runs[len(given.a) :], choice)
+    else:
+        comparisons, notes = compare(read_results(given.results), choice)
+    closing = [OF_RUNS if given.a is not None else OF_IMAGES]
+    if any(1 < c.statistics.finite < FEW for c in comparisons):
+        closing.append(OF_FEW)
+    print("\n".join([*text(comparisons, given.extremes), *(f"note: {note}" for note in notes), "", *closing]))
+    if given.csv is not None:
+        write_text(given.csv, table(comparisons))
+    if given.json is not None:
+        write_text(given.json, json.dumps(document(comparisons, notes), indent=1))
+    return 0
+
+
+def text(comparisons: Sequence[Comparison], listed: int) -> list[str]:
+    """The report, line by line: a table a data set, then images and definitions."""
+    lines = []
+    for dataset in dict.fromkeys(c.dataset for c in comparisons):
+        own = [c for c in comparisons if c.dataset == dataset]
+        lines += [f"{dataset}, stage {own[0].stage}, baseline {own[0].baseline}", ""]
+        lines += [*columns([[*HEAD, *COUNTS], *map(row, own)]), ""]
+        for c in own:
+            lines += largest(c, listed)
+        lines.append("")
+    protocols = {c.metric: c.protocol for c in comparisons}
+    return [*lines, *(f"{metric}: {protocol}" for metric, protocol in protocols.items())]
+
+
+def row(c: Comparison) -> list[str]:
+    """The cells of one comparison."""
+    s = c.statistics
+    means = [f"{s.mean_a:.4f}", f"{s.mean_b:.4f}", f"{s.difference:+.5f}", interval(s.t), interval(s.bootstrap)]
+    counts = [str(s.better), str(s.worse), str(s.equal), f"{s.wilcoxon_p:.3g}", f"{s.sign_p:.3g}"]
+    return [c.metric, c.result, str(s.finite), *means, *counts]
+
+
+def interval(bounds: Interval) -> str:
+    """'[low, high]', '-' where there is none."""
+    return "-" if math.isnan(bounds[0]) else f"[{bounds[0]:+.5f}, {bounds[1]:+.5f}]"
+
+
+def largest(c: Comparison, listed: int) -> list[str]:
+    """The pairs with the largest differences, both ways."""
+    found = extremes(c, listed)
+    if not found:
+        return []
+    rows = [f"  {b - a:+9.5f}  {a:.4f} -> {b:.4f}  {unit}" for unit, a, b in found]
+    return [f"{c.metric}, {c.result}: largest differences", *rows]
+
+
+def table(comparisons: Sequence[Comparison]) -> str:
+    """Statistics as CSV."""
+    rows = [record(c) for c in comparisons]
+    buffer = io.StringIO(newline="")
+    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def document(comparisons: Sequence[Comparison], notes: Sequence[str]) -> dict[str, object]:
+    """Statistics, and [baseline, result] of every pair; what is not finite as text, JSON has no word for it."""
+    found = []
+    for c in comparisons:
+        numbers = {k: plain(v) if isinstance(v, float) else v for k, v in record(c).items()}
+        values = {unit: [plain(a), plain(b)] for unit, a, b in zip(c.units, c.a, c.b, strict=True)}
+        found.append({**numbers, "values": values})
+    return {"resamples": RESAMPLES, "notes": list(notes), "comparisons": found}
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
