@@ -10,15 +10,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
 
-from sam4ir.config.familiar import GEOMETRIC, as_ours, takes_geometric
-from sam4ir.config.schema import WITHOUT_EFFECT, DatasetOptions, DistillOptions, Options, TrainOptions
+from sam4ir.config.consistency import consistency
+from sam4ir.config.familiar import GEOMETRIC, as_ours, is_placeholder, takes_geometric
+from sam4ir.config.notices import notices as notices
+from sam4ir.config.schema import DatasetOptions, Options
 from sam4ir.config.signature import check_block, validate
 from sam4ir.config.yaml_text import DEEPEST, Path, Problem, dump, parse
-from sam4ir.registry import ARCHS, DATASETS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
+from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
 
 # as os.path.expandvars reads them
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
-_DATASET_KEY = re.compile(r"(train|val|test)[\w.-]*")
 
 
 class OptionsError(ValueError):
@@ -71,36 +72,27 @@ def dump_options(options: Options) -> str:
 
 
 def changes(earlier: str, options: Options) -> list[str]:
-    """'train.optim_g.lr: 0.001, now 0.002' for every option that differs from a saved file's text."""
-    before, now = (dict(_leaves(v)) for v in (parse(earlier)[0], options.model_dump(mode="json")))
+    """'train.optim_g.lr: 0.001, now 0.002' for every option that differs from a saved file's text.
+
+    A key that the file lacks, having been saved before there was one, counts as its default.
+    """
+    saved = parse(earlier)[0]
+    if isinstance(saved, Mapping):
+        loaded = validate(Options, saved)[0]
+        saved = loaded.model_dump(mode="json") if loaded else saved
+    before, now = (dict(_leaves(v)) for v in (saved, options.model_dump(mode="json")))
     places = [p for p in {**before, **now} if before.get(p) != now.get(p) and p[0] not in {"name", "path", "logger"}]
     return [f"{'.'.join(p)}: {before.get(p)}, now {now.get(p)}" for p in places]
 
 
 def _leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(key path, value) of everything that is not a block."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
+    """(key path, value) of everything that is neither a block nor a list of blocks."""
+    inside = enumerate(values) if isinstance(values, list) else values.items() if isinstance(values, Mapping) else ()
+    for key, value in inside:
+        if isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(v, Mapping) for v in value)):
             yield from _leaves(value, (*path, str(key)))
         else:
             yield (*path, str(key)), value
-
-
-def notices(options: Options) -> list[str]:
-    """One line for every key that stands in the file but has no effect here, with the reason."""
-    given = options.model_dump(exclude_unset=True, exclude_none=True)
-    found = []
-    for pattern, reason in WITHOUT_EFFECT.items():
-        found += [f"{'.'.join(place)} has no effect: {reason}" for place in _places(given, pattern)]
-    return found
-
-
-def _places(values: Any, pattern: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    if not pattern:
-        yield ()
-    elif isinstance(values, Mapping):
-        for key in values if pattern[0] == "*" else {pattern[0]} & values.keys():
-            yield from ((key, *rest) for rest in _places(values[key], pattern[1:]))
 
 
 def _located(problem: Problem, lines: Mapping[Path, int], forced: Iterable[Path]) -> Problem:
@@ -178,7 +170,7 @@ def _resolve(values: Mapping[str, Any], folder: FilePath) -> tuple[Options | Non
         problems += check_block(registry, arguments, path, also_known)
     if not isinstance(options, Options):
         return None, problems
-    return options, problems + _consistency(options)
+    return options, problems + consistency(options)
 
 
 def _plugin_files(names: Any, folder: FilePath) -> dict[str, list[Any]]:
@@ -209,7 +201,7 @@ def _import_plugins(names: Any, folder: FilePath) -> list[Problem]:
 
 def _declared(path: Path) -> set[str]:
     """Keys of a data set block that belong to the loader and not to the data set's constructor."""
-    return set(DatasetOptions.model_fields) - {"type"} if path[0] == "datasets" else set()
+    return set(DatasetOptions.model_fields) - {"type"} if path[0] == "datasets" and len(path) == 2 else set()
 
 
 def _blocks(values: Mapping[str, Any]) -> Iterator[tuple[Path, Registry, Mapping[str, Any]]]:
@@ -223,103 +215,32 @@ def _blocks(values: Mapping[str, Any]) -> Iterator[tuple[Path, Registry, Mapping
         (("train", "scheduler"), SCHEDULES),
         (("train", "scheduler_r"), SCHEDULES),
     ]
-    places += [(("datasets", key), DATASETS) for key in _keys(values, "datasets")]
+    for key in _keys(values, "datasets"):
+        chain = ("datasets", key, "degradations")
+        places += [(chain[:2], DATASETS), *(((*chain, i), DEGRADATIONS) for i in _keys(values, *chain))]
     places += [(("val", "metrics", key), METRICS) for key in _keys(values, "val", "metrics")]
     for path, registry in places:
         block = _at(values, path)
-        if isinstance(block, Mapping) and isinstance(block.get("type"), str):
+        if isinstance(block, Mapping) and isinstance(block.get("type"), str) and not _is_placeholder(path, block):
             yield path, registry, block
+
+
+def _is_placeholder(path: Path, block: Mapping[str, Any]) -> bool:
+    """Whether this is a validation or test set that the file only hints at."""
+    placed = path[0] == "datasets" and len(path) == 2 and not str(path[1]).startswith("train")
+    return placed and block["type"] in DATASETS and is_placeholder(block)
 
 
 def _at(values: Any, path: Path) -> Any:
     for key in path:
-        values = values.get(key) if isinstance(values, Mapping) else None
+        if isinstance(values, list) and isinstance(key, int):
+            values = values[key]
+        else:
+            values = values.get(key) if isinstance(values, Mapping) else None
     return values
 
 
-def _keys(values: Mapping[str, Any], *path: str) -> list[str]:
+def _keys(values: Mapping[str, Any], *path: str) -> list[Any]:
+    """The keys of a block, or the indices of a list."""
     block = _at(values, path)
-    return list(block) if isinstance(block, Mapping) else []
-
-
-def _consistency(options: Options) -> list[Problem]:
-    """What no single key can tell: keys that need or exclude each other."""
-    problems = _data_sets(options)
-    if options.phase("train") and options.train is None:
-        problems.append(Problem(("train",), "is required with a training set"))
-    if options.train and options.train.total_batch:
-        for batch in (dataset.batch_size_per_gpu for dataset in options.phase("train").values()):
-            if options.train.total_batch % batch:
-                message = f"{options.train.total_batch} is no multiple of batch_size_per_gpu {batch}"
-                problems.append(Problem(("train", "total_batch"), message))
-    return problems + (_distillation(options) if options.distills else _plain(options))
-
-
-def _data_sets(options: Options) -> list[Problem]:
-    """Keys and names of the data sets; results are filed under the names."""
-    wording = "the key of a data set is train, val or test, with letters, digits, - or _ behind it"
-    problems = [Problem(("datasets", key), wording) for key in options.datasets if not _DATASET_KEY.fullmatch(key)]
-    if len(training := options.phase("train")) > 1:
-        problems.append(Problem(("datasets",), f"has several training sets ({', '.join(training)}); keep one"))
-    for phase in ("val", "test"):
-        owners: dict[str, str] = {}
-        for key, dataset in options.phase(phase).items():
-            first = owners.setdefault(dataset.name or key, key)
-            if first != key:
-                message = f"{dataset.name or key!r} is the name of datasets.{first} too; give each its own"
-                problems.append(Problem(("datasets", key, "name"), message))
-    return problems
-
-
-def _plain(options: Options) -> list[Problem]:
-    """Keys of SAM4IR in a file that trains a plain network."""
-    given: list[Path] = [(key,) for key in ("spf", "network_r") if getattr(options, key) is not None]
-    for key in ("spd_opt", "sgr_opt", "refine_opt", "optim_r", "scheduler_r"):
-        if options.train and getattr(options.train, key) is not None:
-            given.append(("train", key))
-    if options.train and options.train.distill != DistillOptions():
-        given.append(("train", "distill"))
-    if options.val and options.val.refiner:
-        given.append(("val", "refiner"))
-    return [Problem(path, f"belongs to model_type SAM4IRModel; this file says {options.model_type}") for path in given]
-
-
-def _distillation(options: Options) -> list[Problem]:
-    problems = _masks(options)
-    if options.scale != 1:
-        message = f"is {options.scale}; SPF lays masks on the restored image, so SAM4IR needs scale 1"
-        problems.append(Problem(("scale",), message))
-    if options.val is not None and options.val.refiner and options.val.grids:
-        message = "scores whole images, so it does not go with grids: true; switch one of them off"
-        problems.append(Problem(("val", "refiner"), message))
-    return problems + (_refiner_training(options, options.train) if options.train is not None else [])
-
-
-def _masks(options: Options) -> list[Problem]:
-    """Data sets whose masks the model looks at, without any."""
-    if options.train is None or options.train.distill.masks == "empty":
-        return []
-    scored = options.phase("val") if options.val is not None and options.val.refiner else {}
-    hint = "{store: PATH} of a mask store (scripts/masks.py makes one), or set train.distill.masks: empty"
-    return [
-        Problem(("datasets", key, "masks"), f"is required by SAM4IRModel: {hint}")
-        for key, dataset in {**options.phase("train"), **scored}.items()
-        if dataset.masks is None
-    ]
-
-
-def _refiner_training(options: Options, train: TrainOptions) -> list[Problem]:
-    """How student and refiner train together."""
-    problems = []
-    distill, pretrained = train.distill, options.path.pretrain_network_g
-    if distill.teacher == "ema" and train.ema_decay == 0:
-        problems.append(Problem(("train", "distill", "teacher"), "ema needs train.ema_decay above 0"))
-    if distill.schedule == "two_phase" and not pretrained:
-        message = "is required by schedule two_phase: the student is frozen first"
-        problems.append(Problem(("path", "pretrain_network_g"), message))
-    if distill.schedule == "two_phase" and (distill.refine_iter or 0) >= train.total_iter:
-        problems.append(Problem(("train", "distill", "refine_iter"), "must be smaller than total_iter"))
-    if distill.init_refiner == "student" and not pretrained:
-        message = "student copies the student's weights, but it has none yet; set path.pretrain_network_g"
-        problems.append(Problem(("train", "distill", "init_refiner"), message))
-    return problems
+    return list(range(len(block))) if isinstance(block, list) else list(block) if isinstance(block, Mapping) else []

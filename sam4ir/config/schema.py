@@ -12,9 +12,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from sam4ir.config.familiar import GEOMETRIC, takes_geometric
+from sam4ir.config.familiar import (
+    CROP_SIDES,
+    ENSEMBLE,
+    GEOMETRIC,
+    MIXUP,
+    TOTAL,
+    idle,
+    is_placeholder,
+    takes_geometric,
+)
 from sam4ir.config.signature import WHOLE, arguments_model
-from sam4ir.registry import ARCHS, DATASETS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
+from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
 
 
 def _folder_name(value: str) -> str:
@@ -71,8 +80,10 @@ class DatasetOptions(Block):
     """A data set and how it is loaded; the other keys are the data set's own arguments.
 
     gt_sizes, mini_batch_sizes, iters: the stages of progressive training (Restormer); stage k trains iters[k]
-    iterations with patches of gt_sizes[k] and micro-batches of mini_batch_sizes[k].
+    iterations with patches of gt_sizes[k] and micro-batches of mini_batch_sizes[k]; gt_size and batch_size_per_gpu
+    then stand for nothing.
     degradations: made on the fly on clean images, one after the other.
+    without_effect: keys of official files that the data set has no use for; config/familiar.py puts them here.
     """
 
     name: FolderName | None = None
@@ -90,6 +101,12 @@ class DatasetOptions(Block):
     prefetch_mode: Literal["cpu", "cuda"] | None = None
     num_prefetch_queue: Count | None = None
     pin_memory: bool | None = None
+    without_effect: dict[str, Any] | None = None
+
+    @property
+    def placeholder(self) -> bool:
+        """Whether the block only shows where a data set would go: every dataroot is null, as HINet's files have it."""
+        return is_placeholder(self.arguments)
 
 
 class PathOptions(_Options):
@@ -104,13 +121,19 @@ class PathOptions(_Options):
 
 
 class OptimOptions(_Options):
-    """An optimiser of torch, fused where the device has one."""
+    """An optimiser of torch, fused where the device has one. weight_decay left out is torch's own: AdamW's 0.01."""
 
     type: Literal["Adam", "AdamW"] = "AdamW"
     lr: Annotated[float, Field(gt=0)] = 1e-3
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    weight_decay: Share = 0.0
+    weight_decay: Share | None = None
     eps: Annotated[float, Field(gt=0)] = 1e-8
+
+    @property
+    def decay(self) -> float:
+        """The weight decay that holds."""
+        own = 0.01 if self.type == "AdamW" else 0.0
+        return own if self.weight_decay is None else self.weight_decay
 
 
 class TermOptions(_Options):
@@ -221,6 +244,7 @@ class ValOptions(_Options):
     max_minibatch: Positive = 8
     window_size: Positive | None = None
     self_ensemble: bool = False
+    random_crop_num: Count | None = None
     rgb2bgr: bool | None = None
     suffix: str | None = None
     pbar: bool | None = None
@@ -268,6 +292,7 @@ class Options(_Options):
     val: ValOptions | None = None
     logger: LoggerOptions = LoggerOptions()
     dist_params: dict[str, Any] | None = None
+    img_path: dict[str, Any] | None = None
 
     @property
     def distills(self) -> bool:
@@ -275,18 +300,30 @@ class Options(_Options):
         return self.model_type == "SAM4IRModel"
 
     def phase(self, prefix: str) -> dict[str, DatasetOptions]:
-        """The data sets whose key starts with `train`, `val` or `test`."""
-        return {k: v for k, v in self.datasets.items() if k.startswith(prefix)}
+        """The data sets whose key starts with `train`, `val` or `test`, without validation and test placeholders."""
+        named = {k: v for k, v in self.datasets.items() if k.startswith(prefix)}
+        return {k: v for k, v in named.items() if prefix == "train" or not v.placeholder}
+
+    @property
+    def scored(self) -> dict[str, DatasetOptions]:
+        """The data sets of test.py: the test sets; in a file without any and without training, the validation sets."""
+        return self.phase("test") or (self.phase("val") if self.train is None else {})
 
 
-# Known keys of BasicSR files that do nothing here, and why.
+# Known keys of the field's files that do nothing here, and why. A key of a path may be a
+# pattern: `*` is any text, `|` stands between alternatives.
 WITHOUT_EFFECT: Mapping[tuple[str, ...], str] = {
-    ("num_gpu",): "the number of processes is torchrun's, and device names the device",
     ("dist_params",): "torchrun sets up the processes",
+    ("img_path",): "scripts/restore.py restores single images and takes their paths on its command line",
     ("datasets", "*", "prefetch_mode"): "batches are pinned and copied ahead on CUDA by themselves",
     ("datasets", "*", "num_prefetch_queue"): "batches are pinned and copied ahead on CUDA by themselves",
     ("datasets", "*", "phase"): "the key of the data set (train, val, test) says it",
-    ("logger", "wandb"): "scalars go to TensorBoard and to log.jsonl",
+    ("datasets", "val*|test*", "gt_sizes"): "only training has stages",
+    ("datasets", "val*|test*", "mini_batch_sizes"): "only training has stages",
+    ("datasets", "val*|test*", "iters"): "only training has stages",
+    ("datasets", "*", "without_effect", "*"): "the data set makes its degraded images from the clean ones",
+    ("logger", "wandb", "project"): "scalars go to TensorBoard and to log.jsonl",
+    ("val", "random_crop_num"): "tiles cover the image evenly and are blended",
     ("val", "rgb2bgr"): "images are RGB everywhere and files are written in the right order",
     ("val", "suffix"): "images are saved under the name of the run",
     ("val", "pbar"): "long work shows a progress bar when it runs in a terminal",
@@ -300,20 +337,44 @@ def _block_schema(registry: Registry, extra: Mapping[str, Any]) -> dict[str, Any
         own = arguments_model(registry.get(name), registry.handed).model_json_schema()
         own.pop("title", None)
         own["properties"] = {"type": {"const": name}, **extra, **own.get("properties", {})}
-        if registry is DATASETS and takes_geometric(name):
-            own["properties"][GEOMETRIC] = {"type": "boolean"}
-        own["required"] = ["type", *own.get("required", [])]
+        optional: set[str] = set()
+        if registry is DATASETS:
+            _data_set_spellings(name, own["properties"])
+        if registry is SCHEDULES:
+            optional = {TOTAL}  # as_ours fills it in
+        own["required"] = ["type", *(key for key in own.get("required", []) if key not in optional)]
         branches.append(own)
-    others = {"type": {"type": "string", "not": {"enum": registry.names()}}}
+    others: dict[str, Any] = {"type": {"type": "string", "not": {"enum": registry.names()}}}
     branches.append({"type": "object", "properties": others, "required": ["type"]})
     return {"anyOf": branches}
+
+
+def _data_set_spellings(name: str, properties: dict[str, Any]) -> None:
+    """What as_ours and the placeholders of official files take beyond the signature."""
+    if takes_geometric(name):
+        properties[GEOMETRIC] = {"type": "boolean"}
+    properties.update({key: {"type": "string"} for key in idle(name)})
+    for key, own in properties.items():
+        if key.startswith("dataroot"):
+            properties[key] = {"anyOf": [own, {"type": "null"}]}
+
+
+def _official_spellings(definitions: dict[str, Any]) -> None:
+    """Keys that config/familiar.py brings into ours."""
+    definitions["TrainOptions"]["properties"][MIXUP] = {"type": "boolean"}
+    val = definitions["ValOptions"]["properties"]
+    val[ENSEMBLE] = {"enum": [1, 8]}
+    val.update({key: {"type": "integer", "minimum": 1} for key in CROP_SIDES})
 
 
 def json_schema() -> dict[str, Any]:
     """JSON schema of an option file, the `type:` blocks spelled out by registry."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Options.model_json_schema()}
     definitions = schema["$defs"]
+    definitions["Degradation"] = _block_schema(DEGRADATIONS, {})
     loader = definitions["DatasetOptions"]["properties"]
+    chain = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Degradation"}}
+    loader["degradations"] = {"anyOf": [chain, {"type": "null"}]}
     definitions["DatasetOptions"] = _block_schema(DATASETS, {k: v for k, v in loader.items() if k != "type"})
     for owner, key, registry in (
         (schema, "network_g", ARCHS),
@@ -330,6 +391,7 @@ def json_schema() -> dict[str, Any]:
         owner["properties"][key] = block
     metrics = definitions["ValOptions"]["properties"]["metrics"]
     metrics["additionalProperties"] = _block_schema(METRICS, {})
+    _official_spellings(definitions)
     return schema
 
 

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from sam4ir.config.load import OptionsError, dump_options, load_options
 
 OPTIONS = Path(__file__).parents[2] / "options"
-FILES = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in sorted(OPTIONS.rglob("*.yml"))]
+OFFICIAL = Path(__file__).parent / "official"
+PATHS = [*sorted(OPTIONS.rglob("*.yml")), *sorted(OFFICIAL.glob("*.yml"))]
+FILES = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in PATHS]
 
 quick = settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 thorough = settings(quick, max_examples=10_000)
@@ -113,9 +115,15 @@ leaves = st.one_of(
     st.sampled_from(
         ["1e-3", "$HOME", "~", "train", "NAFNet", "psnr", "AdamW", "disk", "two_phase", "SAM4IRModel", 4e5, 2**64]
     ),
+    st.sampled_from(
+        ["DegradedImageDataset", "LinearLR", "calculate_ssim", "SRModel", "Restormer", "fp16", "none", 1e400, -1, 8]
+    ),
 )
+stages = st.lists(st.sampled_from([1, 2, 8, 64, 0, 8.0, None]), max_size=3)
+DEGRADATIONS = [{"type": "Jpeg"}, {"type": "MotionBlur", "length": [5, 9]}, {"type": "x"}, "Jpeg"]
+chains = st.lists(st.sampled_from(DEGRADATIONS).map(copy.deepcopy), max_size=3)
 anything = st.recursive(
-    leaves,
+    leaves | stages | chains,
     lambda x: st.lists(x, max_size=3) | st.dictionaries(st.text(max_size=4) | leaves, x, max_size=3),
     max_leaves=6,
 )
@@ -125,6 +133,23 @@ def places(values: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """The key path of every value of a tree."""
     inner = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
     return [place for key, value in inner for place in [(*path, key), *places(value, (*path, key))]]
+
+
+ADDED = (
+    *("type", "name", "scale", "geometric_augs", "x", 1, None, "spf", "total_batch", "masks", "network_r", "img_path"),
+    *(
+        "gt_sizes",
+        "mini_batch_sizes",
+        "iters",
+        "degradations",
+        "without_effect",
+        "bad_images",
+        "dataroot_lq",
+        "gt_size",
+    ),
+    *("mixing_augs", "mixup", "scheduler", "use_grad_clip", "total_iter", "trans_num", "grids", "crop_size"),
+    *("crop_size_h", "crop_size_w", "max_minibatch", "precision", "compile", "channels_last", "num_gpu", "wandb"),
+)
 
 
 @st.composite
@@ -142,9 +167,7 @@ def mutated(draw: st.DrawFn) -> str:
         if action == "replace":
             block[key] = draw(anything)
         elif action == "add":
-            block[
-                draw(st.sampled_from(["type", "name", "scale", "geometric_augs", "x", 1, None, "spf", "total_batch"]))
-            ] = draw(anything)
+            block[draw(st.sampled_from(ADDED))] = draw(anything)
         else:
             value = block.pop(key)
             if action == "rename":
@@ -165,6 +188,7 @@ def test_any_change_of_a_file_loads_or_is_an_options_error(check: Check, text: s
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @thorough
 @given(text=texts)
 def test_ten_thousand_texts(check: Check, text: str) -> None:
@@ -172,6 +196,7 @@ def test_ten_thousand_texts(check: Check, text: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @thorough
 @given(text=mutated())
 def test_ten_thousand_changes(check: Check, text: str) -> None:

@@ -18,6 +18,9 @@ import pytest
 from sam4ir.config.yaml_text import parse
 
 OPTIONS = Path(__file__).parents[2] / "options"
+OFFICIAL = Path(__file__).parent / "official"
+SYNTHETIC = OPTIONS / "train" / "deblurring" / "nafnet_w32_synthetic.yml"
+RESTORMER = OPTIONS / "train" / "deblurring" / "restormer_gopro.yml"
 
 TYPES = {
     "object": dict,
@@ -138,7 +141,9 @@ def test_every_reference_resolves(schema: dict[str, Any]) -> None:
     assert {reference.removeprefix("#/$defs/") for reference in references} <= schema["$defs"].keys()
 
 
-@pytest.mark.parametrize("path", sorted(OPTIONS.rglob("*.yml")), ids=lambda p: str(p.relative_to(OPTIONS)))
+@pytest.mark.parametrize(
+    "path", [*sorted(OPTIONS.rglob("*.yml")), *sorted(OFFICIAL.glob("*.yml"))], ids=lambda p: p.stem
+)
 def test_every_option_file_is_accepted(schema: dict[str, Any], path: Path) -> None:
     assert Validator(schema).accepts(plain(path))
 
@@ -183,6 +188,16 @@ def test_a_misspelt_key_or_a_wrong_kind_is_rejected(
         (("train",), "total_iter", 4e5),
         (("train", "scheduler"), "T_max", 4e5),
         (("val", "metrics", "psnr"), "crop_border", 4),
+        (("val", "metrics", "psnr"), "type", "calculate_psnr"),
+        (("val",), "trans_num", 8),
+        (("val",), "crop_size_h", 256),
+        (("train",), "mixup", False),
+        (("train",), "scheduler", {"type": "LinearLR"}),
+        (("train",), "total_batch", [8, 4]),
+        (("train",), "mixing_augs", {"mixup": True, "mixup_beta": 1.2, "use_identity": True}),
+        (("datasets", "train"), "dataroot_lq", "none"),
+        (("datasets", "train"), "gt_sizes", [64, 128]),
+        ((), "precision", "fp16"),
     ],
 )
 def test_what_the_loader_takes_is_accepted(
@@ -194,6 +209,32 @@ def test_what_the_loader_takes_is_accepted(
         inner = inner[outer]
     inner[key] = value
     assert Validator(schema).accepts(values)
+
+
+@pytest.mark.parametrize(
+    ("path", "block", "key", "value"),
+    [
+        (SYNTHETIC, ("datasets", "train", "degradations", 0), "lenght", [5, 40]),
+        (SYNTHETIC, ("datasets", "train", "degradations", 0), "length", "long"),
+        (SYNTHETIC, ("datasets", "train", "degradations", 1), "type", 3),
+        (SYNTHETIC, ("datasets", "train"), "degradations", []),
+        (RESTORMER, ("datasets", "train"), "mini_batch_sizes", [8, 0]),
+        (RESTORMER, ("datasets", "train"), "mini_batch_size", [8, 4]),
+        (RESTORMER, ("train", "scheduler"), "eta_min", 0),
+        (RESTORMER, ("train", "mixing_augs"), "mixup_bta", 1.2),
+        (RESTORMER, ("train",), "total_batch", [64, 2.5]),
+        (RESTORMER, (), "precision", "fp8"),
+    ],
+)
+def test_a_misspelt_key_of_stages_mixing_and_degradations_is_rejected(
+    schema: dict[str, Any], path: Path, block: tuple[str | int, ...], key: str, value: Any
+) -> None:
+    values = copy.deepcopy(plain(path))
+    inner: Any = values
+    for outer in block:
+        inner = inner[outer]
+    inner[key] = value
+    assert not Validator(schema).accepts(values)
 
 
 def test_required_keys_are_required(schema: dict[str, Any]) -> None:

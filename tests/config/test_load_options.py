@@ -111,7 +111,7 @@ def test_a_file_becomes_typed_options(load: Load) -> None:
         ("NAFNet", "NafNet", "line 15: network_g.type: no arch is called 'NafNet'; did you mean 'NAFNet'? known: "),
         ("PairedImageDataset", "PairedDataset", "no dataset is called 'PairedDataset'; did you mean 'PairedImage"),
         ("PSNRLoss", "PSNRloss", "no loss is called 'PSNRloss'; did you mean 'PSNRLoss'? known: "),
-        ("type: psnr", "type: calculate_psnr", "no metric is called 'calculate_psnr'; did you mean 'psnr'? known: "),
+        ("type: psnr", "type: pnsr", "no metric is called 'pnsr'; did you mean 'psnr'? known: "),
         ("TrueCosineAnnealingLR", "TrueCosineLR", "no scheduler is called 'TrueCosineLR'; did you mean 'TrueCosineA"),
         ("AdamW", "Adamw", "train.optim_g.type: 'Adamw': expected 'Adam' or 'AdamW'; did you mean 'AdamW'?"),
         ("  type: NAFNet\n", "", "line 14: network_g.type: is required and missing"),

@@ -1,0 +1,16 @@
+"""The --debug flag of BasicSR: everything that happens in a run happens within a few iterations."""
+
+from __future__ import annotations
+
+from sam4ir.config.schema import Options
+
+FREQUENCY = 8
+
+
+def debugged(options: Options) -> Options:
+    """The options with `debug_` before the name, a line each iteration, validation and checkpoint every eight."""
+    logger = options.logger.model_copy(update={"print_freq": 1, "save_checkpoint_freq": FREQUENCY})
+    val = options.val
+    if val is not None and val.val_freq is not None:
+        val = val.model_copy(update={"val_freq": FREQUENCY})
+    return options.model_copy(update={"name": f"debug_{options.name}", "logger": logger, "val": val})
