@@ -5,10 +5,12 @@ So the stream is the same for any number of workers and ranks, and resuming take
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -20,20 +22,30 @@ from sam4ir.utils.rng import generator
 
 T = TypeVar("T")
 
+ATTEMPTS = 10  # images that are tried in the place of one that cannot be read
+BadImages = Literal["stop", "skip"]
+
 
 class SampleStream(torch.utils.data.Dataset[Any]):
     """Sample number -> sample, without end.
 
     An epoch is `enlarge` rounds through the dataset (BasicSR's dataset_enlarge_ratio), shuffled as one list by
     (seed, epoch); a sample's crop, flip and noise come from (seed, number).
+    bad_images: 'stop' lets an image's ValueError or OSError through; 'skip' takes another image in its place, drawn
+        from (seed, number, attempt), and raises ValueError after ATTEMPTS of them. Sample.skipped says what happened.
     """
 
-    def __init__(self, dataset: Dataset, seed: int, shuffle: bool = True, enlarge: int = 1) -> None:
+    def __init__(
+        self, dataset: Dataset, seed: int, shuffle: bool = True, enlarge: int = 1, bad_images: BadImages = "stop"
+    ) -> None:
+        if bad_images not in ("stop", "skip"):
+            raise ValueError(f"bad_images: {bad_images!r} must be 'stop' or 'skip'")
         if enlarge < 1:
             raise ValueError(f"dataset_enlarge_ratio: {enlarge} must be a positive integer")
         if not len(dataset):
             raise ValueError("the dataset is empty: there is nothing to train on")
         self.dataset, self.seed, self.shuffle, self.enlarge = dataset, seed, shuffle, enlarge
+        self.bad_images = bad_images
         self._order: tuple[int, np.ndarray] | None = None  # of the epoch asked for last
 
     @property
@@ -49,12 +61,52 @@ class SampleStream(torch.utils.data.Dataset[Any]):
         return position % len(self.dataset)
 
     def __getitem__(self, number: int) -> Sample:
-        return self.dataset.get(self.index(number), generator(self.seed, "sample", number))
+        index, rng = self.index(number), generator(self.seed, "sample", number)
+        if self.bad_images == "stop":
+            return self.dataset.get(index, rng)
+        skipped: list[str] = []
+        for attempt in range(1, ATTEMPTS + 2):
+            try:
+                return dataclasses.replace(self.dataset.get(index, rng), skipped=tuple(skipped))
+            except (ValueError, OSError) as error:
+                skipped.append(str(error))
+            rng = generator(self.seed, "replacement", number, attempt)
+            index = int(rng.integers(len(self.dataset)))
+        raise ValueError(
+            f"bad_images: skip: sample {number} and {ATTEMPTS} images in its place cannot be read, the first because "
+            f"of {skipped[0]}, the last of {skipped[-1]}; check the data set"
+        )
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         if self._order is None or self._order[0] != epoch:
             self._order = epoch, generator(self.seed, "order", epoch).permutation(self.epoch_length)
         return self._order[1]
+
+
+@dataclass(frozen=True)
+class Mixup:
+    """Mixup of images and their ground truth alike (Zhang et al., ICLR 2018), as Restormer's denoising recipes do it.
+
+    For each total batch one draw from (seed, its first sample number) settles it: with use_identity whether at all,
+    each with probability 1/2; lam ~ Beta(beta, beta); and which sample each of them is mixed with, a permutation of
+    the total batch. A sample becomes lam * sample + (1 - lam) * partner. So it is the same for any number of ranks
+    and workers and any micro-batch.
+    """
+
+    beta: float = 1.2
+    use_identity: bool = True
+
+    def __post_init__(self) -> None:
+        if not self.beta > 0:
+            raise ValueError(f"mixup_beta: {self.beta} must be positive")
+
+    def plan(self, seed: int, first: int, total_batch: int) -> tuple[float, Sequence[int]]:
+        """(lam, the partner's number of each sample) of the total batch that begins with sample `first`."""
+        rng = generator(seed, "mixup", first)
+        identity = self.use_identity and rng.random() < 0.5
+        lam = float(rng.beta(self.beta, self.beta))
+        partners = (first + rng.permutation(total_batch)).tolist()
+        return (1.0, range(first, first + total_batch)) if identity else (lam, partners)
 
 
 def train_batches(
@@ -71,12 +123,18 @@ def train_batches(
     world_size: int = 1,
     shuffle: bool = True,
     enlarge: int = 1,
+    mixup: Mixup | None = None,
+    total_batch: int | None = None,
+    bad_images: BadImages = "stop",
 ) -> Iterator[Batch]:
     """Batches of the samples start_sample, ..., total_samples - 1, in order.
 
     batch_size: samples of one batch over all ranks; rank r yields the r-th of world_size equal, contiguous shares.
     total_samples: the number at which the stream ends, counted from 0 and not from start_sample.
     num_workers: processes that prepare samples ahead; 0 does it here. They change speed only.
+    mixup: None leaves samples as they are. total_batch: samples of one optimiser step, a multiple of batch_size, None
+        for batch_size; mixup takes its partners from these, so start_sample must be the first of one.
+    bad_images: 'stop' raises what was wrong with an image, 'skip' takes another and tells it in Batch.skipped.
     Raises ValueError for numbers that do not divide; a sample's ValueError or OSError arrives with its own message.
     """
     if batch_size < 1 or batch_size % world_size:
@@ -86,11 +144,18 @@ def train_batches(
             f"samples {start_sample} to {total_samples} are no whole number of batches of {batch_size}; "
             "resume with a batch size that divides them"
         )
+    total = total_batch or batch_size
+    if total % batch_size or (mixup is not None and (total_samples - start_sample) % total):
+        raise ValueError(
+            f"total_batch: {total} must be a multiple of the batch of {batch_size}, and with mixup samples "
+            f"{start_sample} to {total_samples} a whole number of total batches"
+        )
     share = batch_size // world_size
     firsts = range(start_sample + rank * share, total_samples, batch_size)
-    stream = SampleStream(dataset, seed, shuffle, enlarge)
+    stream = SampleStream(dataset, seed, shuffle, enlarge, bad_images)
     numbers = (range(first, first + share) for first in firsts)
-    return _load(partial(_batch, stream), numbers, num_workers, prefetch_factor, pin_memory)
+    make = partial(_batch, stream) if mixup is None else partial(_mixed_batch, stream, mixup, start_sample, total)
+    return _load(make, numbers, num_workers, prefetch_factor, pin_memory)
 
 
 def eval_samples(
@@ -103,6 +168,32 @@ def eval_samples(
 
 def _batch(stream: SampleStream, numbers: Sequence[int]) -> Batch:
     return collate([stream[number] for number in numbers], numbers)
+
+
+def _mixed_batch(stream: SampleStream, mixup: Mixup, start: int, total: int, numbers: Sequence[int]) -> Batch:
+    first = numbers[0] - (numbers[0] - start) % total
+    lam, partners = mixup.plan(stream.seed, first, total)
+    partner_of = {number: partners[number - first] for number in numbers}
+    samples = {number: stream[number] for number in {*numbers, *partner_of.values()}}
+    return collate([_mixed(samples[n], samples[partner_of[n]], lam) for n in numbers], numbers)
+
+
+def _mixed(sample: Sample, partner: Sample, lam: float) -> Sample:
+    """lam * sample + (1 - lam) * partner; the key stays the sample's."""
+    if sample is partner:
+        return sample
+    if sample.regions is not None or sample.spe is not None:
+        raise ValueError(
+            f"{sample.key}: mixup blends two images, whose masks cannot be blended; switch one of them off"
+        )
+    if sample.gt is None or partner.gt is None or sample.lq.shape != partner.lq.shape:
+        raise ValueError(f"{sample.key} and {partner.key}: mixup needs samples with GT and of one size; set gt_size")
+    return dataclasses.replace(
+        sample,
+        lq=sample.lq * lam + partner.lq * (1 - lam),
+        gt=sample.gt * lam + partner.gt * (1 - lam),
+        skipped=sample.skipped + partner.skipped,
+    )
 
 
 def _eval_sample(dataset: Dataset, seed: int, index: int) -> Sample:

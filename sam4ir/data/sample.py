@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +18,12 @@ from sam4ir.regions import densify
 
 @dataclass
 class Sample:
-    """One image, or one crop of it. Images are RGB float32, in [0, 1] unless noisy or normalised.
+    """One image, or one crop of it. Images are RGB float32, in [0, 1] unless noise or blending leaves that range.
 
-    lq: (3, h, w); gt: (3, h s, w s) for scale s.
+    lq: (c, h, w), c = 3, 1 for grey or 6 for the left and right view of a dual-pixel camera;
+    gt: (3 or 1, h s, w s) for scale s.
     regions: (h s, w s) int64, 0 = no region, else 1..n of this sample. spe: (1, h s, w s) float32.
+    skipped: what was wrong with the images that this one stands in for (loader: bad_images).
     """
 
     key: str
@@ -29,15 +31,16 @@ class Sample:
     gt: Tensor | None = None
     regions: Tensor | None = None
     spe: Tensor | None = None
+    skipped: tuple[str, ...] = ()
 
 
 @dataclass
 class Batch:
     """Samples of one size, stacked.
 
-    lq: (b, 3, h, w); gt: (b, 3, h s, w s); keys: the images; numbers: the sample numbers in the data stream.
+    lq: (b, c, h, w); gt: (b, 3 or 1, h s, w s); keys: the images; numbers: the sample numbers in the data stream.
     regions: (b, h s, w s) int64, 0 = no region, 1..n_i in image i; region_count: the largest n_i, 0 where none.
-    spe: (b, 1, h s, w s) float32.
+    spe: (b, 1, h s, w s) float32. skipped: messages of images that could not be read and were replaced, each once.
     """
 
     lq: Tensor
@@ -47,6 +50,7 @@ class Batch:
     regions: Tensor | None = None
     region_count: int = 0
     spe: Tensor | None = None
+    skipped: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch on `device`."""
@@ -67,7 +71,10 @@ class Batch:
 
 
 class Dataset(Protocol):
-    """Images by index. `get` is a pure function of its arguments: all randomness comes from rng."""
+    """Images by index. `get` is a pure function of its arguments: all randomness comes from rng.
+
+    Ours have more (cropped.CroppedDataset): `channels` of lq, and `with_gt_size` for stages of progressive training.
+    """
 
     def __len__(self) -> int: ...
 
@@ -110,14 +117,10 @@ class MaskReader:
         self._masks = masks
         self._views = views
 
-    def read(self, key: str, image: str, size: tuple[int, int], placement: Placement) -> dict[str, Tensor]:
-        """The Sample fields that come from masks: regions densified, spe with a channel axis; {} without masks.
-
-        image: what messages call the GT image; size: its (h, w); placement: on its grid.
-        Raises ValueError naming store and image where the record is missing or of another size.
-        """
+    def record(self, key: str, image: str, size: tuple[int, int]) -> MaskRecordLike | None:
+        """The mask record of an image, None without masks; arguments and errors as `read`."""
         if self._masks is None:
-            return {}
+            return None
         try:
             record = self._masks.read(key)
         except ValueError as error:
@@ -127,7 +130,22 @@ class MaskReader:
                 f"{self._masks.path}: masks of {key!r} are {_size(record.size)}, their image {image} is {_size(size)}; "
                 "make the masks from the same folder as dataroot_gt"
             )
-        cut = {name: placement.flip.apply(view(record, placement.window)) for name, view in self._views.items()}
+        return record
+
+    def read(self, key: str, image: str, size: tuple[int, int], placement: Placement) -> dict[str, Tensor]:
+        """The Sample fields that come from masks: regions densified, spe with a channel axis; {} without masks.
+
+        image: what messages call the GT image; size: its (h, w); placement: on its grid, mirrored as the image is.
+        Raises ValueError naming store and image where the record is missing or of another size.
+        """
+        record = self.record(key, image, size)
+        if record is None:
+            return {}
+        part = placement.window.inside(size)
+        cut = {name: view(record, part) for name, view in self._views.items()}
+        if part != placement.window:
+            cut = {name: placement.window.mirrored(array, part) for name, array in cut.items()}
+        cut = {name: placement.flip.apply(array) for name, array in cut.items()}
         fields: dict[str, Tensor] = {}
         if "regions" in cut:
             fields["regions"] = torch.from_numpy(np.ascontiguousarray(densify(cut["regions"])[0]))
@@ -138,11 +156,11 @@ class MaskReader:
 
 def collate(samples: Sequence[Sample], numbers: Sequence[int] | None = None) -> Batch:
     """Stacks samples with GT; `numbers` default to 0, 1, ... Raises ValueError naming images of unequal sizes."""
-    for field in ("lq", "gt", "regions", "spe"):
-        shapes = {None if (x := getattr(s, field)) is None else tuple(x.shape): s.key for s in samples}
+    for name in ("lq", "gt", "regions", "spe"):
+        shapes = {None if (x := getattr(s, name)) is None else tuple(x.shape): s.key for s in samples}
         if len(shapes) > 1:
             raise ValueError(
-                f"a batch needs samples of one size, but {field} is "
+                f"a batch needs samples of one size, but {name} is "
                 f"{', '.join(f'{shape} for {key}' for shape, key in shapes.items())}; set gt_size, or batches of 1"
             )
     regions = _stack([s.regions for s in samples])
@@ -154,6 +172,7 @@ def collate(samples: Sequence[Sample], numbers: Sequence[int] | None = None) -> 
         regions=regions,
         region_count=0 if regions is None or not regions.numel() else int(regions.max()),
         spe=_stack([s.spe for s in samples]),
+        skipped=list(dict.fromkeys(message for s in samples for message in s.skipped)),
     )
 
 

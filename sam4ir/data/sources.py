@@ -13,9 +13,9 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from sam4ir.data.lmdb_io import LmdbReader, key_of, parse_meta_line, read_image_keys, unpack_image
+from sam4ir.data.lmdb_io import LmdbReader, key_of, parse_meta_line, read_image_keys, unpack_image, unpack_size
 from sam4ir.registry import near_miss
-from sam4ir.utils.image import IMAGE_SUFFIXES, read_image
+from sam4ir.utils.image import IMAGE_SUFFIXES, read_image, read_size
 
 IoBackend = Mapping[Literal["type"], Literal["disk", "lmdb"]]
 
@@ -30,6 +30,9 @@ class ImageSource(Protocol):
 
     def open(self, key: str) -> AbstractContextManager[np.ndarray]:
         """(h, w, 3) RGB uint8 or uint16, valid inside the `with` block only: copy what is to be kept."""
+
+    def size(self, key: str) -> tuple[int, int]:
+        """(h, w) by the image's header; the pixels may still turn out to be damaged."""
 
     def where(self, key: str) -> str:
         """What error messages call the image."""
@@ -59,6 +62,9 @@ class FolderSource:
     def open(self, key: str) -> Iterator[np.ndarray]:
         yield read_image(self.root / self._files[key])
 
+    def size(self, key: str) -> tuple[int, int]:
+        return read_size(self.root / self._files[key])
+
     def where(self, key: str) -> str:
         return str(self.root / self._files[key])
 
@@ -75,6 +81,10 @@ class LmdbSource:
     def open(self, key: str) -> Iterator[np.ndarray]:
         with self._reader.value(key) as value:
             yield unpack_image(value, self.where(key))
+
+    def size(self, key: str) -> tuple[int, int]:
+        with self._reader.value(key) as value:
+            return unpack_size(value, self.where(key))
 
     def where(self, key: str) -> str:
         return f"{self.root}[{key}]"

@@ -8,12 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle of an image, in pixels."""
+    """A rectangle, in pixels of an image. What lies outside the image is its mirror image.
+
+    The mirror repeats the edge (numpy's 'symmetric', OpenCV's BORDER_REFLECT), as the padding of NAFNet's, HINet's
+    and Restormer's data sets does; unlike a mirror that leaves the edge out, it commutes with `scaled`.
+    """
 
     top: int
     left: int
@@ -22,10 +27,11 @@ class Window:
 
     @classmethod
     def draw(cls, size: tuple[int, int], patch: int, rng: np.random.Generator) -> Window:
-        """A patch x patch window, uniform over all that fit into an image of size (h, w)."""
-        h, w = size
-        if h < patch or w < patch:
-            raise ValueError(f"image is {h}x{w} (h x w), smaller than the {patch}x{patch} patch")
+        """A patch x patch window, uniform over all that fit into an image of size (h, w).
+
+        An image that is smaller along a side is taken whole there, and the window reaches over its bottom or right.
+        """
+        h, w = (max(side, patch) for side in size)
         return cls(int(rng.integers(h - patch + 1)), int(rng.integers(w - patch + 1)), patch, patch)
 
     @classmethod
@@ -33,13 +39,41 @@ class Window:
         """All of an image of size (h, w)."""
         return cls(0, 0, *size)
 
+    def inside(self, size: tuple[int, int]) -> Window:
+        """The part of an image of size (h, w) that the window is made of: a side that it leaves is taken whole."""
+        rows, columns = _reach(self.top, self.height, size[0]), _reach(self.left, self.width, size[1])
+        return Window(rows[0], columns[0], rows[1], columns[1])
+
     def cut(self, array: np.ndarray) -> np.ndarray:
-        """The window of an (h, w, ...) array, as a view."""
-        return array[self.top : self.top + self.height, self.left : self.left + self.width]
+        """The window of an (h, w, ...) array: a view where it lies inside, else a copy with the mirrored part."""
+        part = self.inside((array.shape[0], array.shape[1]))
+        inner = array[part.top : part.top + part.height, part.left : part.left + part.width]
+        return inner if part == self else self.mirrored(inner, part)
+
+    def mirrored(self, inner: np.ndarray, part: Window) -> np.ndarray:
+        """The window made of `inner`, the pixels of `part` = inside(size)."""
+        rows = _mirror(self.top - part.top, self.height, part.height)
+        columns = _mirror(self.left - part.left, self.width, part.width)
+        return inner[rows[:, None], columns]
 
     def scaled(self, factor: int) -> Window:
         """The same window on a grid `factor` times finer."""
         return Window(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
+
+    def grown(self, margin: int) -> Window:
+        """The window with `margin` more pixels on each side."""
+        return Window(self.top - margin, self.left - margin, self.height + 2 * margin, self.width + 2 * margin)
+
+
+def _reach(start: int, length: int, side: int) -> tuple[int, int]:
+    """(start, length) of what a stretch takes of a side: itself inside, else all."""
+    return (start, length) if start >= 0 and start + length <= side else (0, side)
+
+
+def _mirror(start: int, length: int, side: int) -> np.ndarray:
+    """The indices 0..side-1 that start, ..., start + length - 1 show, mirrored at both edges again and again."""
+    within = np.arange(start, start + length) % (2 * side)
+    return np.minimum(within, 2 * side - 1 - within)
 
 
 @dataclass(frozen=True)
@@ -64,6 +98,21 @@ class Flip:
             array = array[::-1]
         return array.swapaxes(0, 1) if self.transpose else array
 
+    def copy(self, pixels: np.ndarray) -> np.ndarray:
+        """The flipped (h, w, c) uint8, uint16 or float32 pixels as a contiguous copy.
+
+        Equal to `apply`, whose views cost ten times as much once they are copied, one pixel at a time.
+        """
+        if self == Flip():
+            return np.array(pixels, order="C")
+        h, w, c = pixels.shape
+        turned = pixels
+        if self.horizontal or self.vertical:
+            turned = cv2.flip(turned, -1 if self.horizontal and self.vertical else int(self.horizontal))
+        if self.transpose:
+            turned = cv2.transpose(turned)
+        return turned.reshape((w, h, c) if self.transpose else (h, w, c))  # OpenCV drops the axis of one channel
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -73,12 +122,20 @@ class Placement:
     flip: Flip
 
     def take(self, array: np.ndarray) -> np.ndarray:
-        """The sample's part of an (h, w, ...) array, as a view."""
+        """The sample's part of an (h, w, ...) array, a view where the window lies inside."""
         return self.flip.apply(self.window.cut(array))
+
+    def pixels(self, image: np.ndarray) -> np.ndarray:
+        """The sample's part of an (h, w, c) image, a contiguous copy."""
+        return self.flip.copy(self.window.cut(image))
 
     def scaled(self, factor: int) -> Placement:
         """The same placement on a grid `factor` times finer."""
         return Placement(self.window.scaled(factor), self.flip)
+
+    def grown(self, margin: int) -> Placement:
+        """The same placement with `margin` more pixels on each side."""
+        return Placement(self.window.grown(margin), self.flip)
 
 
 @dataclass(frozen=True)
@@ -90,7 +147,7 @@ class Augmentation:
     use_rot: bool = False
 
     def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Placement:
-        """A placement in an image of size (h, w). Raises ValueError where the image is smaller than the patch."""
+        """A placement in an image of size (h, w); a smaller image is mirrored at its bottom and right (Window)."""
         window = Window.whole(size) if self.patch is None else Window.draw(size, self.patch, rng)
         return Placement(window, Flip.draw(self.use_hflip, self.use_rot, rng))
 
@@ -107,9 +164,16 @@ def augmentation(
         raise ValueError("use_hflip: true and use_flip: false contradict each other; they are one option, keep one")
     if scale < 1:
         raise ValueError(f"scale: {scale} must be a positive integer")
-    if gt_size is not None and (gt_size < 1 or gt_size % scale):
+    return Augmentation(patch_side(gt_size, scale), use_hflip or bool(use_flip), use_rot)
+
+
+def patch_side(gt_size: int | None, scale: int) -> int | None:
+    """The side of the LQ patch. Raises ValueError where gt_size is no positive multiple of scale."""
+    if gt_size is None:
+        return None
+    if gt_size < 1 or gt_size % scale:
         raise ValueError(f"gt_size: {gt_size} must be a positive multiple of scale: {scale}")
-    return Augmentation(None if gt_size is None else gt_size // scale, use_hflip or bool(use_flip), use_rot)
+    return gt_size // scale
 
 
 def refuse_normalization(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:

@@ -20,6 +20,7 @@ from sam4ir.utils.files import atomic
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 
+_HEAD_BYTES = 1 << 16
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _JPEG_MAGIC = b"\xff\xd8"
 _PIXEL_MAX = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
@@ -63,12 +64,42 @@ def read_image(path: str | Path, channels: Literal[1, 3] = 3) -> np.ndarray:
     return decode_image(data, str(path), channels)
 
 
+def read_size(path: str | Path) -> tuple[int, int]:
+    """(h, w) of an image file by its header; raises ImageError naming it."""
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+            size = _header_size(head)
+            return size if size is not None else size_of(head + file.read(), str(path))
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def size_of(data: bytes, name: str) -> tuple[int, int]:
+    """(h, w) of an encoded image, by its header where that is a PNG's or a JPEG's; raises ImageError naming it."""
+    size = _header_size(data)
+    if size is None:
+        h, w, _ = decode_image(data, name).shape
+        return h, w
+    return size
+
+
 def to_float_tensor(image: np.ndarray) -> Tensor:
     """(h, w, c) uint8 or uint16 to (c, h, w) float32 in [0, 1]: divided by 255 or 65535. Copies."""
     if image.dtype not in _PIXEL_MAX:
         raise ImageError(f"pixels are {image.dtype}; uint8 or uint16 is needed")
     planes = np.ascontiguousarray(image.transpose(2, 0, 1))  # small integers are quicker to reorder than floats
     return torch.from_numpy(planes.astype(np.float32)).div_(_PIXEL_MAX[image.dtype])
+
+
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """(h, w, 3) RGB uint8 or uint16 to (h, w, 1) luma, 0.299 R + 0.587 G + 0.114 B rounded; equal channels stay.
+
+    A function of the pixels alone. A file read with OpenCV's `flag='grayscale'` instead may differ by one level: that
+    luma depends on the file's format and OpenCV's version.
+    """
+    luma: Any = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
+    return luma[:, :, None]
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
@@ -90,6 +121,22 @@ def to_image(image: Tensor, dtype: np.dtype) -> np.ndarray:
 def encode_png(image: np.ndarray) -> bytes:
     """PNG bytes of (h, w, c) RGB or grey, c = 1 or 3, uint8 or uint16."""
     return _encode(image, ".png", "image")
+
+
+def jpeg(image: Tensor, quality: int) -> Tensor:
+    """(c, h, w) float, c = 3 or 1, as it comes back from a JPEG file of `quality` 1..100: in [0, 1], in 255ths.
+
+    Values are clamped and rounded to 8 bits first. Colour is stored at half resolution (4:2:0), as OpenCV writes it.
+    """
+    pixels: Any = to_uint8(image)
+    written, data = cv2.imencode(
+        ".jpg",
+        cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if len(image) == 3 else pixels,
+        [cv2.IMWRITE_JPEG_QUALITY, quality],
+    )
+    if not written:
+        raise ImageError(f"an image of {tuple(image.shape)} cannot be written as JPEG of quality {quality}")
+    return to_float_tensor(decode_image(data.tobytes(), "JPEG", 3 if len(image) == 3 else 1))
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
@@ -135,6 +182,19 @@ def _container_problem(data: bytes) -> str | None:
     for magic, problem in _CONTAINERS.items():
         if data.startswith(magic):
             return problem(data)
+    return None
+
+
+def _header_size(data: bytes) -> tuple[int, int] | None:
+    """(h, w) of a PNG (IHDR) or JPEG (frame header, ITU T.81, B.2.2) that begins with `data`; None for all else."""
+    if data.startswith(_PNG_MAGIC) and len(data) >= 24:
+        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+    at = 2 if data.startswith(_JPEG_MAGIC) else len(data)
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
 
 

@@ -1,13 +1,15 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.noisy import GaussianDenoisingDataset
 from sam4ir.data.paired import PairedImageDataset
-from sam4ir.utils.image import write_image
+from sam4ir.utils.image import read_image, write_image
 from sam4ir.utils.rng import generator
 
 SCALE = 2
@@ -114,8 +116,42 @@ def test_a_meta_info_file_may_leave_lq_images_over(roots, tmp_path):
 def test_sizes_that_do_not_fit_name_both_files_and_sizes(roots):
     with pytest.raises(ValueError, match=r"img_a\.png is 40x56.*img_ax2\.png is 20x28.*scale: 4"):
         paired(roots, scale=4).get(0, generator(0))
-    with pytest.raises(ValueError, match=r"img_ax2\.png: image is 20x28.*32x32 patch"):
-        paired(roots, gt_size=64).get(0, generator(0))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_an_image_smaller_than_the_patch_is_mirrored_with_all_that_belongs_to_it(roots, seed):
+    dataset = paired(roots, gt_size=48, use_hflip=True, use_rot=True, masks=Masks(), mask_views=VIEWS)
+    sample = dataset.get(0, generator(seed))  # 40x56: 8 rows are mirrored, 48 of 56 columns are taken
+    assert (sample.gt.shape, sample.lq.shape, sample.regions.shape) == ((3, 48, 48), (3, 24, 24), (48, 48))
+    y, x, _ = pixel(sample.gt)
+    rows = y if (y == y[:, :1]).all() else y.T  # turned back
+    assert sorted(rows[:, 0].tolist()) == sorted([*range(40), *range(32, 40)])
+    labels = y // 8 * 7 + x // 8
+    torch.testing.assert_close(sample.spe[0], labels.float() / 10)
+    _, dense = torch.unique(labels, return_inverse=True)
+    torch.testing.assert_close(sample.regions, dense + (0 if (labels == 0).any() else 1), rtol=0, atol=0)
+    lq_of_gt = sample.gt.unfold(1, 2, 2).unfold(2, 2, 2).amin((3, 4))
+    flipped = (pixel(sample.lq)[:2] - pixel(lq_of_gt)[:2]).abs()
+    assert flipped.max() <= 1  # the mirror shows a pixel pair the other way round: its smaller one, or its larger one
+    again = dataset.get(0, generator(seed))
+    assert torch.equal(again.gt, sample.gt)
+    assert torch.equal(again.lq, sample.lq)
+
+
+def test_a_mirrored_pair_is_what_opencv_pads_both_with(roots):
+    sample = paired(roots, gt_size=128).get(1, generator(0))
+    for part, folder, name, size in ((sample.gt, "gt", "img_b", 128), (sample.lq, "lq", "img_bx2", 64)):
+        image = read_image(roots / folder / f"{name}.png")
+        h, w = image.shape[:2]
+        padded = cv2.copyMakeBorder(image, 0, size - h, 0, size - w, cv2.BORDER_REFLECT)
+        torch.testing.assert_close(pixel(part), torch.from_numpy(padded).permute(2, 0, 1).long(), rtol=0, atol=0)
+
+
+def test_pairs_that_cannot_fit_are_named_at_any_size(tmp_path):
+    write_image(tmp_path / "gt" / "a.png", np.zeros((1, 1, 3), np.uint8))
+    write_image(tmp_path / "lq" / "a.png", np.zeros((1, 1, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"gt.a\.png is 1x1.*lq.a\.png.*2x2"):
+        PairedImageDataset(str(tmp_path / "gt"), str(tmp_path / "lq"), scale=2).get(0, generator(0))
 
 
 def test_missing_or_foreign_masks_name_store_and_image(roots):
@@ -172,6 +208,11 @@ def test_sigma_is_drawn_per_sample(roots, kind, sigmas, inside):
         ({"sigma_range": [], "sigma_type": "choice"}, "sigma_range"),
         ({"sigma_range": 15, "sigma_type": "constnat"}, "did you mean 'constant'"),
         ({"sigma_range": 15, "scale": 2}, "scale"),
+        ({}, "sigma_range is missing"),
+        ({"sigma_range": 15, "sigma_test": 15}, "leave sigma_range"),
+        ({"sigma_type": "random", "sigma_test": 15}, "leave sigma_range and sigma_type"),
+        ({"sigma_test": -1}, "sigma_test: -1"),
+        ({"sigma_range": 15, "in_ch": 2}, "in_ch|channels"),
     ],
 )
 def test_noise_options_that_make_no_sense_are_named(roots, arguments, word):
@@ -185,3 +226,63 @@ def test_noisy_regions_follow_the_crop(roots):
     y, x, _ = pixel(sample.gt)
     assert torch.equal(sample.lq, sample.gt)
     torch.testing.assert_close(sample.spe[0], (y // 8 * 7 + x // 8).float() / 10)
+
+
+def test_sigma_test_is_one_sigma_with_the_same_noise_every_time(roots):
+    dataset = noisy(roots, sigma_test=25)
+    one, other = dataset.get(0, generator(0)), dataset.get(0, generator(1))
+    assert torch.equal(one.lq, other.lq)
+    assert abs(float((one.lq - one.gt).std()) * 255 - 25) < 1
+    assert torch.equal(one.lq, noisy(roots, sigma_range=25, noise_seed=0).get(0, generator(2)).lq)
+    assert not torch.equal(one.lq, noisy(roots, sigma_test=25, noise_seed=4).get(0, generator(0)).lq)
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory):
+    """One colour image of 8 and one of 16 bits, a folder and a raw and a PNG LMDB of each."""
+    root = tmp_path_factory.mktemp("colours")
+    rng = np.random.default_rng(0)
+    for depth, dtype in (("8", np.uint8), ("16", np.uint16)):
+        image = rng.integers(0, np.iinfo(dtype).max + 1, (37, 41, 3)).astype(dtype)
+        write_image(root / depth / "a.png", image)
+        for encoding in ("raw", "png"):
+            with LmdbWriter(root / f"{depth}_{encoding}.lmdb", encoding) as writer:
+                writer.put("a", image)
+    return root
+
+
+@pytest.mark.parametrize(("depth", "top"), [("8", 255), ("16", 65535)])
+def test_grey_is_opencvs_luma_and_the_same_from_folder_and_lmdb(colours, depth, top):
+    image = read_image(colours / depth / "a.png")
+    luma = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    exact = image @ (0.299, 0.587, 0.114)
+    for root in (depth, f"{depth}_raw.lmdb", f"{depth}_png.lmdb"):
+        arguments = {"sigma_range": 15, "in_ch": 1, "use_rot": True}
+        whole = noisy_at(colours / root, **arguments)
+        sample = whole.get(0, generator(3))
+        assert (whole.channels, sample.lq.shape[0], sample.gt.shape[0]) == (1, 1, 1)
+        assert sorted((sample.gt * top).round().flatten().tolist()) == sorted(luma.flatten().tolist())
+        crop = noisy_at(colours / root, gt_size=16, **arguments).get(0, generator(5)).gt
+        assert torch.equal(crop, noisy_at(colours / depth, gt_size=16, **arguments).get(0, generator(5)).gt)
+    assert np.abs(luma - exact).max() < top / 255
+
+
+def noisy_at(root, **arguments):
+    return GaussianDenoisingDataset(str(root), **arguments)
+
+
+def test_grey_files_keep_their_values(tmp_path):
+    grey = np.random.default_rng(1).integers(0, 256, (9, 11, 1), dtype=np.uint8)
+    write_image(tmp_path / "grey" / "a.png", grey)
+    with LmdbWriter(tmp_path / "grey.lmdb") as writer:
+        writer.put("a", grey)
+    for root in ("grey", "grey.lmdb"):
+        gt = noisy_at(tmp_path / root, sigma_range=5, in_ch=1).get(0, generator(0)).gt
+        np.testing.assert_array_equal(pixel(gt)[0], grey[:, :, 0])
+
+
+def test_pairs_can_be_grey_too(roots):
+    dataset = paired(roots, channels=1, gt_size=16)
+    sample = dataset.get(0, generator(0))
+    assert (dataset.channels, sample.lq.shape, sample.gt.shape) == (1, (1, 8, 8), (1, 16, 16))
+    assert paired(roots).channels == 3

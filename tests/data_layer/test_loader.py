@@ -1,10 +1,11 @@
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 import torch
 
-from sam4ir.data.loader import SampleStream, eval_samples, train_batches
+from sam4ir.data.loader import Mixup, SampleStream, eval_samples, train_batches
 from sam4ir.data.sample import Sample, collate
 from sam4ir.utils.image import ImageError
 
@@ -125,3 +126,141 @@ def test_samples_that_do_not_stack_are_named():
     samples = [Sample(k, torch.zeros(3, n, 2), torch.zeros(3, n, 2)) for k, n in (("a", 2), ("b", 3))]
     with pytest.raises(ValueError, match=r"lq is \(3, 2, 2\) for a, \(3, 3, 2\) for b; set gt_size"):
         collate(samples)
+
+
+def test_ranks_beyond_the_validation_images_get_none():
+    parts = [[s.key for s in eval_samples(Numbers(), 3, r, world_size=12)] for r in range(12)]
+    assert parts == [[f"image{i}"] for i in range(10)] + [[], []]
+
+
+class Plain(Numbers):
+    """Numbers without masks; counts what is read."""
+
+    def __init__(self, bad=()):
+        super().__init__()
+        self.bad, self.reads = set(bad), 0
+
+    def get(self, index, rng):
+        self.reads += 1
+        if index in self.bad:
+            raise ImageError(f"folder/image{index}.png: truncated PNG")
+        return dataclasses.replace(super().get(index, rng), regions=None, spe=None)
+
+
+def plain(dataset=None, **arguments):
+    options = {"seed": 1, "batch_size": 4, "total_samples": 48, "total_batch": 12, "mixup": Mixup()} | arguments
+    return list(train_batches(dataset or Plain(), **options))
+
+
+def images(batches, field="lq"):
+    return torch.cat([getattr(b, field) for b in batches])
+
+
+def plans(seed=1, count=400, **arguments):
+    return [Mixup(**arguments).plan(seed, 12 * i, 12) for i in range(count)]
+
+
+def test_mixup_blends_lq_and_gt_alike_with_samples_of_the_total_batch():
+    mixed, unmixed = plain(), plain(mixup=None)
+    for first in range(0, 48, 12):
+        lam, partners = Mixup().plan(1, first, 12)
+        assert sorted(partners) == list(range(first, first + 12))
+        for field in ("lq", "gt"):
+            whole = images(unmixed, field)
+            expected = whole[first : first + 12] * lam + whole[list(partners)] * (1 - lam)
+            torch.testing.assert_close(images(mixed, field)[first : first + 12], expected)
+    assert [b.keys for b in mixed] == [b.keys for b in unmixed]
+    assert not torch.equal(images(mixed), images(unmixed))
+
+
+@pytest.mark.parametrize("arguments", [{"batch_size": 1}, {"batch_size": 12}, {"num_workers": 2}])
+def test_mixup_does_not_depend_on_micro_batches_or_workers(arguments):
+    assert torch.equal(images(plain(**arguments)), images(plain()))
+
+
+def test_mixup_does_not_depend_on_ranks_and_goes_on_after_a_resume():
+    ranks = [plain(rank=r, world_size=2) for r in range(2)]
+    together = [torch.cat([p.lq for p in parts]) for parts in zip(*ranks, strict=True)]
+    assert torch.equal(torch.cat(together), images(plain()))
+    assert torch.equal(images(plain(start_sample=24)), images(plain())[24:])
+
+
+def test_a_later_stage_counts_its_total_batches_from_its_own_start():
+    """A stage of progressive training that begins at sample 20 with total batches of 8."""
+    stage = {"start_sample": 20, "total_samples": 36, "total_batch": 8, "batch_size": 2}
+    lam, partners = Mixup().plan(1, 28, 8)
+    whole = images(plain(mixup=None, total_samples=36, total_batch=None))
+    expected = whole[28:36] * lam + whole[list(partners)] * (1 - lam)
+    torch.testing.assert_close(images(plain(**stage))[8:], expected)
+
+
+def test_mixing_shares_follow_the_beta_distribution_and_identity_takes_half():
+    shares = np.array([lam for lam, _ in plans(use_identity=False, beta=1.2)])
+    assert abs(shares.mean() - 0.5) < 5 * shares.std() / 20
+    assert abs(shares.var() - 1 / (4 * (2 * 1.2 + 1))) < 0.012  # variance of Beta(b, b)
+    identity = [
+        lam == 1 and list(partners) == list(range(12 * i, 12 * i + 12)) for i, (lam, partners) in enumerate(plans())
+    ]
+    assert 150 < sum(identity) < 250
+    assert plans()[7] == plans()[7] != plans(seed=2)[7]
+
+
+def test_partners_of_the_same_micro_batch_are_read_once():
+    dataset = Plain()
+    plain(dataset, batch_size=12, mixup=Mixup(use_identity=False))
+    assert dataset.reads == 48
+
+
+def test_mixup_refuses_masks_and_numbers_that_do_not_divide():
+    with pytest.raises(ValueError, match=r"image\d: mixup blends two images, whose masks"):
+        plain(Numbers())
+    with pytest.raises(ValueError, match=r"total_batch: 6 .*batch of 4"):
+        plain(total_batch=6)
+    with pytest.raises(ValueError, match=r"samples 4 to 48 a whole number"):
+        plain(start_sample=4)
+    with pytest.raises(ValueError, match="mixup_beta: 0"):
+        Mixup(beta=0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_bad_images_are_replaced_and_named(num_workers):
+    bad = {"dataset": Plain(bad=[2, 7]), "mixup": None, "bad_images": "skip", "num_workers": num_workers}
+    batches, whole = plain(**bad), plain(mixup=None)
+    keys, expected = (list(itertools.chain(*(b.keys for b in bs))) for bs in (batches, whole))
+    replaced = [i for i, key in enumerate(expected) if key in ("image2", "image7")]
+    assert len(replaced) >= 8
+    assert not {"image2", "image7"} & set(keys)
+    assert [i for i, (one, other) in enumerate(zip(keys, expected, strict=True)) if one != other] == replaced
+    kept = [i for i in range(48) if i not in replaced]
+    assert torch.equal(images(batches)[kept], images(whole)[kept])
+    messages = list(itertools.chain(*(b.skipped for b in batches)))
+    assert set(messages) == {f"folder/image{i}.png: truncated PNG" for i in (2, 7)}
+    assert not any(b.skipped for b in whole)
+    assert len({keys[i] for i in replaced}) > 2
+
+
+def test_replacements_do_not_depend_on_batches_and_ranks_and_are_mixed_as_any_other():
+    bad = {"bad_images": "skip", "mixup": None}
+    whole = images(plain(Plain(bad=[2, 7]), **bad))
+    assert torch.equal(images(plain(Plain(bad=[2, 7]), batch_size=12, **bad)), whole)
+    assert torch.equal(images(plain(Plain(bad=[2, 7]), start_sample=24, **bad)), whole[24:])
+    lam, partners = Mixup(use_identity=False).plan(1, 0, 12)
+    mixed = plain(Plain(bad=[2, 7]), bad_images="skip", mixup=Mixup(use_identity=False), batch_size=12)[0]
+    torch.testing.assert_close(mixed.lq, whole[:12] * lam + whole[list(partners)] * (1 - lam))
+    assert len(mixed.skipped) == len(set(mixed.skipped)) > 0
+
+
+def test_a_data_set_of_bad_images_stops_in_the_end():
+    with pytest.raises(ValueError, match=r"sample 0 and 10 images in its place.*folder/image\d.png: truncated"):
+        plain(Plain(bad=range(10)), bad_images="skip", mixup=None)
+    with pytest.raises(ValueError, match="bad_images: 'skp' must be"):
+        plain(bad_images="skp")
+
+
+def test_other_errors_than_of_images_are_never_skipped():
+    class Wrong(Plain):
+        def get(self, index, rng):
+            raise KeyError("a bug")
+
+    with pytest.raises(KeyError, match="a bug"):
+        plain(Wrong(), bad_images="skip")

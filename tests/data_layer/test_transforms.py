@@ -1,12 +1,15 @@
+from collections import Counter
+
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam4ir.data.transforms import Augmentation, Flip, Window, augmentation, refuse_normalization
+from sam4ir.data.transforms import Augmentation, Flip, Placement, Window, augmentation, refuse_normalization
 
 
-@given(seed=st.integers(0, 2**32), scale=st.integers(1, 4), h=st.integers(5, 20), w=st.integers(5, 20))
+@given(seed=st.integers(0, 2**32), scale=st.integers(1, 4), h=st.integers(1, 20), w=st.integers(1, 20))
 def test_joint_crop_and_flip_commutes_with_stacking(seed, scale, h, w):
     rng = np.random.default_rng(seed)
     lq = rng.integers(0, 9, (h, w, 3))
@@ -36,9 +39,46 @@ def test_every_window_and_flip_is_drawn_and_none_that_is_off():
     assert {Flip.draw(True, False, rng) for _ in range(50)} == {Flip(), Flip(horizontal=True)}
 
 
-def test_a_window_larger_than_its_image_names_both_sizes():
-    with pytest.raises(ValueError, match=r"5x9.*8x8"):
-        Window.draw((5, 9), 8, np.random.default_rng(0))
+@given(h=st.integers(1, 30), w=st.integers(1, 30), patch=st.integers(1, 40), seed=st.integers(0, 99))
+def test_an_image_smaller_than_the_patch_is_mirrored_at_its_bottom_and_right_as_opencv_does(h, w, patch, seed):
+    image = np.random.default_rng(seed).integers(0, 255, (h, w, 3), dtype=np.uint8)
+    window = Window.draw((h, w), patch, np.random.default_rng(seed))
+    padded = cv2.copyMakeBorder(image, 0, max(0, patch - h), 0, max(0, patch - w), cv2.BORDER_REFLECT)
+    assert window.inside(padded.shape[:2]) == window
+    np.testing.assert_array_equal(window.cut(image), window.cut(padded))
+
+
+@given(top=st.integers(-9, 9), left=st.integers(-9, 9), side=st.integers(1, 12), margin=st.integers(0, 9))
+def test_a_grown_window_sees_the_mirrored_image_on_every_side(top, left, side, margin):
+    image = np.arange(5 * 7).reshape(5, 7)
+    pad = 40
+    around = np.pad(image, pad, mode="symmetric")
+    window = Window(top, left, side, side).grown(margin)
+    from_there = Window(window.top + pad, window.left + pad, window.height, window.width)
+    np.testing.assert_array_equal(window.cut(image), from_there.cut(around))
+    part = window.inside(image.shape)
+    np.testing.assert_array_equal(window.mirrored(part.cut(image), part), window.cut(image))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_copied_pixels_are_the_flipped_view_and_no_view(dtype, channels):
+    image = np.random.default_rng(0).integers(0, 255, (9, 12, channels)).astype(dtype)
+    image.flags.writeable = False
+    for i in range(8):
+        placement = Placement(Window(1, 2, 5, 7), Flip(bool(i & 1), bool(i & 2), bool(i & 4)))
+        copied = placement.pixels(image)
+        np.testing.assert_array_equal(copied, placement.take(image))
+        assert copied.flags.c_contiguous
+        assert not np.shares_memory(copied, image)
+
+
+def test_flips_are_drawn_as_one_of_eight_with_equal_probability():
+    """Restormer's random_augmentation draws its mode uniformly from eight; three coins are the same."""
+    rng = np.random.default_rng(1)
+    counts = Counter(Flip.draw(True, True, rng) for _ in range(8000))
+    assert len(counts) == 8
+    assert all(abs(n - 1000) < 5 * 30 for n in counts.values())
 
 
 @pytest.mark.parametrize(

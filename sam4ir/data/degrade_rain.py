@@ -1,0 +1,78 @@
+"""Rain: layers of streaks over an image, and the veil of rain farther away."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam4ir.data.degradations import Range, checked, drawn
+from sam4ir.data.degrade_blur import circular_convolutions, transform_size, turned_grid
+
+
+class RainStreaks:
+    """O = (1 - veil) blend(B, S_1, ..., S_n) + veil * light, the S_t grey layers of streaks of one direction each.
+
+    The model of Yang et al., Deep joint rain detection and removal from a single image (CVPR 2017):
+    overlapping layers, one for light rain as in Rain100L, five for heavy rain as in Rain100H, and rain accumulation.
+    A layer is made as in image editors: sparse noise, blurred along a line. blend 'add' is the paper's B + S, 'screen'
+    is 1 - (1 - B)(1 - S), which leaves bright places bright. Not clipped: 'add' goes above 1.
+    density: share of pixels that begin a streak, in each layer. length, width: of a streak in pixels (width: between
+    the places of half brightness). angle: of a layer, degrees from the vertical, positive where the lower end lies to
+    the right. strength: brightness of its streaks, each of which has half of it to all. light: the veil's, on each
+    channel.
+    """
+
+    margin = 0  # streaks that come in from outside are drawn there
+
+    def __init__(
+        self,
+        density: Range = (0.001, 0.005),
+        length: Range = (10.0, 40.0),
+        angle: Range = (-30.0, 30.0),
+        width: Range = (1.0, 2.0),
+        strength: Range = (0.2, 0.8),
+        layers: int = 1,
+        blend: Literal["screen", "add"] = "screen",
+        veil: Range = 0.0,
+        light: Range = 0.8,
+    ) -> None:
+        if layers < 1:
+            raise ValueError(f"layers: {layers} must be at least 1")
+        if blend not in ("screen", "add"):
+            raise ValueError(f"blend: {blend!r} must be 'screen' or 'add'")
+        self._density, self._strength = checked("density", density, 0, 1), checked("strength", strength, 0, 1)
+        self._length, self._width = checked("length", length, 1, 500), checked("width", width, 0.5, 50)
+        self._angle, self._layers, self._blend = checked("angle", angle), layers, blend
+        self._veil, self._light = checked("veil", veil, 0, 1), checked("light", light, 0, 1)
+
+    def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        rained = image.clone()
+        for _ in range(self._layers):
+            streaks = torch.from_numpy(self.layer((image.shape[1], image.shape[2]), rng))
+            rained.add_(streaks * (1 - rained) if self._blend == "screen" else streaks)
+        veil, light = drawn(self._veil, rng), drawn(self._light, rng)
+        return rained.mul_(1 - veil).add_(veil * light) if veil else rained
+
+    def layer(self, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        """(h, w) float32 in [0, 1]: one layer of streaks."""
+        kernel = streak(drawn(self._length, rng), drawn(self._width, rng), math.radians(90 - drawn(self._angle, rng)))
+        ring = len(kernel) - 1
+        seeds = np.zeros(transform_size((size[0] + ring, size[1] + ring)), np.float32)
+        count = int(rng.poisson(drawn(self._density, rng) * seeds.size))
+        seeds.reshape(-1)[rng.integers(seeds.size, size=count)] = rng.uniform(0.5, 1, count)
+        (light,) = circular_convolutions([seeds], kernel, seeds.shape)
+        return np.clip(light[: size[0], : size[1]], 0, 1) * np.float32(drawn(self._strength, rng))
+
+
+def streak(length: float, width: float, angle: float) -> np.ndarray:
+    """A bright line through the middle of a (2 r + 1)-square of float32, 1 on its axis, Gaussian across.
+
+    width: between the places of half brightness; angle: in radians from x towards y.
+    """
+    along, across = turned_grid(math.ceil(length / 2 + width) + 1, angle)
+    inside = np.clip(length / 2 + 0.5 - np.abs(along), 0, 1)
+    return (inside * np.exp(-4 * math.log(2) * (across / width) ** 2)).astype(np.float32)
