@@ -10,12 +10,9 @@ from sam4ir.utils import cli
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Restore test sets with a plain network and score them.")
-    parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file (YAML)")
+    cli.add_options(parser)
     parser.add_argument(
         "--overwrite", action="store_true", help="replace results of the same name made with other options"
-    )
-    parser.add_argument(
-        "--force_yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="options that override the file"
     )
     return parser.parse_args(arguments)
 
@@ -23,9 +20,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     arguments = parse()
     from sam4ir.config.load import load_options
+    from sam4ir.engine.build import wants_cuda
     from sam4ir.engine.score import score
+    from sam4ir.utils import dist
 
-    print(score(load_options(arguments.opt, arguments.force_yml), overwrite=arguments.overwrite), end="")
+    options = load_options(arguments.opt, arguments.force_yml)
+    with dist.world(arguments.launcher, wants_cuda(options)) as world:
+        print(score(options, arguments.overwrite, world), end="")
     return 0
 
 

@@ -1,4 +1,7 @@
-"""Train a network: python train.py -opt options/train/<task>/<net>.yml [--auto_resume] [--force_yml a:b=c ...]"""
+"""Train a network: python train.py -opt options/train/<task>/<net>.yml [--auto_resume] [--check] [--force_yml a:b=c]
+
+Many processes: torchrun --nproc_per_node=8 train.py -opt ... ; under Slurm: srun python train.py ... --launcher slurm
+"""
 
 from __future__ import annotations
 
@@ -10,26 +13,35 @@ from sam4ir.utils import cli
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train a restoration network, plain or with SAM4IR.")
-    parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file (YAML)")
+    cli.add_options(parser)
     parser.add_argument(
         "--auto_resume", action="store_true", help="go on from the newest checkpoint of the run, if any"
     )
     parser.add_argument(
-        "--force_yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="options that override the file"
+        "--check", action="store_true", help="look at data, masks, weights, memory and time, train nothing"
     )
+    parser.add_argument("--debug", action="store_true", help="as debug_<name>, validating and saving every 8 steps")
     return parser.parse_args(arguments)
 
 
 def main() -> int:
     arguments = parse()
+    from sam4ir.config.debug import debugged
     from sam4ir.config.load import load_options
+    from sam4ir.engine.build import wants_cuda
+    from sam4ir.engine.check import check
     from sam4ir.engine.loop import Interrupted, Trainer
+    from sam4ir.utils import dist
 
     options = load_options(arguments.opt, arguments.force_yml)
-    try:
-        Trainer(options, resume=arguments.auto_resume).run()
-    except Interrupted as stop:
-        return stop.exit_code
+    options = debugged(options) if arguments.debug else options
+    with dist.world(arguments.launcher, wants_cuda(options)) as world:
+        if arguments.check:
+            return check(options, world)
+        try:
+            Trainer(options, arguments.auto_resume or dist.restarted(), world).run()
+        except Interrupted as stop:
+            return stop.exit_code
     return 0
 
 

@@ -5,11 +5,46 @@ Names of modules and keyword arguments are the official ones, so official checkp
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
+from sam4ir.archs.layers import Block, Pointwise, UpConvolution, run
 from sam4ir.archs.size import SizeRule, crop, pad
+
+
+class _HalfNormed(torch.autograd.Function):
+    """Instance normalisation of the first half of the channels of (b, c, h, w), with its derivative written out.
+
+    Autograd would keep and pass over the half map twice as often.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        half, rest = x.chunk(2, dim=1)
+        centred = half.float() - half.float().mean((2, 3), keepdim=True)
+        deviation = torch.sqrt(centred.square().mean((2, 3), keepdim=True) + eps)
+        normed = centred.div_(deviation)
+        ctx.save_for_backward(normed.to(x.dtype), deviation, weight)
+        scaled = torch.addcmul(bias.view(-1, 1, 1), normed, weight.view(-1, 1, 1))
+        return torch.cat([scaled.to(x.dtype), rest], dim=1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """d half = weight / deviation * (g - mean(g) - normed * mean(g * normed)); d rest = g."""
+        normed, deviation, weight = ctx.saved_tensors
+        half, rest = gradients[0].chunk(2, dim=1)
+        g, normed = half.float(), normed.float()
+        to_bias, to_weight = g.sum((2, 3), keepdim=True), (g * normed).sum((2, 3), keepdim=True)
+        pixels = normed.shape[2] * normed.shape[3]
+        to_half = torch.addcmul(g - to_bias / pixels, normed, to_weight, value=-1 / pixels)
+        to_half *= weight.view(-1, 1, 1) / deviation
+        to_x = torch.cat([to_half.to(rest.dtype), rest], dim=1)
+        return to_x, to_weight.sum(0).flatten(), to_bias.sum(0).flatten(), None
 
 
 class HalfInstanceNorm(nn.Module):
@@ -25,14 +60,11 @@ class HalfInstanceNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        half, rest = x.chunk(2, dim=1)
-        variance, mean = torch.var_mean(half.float(), dim=(2, 3), correction=0, keepdim=True)
-        scale = self.weight.view(-1, 1, 1) * torch.rsqrt(variance + self.eps)
-        normed = torch.addcmul(self.bias.view(-1, 1, 1) - mean * scale, half, scale)
-        return torch.cat([normed.to(x.dtype), rest], dim=1)
+        normed: Tensor = _HalfNormed.apply(x, self.weight, self.bias, self.eps)
+        return normed
 
 
-class ConvBlock(nn.Module):
+class ConvBlock(Block):
     """Two 3x3 convolutions with leaky ReLU beside a 1x1 shortcut (the paper's HIN block, Fig. 3, where `hin`).
 
     (b, in_channels, h, w) -> (b, channels, h, w). csff: adds the first stage's encoder and decoder features of the
@@ -51,7 +83,7 @@ class ConvBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.relu_slope = relu_slope
-        self.identity = nn.Conv2d(in_channels, channels, 1)
+        self.identity = Pointwise(in_channels, channels)
         self.conv_1 = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.csff_enc = nn.Conv2d(channels, channels, 3, padding=1) if csff else nn.Identity()
@@ -62,20 +94,24 @@ class ConvBlock(nn.Module):
         )
 
     def forward(self, x: Tensor, stage_1: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        y = F.leaky_relu(self.norm(self.conv_1(x)), self.relu_slope)
-        y = F.leaky_relu(self.conv_2(y), self.relu_slope) + self.identity(x)
+        y = self._activate(self.norm(self.conv_1(x)))
+        y = self._activate(self.conv_2(y)) + self.identity(x)
         if stage_1 is not None:
             encoded, decoded = stage_1
             y = y + self.csff_enc(encoded) + self.csff_dec(decoded)
         return y
 
+    def _activate(self, y: Tensor) -> Tensor:
+        """Leaky ReLU in place: y is nobody else's, and a slope that is not negative leaves its sign to be read."""
+        return F.leaky_relu(y, self.relu_slope, inplace=self.relu_slope >= 0)
 
-class UpBlock(nn.Module):
+
+class UpBlock(Block):
     """Transposed convolution, joined skip: (b, in_channels, h, w), (b, channels, 2h, 2w) -> (b, channels, 2h, 2w)."""
 
     def __init__(self, in_channels: int, channels: int, relu_slope: float) -> None:
         super().__init__()
-        self.up = nn.ConvTranspose2d(in_channels, channels, 2, stride=2)
+        self.up = UpConvolution(in_channels, channels)
         self.conv_block = ConvBlock(in_channels, channels, relu_slope)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
@@ -140,14 +176,14 @@ class HINet(nn.Module):
         self.skip_conv_1 = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for width in skips)
         self.skip_conv_2 = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for width in skips)
         self.sam12 = SupervisedAttention(wf)
-        self.cat12 = nn.Conv2d(2 * wf, wf, 1)
+        self.cat12 = Pointwise(2 * wf, wf)
         self.last = nn.Conv2d(wf, in_chn, 3, padding=1)
         multiple = 2 ** (depth - 1)
         deepest = max((level for level in range(depth) if hin[level]), default=-1)
         self.size = SizeRule(multiple=multiple, minimum=max(multiple, 2 ** (deepest + 1)), mode="reflect")
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        padded = pad(image, self.size)
+        padded = pad(image, self.size).contiguous(memory_format=torch.channels_last)
         encoded, decoded = self._stage(1, self.conv_01(padded), None)
         features, restored = self.sam12(decoded[-1], padded)
         x = self.cat12(torch.cat([self.conv_02(padded), features], dim=1))
@@ -170,11 +206,11 @@ class HINet(nn.Module):
         decoded: list[Tensor] = []
         for level, block in enumerate(list(downs)[:-1]):
             assert isinstance(block, ConvBlock)
-            y = block(x, None if stage_1 is None else (stage_1[0][level], stage_1[1][-1 - level]))
+            y = run(block, x, None if stage_1 is None else (stage_1[0][level], stage_1[1][-1 - level]))
             encoded.append(y)
             x = block.downsample(y)
-        x = downs[-1](x)
+        x = run(downs[-1], x)
         for up, skip, features in zip(ups, skips, reversed(encoded), strict=True):
-            x = up(x, skip(features))
+            x = run(up, x, skip(features))
             decoded.append(x)
         return encoded, decoded or [x]

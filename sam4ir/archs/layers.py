@@ -7,9 +7,57 @@ the activations, so that a residual stream in bfloat16 stays in bfloat16 beside 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class Block(nn.Module):
+    """A part of a network whose activations can be given up and computed again; its caller runs it through `run`.
+
+    checkpointed: whether training keeps the block's inputs only and repeats its forward pass in the backward pass.
+    """
+
+    checkpointed: bool = False
+
+
+def run(block: nn.Module, *inputs: Any) -> Any:
+    """block(*inputs), with the memory of the inputs alone where `block` is checkpointed and trains; the same bits."""
+    if isinstance(block, Block) and block.checkpointed and block.training and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
+
+
+class Blocks(nn.Sequential):
+    """Blocks one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            x = run(block, x)
+        return x
+
+
+def checkpoint_blocks(network: nn.Module) -> int:
+    """Switch activation checkpointing on for every outermost Block of a network; their number, 0 where it has none.
+
+    Memory then grows with one block's activations and the inputs of all, for about one more forward pass a step.
+    """
+    blocks = list(_outermost_blocks(network))
+    for block in blocks:
+        block.checkpointed = True
+    return len(blocks)
+
+
+def _outermost_blocks(module: nn.Module) -> Iterator[Block]:
+    for child in module.children():
+        if isinstance(child, Block):
+            yield child
+        else:
+            yield from _outermost_blocks(child)
 
 
 def channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -100,6 +148,22 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _worth_merging(pixels: int, channels: int) -> bool:
     """Merging costs passes over channels x channels weights; a compiler fuses the scales by itself, for any size."""
     return not torch.compiler.is_compiling() and pixels > 4 * channels
+
+
+class UpConvolution(nn.ConvTranspose2d):
+    """Transposed 2x2 convolution of stride 2, (b, i, h, w) -> (b, o, 2h, 2w), as a matrix product: nothing overlaps."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, 2, stride=2)
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        b, c, h, w = x.shape
+        assert output_size is None
+        assert self.bias is not None
+        weight = self.weight.permute(2, 3, 1, 0).reshape(-1, c)  # (dy, dx, o) rows
+        y = F.linear(x.permute(0, 2, 3, 1), weight, self.bias.repeat(4))
+        pixels = y.view(b, h, w, 2, 2, -1).transpose(2, 3).reshape(b, 2 * h, 2 * w, -1)
+        return pixels.permute(0, 3, 1, 2)
 
 
 def window_mean(x: Tensor, window: tuple[int, int]) -> Tensor:

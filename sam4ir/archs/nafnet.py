@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from sam4ir.archs.layers import LayerNorm2d, Pointwise, simple_gate, window_mean
+from sam4ir.archs.layers import Block, Blocks, LayerNorm2d, Pointwise, simple_gate, window_mean
 from sam4ir.archs.size import SizeRule, crop, pad
 
 
-class NAFBlock(nn.Module):
+class NAFBlock(Block):
     """The block of NAFNet's Fig. 3c: gated depthwise branch with simplified channel attention, then a gated
     feed-forward branch; each is added with a learnt scale (beta, gamma) that starts at zero.
 
@@ -174,5 +174,5 @@ def _step(side: int, longest: int) -> int:
     return step if side > step else 1
 
 
-def _blocks(channels: int, number: int) -> nn.Sequential:
-    return nn.Sequential(*(NAFBlock(channels) for _ in range(number)))
+def _blocks(channels: int, number: int) -> Blocks:
+    return Blocks(*(NAFBlock(channels) for _ in range(number)))

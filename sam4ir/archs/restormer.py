@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam4ir.archs.layers import Pointwise, channel_layer_norm, channel_scale_norm
+from sam4ir.archs.layers import Block, Blocks, Pointwise, channel_layer_norm, channel_scale_norm
 from sam4ir.archs.size import SizeRule, crop, pad
 
 NORM_EPS = 1e-5
@@ -108,7 +108,7 @@ class GatedFeedForward(nn.Module):
         return self.project_out(F.gelu(gate) * y)
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Block):
     """x + MDTA(norm(x)), then x + GDFN(norm(x)); (b, channels, h, w) -> the same."""
 
     def __init__(self, channels: int, heads: int, expansion: float, bias: bool, norm: str) -> None:
@@ -179,8 +179,8 @@ class Restormer(nn.Module):
                 "give equal ones or dual_pixel_task: true"
             )
 
-        def stage(channels: int, level: int, number: int) -> nn.Sequential:
-            return nn.Sequential(
+        def stage(channels: int, level: int, number: int) -> Blocks:
+            return Blocks(
                 *(
                     TransformerBlock(channels, heads[level], ffn_expansion_factor, bias, LayerNorm_type)
                     for _ in range(number)

@@ -17,11 +17,14 @@ from sam4ir.config.signature import accepts, block_arguments
 from sam4ir.engine.inference import Inference
 from sam4ir.engine.validate import Metric
 from sam4ir.engine.weights import load_weights
+from sam4ir.metrics.official import protocol_of
 from sam4ir.models.restoration import frozen, restore
-from sam4ir.registry import ARCHS, DATASETS, METRICS, Registry
+from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, METRICS, Registry
+from sam4ir.utils.dist import World
 from sam4ir.utils.rng import torch_stream
 
 M = TypeVar("M", bound=nn.Module)
+ALONE = World()
 
 
 class BuildError(ValueError):
@@ -50,11 +53,22 @@ def make(registry: Registry, block: Block, place: str, **handed: Any) -> Any:
         return target(**{**taken, **block_arguments(registry, block.type, block.arguments)})
 
 
-def device_of(options: Options) -> torch.device:
-    """The device an option file asks for; `auto` is CUDA where there is one."""
-    if options.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(options.device)
+def wants_cuda(options: Options) -> bool:
+    """Whether a run goes on CUDA devices; `auto` does where there is one."""
+    return torch.cuda.is_available() if options.device == "auto" else options.device.startswith("cuda")
+
+
+def device_of(options: Options, world: World = ALONE) -> torch.device:
+    """The device of this process; the local rank numbers CUDA's.
+
+    Raises BuildError for a device that is not there, and for a numbered one with many processes.
+    """
+    if world.size > 1 and ":" in options.device:
+        raise BuildError(f"device: {options.device} is one device, asked for by {world.size} processes; set cuda")
+    if wants_cuda(options) and ":" not in options.device:
+        device = torch.device("cuda", world.local_rank) if world.size > 1 else torch.device("cuda")
+    else:
+        device = torch.device("cpu" if options.device == "auto" else options.device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise BuildError(f"device: {device} is asked for but torch finds {torch.cuda.device_count()}; set cpu or auto")
     if device.type == "mps" and not torch.backends.mps.is_available():
@@ -69,52 +83,66 @@ def make_deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def check_images(net: nn.Module, options: Options, device: torch.device) -> None:
-    """Raise BuildError unless the network turns an RGB image into one `scale` times as large."""
-    image = torch.zeros(1, 3, 16, 16, device=device)
+def check_images(net: nn.Module, options: Options, device: torch.device, channels: int = 3) -> None:
+    """Raise BuildError unless the network turns an image of so many channels into one `scale` times as large.
+
+    A pair of dual-pixel views (6 channels) becomes one RGB image.
+    """
+    image = torch.zeros(1, channels, 16, 16, device=device)
     with naming("network_g"), frozen(net):
         shape = tuple(restore(net, image).shape)
-        if shape != (1, 3, 16 * options.scale, 16 * options.scale):
+        if shape != (1, min(channels, 3), 16 * options.scale, 16 * options.scale):
             raise ValueError(
                 f"{options.network_g.type} turns {tuple(image.shape)} into {shape}; scale is {options.scale}"
             )
 
 
-def placed(module: M, device: torch.device) -> M:
+def channels_of(data: Any) -> int:
+    """Channels of a data set's degraded images: 3 unless it says otherwise."""
+    return int(getattr(data, "channels", 3))
+
+
+def placed(module: M, device: torch.device, channels_last: bool = True) -> M:
     """The module on the device, its weights in channels_last, the layout that all of ours run fastest in."""
-    return module.to(device).to(memory_format=torch.channels_last)
+    return module.to(device).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
-def network(block: Block, label: str, seed: int, device: torch.device) -> nn.Module:
-    """A network in channels_last whose initial weights are a function of (seed, label) alone."""
-    with torch_stream(seed, "init", label):
+def network(block: Block, label: str, options: Options, device: torch.device) -> nn.Module:
+    """A network whose initial weights are a function of (manual_seed, label) alone."""
+    with torch_stream(options.manual_seed, "init", label):
         built: nn.Module = make(ARCHS, block, f"network_{label}")
-    return placed(built, device)
+    return placed(built, device, options.channels_last)
 
 
 def pretrained(net: nn.Module, options: Options) -> bool:
-    """Load path.pretrain_network_g into a network; False where none is named."""
+    """Load path.pretrain_network_g, a file or a name of the zoo, into a network; False where none is named."""
     path = options.path
     if not path.pretrain_network_g:
         return False
     with naming("path.pretrain_network_g"):
-        load_weights(net, Path(path.pretrain_network_g), path.param_key_g or path.param_key, path.strict_load_g)
+        load_weights(net, path.pretrain_network_g, path.param_key_g or path.param_key, path.strict_load_g)
     return True
 
 
 def dataset(key: str, block: DatasetOptions, options: Options, **handed: Any) -> Any:
     """A data set; `handed` goes to its constructor beside what the option file says (masks and their views)."""
+    if block.degradations is not None:
+        handed["degradations"] = [
+            make(DEGRADATIONS, degradation, f"datasets.{key}.degradations[{i}]")
+            for i, degradation in enumerate(block.degradations)
+        ]
     return make(DATASETS, block, f"datasets.{key}", scale=options.scale, **handed)
 
 
-def metrics(val: ValOptions | None) -> dict[str, Metric]:
-    """Metric protocols by the names that the option file gives them."""
-    if val is None:
-        return {}
-    return {
-        name: Metric(name, b.type, METRICS.get(b.type), block_arguments(METRICS, b.type, b.arguments), val.use_image)
-        for name, b in val.metrics.items()
-    }
+def metrics(options: Options) -> dict[str, Metric]:
+    """Metric protocols by the names that the option file gives them; official names become the protocol they mean."""
+    found = {}
+    for name, block in options.val.metrics.items() if options.val is not None else ():
+        given = block_arguments(METRICS, block.type, block.arguments)
+        with naming(f"val.metrics.{name}"):
+            protocol, arguments = protocol_of(block.type, given, basicsr=options.model_type == "SRModel")
+        found[name] = Metric(name, protocol, METRICS.get(protocol), arguments, options.val.use_image)  # type: ignore[union-attr]
+    return found
 
 
 def inference(options: Options) -> Inference:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from sam4ir.archs.layers import checkpoint_blocks
 from sam4ir.config.schema import Block, DatasetOptions, OptimOptions, Options, SgrOptions, SpdOptions, TermOptions
 from sam4ir.config.signature import accepts, block_arguments
 from sam4ir.data.masks import MaskStore
@@ -22,13 +25,26 @@ from sam4ir.distill.balance import TermWeight
 from sam4ir.distill.sgr import SemanticGuidedRelation
 from sam4ir.distill.spd import SemanticPriorsDistillation
 from sam4ir.distill.spf import SemanticPriorsFusion
-from sam4ir.engine.build import BuildError, check_images, dataset, make, naming, network, placed, pretrained
+from sam4ir.engine.build import (
+    ALONE,
+    BuildError,
+    channels_of,
+    check_images,
+    dataset,
+    make,
+    naming,
+    network,
+    placed,
+    pretrained,
+)
 from sam4ir.engine.checkpoint import Trained
 from sam4ir.engine.ema import Ema
 from sam4ir.engine.optim import Optimiser, learning_rate
+from sam4ir.engine.stages import Stage, stages
 from sam4ir.models.restoration import Loss, Model, Restoration
 from sam4ir.models.sam_distill import Refiner, SamDistill, Schedule, Term
 from sam4ir.registry import DATASETS, FUSIONS, LOSSES, SCHEDULES
+from sam4ir.utils.dist import World
 from sam4ir.utils.rng import torch_stream
 
 DEFAULT_BALANCE = {"spd": 0.3, "sgr": 0.05}
@@ -76,7 +92,7 @@ def _optimiser(options: Options, net: nn.Module, label: str, start: int) -> Opti
         type_name=own.type,
         rate=rate,
         betas=own.betas,
-        weight_decay=own.weight_decay,
+        weight_decay=own.decay,
         eps=own.eps,
         clip=train.grad_clip if train.use_grad_clip else None,
     )
@@ -115,38 +131,73 @@ def _schedule(options: Options) -> Schedule:
     return Schedule(start_iter=start if start is not None else math.ceil(train.total_iter / 10))
 
 
-def trained(options: Options, device: torch.device) -> Trained:
-    """Model, optimisers and EMAs of a training run, from the start (before any checkpoint)."""
+def trained(options: Options, device: torch.device, world: World = ALONE, channels: int = 3) -> Trained:
+    """Model, optimisers and EMAs of a training run, from the start (before any checkpoint).
+
+    channels: of the degraded images.
+    """
     train = options.train
     assert train is not None
-    student = network(options.network_g, "g", options.manual_seed, device)
+    student = network(options.network_g, "g", options, device)
     loaded = pretrained(student, options)
-    check_images(student, options, device)
-    loss = _loss(train.pixel_opt, "train.pixel_opt", device)
+    check_images(student, options, device, channels)
     networks: dict[str, nn.Module] = {"g": student}
     if options.distills:
         networks["r"] = _refiner(options, student, loaded, device)
+    _checkpoint_activations(networks, options)
     emas = {label: Ema(net, train.ema_decay) for label, net in networks.items()}
-    model: Model
-    if options.distills:
-        model = SamDistill(
-            student,
-            networks["r"],
-            loss,
-            refine_loss=_loss(train.refine_opt, "train.refine_opt", device) if train.refine_opt else None,
-            spd=_spd(train.spd_opt),
-            sgr=_sgr(train.sgr_opt, device),
-            teacher=emas["r"].module if train.distill.teacher == "ema" else None,
-            schedule=_schedule(options),
-            masks=train.distill.masks == "store",
-            seed=options.manual_seed,
-        )
-    else:
-        model = Restoration(student, loss, options.manual_seed)
     second = train.distill.refine_iter or 0
     starts = {"g": second, "r": 0}
     optimisers = {label: _optimiser(options, net, label, starts[label]) for label, net in networks.items()}
-    return Trained(model, optimisers, emas)
+    shared = {label: _shared(net, options, device, world) for label, net in networks.items()}
+    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+    return Trained(_model(options, shared, emas, device), optimisers, emas, scaler, tuple(shared.values()))
+
+
+def _model(options: Options, networks: Mapping[str, nn.Module], emas: Mapping[str, Ema], device: torch.device) -> Model:
+    train = options.train
+    assert train is not None
+    loss = _loss(train.pixel_opt, "train.pixel_opt", device)
+    if not options.distills:
+        return Restoration(networks["g"], loss, options.manual_seed)
+    return SamDistill(
+        networks["g"],
+        networks["r"],
+        loss,
+        refine_loss=_loss(train.refine_opt, "train.refine_opt", device) if train.refine_opt else None,
+        spd=_spd(train.spd_opt),
+        sgr=_sgr(train.sgr_opt, device),
+        teacher=emas["r"].module if train.distill.teacher == "ema" else None,
+        schedule=_schedule(options),
+        masks=train.distill.masks == "store",
+        seed=options.manual_seed,
+    )
+
+
+def _shared(net: nn.Module, options: Options, device: torch.device, world: World) -> nn.Module:
+    """The network as many processes train it: gradients are averaged while they are computed."""
+    if world.size == 1:
+        return net
+    # beta and gamma of NAFNet are (1, c, 1, 1): whatever strides a side of 1 has, the memory is the same
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    return DistributedDataParallel(
+        net,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        find_unused_parameters=options.find_unused_parameters,
+        gradient_as_bucket_view=True,
+    )
+
+
+def _checkpoint_activations(networks: Mapping[str, nn.Module], options: Options) -> None:
+    for label, net in networks.items() if options.checkpoint_activations else ():
+        if not checkpoint_blocks(net):
+            raise BuildError(f"checkpoint_activations: network_{label} has no blocks that can be computed again")
+
+
+def compilable(trained: Trained) -> dict[str, nn.Module]:
+    """What `compile` compiles, by label: the student, and the refiner's network without SPF."""
+    networks = trained.model.networks
+    return {label: net.network if isinstance(net, Refiner) else net for label, net in networks.items()}
 
 
 def _loss(block: Block, place: str, device: torch.device) -> Loss:
@@ -157,7 +208,7 @@ def _loss(block: Block, place: str, device: torch.device) -> Loss:
 def _refiner(options: Options, student: nn.Module, loaded: bool, device: torch.device) -> Refiner:
     train = options.train
     assert train is not None
-    second = network(options.network_r or options.network_g, "r", options.manual_seed, device)
+    second = network(options.network_r or options.network_g, "r", options, device)
     if train.distill.init_refiner == "student" and loaded:
         with naming("train.distill.init_refiner"):
             try:
@@ -166,7 +217,7 @@ def _refiner(options: Options, student: nn.Module, loaded: bool, device: torch.d
                 raise ValueError("student needs network_r to be the network of the student") from None
     with torch_stream(options.manual_seed, "init", "spf"):
         spf = make(FUSIONS, options.spf, "spf") if options.spf else SemanticPriorsFusion()
-    return Refiner(placed(spf, device), second)
+    return Refiner(placed(spf, device, options.channels_last), second)
 
 
 @dataclass(frozen=True)
@@ -176,6 +227,15 @@ class Sets:
     train: Any
     loader: DatasetOptions
     val: Mapping[str, Any]
+
+    @property
+    def channels(self) -> int:
+        """Channels of the degraded training images."""
+        return channels_of(self.train)
+
+    def of(self, stage: Stage) -> Any:
+        """The training set with the patches of a stage."""
+        return self.train if stage.gt_size is None else self.train.with_gt_size(stage.gt_size)
 
 
 def data_sets(options: Options) -> Sets:
@@ -189,13 +249,19 @@ def data_sets(options: Options) -> Sets:
         b.name or k: masked_dataset(k, b, options, masks and options.val is not None and options.val.refiner)
         for k, b in options.phase("val").items()
     }
-    return Sets(masked_dataset(key, block, options, masks), block, val)
+    built = masked_dataset(key, block, options, masks)
+    if block.gt_sizes is not None and not callable(getattr(built, "with_gt_size", None)):
+        raise BuildError(
+            f"datasets.{key}.gt_sizes: {block.type} cannot change its patch size; it needs a method with_gt_size(size)"
+        )
+    return Sets(built, block, val)
 
 
-def accumulation(options: Options, loader: DatasetOptions) -> int:
-    """Micro-batches a step: total_batch / batch_size_per_gpu."""
+def stages_of(options: Options, loader: DatasetOptions, world: World) -> list[Stage]:
+    """The stages of the training; see engine/stages.py."""
     assert options.train is not None
-    return (options.train.total_batch or loader.batch_size_per_gpu) // loader.batch_size_per_gpu
+    with naming("datasets.train"):
+        return stages(options.train, loader, world.size)
 
 
 def worker_count(loader: DatasetOptions) -> int:

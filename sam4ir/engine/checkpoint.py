@@ -43,15 +43,20 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
     best: dict[str, dict[str, float]] = field(default_factory=dict)
+    compiled: list[str] | None = None  # labels of the networks that run compiled; None before that was tried
 
 
 @dataclass
 class Trained:
-    """The parts of a run that a checkpoint keeps."""
+    """The parts of a run. scaler: of the loss, for float16; off otherwise. shared: the networks as they are called,
+    wrapped where there are several processes.
+    """
 
     model: Model
     optimisers: Mapping[str, Optimiser]
     emas: Mapping[str, Ema]
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
+    shared: tuple[nn.Module, ...] = ()
 
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
@@ -82,6 +87,7 @@ def save(paths: RunPaths, trained: Trained, progress: Progress, options_text: st
         "optimizers": {label: o.state_dict() for label, o in trained.optimisers.items()},
         "ema_updates": {label: e.updates for label, e in trained.emas.items()},
         "model": trained.model.state(),
+        "scaler": trained.scaler.state_dict(),
         "options": options_text,
         "rng": torch.get_rng_state(),
         "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -124,6 +130,8 @@ def load(state_file: Path, trained: Trained) -> tuple[Progress, str]:
             )
         trained.optimisers[label].load_state_dict(state["optimizers"][label])
     trained.model.load_state(state["model"])
+    if trained.scaler.is_enabled() and state.get("scaler"):
+        trained.scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["rng"])
     if torch.cuda.is_available() and len(state["rng_cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["rng_cuda"])

@@ -2,150 +2,77 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
-import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from sam4ir.config.load import changes, dump_options, notices
 from sam4ir.config.schema import Options
-from sam4ir.data.loader import train_batches
 from sam4ir.data.sample import Batch
 from sam4ir.engine import build, build_train, checkpoint
-from sam4ir.engine.checkpoint import Progress, Trained
-from sam4ir.engine.log import CsvTable, JsonLines, Pace, console, message, scalars, set_aside
+from sam4ir.engine.batches import stage_batches
+from sam4ir.engine.checkpoint import Progress
+from sam4ir.engine.compiled import compile_if_faster
+from sam4ir.engine.interrupt import Interrupted, Signals
+from sam4ir.engine.journal import FileJournal, Journal, NoJournal
+from sam4ir.engine.log import Pace, console, message, set_aside
 from sam4ir.engine.report import Score, means
+from sam4ir.engine.stages import Stage
+from sam4ir.engine.step import Outcome, Step
 from sam4ir.engine.validate import Stages, evaluate
+from sam4ir.utils.dist import World
 from sam4ir.utils.files import write_text
-from sam4ir.utils.rng import seed_defaults
+from sam4ir.utils.memory import in_words, peak_memory, reset_peak
+from sam4ir.utils.rng import seed_defaults, torch_stream
 
 
 class NonFiniteError(ValueError):
     """Training that does not recover from losses that are not finite."""
 
 
-class Interrupted(Exception):
-    """SIGTERM or Ctrl-C arrived; carries the exit code."""
+class Trainer:
+    """A training run from its options: data, parts, logs, checkpoints.
 
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
-class Signals:
-    """Remembers SIGTERM and SIGINT until the loop asks; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Signals:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._previous[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, _: FrameType | None) -> None:
-        if self.received is not None:
-            raise KeyboardInterrupt
-        self.received = number
-
-    def check(self) -> None:
-        """Raise Interrupted if a signal has arrived."""
-        if self.received is not None:
-            raise Interrupted(self.received)
-
-
-class Step:
-    """One optimiser step: micro-batches in, named values out.
-
-    accumulate: micro-batches a step; each loss is their mean, so gradients equal those of one large batch.
-    bf16: forward passes run under autocast; weights, gradients and losses stay fp32.
+    world: the processes that train together. The main one alone writes logs, tables and checkpoints.
     """
 
-    def __init__(self, trained: Trained, device: torch.device, accumulate: int, bf16: bool) -> None:
-        self.trained = trained
-        self.device = device
-        self.accumulate = accumulate
-        self.autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
-
-    def __call__(self, batches: Sequence[Batch], iteration: int, measure: bool) -> tuple[dict[str, float], bool]:
-        """(mean of each term and measure, whether the step was taken); a step that is not finite changes nothing."""
-        totals: dict[str, float] = {}
-        for batch in batches:
-            on_device = batch.to(self.device, non_blocking=True)
-            on_device.lq = on_device.lq.contiguous(memory_format=torch.channels_last)
-            with self.autocast:
-                terms, measures = self.trained.model.losses(on_device, iteration, measure)
-            loss = torch.stack(list(terms.values())).sum() / self.accumulate
-            loss.backward()
-            values = torch.stack([t.detach().float() for t in terms.values()]).tolist()  # one transfer for all terms
-            named = {f"l_{name}": value for name, value in zip(terms, values, strict=True)} | measures
-            for name, value in named.items():
-                totals[name] = totals.get(name, 0.0) + value / self.accumulate
-        return totals, self._update(iteration, totals)
-
-    def _update(self, iteration: int, totals: Mapping[str, float]) -> bool:
-        active = self.trained.model.active(iteration)
-        norms = [self.trained.optimisers[label].gradient_norm() for label in active]
-        finite = all(math.isfinite(v) for k, v in totals.items() if k.startswith("l_"))
-        finite = finite and bool(torch.stack([n.isfinite() for n in norms]).all())
-        if finite:
-            for label in active:
-                self.trained.optimisers[label].step(iteration)
-                self.trained.emas[label].update()
-        for optimiser in self.trained.optimisers.values():
-            optimiser.zero_grad()
-        return finite
-
-
-class Trainer:
-    """A training run from its options: data, parts, logs, checkpoints."""
-
-    def __init__(self, options: Options, resume: bool) -> None:
+    def __init__(self, options: Options, resume: bool, world: World = build.ALONE) -> None:
         assert options.train is not None
         self.options = options
         self.recipe = options.train
+        self.world = world
         self.paths = build.run_paths(options)
-        self.device = build.device_of(options)
+        self.device = build.device_of(options, world)
         if options.deterministic:
             build.make_deterministic()
-        if not resume:
+        if not resume and world.main:
             checkpoint.refuse_overwrite(self.paths, options.path.resume_state)
         seed_defaults(options.manual_seed)
         self.sets = build_train.data_sets(options)
-        self.trained = build_train.trained(options, self.device)
-        self.metrics = build.metrics(options.val)
-        self.lock = checkpoint.lock_run(self.paths)
-        self.log: logging.Logger = console(self.paths.run / f"train_{options.name}.log")
+        self.stages = build_train.stages_of(options, self.sets.loader, world)
+        self.trained = build_train.trained(options, self.device, world, self.sets.channels)
+        self.metrics = build.metrics(options)
+        self.lock: FileLock | None = checkpoint.lock_run(self.paths) if world.main else None
+        self.log: logging.Logger = console(self.paths.run / f"train_{options.name}.log" if world.main else None)
+        self.log.setLevel(logging.INFO if world.main else logging.ERROR)
         self.progress = self._begin(resume)
         self.text = dump_options(options)
-        write_text(self.paths.run / "options.yml", self.text)
-        self.json = JsonLines(self.paths.run / "log.jsonl", self.progress.iteration)
-        columns = ["dataset", "stage", "image", *self.metrics]
-        self.csv = CsvTable(self.paths.run / "validation.csv", columns, self.progress.validated)
-        self.scalars = scalars(
-            self.paths.tensorboard if options.logger.use_tb_logger else None, self.progress.iteration
-        )
-        self.accumulate = build_train.accumulation(options, self.sets.loader)
-        self.step = Step(self.trained, self.device, self.accumulate, options.precision == "bf16")
-        self.signals = Signals()
+        self.journal = self._journal()
+        self.step = Step(self.trained, self.device, world, options)
+        self._compile()
+        self.signals = Signals(patient=world.size > 1)
 
     def _begin(self, resume: bool) -> Progress:
         for notice in notices(self.options):
             self.log.warning(notice)
-        found = checkpoint.find_resume(self.paths, self.trained, self.log) if resume else None
-        if found is None and self.options.path.resume_state:
-            found = checkpoint.load(Path(self.options.path.resume_state), self.trained)
+        found = self._found(resume)
         if found is not None:
             progress, earlier = found
             self.log.info("Resuming %s from iteration %d.", self.options.name, progress.iteration)
@@ -157,11 +84,56 @@ class Trainer:
                     f"{self.recipe.total_iter}. Raise it, or give another name for a shorter run"
                 )
             return progress
-        for name in ("log.jsonl", "validation.csv"):
+        for name in ("log.jsonl", "validation.csv") if self.world.main else ():
             if kept := set_aside(self.paths.run / name):
                 self.log.info("An earlier start left %s without a checkpoint; it is kept as %s.", name, kept.name)
-        self.log.info("Starting %s in %s on %s.", self.options.name, self.paths.run, self.device)
+        several = f", {self.world.size} processes" if self.world.size > 1 else ""
+        self.log.info("Starting %s in %s on %s%s.", self.options.name, self.paths.run, self.device, several)
         return Progress()
+
+    def _found(self, resume: bool) -> tuple[Progress, str] | None:
+        """The checkpoint to go on from, loaded: the one that the main process finds whole, in all of them."""
+        state: Path | None = None
+        if self.world.main:
+            found = checkpoint.find_resume(self.paths, self.trained, self.log) if resume else None
+            state = self.paths.state(found[0].iteration) if found is not None else None
+            if found is None and self.options.path.resume_state:
+                state = Path(self.options.path.resume_state)
+                found = checkpoint.load(state, self.trained)
+            self.world.from_main(state)
+            return found
+        state = self.world.from_main(state)
+        return checkpoint.load(state, self.trained) if state is not None else None
+
+    def _journal(self) -> Journal:
+        if not self.world.main:
+            return NoJournal()
+        write_text(self.paths.run / "options.yml", self.text)
+        return FileJournal(self.paths, list(self.metrics), self.progress, self.options.logger.use_tb_logger)
+
+    def _compile(self) -> None:
+        """Compile what is faster so; a run keeps to what it found when it began."""
+        if not self.options.compile:
+            return
+        networks, progress = build_train.compilable(self.trained), self.progress
+        if progress.compiled is None:
+            size = self.stages[0].gt_size or self.sets.loader.arguments.get("gt_size") or 256
+            with torch_stream(self.options.manual_seed, "compile"):
+                faster = [
+                    label
+                    for label, network in networks.items()
+                    if compile_if_faster(
+                        network, label, self._images(label, size), self.step.autocast, self.step.layout, self.log
+                    )
+                ]
+            progress.compiled = self.world.from_main(faster)
+        for label in progress.compiled:
+            networks[label].compile()
+
+    def _images(self, label: str, size: int) -> torch.Tensor:
+        """Images as the first stage has them, (micro-batch, c, size, size)."""
+        channels = self.sets.channels if label == "g" else min(self.sets.channels, 3)
+        return torch.rand(self.stages[0].micro_batch, channels, size, size, device=self.device)
 
     def run(self) -> None:
         """Train to the end. Raises Interrupted after a checkpoint was saved on SIGTERM or Ctrl-C."""
@@ -171,18 +143,22 @@ class Trainer:
             except Interrupted as stop:
                 self._save()
                 self.log.info("Stopped by %s at iteration %d; go on with --auto_resume.", stop, self.progress.iteration)
+                self.world.wait()  # else the first to leave takes the main process down while it saves
                 raise
             except (ValueError, OSError):
                 self._rescue()
                 raise
             finally:
-                self.json.close()
-                self.csv.close()
-                self.scalars.close()
-                self.lock.release()
+                self.close()
+
+    def close(self) -> None:
+        """Close the logs and let others write the run."""
+        self.journal.close()
+        if self.lock is not None:
+            self.lock.release()
 
     def _rescue(self) -> None:
-        """Save what has been trained before an error of data or disk ends the run."""
+        """Save what has been trained before an error of data, disk or another process ends the run."""
         if self.progress.iteration not in {0, *self.paths.saved_iterations()}:
             try:
                 self._save()
@@ -194,62 +170,69 @@ class Trainer:
         if self._validation_due() and progress.validated < progress.iteration:
             self._validate()  # the run was stopped in the middle of it
         pace = Pace(progress.iteration, total)
-        batches = self._batches()
-        while progress.iteration < total:
-            begun = time.perf_counter()
-            micro = [next(batches) for _ in range(self.accumulate)]
-            loaded = time.perf_counter()
-            iteration = progress.iteration + 1
-            values, taken = self.step(micro, iteration, iteration % self.options.logger.print_freq == 0)
-            progress.iteration = iteration
-            progress.sample += sum(len(b.keys) for b in micro)
-            self._record(values, taken, micro)
-            if iteration % self.options.logger.print_freq == 0:
-                self._print(values, pace, (time.perf_counter() - begun, loaded - begun))
-            self._milestones()
-            self.signals.check()
-        checkpoint.publish_latest(self.paths, self.trained, total)
+        for stage, start, batches in self._data():
+            self.log.info("Stage %s.", stage) if len(self.stages) > 1 or stage.rounds > 1 else None
+            reset_peak(self.device)
+            for iteration in range(start + 1, stage.end + 1):
+                self._iterate(iteration, stage, batches, pace)
+        if self.world.main:
+            checkpoint.publish_latest(self.paths, self.trained, total)
         self.log.info("Done: %s is trained; its weights are %s.", self.options.name, self.paths.network("g", "latest"))
 
-    def _batches(self) -> Iterator[Batch]:
-        loader = self.sets.loader
-        left = self.recipe.total_iter - self.progress.iteration
-        pin = loader.pin_memory if loader.pin_memory is not None else True
-        return train_batches(
-            self.sets.train,
-            seed=self.options.manual_seed,
-            batch_size=loader.batch_size_per_gpu,
-            start_sample=self.progress.sample,
-            total_samples=self.progress.sample + left * self.accumulate * loader.batch_size_per_gpu,
-            num_workers=build_train.worker_count(loader),
-            pin_memory=pin and self.device.type == "cuda",
-            shuffle=loader.use_shuffle,
-            enlarge=loader.dataset_enlarge_ratio,
-        )
+    def _iterate(self, iteration: int, stage: Stage, batches: Iterator[Batch], pace: Pace) -> None:
+        printed = iteration % self.options.logger.print_freq == 0
+        begun = time.perf_counter()
+        micro = list(itertools.islice(batches, stage.rounds))
+        loaded = time.perf_counter()
+        outcome = self.step(micro, iteration, measure=printed)
+        self.progress.iteration = iteration
+        self.progress.sample += stage.total_batch
+        self._record(outcome, micro)
+        if printed:
+            self._print(outcome.values, pace, (time.perf_counter() - begun, loaded - begun))
+        self._milestones()
+        self._stop_if_asked()
 
-    def _record(self, values: Mapping[str, float], taken: bool, micro: Sequence[Batch]) -> None:
+    def _stop_if_asked(self) -> None:
+        """Raise Interrupted in all processes where a signal has reached one."""
+        if number := self.world.largest(self.signals.number()):
+            raise Interrupted(number)
+
+    def _data(self) -> Iterator[tuple[Stage, int, Iterator[Batch]]]:
+        """(stage, iterations done, its micro-batches from there) for what is left of the training."""
+        sample = self.progress.sample
+        for stage in self.stages:
+            start = max(stage.start, self.progress.iteration)
+            if start < stage.end:
+                left = stage.end - start
+                yield stage, start, stage_batches(self.sets, stage, self.options, self.world, sample, left)
+                sample += left * stage.total_batch
+
+    def _record(self, outcome: Outcome, micro: Sequence[Batch]) -> None:
         """JSON line of the iteration; counts and names what was skipped."""
-        progress = self.progress
-        record: dict[str, Any] = {
-            "iter": progress.iteration,
-            **{k: v if math.isfinite(v) else str(v) for k, v in values.items()},
-        }
-        progress.skipped_in_a_row = 0 if taken else progress.skipped_in_a_row + 1
-        if not taken:
+        progress, record = self.progress, dict[str, Any](outcome.values)
+        for skipped in (line for batch in micro for line in batch.skipped):
+            self.log.error("Iteration %d: image skipped: %s", progress.iteration, skipped)
+        lost = outcome.overflow and self.trained.scaler.get_scale() >= 1  # the scale may still fall
+        progress.skipped_in_a_row = 0 if outcome.taken or lost else progress.skipped_in_a_row + 1
+        if not outcome.taken:
             progress.skipped += 1
-            record |= {"skipped": True, "images": [key for batch in micro for key in batch.keys]}
+            record |= {"skipped": True, "images": self._keys(micro)}
+            reason = "float16 overflows, its scale is lowered" if lost else "loss or gradient is not finite"
             self.log.warning(
-                "Iteration %d: loss or gradient is not finite; step skipped. Images: %s",
-                progress.iteration,
-                ", ".join(record["images"]),
+                "Iteration %d: %s; step skipped. Images: %s", progress.iteration, reason, ", ".join(record["images"])
             )
-        self.json.write(record)
+        self.journal.write(progress.iteration, record)
         if progress.skipped_in_a_row >= self.recipe.max_nonfinite:
             raise NonFiniteError(
                 f"{self.options.name}: loss or gradient not finite {progress.skipped_in_a_row} times in a row up to "
                 f"iteration {progress.iteration}; the images are named in {self.paths.run / 'log.jsonl'}. "
                 "Lower the learning rate, or look at the data"
             )
+
+    def _keys(self, micro: Sequence[Batch]) -> list[str]:
+        """The images of all processes."""
+        return [key for keys in self.world.gather([k for batch in micro for k in batch.keys]) for key in keys]
 
     def _print(self, values: Mapping[str, float], pace: Pace, times: tuple[float, float]) -> None:
         progress = self.progress
@@ -258,10 +241,10 @@ class Trainer:
             self.trained.optimisers[n].rate(progress.iteration) for n in self.trained.model.active(progress.iteration)
         ]
         epoch = progress.sample // max(len(self.sets.train) * self.sets.loader.dataset_enlarge_ratio, 1)
-        self.log.info(message(self.options.name, epoch, progress.iteration, rates, eta, times, values))
-        for name, value in values.items():
-            self.scalars.add_scalar(f"losses/{name}" if name.startswith("l_") else name, value, progress.iteration)
-        self.scalars.add_scalar("lr", rates[0], progress.iteration)
+        line = message(self.options.name, epoch, progress.iteration, rates, eta, times, values)
+        self.log.info("%s peak memory: %s", line, in_words(peak_memory(self.device)))
+        tags = {f"losses/{k}" if k.startswith("l_") else k: v for k, v in values.items()}
+        self.journal.scalars(progress.iteration, {**tags, "lr": rates[0]})
 
     def _validation_due(self) -> bool:
         val, iteration = self.options.val, self.progress.iteration
@@ -278,50 +261,55 @@ class Trainer:
             self._save()
 
     def _save(self) -> None:
-        checkpoint.save(self.paths, self.trained, self.progress, self.text)
-        self.log.info("Saved checkpoint of iteration %d.", self.progress.iteration)
+        if self.world.main:
+            checkpoint.save(self.paths, self.trained, self.progress, self.text)
+            self.log.info("Saved checkpoint of iteration %d.", self.progress.iteration)
 
     def _validate(self) -> None:
         assert self.options.val is not None
         val, emas, iteration = self.options.val, self.trained.emas, self.progress.iteration
         refiner = emas["r"].module if val.refiner and "r" in emas else None
+        for ema in emas.values():
+            self.world.share_buffers(ema.module)
         stages = Stages(emas["g"].module, build.inference(self.options), self.device, refiner)
         scores: list[Score] = []
         for name, data in self.sets.val.items():
             folder = self.paths.visualization / name / str(iteration) if val.save_img else None
-            scores += evaluate(
-                name,
-                data,
-                stages,
-                self.metrics,
-                seed=self.options.manual_seed,
-                save_folder=folder,
-                check=self.signals.check,
-            )
-        self.csv.write(
-            {"iter": iteration, "dataset": s.dataset, "stage": s.stage, "image": s.image, **s.values} for s in scores
-        )
+            with torch.compiler.set_stance("force_eager"):  # each image size would be compiled anew
+                evaluation = evaluate(
+                    name,
+                    data,
+                    stages,
+                    self.metrics,
+                    seed=self.options.manual_seed,
+                    world=self.world,
+                    save_folder=folder,
+                    stopped=self.signals.number,
+                )
+            if evaluation.stopped:
+                raise Interrupted(evaluation.stopped)
+            scores += evaluation.scores
+        self.journal.scores(iteration, scores)
         self._report(scores)
         self.progress.validated = iteration
 
     def _report(self, scores: Sequence[Score]) -> None:
         """Means to console, TensorBoard and JSON; best records of the deployed network."""
-        iteration, record = self.progress.iteration, {}
+        iteration, record = self.progress.iteration, dict[str, float]()
         for (name, stage), values in means(scores).items():
             if stage == "input":
                 continue
             lines = [f"Validation {name}" + (" (refiner)" if stage == "refined" else "")]
             for metric, mean in values.items():
-                best = f"\tBest: {mean.value:.4f} @ {iteration} iter"
+                best = ""
                 if stage == "restored":
                     kept = self._best(f"{name}/{metric}", mean.value)
                     best = f"\tBest: {kept['value']:.4f} @ {int(kept['iter'])} iter"
-                lines.append(f"\t # {metric}: {mean}" + (best if stage == "restored" else ""))
-                tag = f"metrics/{name}/{metric}" + ("_refiner" if stage == "refined" else "")
-                record[tag] = mean.value if math.isfinite(mean.value) else str(mean.value)
-                self.scalars.add_scalar(tag, mean.value, iteration)
+                lines.append(f"\t # {metric}: {mean}{best}")
+                record[f"metrics/{name}/{metric}" + ("_refiner" if stage == "refined" else "")] = mean.value
             self.log.info("\n".join(lines))
-        self.json.write({"iter": iteration, **record})
+        self.journal.scalars(iteration, record)
+        self.journal.write(iteration, record)
 
     def _best(self, name: str, value: float) -> dict[str, float]:
         best = self.progress.best.get(name)

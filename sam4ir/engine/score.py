@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,8 +11,9 @@ from sam4ir.config.load import dump_options, notices
 from sam4ir.config.schema import Options
 from sam4ir.engine import build
 from sam4ir.engine.log import console
-from sam4ir.engine.report import Score, means, text_table
+from sam4ir.engine.report import Score, means, plain, text_table
 from sam4ir.engine.validate import Metric, Stages, evaluate
+from sam4ir.utils.dist import World
 from sam4ir.utils.files import atomic, write_text
 
 
@@ -21,34 +21,47 @@ class ResultsExistError(ValueError):
     """Results of the same name, made with other options."""
 
 
-def score(options: Options, overwrite: bool = False) -> str:
-    """Score every data set whose key starts with `test`; returns the table that is also written.
+def score(options: Options, overwrite: bool = False, world: World = build.ALONE) -> str:
+    """Score the test sets of an option file (Options.scored); returns the table that is also written.
 
+    world: the processes that share the images; the main one writes, the others return ''.
     Writes results/<name>/{metrics.csv, summary.json, summary.txt, options.yml} and, with val.save_img,
     visualization/<data set>/<image>_<name>.png. Results made with other options are not touched
     without `overwrite`.
     """
-    sets = options.phase("test")
+    sets = options.scored
     if not sets:
         raise build.BuildError("datasets: has no test set; name one `test`, or test_1, test_2 ...")
     folder, text = build.run_paths(options).results, dump_options(options)
-    _refuse(folder, text, overwrite)
-    log = console()
-    for notice in notices(options):
-        log.warning(notice)
-    device = build.device_of(options)
-    network = build.network(options.network_g, "g", options.manual_seed, device)
+    if world.main:
+        _refuse(folder, text, overwrite)
+        log = console()
+        for notice in notices(options):
+            log.warning(notice)
+    device = build.device_of(options, world)
+    network = build.network(options.network_g, "g", options, device)
     if not build.pretrained(network, options):
         raise build.BuildError("path.pretrain_network_g: is required for a test; name the .pth file of the network")
-    build.check_images(network, options, device)
-    stages, metrics = Stages(network, build.inference(options), device), build.metrics(options.val)
     data = {block.name or key: build.dataset(key, block, options) for key, block in sets.items()}
+    for dataset in data.values():
+        build.check_images(network, options, device, build.channels_of(dataset))
+    stages, metrics = Stages(network, build.inference(options), device), build.metrics(options)
     save = options.val is not None and options.val.save_img
     scores: list[Score] = []
     for name, dataset in data.items():
         images = folder / "visualization" / name if save else None
-        seed = options.manual_seed
-        scores += evaluate(name, dataset, stages, metrics, seed=seed, save_folder=images, save_suffix=options.name)
+        scores += evaluate(
+            name,
+            dataset,
+            stages,
+            metrics,
+            seed=options.manual_seed,
+            world=world,
+            save_folder=images,
+            save_suffix=options.name,
+        ).scores
+    if not world.main:
+        return ""
     write_text(folder / "options.yml", text)
     return _write(folder, scores, metrics)
 
@@ -78,14 +91,9 @@ def _summary(scores: Sequence[Score], protocols: dict[str, str]) -> dict[str, ob
     """{protocols, mean: {dataset: {stage: {metric}}}, images: {dataset: {image: {stage: {metric}}}}}"""
     mean: dict[str, dict[str, dict[str, float | str]]] = {}
     for (dataset, stage), values in means(scores).items():
-        mean.setdefault(dataset, {})[stage] = {m: _plain(v.value) for m, v in values.items()}
+        mean.setdefault(dataset, {})[stage] = {m: plain(v.value) for m, v in values.items()}
     images: dict[str, dict[str, dict[str, dict[str, float | str]]]] = {}
     for s in scores:
         row = images.setdefault(s.dataset, {}).setdefault(s.image, {})
-        row[s.stage] = {m: _plain(v) for m, v in s.values.items()}
+        row[s.stage] = {m: plain(v) for m, v in s.values.items()}
     return {"protocols": protocols, "mean": mean, "images": images}
-
-
-def _plain(value: float) -> float | str:
-    """JSON has no infinity."""
-    return value if math.isfinite(value) else str(value)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +20,29 @@ from sam4ir.data.sample import Sample
 from sam4ir.engine.inference import Inference
 from sam4ir.engine.report import Score
 from sam4ir.models.restoration import final, frozen, restore
+from sam4ir.registry import METRICS
+from sam4ir.utils.dist import World
 from sam4ir.utils.image import to_uint8, write_image
+
+
+class Pixels:
+    """One image in the two forms that metrics read, each made once for all of them.
+
+    image: (c, h, w) float in [0, 1]; grey or RGB.
+    """
+
+    def __init__(self, image: Tensor) -> None:
+        self.image = image
+
+    @functools.cached_property
+    def finite(self) -> bool:
+        """Whether every value is finite."""
+        return bool(self.image.isfinite().all())
+
+    @functools.cached_property
+    def rounded(self) -> Tensor:
+        """(c, h, w) uint8; the image must be finite."""
+        return torch.from_numpy(to_uint8(self.image)).permute(2, 0, 1).contiguous()
 
 
 @dataclass(frozen=True)
@@ -33,23 +58,21 @@ class Metric:
     arguments: Mapping[str, Any]
     uint8: bool = True
 
-    def __call__(self, image: Tensor, reference: Tensor) -> float:
-        """Value for (c, h, w) images in [0, 1]; NaN where the image has values that are not finite."""
-        if not image.isfinite().all():
+    def __call__(self, image: Pixels, reference: Pixels) -> float:
+        """Value for an image and its ground truth; NaN where the image has values that are not finite."""
+        if not image.finite:
             return math.nan
         if self.uint8:
-            image, reference = _rounded(image), _rounded(reference)
-        return self.function(image, reference, data_range=255.0 if self.uint8 else 1.0, **self.arguments)
+            return self.function(image.rounded, reference.rounded, data_range=255.0, **self.arguments)
+        return self.function(image.image, reference.image, data_range=1.0, **self.arguments)
 
     @property
     def protocol(self) -> str:
-        """What the number is, for reports."""
-        arguments = "".join(f", {k} {v}" for k, v in self.arguments.items())
+        """What the number is, for reports: every argument is named, so that equal texts are equal definitions."""
+        known = inspect.signature(self.function).parameters.values()
+        defaults = {p.name: p.default for p in known if p.default is not p.empty and p.name not in METRICS.handed}
+        arguments = "".join(f", {k} {v}" for k, v in {**defaults, **self.arguments}.items())
         return f"{self.type_name} on {'8-bit images' if self.uint8 else 'float images in [0, 1]'}{arguments}"
-
-
-def _rounded(image: Tensor) -> Tensor:
-    return torch.from_numpy(to_uint8(image)).permute(2, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -85,23 +108,41 @@ def evaluate(
     metrics: Mapping[str, Metric],
     *,
     seed: int,
+    world: World | None = None,
     save_folder: Path | None = None,
     save_suffix: str = "",
-    check: Callable[[], None] = lambda: None,
-) -> Iterator[Score]:
-    """Scores of every image of a data set, in key order, one row a stage.
+    stopped: Callable[[], int] = lambda: 0,
+) -> Evaluation:
+    """Scores of every image of a data set, in key order, one row a stage; the same in each process of `world`.
 
-    The degraded image itself is scored as stage 'input' where it has the size of the ground truth.
-    save_folder: restored images are written there as 8-bit PNG. check: called between images; may raise to stop.
+    Each process takes every world.size-th image. The degraded image itself is scored as stage 'input' where it has
+    the size of the ground truth. save_folder: restored images are written there as 8-bit PNG, each by the process
+    that restored it. stopped: asked between images; what is not 0 ends the work in all processes.
     """
-    samples = tqdm(eval_samples(dataset, seed), total=len(dataset), desc=name, unit="image", disable=None, leave=False)
-    for sample in samples:
-        check()
+    world = world or World()
+    samples = eval_samples(dataset, seed, world.rank, world.size)
+    share = len(range(world.rank, len(dataset), world.size))
+    own: list[list[Score]] = []
+    show = tqdm(samples, total=share, desc=name, unit="image", disable=None if world.main else True, leave=False)
+    for sample in show:
+        if stopped():
+            break
         images = stages(sample)
         for stage, image in images.items():
             if save_folder is not None and image.isfinite().all():
                 write_image(_save_path(save_folder, sample.key, save_suffix, stage), to_uint8(image))
-        yield from _scores(name, sample, images, metrics)
+        own.append(list(_scores(name, sample, images, metrics)))
+    shares = world.gather(own)
+    turns = itertools.zip_longest(*shares, fillvalue=())  # image i lies with process i mod size
+    scores = [score for turn in turns for image_scores in turn for score in image_scores]
+    return Evaluation(scores, stopped=world.largest(stopped()))
+
+
+class Evaluation(NamedTuple):
+    """scores of the images; stopped: 0, or what `stopped` said in some process, and then images are missing."""
+
+    scores: list[Score]
+    stopped: int
 
 
 def _scores(name: str, sample: Sample, images: Mapping[str, Tensor], metrics: Mapping[str, Metric]) -> Iterator[Score]:
@@ -109,8 +150,10 @@ def _scores(name: str, sample: Sample, images: Mapping[str, Tensor], metrics: Ma
         return
     if sample.lq.shape == sample.gt.shape:
         images = {"input": sample.lq.clamp(0, 1), **images}
+    reference = Pixels(sample.gt)
     for stage, image in images.items():
-        yield Score(name, sample.key, stage, {m: metric(image, sample.gt) for m, metric in metrics.items()})
+        pixels = Pixels(image)
+        yield Score(name, sample.key, stage, {m: metric(pixels, reference) for m, metric in metrics.items()})
 
 
 def _save_path(folder: Path, key: str, suffix: str, stage: str) -> Path:

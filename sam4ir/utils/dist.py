@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 T = TypeVar("T")
 Launcher = Literal["none", "pytorch", "slurm"]
-LAUNCHERS: tuple[Launcher, ...] = ("none", "pytorch", "slurm")
 TIMEOUT = datetime.timedelta(minutes=30)
 _TORCHRUN = "torchrun --nproc_per_node=N train.py -opt FILE --launcher pytorch"
 
@@ -83,7 +82,7 @@ class World:
         values: list[Any] = [value]
         with peers():
             torch.distributed.broadcast_object_list(values)
-        return values[0]  # type: ignore[no-any-return]
+        return values[0]
 
     def wait(self) -> None:
         """Go on when all processes have come here."""
@@ -130,10 +129,8 @@ def world(launcher: Launcher, cuda: bool) -> Iterator[World]:
     if cuda:
         torch.cuda.set_device(joined.local_rank)
     torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
-    try:
-        yield joined
-    finally:
-        torch.distributed.destroy_process_group()
+    yield joined
+    torch.distributed.destroy_process_group()  # not after an error: it would wait for those that have gone
 
 
 _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

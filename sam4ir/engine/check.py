@@ -1,0 +1,235 @@
+"""--check: everything that can be known of a run before it starts, and what it will take. Trains and writes nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import itertools
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from tqdm import tqdm
+
+from sam4ir.config.load import notices
+from sam4ir.config.schema import Options
+from sam4ir.engine import build, build_train
+from sam4ir.engine.batches import stage_batches
+from sam4ir.engine.checkpoint import Trained
+from sam4ir.engine.stages import Stage
+from sam4ir.engine.step import Step
+from sam4ir.engine.validate import Stages, evaluate
+from sam4ir.utils.cli import USER_ERROR
+from sam4ir.utils.dist import PeerError, World
+from sam4ir.utils.memory import in_words, peak_memory, reset_peak
+from sam4ir.utils.rng import generator, seed_defaults
+
+STEPS = 4  # a stage's steps are timed at its end, where every term takes part
+PATIENCE = 20.0  # seconds after which one step is enough
+DECODED = 16  # images of a data set that are read whole; of the others only the headers
+SHOWN = 5
+
+
+@dataclass
+class Findings:
+    """What was looked at, as lines for the user, and how much of it was wrong."""
+
+    show: bool
+    problems: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def say(self, text: str) -> None:
+        """A line of the report."""
+        if self.show:
+            print(text, flush=True)
+
+    def problem(self, text: str) -> None:
+        """What would stop or spoil the run."""
+        self.problems += 1
+        print(f"PROBLEM  {text}", flush=True)
+
+    @contextlib.contextmanager
+    def judging(self) -> Iterator[None]:
+        """An error inside the block is a problem, and the check goes on."""
+        try:
+            yield
+        except PeerError:
+            raise
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            self.problem(str(error) or type(error).__name__)
+
+
+def check(options: Options, world: World = build.ALONE) -> int:
+    """Look at options, data, masks, weights, disk, then take real steps of every stage and a validation image.
+
+    Prints what was found and an estimate of the whole run; returns 0, or 2 where there are problems.
+    """
+    findings = Findings(show=world.main)
+    for notice in notices(options):
+        findings.say(f"notice   {notice}")
+    device = build.device_of(options, world)
+    findings.say(f"device   {device}, {world.size} process(es), {options.precision}")
+    seed_defaults(options.manual_seed)
+    sets = None
+    with findings.judging():
+        sets = build_train.data_sets(options)
+    if sets is not None:
+        for name, data in {"train": sets.train, **sets.val}.items():
+            _look_at(name, data, findings)
+        with findings.judging():
+            stages = build_train.stages_of(options, sets.loader, world)
+            trained = build_train.trained(options, device, world, sets.channels)
+            _weights(options, trained, findings)
+            _disk(options, trained, findings)
+            _steps(options, sets, stages, trained, world, findings)
+            _validation(options, sets, trained, world, findings)
+    return _verdict(options, findings)
+
+
+def _look_at(name: str, data: Any, findings: Findings) -> None:
+    """Every image by its header, with its partner and its masks; some of them whole."""
+    begun, wrong = time.perf_counter(), 0
+    whole = set(range(0, len(data), max(len(data) // DECODED, 1)))
+    examine = getattr(data, "examine", None)
+    images = tqdm(
+        range(len(data)), desc=f"look at {name}", unit="image", disable=None if findings.show else True, leave=False
+    )
+    for index in images:
+        if examine is None and index not in whole:
+            continue
+        try:
+            if examine is not None:
+                examine(index)
+            if index in whole:
+                data.get(index, generator(0, "check", index))
+        except (ValueError, OSError) as error:
+            wrong += 1
+            if wrong <= SHOWN:
+                findings.problem(f"{name}: {error}")
+    if wrong > SHOWN:
+        findings.problem(f"{name}: {wrong - SHOWN} more images are wrong")
+    looked = f"{len(whole)} read whole, the others by their headers" if examine is not None else f"{len(whole)} read"
+    findings.say(f"data     {name}: {len(data)} images ({looked}) in {time.perf_counter() - begun:.1f} s")
+
+
+def _weights(options: Options, trained: Trained, findings: Findings) -> None:
+    for label, network in trained.model.networks.items():
+        findings.say(f"network  net_{label}: {_count(network) / 1e6:.3f} M parameters")
+    if options.path.pretrain_network_g:
+        findings.say(f"weights  {options.path.pretrain_network_g} fits network_g")
+
+
+def _count(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def _disk(options: Options, trained: Trained, findings: Findings) -> None:
+    """The checkpoints of the whole run against what is free where they go."""
+    train, root = options.train, Path(options.path.root)
+    assert train is not None
+    copies = 2 + (2 if train.ema_decay else 1)  # two moments, the weights, their average
+    one = sum(4 * copies * _count(network) for network in trained.model.networks.values())
+    number = -(-train.total_iter // options.logger.save_checkpoint_freq)
+    there = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
+    free = shutil.disk_usage(there).free
+    needed = f"{number} checkpoints take {in_words(number * one)}, {in_words(free)} are free in {there}"
+    if number * one > free:
+        findings.problem(f"disk: {needed}. Raise logger.save_checkpoint_freq, or set path.root to another disk")
+    else:
+        findings.say(f"disk     {needed}")
+
+
+def _steps(
+    options: Options,
+    sets: build_train.Sets,
+    stages: list[Stage],
+    trained: Trained,
+    world: World,
+    findings: Findings,
+) -> None:
+    device = build.device_of(options, world)
+    step = Step(trained, device, world, options)
+    total = 0.0
+    for number, stage in enumerate(stages, 1):
+        reset_peak(device)
+        batches = stage_batches(sets, stage, options, world, sample=0, iterations=STEPS, workers=0)
+        times, loading = [], []
+        for iteration in range(max(stage.end - STEPS, stage.start) + 1, stage.end + 1):
+            begun = time.perf_counter()
+            micro = list(itertools.islice(batches, stage.rounds))
+            loaded = time.perf_counter()
+            outcome = step(micro, iteration, measure=False)
+            times.append(time.perf_counter() - loaded)
+            loading.append(loaded - begun)
+            if not outcome.taken and not outcome.overflow:
+                findings.problem(f"stage {number}: loss or gradient is not finite; images {[b.keys for b in micro]}")
+            if world.largest(int(sum(times) > PATIENCE)):
+                break
+        seconds = sum(times[1:]) / len(times[1:]) if len(times) > 1 else times[0]  # the first one warms up
+        load = min(loading) / max(build_train.worker_count(sets.loader), 1)
+        total += max(seconds, load) * (stage.end - stage.start)
+        slow = "" if load <= seconds else "; LOADING IS SLOWER than computing: raise num_worker_per_gpu, or use an LMDB"
+        findings.say(
+            f"stage {number}  {stage}: {seconds:.3g} s a step, {load:.3g} s to load its images with "
+            f"{sets.loader.num_worker_per_gpu} workers{slow}; peak memory {in_words(peak_memory(device))}"
+        )
+    findings.seconds["training"] = total
+
+
+def _validation(options: Options, sets: build_train.Sets, trained: Trained, world: World, findings: Findings) -> None:
+    """One image of each validation set through the network and the metrics."""
+    val, train = options.val, options.train
+    if val is None or val.val_freq is None or train is None:
+        return
+    device = build.device_of(options, world)
+    emas = trained.emas
+    refiner = emas["r"].module if val.refiner and "r" in emas else None
+    stages = Stages(emas["g"].module, build.inference(options), device, refiner)
+    runs, total = -(-train.total_iter // val.val_freq), 0.0
+    for name, data in sets.val.items():
+        reset_peak(device)
+        begun = time.perf_counter()
+        evaluate(name, _First(data), stages, build.metrics(options), seed=options.manual_seed)
+        seconds = time.perf_counter() - begun
+        total += seconds * -(-len(data) // world.size) * runs
+        memory = in_words(peak_memory(device))
+        findings.say(
+            f"val      {name}: {seconds:.3g} s an image, {len(data)} images, {runs} times; peak memory {memory}"
+        )
+    findings.seconds["validation"] = total
+
+
+class _First:
+    """The first image of a data set."""
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return min(len(self.data), 1)
+
+    def key(self, index: int) -> str:
+        return str(self.data.key(index))
+
+    def get(self, index: int, rng: Any) -> Any:
+        return self.data.get(index, rng)
+
+
+def _verdict(options: Options, findings: Findings) -> int:
+    whole = sum(findings.seconds.values())
+    if findings.seconds:
+        parts = ", ".join(f"{name} {_time(seconds)}" for name, seconds in findings.seconds.items())
+        findings.say(f"estimate {_time(whole)} in all ({parts}), if this machine stays as it was")
+    if findings.problems:
+        findings.say(f"{options.name}: {findings.problems} problem(s); nothing was changed")
+        return USER_ERROR
+    findings.say(f"{options.name}: ready to train")
+    return 0
+
+
+def _time(seconds: float) -> str:
+    return str(datetime.timedelta(seconds=round(seconds)))

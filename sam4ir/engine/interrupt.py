@@ -1,0 +1,46 @@
+"""SIGTERM and Ctrl-C, kept until the loop can stop with everything saved."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+from typing import Any
+
+
+class Interrupted(Exception):
+    """SIGTERM or Ctrl-C arrived; carries the exit code."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class Signals:
+    """Remembers SIGTERM and SIGINT until the loop asks.
+
+    patient: a second signal is ignored, since torchrun repeats what the whole group got already, and kills on its own
+    after half a minute; otherwise it ends the process at once.
+    """
+
+    def __init__(self, patient: bool = False) -> None:
+        self.received: int | None = None
+        self.patient = patient
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None and not self.patient:
+            raise KeyboardInterrupt
+        self.received = self.received or number
+
+    def number(self) -> int:
+        """The signal that has arrived, or 0."""
+        return self.received or 0

@@ -1,0 +1,79 @@
+"""The record of a run on disk: JSON lines, the table of validation, TensorBoard. Only the main process keeps one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from sam4ir.config.paths import RunPaths
+from sam4ir.engine.checkpoint import Progress
+from sam4ir.engine.log import CsvTable, JsonLines, scalars
+from sam4ir.engine.report import Score
+
+
+class Journal(Protocol):
+    """Where a run writes what happened."""
+
+    def write(self, iteration: int, record: Mapping[str, Any]) -> None:
+        """One JSON line; numbers that are not finite become texts."""
+
+    def scores(self, iteration: int, scores: Iterable[Score]) -> None:
+        """Rows of the validation table."""
+
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Scalars by TensorBoard tag."""
+
+    def close(self) -> None:
+        """Close the files."""
+
+
+class NoJournal:
+    """That of the other processes."""
+
+    def write(self, iteration: int, record: Mapping[str, Any]) -> None:
+        return None
+
+    def scores(self, iteration: int, scores: Iterable[Score]) -> None:
+        return None
+
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        return None
+
+    def close(self) -> None:
+        return None
+
+
+class FileJournal:
+    """log.jsonl, validation.csv and TensorBoard events of a run; what lies past the checkpoint is cut off.
+
+    metrics: columns of the table. tensorboard: whether events are written.
+    """
+
+    def __init__(self, paths: RunPaths, metrics: Sequence[str], progress: Progress, tensorboard: bool) -> None:
+        self._json = JsonLines(paths.run / "log.jsonl", progress.iteration)
+        columns = ["dataset", "stage", "image", *metrics]
+        self._csv = CsvTable(paths.run / "validation.csv", columns, progress.validated)
+        self._scalars = scalars(paths.tensorboard if tensorboard else None, progress.iteration)
+
+    def write(self, iteration: int, record: Mapping[str, Any]) -> None:
+        self._json.write({"iter": iteration, **{k: _plain(v) for k, v in record.items()}})
+
+    def scores(self, iteration: int, scores: Iterable[Score]) -> None:
+        self._csv.write(
+            {"iter": iteration, "dataset": s.dataset, "stage": s.stage, "image": s.image, **s.values} for s in scores
+        )
+
+    def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        for tag, value in values.items():
+            self._scalars.add_scalar(tag, value, iteration)
+
+    def close(self) -> None:
+        self._json.close()
+        self._csv.close()
+        self._scalars.close()
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no infinity and no NaN."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,63 @@
+"""Progressive training: patches grow and batches shrink in stages (Restormer, section 3.3); one stage otherwise.
+
+A stage's total batch is reached on any number of processes, by rounds of micro-batches whose gradients add up.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sam4ir.config.schema import DatasetOptions, TrainOptions
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Iterations start + 1 to end. gt_size: the patch, None for the data set's own.
+
+    micro_batch: images a process computes at once. total_batch: images of an iteration, of all processes.
+    """
+
+    start: int
+    end: int
+    gt_size: int | None
+    micro_batch: int
+    total_batch: int
+    processes: int = 1
+
+    @property
+    def rounds(self) -> int:
+        """Micro-batches that each process adds up in an iteration."""
+        return self.total_batch // (self.micro_batch * self.processes)
+
+    def __str__(self) -> str:
+        patch = "" if self.gt_size is None else f"patches of {self.gt_size}, "
+        shares = f"{self.processes} x {self.micro_batch} images" if self.processes > 1 else f"{self.micro_batch} images"
+        rounds = f" in {self.rounds} rounds" if self.rounds > 1 else ""
+        return f"iterations {self.start + 1} to {self.end}: {patch}batch {self.total_batch} as {shares}{rounds}"
+
+
+def stages(train: TrainOptions, loader: DatasetOptions, processes: int) -> list[Stage]:
+    """The stages of a training by its options, up to total_iter; iters that end before it let the last one go on.
+
+    Raises ValueError naming the key where the processes cannot make up a stage's total batch.
+    """
+    sizes: Sequence[int | None] = loader.gt_sizes or (None,)
+    micro = loader.mini_batch_sizes or (loader.batch_size_per_gpu,)
+    ends = [min(end, train.total_iter) for end in itertools.accumulate(loader.iters or (train.total_iter,))]
+    ends[-1] = train.total_iter
+    totals = train.total_batch if isinstance(train.total_batch, tuple) else (train.total_batch,) * len(sizes)
+    found = []
+    for start, end, size, batch, total in zip([0, *ends], ends, sizes, micro, totals, strict=False):
+        whole = total if total is not None else batch * processes
+        if whole % (batch * processes):
+            at = f" (patches of {size})" if size is not None else ""
+            raise ValueError(
+                f"train.total_batch: {whole}{at} is no multiple of what {processes} process(es) compute at once, "
+                f"{processes} x {batch}; change total_batch, or the micro-batch (mini_batch_sizes or "
+                "batch_size_per_gpu), or the number of processes"
+            )
+        if end > start:
+            found.append(Stage(start, end, size, batch, whole, processes))
+    return found

@@ -1,0 +1,123 @@
+"""One optimiser step: the micro-batches of this process in, named values of all processes out."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from sam4ir.config.schema import Options
+from sam4ir.data.sample import Batch
+from sam4ir.engine.checkpoint import Trained
+from sam4ir.utils.dist import World, peers
+
+_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class UnusedParametersError(ValueError):
+    """Parameters that no loss depends on; the message names them."""
+
+
+class Outcome(NamedTuple):
+    """values: the mean of each term (l_...) and measure over micro-batches and processes.
+
+    taken: whether the step was taken; overflow: it was not because float16 overflowed, which lowers the scale.
+    """
+
+    values: dict[str, float]
+    taken: bool
+    overflow: bool = False
+
+
+class Step:
+    """Forward, backward and update. Losses are means over micro-batches and processes, so gradients equal those of
+    one large batch.
+
+    With precision bf16 and fp16 forward passes run under autocast; weights, gradients and losses stay fp32, and with
+    fp16 the loss is scaled.
+    """
+
+    def __init__(self, trained: Trained, device: torch.device, world: World, options: Options) -> None:
+        self.trained = trained
+        self.device = device
+        self.world = world
+        reduced = options.precision != "fp32"
+        self.autocast = torch.autocast(device.type, dtype=_TYPES[options.precision], enabled=reduced)
+        self.layout = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.wrapped = [network for network in trained.shared if isinstance(network, DistributedDataParallel)]
+        self.find_unused = options.find_unused_parameters
+        self.checked: set[str] = set()
+
+    def __call__(self, batches: Sequence[Batch], iteration: int, measure: bool) -> Outcome:
+        """Take one step; one that is not finite in any process changes nothing in all of them."""
+        totals: dict[str, float] = {}
+        with peers():
+            for i, batch in enumerate(batches, 1):
+                with self._in_step(last=i == len(batches)):
+                    values = self._backward(batch, iteration, measure, len(batches))
+                for name, value in values.items():
+                    totals[name] = totals.get(name, 0.0) + value / len(batches)
+        self._check_unused(iteration)
+        means = self.world.mean(torch.tensor(list(totals.values()), dtype=torch.float64)).tolist()
+        self.trained.model.end_step(self.world.mean)
+        return self._update(iteration, dict(zip(totals, means, strict=True)))
+
+    @contextlib.contextmanager
+    def _in_step(self, last: bool) -> Iterator[None]:
+        """Gradients meet those of the other processes with the last micro-batch only."""
+        with contextlib.ExitStack() as stack:
+            for network in self.wrapped if not last else ():
+                stack.enter_context(network.no_sync())
+            yield
+
+    def _backward(self, batch: Batch, iteration: int, measure: bool, rounds: int) -> dict[str, float]:
+        on_device = batch.to(self.device, non_blocking=True)
+        on_device.lq = on_device.lq.contiguous(memory_format=self.layout)
+        with self.autocast:
+            terms, measures = self.trained.model.losses(on_device, iteration, measure)
+        loss = torch.stack(list(terms.values())).sum() / rounds
+        self.trained.scaler.scale(loss).backward()
+        values = torch.stack([t.detach().float() for t in terms.values()]).tolist()  # one transfer for all terms
+        return {f"l_{name}": value for name, value in zip(terms, values, strict=True)} | measures
+
+    def _check_unused(self, iteration: int) -> None:
+        """Name what got no gradient: other processes would wait for it, and alone it would silently stay as it is."""
+        new = () if self.find_unused else set(self.trained.model.active(iteration)) - self.checked
+        networks = {label: self.trained.model.networks[label] for label in new}
+        unused = [
+            f"net_{label}.{name}"
+            for label, network in networks.items()
+            for name, p in network.named_parameters()
+            if p.requires_grad and p.grad is None
+        ]
+        if unused:
+            more = ", ..." if len(unused) > 5 else ""
+            raise UnusedParametersError(
+                f"{len(unused)} parameters take no part in the loss: {', '.join(unused[:5])}{more}. Remove them from "
+                "the network, freeze them (requires_grad), or set find_unused_parameters: true"
+            )
+        self.checked.update(networks)
+
+    def _update(self, iteration: int, values: dict[str, float]) -> Outcome:
+        active, scaler = self.trained.model.active(iteration), self.trained.scaler
+        for label in active:
+            scaler.unscale_(self.trained.optimisers[label].inner)
+        norms = torch.stack([self.trained.optimisers[label].gradient_norm() for label in active])
+        finite_loss = _finite(values)
+        finite = finite_loss and bool(norms.isfinite().all())
+        if finite:
+            for label in active:
+                self.trained.optimisers[label].step(iteration)
+                self.trained.emas[label].update()
+        scaler.update()
+        for optimiser in self.trained.optimisers.values():
+            optimiser.zero_grad()
+        return Outcome(values, finite, overflow=scaler.is_enabled() and finite_loss and not finite)
+
+
+def _finite(values: Mapping[str, float]) -> bool:
+    return all(math.isfinite(v) for k, v in values.items() if k.startswith("l_"))

@@ -1,0 +1,152 @@
+"""Several gloo processes on this machine, started by torchrun as a user starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import World
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMON = ["train:total_iter=6", "train:total_batch=4", "datasets:train:batch_size_per_gpu=1"]
+
+
+def command(world: World, processes: int, *force: str, sam: bool = False, flags: tuple[str, ...] = ()) -> list[str]:
+    options = world.write(world.values(sam), f"{'sam' if sam else 'plain'}.yml")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *flags]
+    own = ["train.py", "-opt", str(options), "--force_yml", *force]
+    return [sys.executable, *(torchrun if processes > 1 else []), *own]
+
+
+def train(world: World, processes: int, *force: str, sam: bool = False, check: bool = True, **kwargs):
+    done = subprocess.run(
+        command(world, processes, *force, sam=sam, **kwargs),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=200,
+        check=False,
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def records(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def assert_close_runs(a: Path, b: Path, iteration: int) -> None:
+    """Losses, weights and validation agree to the order of fp32 summation."""
+    assert len(records(a)) == len(records(b))
+    for one, other in zip(records(a), records(b), strict=True):
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            if name.startswith("share_"):
+                continue  # of each micro-batch, then averaged
+            assert other[name] == pytest.approx(value, rel=1e-4, abs=1e-4), (one["iter"], name)
+    for file in sorted((a / "models").glob(f"net_?_{iteration}.pth")):
+        first, second = (torch.load(f, weights_only=True) for f in (file, b / "models" / file.name))
+        for kind in first:
+            for key, value in first[kind].items():
+                torch.testing.assert_close(second[kind][key], value, rtol=1e-3, atol=1e-5)
+    assert (a / "validation.csv").read_text().count("\n") == (b / "validation.csv").read_text().count("\n")
+
+
+def test_two_processes_train_as_one_with_the_same_total_batch(world: World) -> None:
+    train(world, 2, "name=two", *COMMON, sam=True)
+    train(world, 1, "name=one", *COMMON, sam=True)
+    experiments = world.root / "experiments"
+    assert_close_runs(experiments / "one", experiments / "two", 6)
+    assert sorted(p.name for p in (experiments / "one").iterdir()) == sorted(
+        p.name.replace("train_two", "train_one") for p in (experiments / "two").iterdir()
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sam", [False, True])
+def test_four_processes_train_as_one_large_batch(world: World, sam: bool) -> None:
+    whole = ["train:total_iter=6", "datasets:train:batch_size_per_gpu=4"]
+    train(world, 4, "name=four", *COMMON, sam=sam)
+    train(world, 1, "name=one", *whole, sam=sam)
+    assert_close_runs(world.root / "experiments" / "one", world.root / "experiments" / "four", 6)
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_takes_the_job_down_with_its_own_message(world: World) -> None:
+    (world.root / "gt" / "photo_2.png").write_bytes(b"no picture")
+    begun = time.monotonic()
+    done = train(world, 2, "train:total_iter=500", *COMMON[1:], "val={}", check=False)
+    assert done.returncode != 0
+    ours, torchruns = done.stderr.split("Traceback (most recent call last)", 1)  # the only one is torchrun's own
+    assert "photo_2.png" in ours
+    assert "ImageError" in torchruns
+    assert "photo_2.png" in torchruns.split("Root Cause")[1]
+    assert time.monotonic() - begun < 60
+
+
+@pytest.mark.slow
+def test_sigterm_to_torchrun_saves_and_the_run_goes_on_as_if_it_had_not_been(world: World) -> None:
+    common = ["train:total_iter=300", *COMMON[1:], "val={}", "logger:save_checkpoint_freq=1000"]
+    train(world, 2, "name=straight", *common)
+    folder = world.root / "experiments" / "stopped"
+    process = subprocess.Popen(
+        command(world, 2, "name=stopped", *common),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while not (folder / "log.jsonl").exists() or len((folder / "log.jsonl").read_text().splitlines()) < 20:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=60)
+    assert "go on with --auto_resume" in out
+    done = subprocess.run(
+        [*command(world, 2, "name=stopped", *common), "--auto_resume"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    from engine.test_training import assert_same_run
+
+    assert_same_run(world.root / "experiments" / "straight", folder, 300)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_a_killed_process_again_and_it_goes_on(world: World) -> None:
+    common = ["train:total_iter=200", *COMMON[1:], "val={}", "logger:save_checkpoint_freq=20"]
+    train(world, 2, "name=straight", *common)
+    folder = world.root / "experiments" / "killed"
+    process = subprocess.Popen(
+        command(world, 2, "name=killed", *common, flags=("--max-restarts=3",)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while not (folder / "training_states" / "40.state").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True).stdout
+    os.kill(int(listed.split()[-1]), signal.SIGKILL)
+    out, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, out
+    assert "Resuming killed from iteration" in out
+    from engine.test_training import assert_same_run
+
+    assert_same_run(world.root / "experiments" / "straight", folder, 200)
