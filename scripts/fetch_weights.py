@@ -1,8 +1,10 @@
-"""Fetch the pretrained weights that sam4ir uses, or list them.
+"""Fetch pretrained weights, or list them: frozen features that training uses, and official restoration networks.
 
 python scripts/fetch_weights.py list
-python scripts/fetch_weights.py vgg16 [--to FOLDER]
-python scripts/fetch_weights.py --all
+python scripts/fetch_weights.py vgg16 restormer_deraining [--to FOLDER]
+python scripts/fetch_weights.py --all [--to FOLDER]
+
+A restoration network's name goes wherever a weights file goes (scripts/restore.py --weights, path.pretrain_network_g).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from itertools import groupby
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,8 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     folder = options.to or cache_folder()
     if options.names == ["list"]:
-        for entry in ENTRIES.values():
-            print(_row(entry, folder))
+        for group, entries in groupby(ENTRIES.values(), key=lambda entry: entry.group):
+            print(f"{group}\n" + "\n".join(_row(entry, folder) for entry in entries) + "\n")
+        print(
+            "Licences are those of the repositories that publish the files. Hashes are those that public records state."
+        )
         return 0
     names = list(ENTRIES) if options.all else options.names
     if not names:
@@ -37,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="fetch_weights.py"
     )
     parser.add_argument("names", nargs="*", help="names of weights, or: list")
-    parser.add_argument("--all", action="store_true", help="all that the list names")
+    parser.add_argument("--all", action="store_true", help="all that the list names: some gigabytes")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help=f"folder to put them in (default {cache_folder()})")
     return parser
 
@@ -47,8 +53,13 @@ def _row(entry: Entry, folder: Path) -> str:
         state = str(cached(entry.name, folder) or "not fetched")
     except WeightsError as error:
         state = str(error)
-    sources = "\n".join(f"    from {source.describe()}" for source in entry.sources)
-    return f"{entry.name}: {entry.description}\n    licence {entry.licence}\n{sources}\n    {state}"
+    size = entry.sources[0].size
+    told = f"{size / 1e6:,.0f} MB" if size is not None else "size not known"
+    lines = [f"{entry.description}; {told}; licence {entry.licence}", state]
+    lines += [f"from {source.describe()}" for source in entry.sources]
+    if entry.recipe is not None:
+        lines.append(f"scored by options/test/{entry.recipe}")
+    return f"  {entry.name}\n" + "\n".join(f"      {line}" for line in lines)
 
 
 def _fetch(name: str, folder: Path) -> int:

@@ -1,9 +1,11 @@
 """Restore a folder of images with a trained network.
 
 python scripts/restore.py --weights experiments/<name>/models/net_g_latest.pth --input FOLDER --output FOLDER
+python scripts/restore.py --weights restormer_deraining --input FOLDER --output FOLDER
 
-The network is described by the option file of the run that the weights lie in, or by -opt. Only the
-plain network runs: no SAM, no VGG, no masks.
+The network is described by -opt, by the option file of the run that the weights lie in, or else by the weights
+themselves: names of the zoo (scripts/fetch_weights.py list) have it on record, other files tell it by their shapes.
+Only the plain network runs: no SAM, no VGG, no masks. A network of one channel restores grey images.
 """
 
 from __future__ import annotations
@@ -14,17 +16,20 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+from pydantic import ValidationError
+from torch import nn
 from tqdm import tqdm
 
 from sam4ir.config.load import load_options
-from sam4ir.config.schema import Options
+from sam4ir.config.schema import Block, Options
 from sam4ir.engine import build
-from sam4ir.engine.weights import load_weights
+from sam4ir.engine.weights import flow, load_weights, network_block
 from sam4ir.models.restoration import restore
 from sam4ir.utils import cli
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, read_image, to_float_tensor, to_image, write_image
@@ -41,10 +46,13 @@ def positive(text: str) -> int:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--weights", type=Path, required=True, metavar="FILE", help=".pth or .safetensors of the network"
+        "--weights",
+        required=True,
+        metavar="FILE|NAME",
+        help=".pth or .safetensors of the network, or a name of the zoo",
     )
     parser.add_argument(
-        "-opt", "--opt", type=Path, metavar="FILE", help="option file with network_g (default: the run's own)"
+        "-opt", "--opt", type=Path, metavar="FILE", help="option file with network_g (default: see above)"
     )
     parser.add_argument("--input", type=Path, required=True, help="an image or a folder of images, subfolders too")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the restored PNGs go")
@@ -60,14 +68,31 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def run_options(weights: Path, opt: Path | None, device: str | None) -> Options:
-    """The options that describe the network: -opt, or options.yml of the run that the weights lie in."""
-    path = opt or weights.resolve().parent.parent / "options.yml"
-    if opt is None and not path.is_file():
-        raise ValueError(
-            f"{weights}: lies in no run folder with an options.yml; name an option file with network_g by -opt"
-        )
-    return load_options(path, [f"device={device}"] if device else [])
+def run_options(weights: str, opt: Path | None, device: str | None) -> Options:
+    """The options that describe the network: -opt, options.yml of the run that the weights lie in, or the weights."""
+    own = Path(weights).resolve().parent.parent / "options.yml"
+    path = opt or (own if Path(weights).is_file() and own.is_file() else None)
+    if path is not None:
+        return load_options(path, [f"device={device}"] if device else [])
+    block = network_block(weights)
+    print(f"network_g: {flow(block)} (told by the weights)")
+    try:
+        return Options(name="restore", network_g=Block(**block), device=device or "auto")
+    except ValidationError as error:
+        raise ValueError(f"--device: {device!r} is none; give auto, cpu, cuda, cuda:1 ... or mps") from error
+
+
+def image_channels(network: nn.Module, device: torch.device) -> Literal[1, 3]:
+    """3 for a network of RGB images, 1 for one of grey images. Raises ValueError for one of neither."""
+    reason = ""
+    for channels in (3, 1):
+        try:
+            restore(network, torch.zeros(1, channels, 16, 16, device=device))
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+        else:
+            return 3 if channels == 3 else 1
+    raise ValueError(f"network_g: {type(network).__name__} restores neither RGB nor grey images ({reason})")
 
 
 def inference(options: Options, arguments: argparse.Namespace) -> build.Inference:
@@ -107,21 +132,23 @@ def main(arguments: list[str] | None = None) -> int:
     work = images_in(given.input)
     options = run_options(given.weights, given.opt, given.device)
     device = build.device_of(options)
-    network = build.network(options.network_g, "g", options.manual_seed, device)
+    network = build.network(options.network_g, "g", options, device)
     load_weights(network, given.weights)
     network.eval()
     run = inference(options, given)
+    with torch.inference_mode():
+        channels = image_channels(network, device)
 
     def restored(image: np.ndarray) -> np.ndarray:
         lq = to_float_tensor(image).unsqueeze(0).to(device)
         return to_image(run(lambda x: restore(network, x), lq)[0].cpu(), image.dtype)
 
     with torch.inference_mode():
-        return restore_all(work, given.output, restored, given.overwrite)
+        return restore_all(work, given.output, lambda file: restored(read_image(file, channels)), given.overwrite)
 
 
 def restore_all(
-    work: list[tuple[Path, Path]], output: Path, restored: Callable[[np.ndarray], np.ndarray], overwrite: bool
+    work: list[tuple[Path, Path]], output: Path, restored: Callable[[Path], np.ndarray], overwrite: bool
 ) -> int:
     """Write every restored image; tell what was kept and what could not be read."""
     kept, bad = 0, []
@@ -131,7 +158,7 @@ def restore_all(
             kept += 1
             continue
         try:
-            write_image(target, restored(read_image(file)))
+            write_image(target, restored(file))
         except ImageError as error:
             bad.append(str(error) if str(file) in str(error) else f"{file}: {error}")
     print(f"{len(work) - kept - len(bad)} images restored to {output}")

