@@ -13,9 +13,9 @@ import os
 import re
 import shutil
 import struct
-import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, Literal
@@ -23,51 +23,18 @@ from typing import Any, Literal
 import lmdb
 import numpy as np
 
-from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, decode_image, encode_png
+from sam4ir.data.lmdb_env import OpenLmdb, open_shared
+from sam4ir.utils.files import write_text
+from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, decode_image, encode_png, size_of
 
 RAW_VERSION = 1
+Encoding = Literal["raw", "png"]
 
 _RAW_MAGIC = b"\0S4I"
 _RAW_HEADER = struct.Struct("<4sBBHII")
 _MAX_KEY_BYTES = 511  # LMDB's compiled-in limit
 _FLUSH_BYTES = 32 << 20
 _META_LINE = re.compile(r"(?P<name>.*\S)\s+\((?P<size>\d+,\s*\d+,\s*\d+)\)(\s+\S+)?\s*")
-
-
-class _Environment:
-    """One open LMDB environment of this process."""
-
-    def __init__(self, path: Path) -> None:
-        self.pid = os.getpid()
-        self.env = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
-        info, pages = self.env.info(), self.env.stat()["psize"]
-        needed, present = (info["last_pgno"] + 1) * pages, (path / "data.mdb").stat().st_size
-        if present < needed:  # reading a page beyond the file's end would kill the process
-            self.env.close()
-            raise ValueError(f"{path}: data.mdb is truncated ({present} of {needed} bytes); copy or make it again")
-
-
-# LMDB allows one open environment a file and process, so readers of one folder share it while any of them lives.
-_OPEN: weakref.WeakValueDictionary[tuple[int, int], _Environment] = weakref.WeakValueDictionary()
-
-
-def _environment(path: Path) -> _Environment:
-    try:
-        status = (path / "data.mdb").stat()
-    except OSError as error:
-        raise ValueError(f"{path}: no LMDB folder, data.mdb cannot be read ({error.strerror})") from error
-    identity = (status.st_dev, status.st_ino)
-    opened = _OPEN.get(identity)
-    if opened is not None and opened.pid == os.getpid():
-        return opened
-    if opened is not None:
-        opened.env.close()  # inherited over a fork: this process's copy only
-    try:
-        opened = _Environment(path)
-    except lmdb.Error as error:
-        raise ValueError(f"{path}: data.mdb cannot be opened as LMDB ({error}); copy or make it again") from error
-    _OPEN[identity] = opened
-    return opened
 
 
 class LmdbReader:
@@ -78,14 +45,15 @@ class LmdbReader:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._opened: _Environment | None = None
+        self._opened: OpenLmdb | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "_opened": None}
 
     def _env(self) -> lmdb.Environment:
-        if self._opened is None or self._opened.pid != os.getpid():
-            self._opened = _environment(self.path)
+        if self._opened is None or not self._opened.usable:
+            self._opened = None  # lets go of a parent's environment before the file is opened again
+            self._opened = open_shared(self.path, "copy or make it again")
         return self._opened.env
 
     @contextmanager
@@ -162,6 +130,41 @@ def unpack_image(value: memoryview | bytes, name: str) -> np.ndarray:
     return pixels if c == 3 else np.broadcast_to(pixels, (h, w, 3))
 
 
+def unpack_size(value: memoryview | bytes, name: str) -> tuple[int, int]:
+    """(h, w) of a value; of an encoded file by its header."""
+    if bytes(value[:4]) != _RAW_MAGIC:
+        return size_of(bytes(value), name)
+    return unpack_image(value, name).shape[:2]  # a view
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds to a file and flushes it to disk. A full disk is a ValueError naming the file, whose end may be cut then."""
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One value as an LMDB folder holds it: its bytes, the image's (h, w, c), and meta_info's level (0 = raw)."""
+
+    value: bytes
+    shape: tuple[int, int, int]
+    level: int
+
+
+def pack(image: np.ndarray, encoding: Encoding) -> Packed:
+    """(h, w, 1 or 3) RGB uint8 or uint16 pixels as a raw record or a PNG file."""
+    h, w, c = image.shape
+    if encoding == "raw":
+        return Packed(pack_raw(image), (h, w, c), level=0)
+    return Packed(encode_png(image), (h, w, c), level=1)
+
+
 class LmdbWriter:
     """Makes an image LMDB folder; use as a context manager.
 
@@ -169,9 +172,14 @@ class LmdbWriter:
         until then it is `<path>.part`, without meta_info.txt. An existing folder is never touched (ValueError).
     encoding: 'raw' (largest, fastest: crops are cut before anything is converted) or 'png' (BasicSR reads it too).
     map_size: first size of LMDB's map in bytes; it doubles whenever it is full.
+    resume: goes on with the `<path>.part` of an interrupted writer, keeps it when the block raises, and makes every
+        commit() last: what was committed survives a kill or a power failure, and is in `keys()` next time.
+    A full disk or a damaged `.part` is a ValueError naming it.
     """
 
-    def __init__(self, path: str | Path, encoding: Literal["raw", "png"] = "raw", map_size: int = 1 << 30) -> None:
+    def __init__(
+        self, path: str | Path, encoding: Encoding = "raw", map_size: int = 1 << 30, resume: bool = False
+    ) -> None:
         self.path = Path(path)
         if self.path.suffix != ".lmdb":
             raise ValueError(f"{path}: an LMDB folder's name must end in .lmdb")
@@ -179,56 +187,113 @@ class LmdbWriter:
             raise ValueError(f"{path}: exists already; remove it or choose another name")
         if encoding not in ("raw", "png"):
             raise ValueError(f"encoding: {encoding!r} must be 'raw' or 'png'")
-        self.encoding = encoding
+        self.encoding: Encoding = encoding
+        self._resume = resume
         self._part = self.path.with_name(self.path.name + ".part")
-        shutil.rmtree(self._part, ignore_errors=True)
-        self._part.mkdir(parents=True)
-        self._env = lmdb.open(str(self._part), map_size=map_size, sync=False, readahead=False)
-        self._pending: list[tuple[bytes, bytes]] = []
+        self._journal = self._part / "meta_info.part"  # a line each key, written before the key is committed
+        if not resume:
+            shutil.rmtree(self._part, ignore_errors=True)
+        self._part.mkdir(parents=True, exist_ok=True)
+        self._env = self._open(map_size)
+        self._pending: dict[str, bytes] = {}
         self._pending_bytes = 0
-        self._meta: dict[str, str] = {}
+        self._meta = self._stored() if resume else {}
+
+    def _open(self, map_size: int) -> lmdb.Environment:
+        try:
+            return lmdb.open(str(self._part), map_size=map_size, sync=self._resume, readahead=False)
+        except lmdb.Error as error:
+            raise ValueError(f"{self._part}: cannot be opened ({error}); remove it and begin anew") from None
+
+    def _stored(self) -> dict[str, str]:
+        """{key: its meta_info line} of what earlier writers committed."""
+        text = self._journal.read_text(encoding="utf-8") if self._journal.exists() else ""
+        lines = {key_of(parse_meta_line(line)[0]): line for line in text.split("\n")[:-1]}  # whole lines only
+        with self._env.begin() as transaction:
+            keys = [key.decode() for key in transaction.cursor().iternext(values=False)]
+        lost = [key for key in keys if key not in lines]
+        if lost:
+            raise ValueError(f"{self._journal}: lacks {len(lost)} keys of data.mdb; remove {self._part} and begin anew")
+        if text and not text.endswith("\n"):
+            write_text(self._journal, "".join(f"{line}\n" for line in lines.values()))
+        return {key: lines[key] for key in keys}
+
+    def keys(self) -> list[str]:
+        """The keys put so far, of earlier writers too, sorted."""
+        return sorted(self._meta)
 
     def put(self, key: str, image: np.ndarray) -> None:
         """Stores (h, w, 1 or 3) RGB uint8 or uint16 pixels under `key` (the image's name without suffix)."""
-        value = pack_raw(image) if self.encoding == "raw" else encode_png(image)
-        self._add(key, value, image.shape, level=0 if self.encoding == "raw" else 1)
+        self.add(key, pack(image, self.encoding))
 
     def put_encoded(self, key: str, data: bytes) -> None:
         """Stores an image file's bytes as they are, after a look whether they decode."""
-        self._add(key, data, decode_image(data, key).shape, level=1)
+        h, w, c = decode_image(data, key).shape
+        self.add(key, Packed(data, (h, w, c), level=1))
 
-    def _add(self, key: str, value: bytes, shape: tuple[int, ...], level: int) -> None:
-        encoded = key.encode()
-        if not 0 < len(encoded) <= _MAX_KEY_BYTES:
-            raise ValueError(f"{self.path}: key {key!r} has {len(encoded)} bytes; LMDB takes 1 to {_MAX_KEY_BYTES}")
+    def add(self, key: str, packed: Packed) -> None:
+        """Stores a value that was packed elsewhere (pack). ValueError where `key` is stored already."""
+        size = len(key.encode())
+        if not 0 < size <= _MAX_KEY_BYTES:
+            raise ValueError(f"{self.path}: key {key!r} has {size} bytes; LMDB takes 1 to {_MAX_KEY_BYTES}")
         if key in self._meta:
             raise ValueError(f"{self.path}: key {key!r} is stored already; two images have one name")
-        h, w, c = shape
-        self._meta[key] = f"{key}.png ({h},{w},{c}) {level}"
-        self._pending.append((encoded, value))
-        self._pending_bytes += len(value)
+        h, w, c = packed.shape
+        self._meta[key] = f"{key}.png ({h},{w},{c}) {packed.level}"
+        self._pending[key] = packed.value
+        self._pending_bytes += len(packed.value)
         if self._pending_bytes >= _FLUSH_BYTES:
-            self._flush()
+            self.commit()
 
-    def _flush(self) -> None:
+    def discard(self, keys: Iterable[str]) -> None:
+        """Takes out committed keys, so that they can be put anew."""
+        names = list(keys)
+        self._write(dict.fromkeys(names))
+        for name in names:
+            del self._meta[name]
+
+    def commit(self) -> None:
+        """Writes what was put so far in one transaction; with resume=True it lasts when this returns."""
+        if not self._pending:
+            return
+        if self._resume:
+            append_text(self._journal, "".join(f"{self._meta[key]}\n" for key in self._pending))
+        self._write(self._pending)
+        self._pending, self._pending_bytes = {}, 0
+
+    def _write(self, values: Mapping[str, bytes | None]) -> None:
         while True:
             try:
                 with self._env.begin(write=True) as transaction:
-                    for key, value in self._pending:
-                        transaction.put(key, value)
-                break
+                    for key, value in values.items():
+                        if value is None:
+                            transaction.delete(key.encode())
+                        else:
+                            transaction.put(key.encode(), value)
+                return
             except lmdb.MapFullError:
                 self._env.set_mapsize(2 * self._env.info()["map_size"])
-        self._pending, self._pending_bytes = [], 0
+            except lmdb.Error as error:
+                free = shutil.disk_usage(self._part).free
+                raise ValueError(
+                    f"{self._part}: cannot be written ({error}; its disk has {free / 1e6:.0f} MB free)"
+                ) from None
 
     def close(self) -> None:
         """Writes what is pending, then meta_info.txt, then gives the folder its name."""
-        self._flush()
+        self.commit()
         self._env.sync(True)
         self._env.close()
         lines = [self._meta[key] + "\n" for key in sorted(self._meta)]
-        (self._part / "meta_info.txt").write_text("".join(lines), encoding="utf-8")
+        write_text(self._part / "meta_info.txt", "".join(lines))
         os.replace(self._part, self.path)
+        (self.path / self._journal.name).unlink(missing_ok=True)
+
+    def abandon(self) -> None:
+        """Leaves without a finished folder: resume=True keeps what was committed, else all is removed."""
+        self._env.close()
+        if not self._resume:
+            shutil.rmtree(self._part, ignore_errors=True)
 
     def __enter__(self) -> LmdbWriter:
         return self
@@ -239,5 +304,4 @@ class LmdbWriter:
         if error is None:
             self.close()
         else:
-            self._env.close()
-            shutil.rmtree(self._part, ignore_errors=True)
+            self.abandon()

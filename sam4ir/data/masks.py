@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import threading
-import weakref
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import lmdb
 
+from sam4ir.data.lmdb_env import OpenLmdb, open_shared
 from sam4ir.data.mask_import import record_from_sam
 from sam4ir.data.mask_record import FORMAT_VERSION, MaskRecord, MaskStoreError, mask_count
 from sam4ir.registry import near_miss
@@ -39,17 +38,20 @@ class MaskStore:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.meta: dict[str, Any] = _read_meta(self.path)
-        self._handle: _Handle | None = None
+        self._opened: OpenLmdb | None = None
         self._environment()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "meta": self.meta, "_handle": None}
+        return {"path": self.path, "meta": self.meta, "_opened": None}
 
     def _environment(self) -> lmdb.Environment:
-        if self._handle is None or self._handle.pid != os.getpid():
-            self._handle = None  # lets go of a parent's handle before the file is opened again
-            self._handle = _open_shared(self.path)
-        return self._handle.env
+        if self._opened is None or not self._opened.usable:
+            self._opened = None  # lets go of a parent's environment before the file is opened again
+            try:
+                self._opened = open_shared(self.path, _HELP)
+            except ValueError as error:
+                raise MaskStoreError(str(error)) from None
+        return self._opened.env
 
     def read(self, key: str) -> MaskRecord:
         """The record of image `key`. Raises MaskStoreError where there is none."""
@@ -79,57 +81,6 @@ class MaskStore:
             return False
         with self._environment().begin(buffers=True) as transaction:
             return transaction.get(key.encode()) is not None
-
-
-class _Handle:
-    """An open read-only LMDB and the process that opened it; closed with its last user."""
-
-    def __init__(self, path: Path) -> None:
-        self.pid = os.getpid()
-        self.env = _open_reader(path)
-
-    def __del__(self) -> None:
-        if hasattr(self, "env"):
-            self.env.close()
-
-
-# LMDB must not be opened twice in one process, so stores of one file share a handle.
-_HANDLES: weakref.WeakValueDictionary[tuple[str, int], _Handle] = weakref.WeakValueDictionary()
-_OPENING = threading.Lock()
-
-
-def _open_shared(path: Path) -> _Handle:
-    try:
-        name = (str(path.resolve()), (path / "data.mdb").stat().st_ino)
-    except OSError as error:
-        raise MaskStoreError(f"{path}: cannot read data.mdb ({error.strerror}); {_HELP}") from None
-    with _OPENING:
-        handle = _HANDLES.get(name)
-        if handle is not None and handle.pid != os.getpid():
-            handle.env.close()  # the parent's, inherited by fork; this closes the child's copy only
-            handle = None
-        if handle is None:
-            handle = _HANDLES[name] = _Handle(path)
-        return handle
-
-
-def _open_reader(path: Path) -> lmdb.Environment:
-    """Opens data.mdb and compares its length with what its header promises: reading past a cut-off end kills
-    the process without a message."""
-    file = path / "data.mdb"
-    try:
-        env = lmdb.open(str(path.resolve()), create=False, readonly=True, lock=False, readahead=False, max_spare_txns=8)
-    except lmdb.Error as error:
-        raise MaskStoreError(
-            f"{file}: cannot be opened ({error}); cut off, no LMDB file, or being written in this process; {_HELP}"
-        ) from None
-    needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-    if file.stat().st_size < needed:
-        env.close()
-        raise MaskStoreError(
-            f"{file}: cut off, {file.stat().st_size} of {needed} bytes are there; copy it again or {_HELP}"
-        )
-    return env
 
 
 def _read_meta(path: Path) -> dict[str, Any]:

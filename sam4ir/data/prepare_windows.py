@@ -1,0 +1,146 @@
+"""Where sub-images lie in their image: BasicSR's rule, and the table that a prepared set keeps of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+TABLE = "windows.jsonl"
+
+
+@dataclass(frozen=True)
+class SubImage:
+    """One sub-image: what its key has behind the image's key ('_s001'; '' = the whole image), and where it lies."""
+
+    suffix: str
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def cut(self, image: np.ndarray, divisor: int = 1) -> np.ndarray:
+        """The pixels of an (h, w, ...) array that is `divisor` times smaller than the image that this speaks of."""
+        top, left = self.top // divisor, self.left // divisor
+        return image[top : top + self.height // divisor, left : left + self.width // divisor]
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How images are cut.
+
+    size, step, thresh: side of the square sub-images, distance of their starts, and the remainder up to which the
+        border goes without a sub-image of its own, all in pixels of GT.
+    whole_up_to: an image with a side of at most this stays whole.
+    blunt: the share of sub-images that is dropped, the least sharp ones (prepare_sharpness).
+    centre: one sub-image from the middle instead; it has the image's key.
+    """
+
+    size: int
+    step: int
+    thresh: int = 0
+    whole_up_to: int = 0
+    blunt: float = 0.0
+    centre: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.step < 1 or self.thresh < 0:
+            raise ValueError(
+                f"crop size {self.size}, step {self.step}, thresh {self.thresh}: size and step must be at least 1, "
+                "thresh at least 0"
+            )
+
+    def windows(self, size: tuple[int, int]) -> list[SubImage]:
+        """The sub-images of an image of size (h, w). ValueError where it is smaller than one."""
+        if min(size) <= self.whole_up_to:
+            return whole(size)
+        if self.centre:
+            return centre(size, self.size)
+        return windows(size, self.size, self.step, self.thresh)
+
+    def settings(self) -> dict[str, Any]:
+        """What of this differs from the defaults, for prepared.json."""
+        return {"size": self.size, **{k: v for k, v in asdict(self).items() if k != "size" and v}}
+
+
+def windows(size: tuple[int, int], crop: int, step: int, thresh: int = 0) -> list[SubImage]:
+    """The crop x crop sub-images of an image of size (h, w), row by row, numbered from _s001.
+
+    The rule of BasicSR's extract_subimages.py, which NAFNet and HINet share: starts at 0, step, 2 step, ... while the
+    sub-image fits; where more than thresh pixels remain, one more flush with the border. Restormer's patches (step =
+    patch - overlap) lie in the same places.
+    The number has three digits, more where there are more than 999, so that keys sort as the windows do.
+    Raises ValueError for an image smaller than crop.
+    """
+    _check_fits(size, crop)
+    places = [
+        (top, left) for top in _starts(size[0], crop, step, thresh) for left in _starts(size[1], crop, step, thresh)
+    ]
+    digits = max(3, len(str(len(places))))
+    return [SubImage(f"_s{i:0{digits}d}", top, left, crop, crop) for i, (top, left) in enumerate(places, 1)]
+
+
+def whole(size: tuple[int, int]) -> list[SubImage]:
+    """The image itself, under its own key."""
+    return [SubImage("", 0, 0, *size)]
+
+
+def centre(size: tuple[int, int], crop: int) -> list[SubImage]:
+    """One crop x crop sub-image from the middle, rounded towards the top left (Restormer's validation patches)."""
+    _check_fits(size, crop)
+    return [SubImage("", (size[0] - crop) // 2, (size[1] - crop) // 2, crop, crop)]
+
+
+def _starts(side: int, crop: int, step: int, thresh: int) -> list[int]:
+    starts = list(range(0, side - crop + 1, step))
+    if side - (starts[-1] + crop) > thresh:
+        starts.append(side - crop)
+    return starts
+
+
+def _check_fits(size: tuple[int, int], crop: int) -> None:
+    if min(size) < crop:
+        raise ValueError(
+            f"the image of {size[0]}x{size[1]} (h x w) is smaller than a sub-image of {crop}x{crop}; "
+            "give a smaller --crop-size, or --no-crop"
+        )
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One image of a prepared set: its key, (h, w) of its GT, and its sub-images, whose keys are key + suffix."""
+
+    key: str
+    size: tuple[int, int]
+    windows: Sequence[SubImage]
+
+    @property
+    def keys(self) -> list[str]:
+        """The sub-images' keys."""
+        return [self.key + window.suffix for window in self.windows]
+
+    def line(self) -> str:
+        """One line of the table."""
+        places = [[w.suffix, w.top, w.left, w.height, w.width] for w in self.windows]
+        return json.dumps({"key": self.key, "size": self.size, "windows": places}, ensure_ascii=False) + "\n"
+
+
+def read_table(path: Path) -> Iterator[Cut]:
+    """The images of a table, in its order; a last line without its end (a killed writer's) is left out.
+
+    path: windows.jsonl beside a prepared LMDB. A line is {"key": ..., "size": [h, w], "windows": [[suffix, top, left,
+    height, width], ...]}: the sub-image key + suffix shows that part of the image `key`. Raises ValueError naming path.
+    """
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+            h, w = record["size"]
+            yield Cut(record["key"], (h, w), [SubImage(*window) for window in record["windows"]])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{path}: line {number} is damaged ({error}); remove the folder and make it again"
+            ) from None

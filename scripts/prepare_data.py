@@ -1,0 +1,196 @@
+"""Training and test sets as LMDB, from the files that you downloaded.
+
+python scripts/prepare_data.py sidd    --input SIDD_Medium_Srgb blocks --output datasets/SIDD
+python scripts/prepare_data.py gopro   --input GOPRO_Large      --output datasets/GoPro
+python scripts/prepare_data.py rain13k --input Rain13k          --output datasets/Rain13k
+python scripts/prepare_data.py dfwb    --input Downloads        --output datasets/DFWB
+python scripts/prepare_data.py df2k    --input DIV2K Flickr2K   --output datasets/DF2K --scale 4
+python scripts/prepare_data.py dpdd    --input DPDD             --output datasets/DPDD
+python scripts/prepare_data.py folder  --gt SHARP --lq BLURRED  --output datasets/mine
+
+Images are cut as the set's recipes cut them, counts and names are verified, GT and LQ get the same keys. It may be
+killed at any moment: the same command goes on. datasets/README.md tells where each set comes from and what it takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from sam4ir.data.prepare import check_space, gigabytes, run, snippet
+from sam4ir.data.prepare_make import Plan, estimate
+from sam4ir.data.prepare_parts import Choice, Job, Part, Summary
+from sam4ir.data.prepare_recipes import RECIPES, folder
+from sam4ir.data.prepare_tree import Tree
+from sam4ir.utils import cli
+
+STOPPED = 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0, or 2 with one message where something is missing, damaged or in the way; 130 when stopped."""
+    options = _parser().parse_args(arguments)
+    return cli.run(lambda: prepare(options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="prepare_data.py"
+    )
+    sets = parser.add_subparsers(required=True, dest="recipe", metavar="SET")
+    for name, phases in RECIPES.items():
+        help_text = (next(iter(phases.values())).__doc__ or "").partition("\n")[0]
+        one = sets.add_parser(name, help=help_text)
+        one.add_argument(
+            "--input", type=Path, nargs="+", required=True, metavar="PATH", help="folders, .zip or .tar archives"
+        )
+        one.add_argument("--subset", choices=[*phases, "all"], default="all", help="default: all")
+        if name in ("df2k", "div2k"):
+            one.add_argument("--scale", type=int, nargs="+", choices=(2, 3, 4), default=[4], help="default: 4")
+        if name == "gopro":
+            one.add_argument("--blur", choices=("blur", "blur_gamma"), default="blur", help="GOPRO_Large's folder")
+        one.add_argument(
+            "--allow-incomplete",
+            action="store_true",
+            help="take what is there where counts or names are not as published",
+        )
+        _add_common(one)
+    own = sets.add_parser("folder", help="your own pairs, matched by name, or GT alone")
+    own.add_argument("--gt", type=Path, required=True, metavar="FOLDER")
+    own.add_argument("--lq", type=Path, metavar="FOLDER")
+    own.add_argument("--filename_tmpl", default="{}", metavar="TEMPLATE", help="LQ name of a GT name, e.g. '{}x4'")
+    own.add_argument("--scale", type=int, default=1, help="GT size over LQ size (default 1)")
+    _add_common(own)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--encoding",
+        choices=("raw", "png"),
+        default="raw",
+        help="raw pixels read fastest; png is smaller (default raw)",
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)"
+    )
+    parser.add_argument("--crop-size", type=int, metavar="PIXELS", help="instead of the recipe's, for training images")
+    parser.add_argument("--step", type=int, metavar="PIXELS", help="distance of sub-images")
+    parser.add_argument("--thresh", type=int, metavar="PIXELS", help="remainder at the border that is left out")
+    parser.add_argument("--no-crop", action="store_true", help="keep training images whole")
+    parser.add_argument("--dry-run", action="store_true", help="tell what would be made and what it takes, then stop")
+
+
+def prepare(options: argparse.Namespace) -> int:
+    """Finds, verifies, tells, makes."""
+    if options.workers < 1:
+        raise ValueError(f"--workers: {options.workers} must be at least 1")
+    jobs = _jobs(options)
+    _verify(options, jobs)
+    jobs = [job for job in jobs if job.part.items]
+    if options.dry_run:
+        for job in jobs:
+            print(_forecast(job))
+        return 0
+    try:
+        for job in jobs:
+            print(_told(run(job, options.workers)), flush=True)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+def _jobs(options: argparse.Namespace) -> list[Job]:
+    sources = [options.gt, options.lq] if options.recipe == "folder" else options.input
+    names = tuple(str(path.resolve()) for path in sources if path is not None)
+    return [
+        Job(part, options.output / part.folder, options.encoding, options.recipe, names) for part in _parts(options)
+    ]
+
+
+def _parts(options: argparse.Namespace) -> list[Part]:
+    choice = Choice(
+        crop_size=options.crop_size,
+        step=options.step,
+        thresh=options.thresh,
+        no_crop=options.no_crop,
+        scales=tuple(sorted(set(options.scale))) if "scale" in options and options.recipe != "folder" else (4,),
+        blur=getattr(options, "blur", "blur"),
+    )
+    if options.recipe == "folder":
+        return [folder(options.gt, options.lq, options.filename_tmpl, options.scale, choice)]
+    tree = Tree(options.input)
+    if not tree.files:
+        raise ValueError(f"--input: no images in {_names(options.input)}{_spare(tree.spare)}")
+    phases = RECIPES[options.recipe]
+    parts = [p for phase, build in phases.items() if options.subset in (phase, "all") for p in build(tree, choice)]
+    if any(part.problems for part in parts) and tree.spare:
+        print(f"note: unread{_spare(tree.spare)}", file=sys.stderr)
+    return parts
+
+
+def _verify(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
+    """Counts and names as published, unless the user takes what is there."""
+    problems = [problem for job in jobs for problem in job.part.problems]
+    found = "\n".join(f"  {job.folder}: {len(job.part.items)} images or pairs found" for job in jobs)
+    print(found, flush=True)
+    if not any(job.part.items for job in jobs):
+        raise ValueError(
+            f"--input: {_names(options.input)} holds nothing of {options.recipe}; the trees that are understood stand "
+            "in datasets/README.md"
+        )
+    if not problems:
+        return
+    text = "\n".join(f"  {problem}" for problem in problems)
+    if options.allow_incomplete:
+        print(f"note: not as published, taken as it is:\n{text}", file=sys.stderr)
+        return
+    raise ValueError(
+        f"{options.recipe} is not as published:\n{text}\nadd what is missing; or take a part of it with --subset, or "
+        "what is there with --allow-incomplete"
+    )
+
+
+def _forecast(job: Job) -> str:
+    needed = estimate(job.part.items, Plan.of(job))
+    check_space(job, needed)
+    stores = ", ".join(f"{store.name}.lmdb" for store in job.part.stores)
+    return (
+        f"{job.folder}: {stores} of about {needed.sub_images} images each; in all about {gigabytes(needed.raw)} raw, "
+        f"{gigabytes(needed.png)} png (estimated from a few images); nothing was written"
+    )
+
+
+def _told(summary: Summary) -> str:
+    job = summary.job
+    state = "done" if summary.fresh else "was done already, with these settings"
+    basicsr = "" if job.encoding == "png" else "\n# raw records: BasicSR's own programs read --encoding png only"
+    return (
+        f"{job.folder}: {state}: {summary.images} images or pairs, {summary.sub_images} in each LMDB, "
+        f"{gigabytes(summary.bytes)}\n"
+        f"datasets:\n{snippet(summary)}{basicsr}"
+    )
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(str(path) for path in paths)
+
+
+def _spare(archives: Sequence[str]) -> str:
+    more = ", ..." if len(archives) > 5 else ""
+    return (
+        f" archives there: {', '.join(archives[:5])}{more}; unpack them, or name .zip and .tar in --input"
+        if archives
+        else ""
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
