@@ -47,6 +47,9 @@ class Agreement(NamedTuple):
     def holds(self) -> bool:
         return self.value <= self.limit
 
+    def __str__(self) -> str:
+        return f"{self.value:.1e}{'' if self.holds else ' TOO FAR'}"
+
 
 @dataclass(frozen=True)
 class Aim:

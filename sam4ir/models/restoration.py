@@ -111,7 +111,8 @@ def frozen(network: nn.Module) -> Iterator[None]:
 class Restoration:
     """A network that learns to restore from pairs.
 
-    network: trained, wrapped for several processes where there are; lq (b, c, h, w) -> restored or list of stage outputs. loss: (output, gt) -> scalar.
+    network: lq (b, c, h, w) -> restored or list of stage outputs; wrapped where several processes train it.
+    loss: (output, gt) -> scalar.
     seed: the network's own random stream (dropout) is a function of it and the sample number.
     """
 

@@ -109,10 +109,10 @@ class Lesson(NamedTuple):
 class SamDistill:
     """Training of student and refiner.
 
-    student, refiner: trained networks, wrapped for several processes where there are. loss: reconstruction loss, of both unless the refiner has
-    its own. spd, sgr: the terms and how
-    they are used (None: without). teacher: the refiner whose output is the target, if it is not the
-    raw one (its EMA); it is run frozen. schedule: who trains when. masks: False trains the control with
+    student, refiner: trained networks, wrapped where several processes train them. loss: reconstruction loss, of
+    both unless the refiner has its own. spd, sgr: the terms and how they are used (None: without). teacher: the
+    refiner whose output is the target, if it is not the raw one (its EMA); it is run frozen. schedule: who trains
+    when. masks: False trains the control with
     empty masks. seed: the random streams of student and refiner are functions of it and the sample number.
     """
 
