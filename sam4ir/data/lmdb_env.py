@@ -6,6 +6,7 @@ import os
 import threading
 import weakref
 from pathlib import Path
+from typing import Any
 
 import lmdb
 
@@ -50,6 +51,14 @@ def open_shared(path: Path, remedy: str) -> OpenLmdb:
         if opened is None:
             opened = _OPEN[identity] = OpenLmdb(path, remedy)
         return opened
+
+
+def get(transaction: lmdb.Transaction, key: str, path: Path) -> Any:
+    """The value under `key`, or None; a damaged page is a ValueError naming the folder and the key."""
+    try:
+        return transaction.get(key.encode())
+    except lmdb.Error as error:
+        raise ValueError(f"{path}: key {key!r} cannot be read ({error}); copy or make the LMDB again") from None
 
 
 def _open(path: Path, remedy: str) -> lmdb.Environment:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import lmdb
 import numpy as np
 
-from sam4ir.data.lmdb_env import OpenLmdb, open_shared
+from sam4ir.data.lmdb_env import OpenLmdb, get, open_shared
 from sam4ir.utils.files import write_text
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, decode_image, encode_png, size_of
 
@@ -60,7 +60,7 @@ class LmdbReader:
     def value(self, key: str) -> Iterator[memoryview]:
         """The bytes under `key`, mapped and not copied: valid inside the block only. ValueError where there is none."""
         with self._env().begin(buffers=True) as transaction:
-            value = transaction.get(key.encode())
+            value = get(transaction, key, self.path)
             if value is None:
                 raise ValueError(f"{self.path}: no value under key {key!r}")
             yield value

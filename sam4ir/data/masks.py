@@ -13,7 +13,7 @@ from typing import Any
 
 import lmdb
 
-from sam4ir.data.lmdb_env import OpenLmdb, open_shared
+from sam4ir.data.lmdb_env import OpenLmdb, get, open_shared
 from sam4ir.data.mask_import import record_from_sam
 from sam4ir.data.mask_record import FORMAT_VERSION, MaskRecord, MaskStoreError, mask_count
 from sam4ir.registry import near_miss
@@ -57,7 +57,7 @@ class MaskStore:
         """The record of image `key`. Raises MaskStoreError where there is none."""
         env = self._environment()
         with env.begin() as transaction:
-            data = transaction.get(key.encode()) if key else None
+            data = get(transaction, key, self.path) if key else None
         if data is None:
             raise MaskStoreError(
                 f"{self.path}: no record for image {key!r} among {len(self)}{self._nearest(key)}; "

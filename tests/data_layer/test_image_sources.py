@@ -172,3 +172,17 @@ def test_backends_and_folders_that_do_not_fit_are_named(tmp_path):
 
 def test_keys_lose_image_suffixes_only():
     assert [key_of(n) for n in ("a/b.png", "x.JPG", "img_1.5", "img_1.5.tiff")] == ["a/b", "x", "img_1.5", "img_1.5"]
+
+
+def test_a_damaged_page_is_an_error_that_names_folder_and_key(tmp_path):
+    folder = tmp_path / "damaged.lmdb"
+    with LmdbWriter(folder) as writer:
+        for i in range(50):
+            writer.put(f"k{i}", np.full((20, 20, 3), i, np.uint8))
+    file = folder / "data.mdb"
+    data = bytearray(file.read_bytes())
+    for page in range(2, len(data) // 4096):  # the first two are LMDB's own; bytes 10 and 11 tell what a page is
+        data[page * 4096 + 10 : page * 4096 + 12] = bytes(2)
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"damaged.lmdb: key 'k3' cannot be read"), LmdbReader(folder).value("k3"):
+        pass
