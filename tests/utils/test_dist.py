@@ -1,0 +1,80 @@
+"""Which processes belong to a run, as torchrun's and Slurm's environment tells."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from sam4ir.utils.dist import LaunchError, PeerError, World, peers, restarted, world
+
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def _outside_of_any_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:
+        monkeypatch.setenv(name, "")  # so that what the code sets is undone after the test
+        monkeypatch.delenv(name)
+
+
+def test_nobody_started_many_processes() -> None:
+    with world("none", cuda=False) as alone:
+        assert alone == World(0, 1, 0)
+        assert alone.main
+
+
+def test_alone_every_question_is_answered_without_communication() -> None:
+    alone, values = World(), torch.tensor([1.0, 2.0])
+    assert alone.mean(values) is values
+    assert (alone.largest(3), alone.gather("x"), alone.from_main("y")) == (3, ["x"], "y")
+    alone.wait()
+    alone.share_buffers(torch.nn.BatchNorm2d(3))
+
+
+def test_torchruns_only_process_needs_no_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0")):
+        monkeypatch.setenv(name, value)
+    with world("pytorch", cuda=False) as joined:
+        assert joined.size == 1
+        assert not torch.distributed.is_initialized()
+
+
+def test_a_launcher_that_is_asked_for_and_not_there_is_told_how_to_start_it() -> None:
+    with pytest.raises(LaunchError, match=r"torchrun --nproc_per_node"), world("pytorch", cuda=False):
+        pass
+    with pytest.raises(LaunchError, match=r"needs srun: SLURM_PROCID"), world("slurm", cuda=False):
+        pass
+
+
+def test_slurms_variables_become_torchruns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\n[ "$*" = "show hostnames node[3-4]" ] && printf "node3\\nnode4\\n"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    values = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0", "SLURM_NODELIST": "node[3-4]"}
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with world("slurm", cuda=False):
+        assert [os.environ[name] for name in VARIABLES] == ["0", "1", "0", "node3", "29500"]
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("MASTER_ADDR")
+    with pytest.raises(LaunchError, match=r"scontrol show hostnames.*set MASTER_ADDR"), world("slurm", cuda=False):
+        pass
+
+
+def test_a_connection_that_breaks_is_told_apart_from_other_errors() -> None:
+    with pytest.raises(PeerError, match="another process"), peers():
+        raise RuntimeError("[pair.cc:561] Connection closed by peer [127.0.0.1]:43907")
+    with pytest.raises(RuntimeError, match="size mismatch"), peers():
+        raise RuntimeError("size mismatch")
+
+
+@pytest.mark.parametrize(("count", "expected"), [(None, False), ("0", False), ("2", True)])
+def test_a_restart_by_torchrun_is_seen(count: str | None, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RESTART_COUNT", raising=False)
+    if count is not None:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+    assert restarted() is expected
