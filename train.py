@@ -37,9 +37,9 @@ def main() -> int:
     options = debugged(options) if arguments.debug else options
     with dist.world(arguments.launcher, wants_cuda(options)) as world:
         if arguments.check:
-            return check(options, world)
+            return check(options, arguments.auto_resume, world)
         try:
-            Trainer(options, arguments.auto_resume or dist.restarted(), world).run()
+            Trainer(options, arguments.auto_resume, world).run()
         except Interrupted as stop:
             return stop.exit_code
     return 0

@@ -56,10 +56,11 @@ def lines(log: Path) -> int:
 
 
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("sam", [False, True])
-def test_killed_fifty_times_at_random_moments_and_still_the_same_weights(world: World, sam: bool) -> None:
-    total = 1600
-    common = [f"train:total_iter={total}", "val:val_freq=400", "logger:save_checkpoint_freq=20"]
+@pytest.mark.parametrize(("sam", "total", "longest"), [(False, 1600, 45), (True, 800, 22)])
+def test_killed_fifty_times_at_random_moments_and_still_the_same_weights(
+    world: World, sam: bool, total: int, longest: int
+) -> None:
+    common = [f"train:total_iter={total}", "val:val_freq=200", "logger:save_checkpoint_freq=10"]
     code, out = train(world, "name=straight", *common, sam=sam)
     assert code == 0, out
     killed = world.root / "experiments" / "killed"
@@ -69,7 +70,7 @@ def test_killed_fifty_times_at_random_moments_and_still_the_same_weights(world: 
         if moments.random() < 0.2:
             time.sleep(moments.uniform(0, 4))  # while it starts, loads the checkpoint, cuts its logs
         else:
-            seen, wanted = lines(killed / "log.jsonl"), moments.randrange(1, 45)
+            seen, wanted = lines(killed / "log.jsonl"), moments.randrange(1, longest)
             while lines(killed / "log.jsonl") not in range(seen + wanted, seen + 10_000):
                 assert process.poll() is None, process.communicate()[0]
                 seen = min(seen, lines(killed / "log.jsonl"))  # a start cuts what lies past its checkpoint

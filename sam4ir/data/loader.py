@@ -215,10 +215,23 @@ def _load(
         generator=torch.Generator(),  # else each start draws from torch's global stream
         prefetch_factor=prefetch_factor if num_workers else None,
     )
-    for made in loader:
+    made_ones = iter(loader)
+    while True:
+        try:
+            made = next(made_ones, _END)
+        except (RuntimeError, EOFError) as error:  # a worker has died; what goes wrong inside comes as a _Failure
+            raise ValueError(
+                f"a process that loads images has died ({str(error).strip().splitlines()[0]}); most often memory ran "
+                "out: lower num_worker_per_gpu"
+            ) from error
+        if made is _END:
+            return
         if isinstance(made, _Failure):
             raise made.error
         yield made
+
+
+_END: Any = object()
 
 
 class _Failure:

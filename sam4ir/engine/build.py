@@ -66,7 +66,7 @@ def device_of(options: Options, world: World = ALONE) -> torch.device:
     if world.size > 1 and ":" in options.device:
         raise BuildError(f"device: {options.device} is one device, asked for by {world.size} processes; set cuda")
     if wants_cuda(options) and ":" not in options.device:
-        device = torch.device("cuda", world.local_rank) if world.size > 1 else torch.device("cuda")
+        device = torch.device("cuda", world.cuda_index) if world.size > 1 else torch.device("cuda")
     else:
         device = torch.device("cpu" if options.device == "auto" else options.device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():

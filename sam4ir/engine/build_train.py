@@ -44,7 +44,7 @@ from sam4ir.engine.stages import Stage, stages
 from sam4ir.models.restoration import Loss, Model, Restoration
 from sam4ir.models.sam_distill import Refiner, SamDistill, Schedule, Term
 from sam4ir.registry import DATASETS, FUSIONS, LOSSES, SCHEDULES
-from sam4ir.utils.dist import World
+from sam4ir.utils.dist import World, peers
 from sam4ir.utils.rng import torch_stream
 
 DEFAULT_BALANCE = {"spd": 0.3, "sgr": 0.05}
@@ -180,12 +180,13 @@ def _shared(net: nn.Module, options: Options, device: torch.device, world: World
         return net
     # beta and gamma of NAFNet are (1, c, 1, 1): whatever strides a side of 1 has, the memory is the same
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-    return DistributedDataParallel(
-        net,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        find_unused_parameters=options.find_unused_parameters,
-        gradient_as_bucket_view=True,
-    )
+    with peers():
+        return DistributedDataParallel(
+            net,
+            device_ids=[device.index] if device.type == "cuda" else None,
+            find_unused_parameters=options.find_unused_parameters,
+            gradient_as_bucket_view=True,
+        )
 
 
 def _checkpoint_activations(networks: Mapping[str, nn.Module], options: Options) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import itertools
+import logging
+import math
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,7 +21,7 @@ from tqdm import tqdm
 
 from sam4ir.config.load import notices
 from sam4ir.config.schema import Options
-from sam4ir.engine import build, build_train
+from sam4ir.engine import build, build_train, checkpoint
 from sam4ir.engine.batches import stage_batches
 from sam4ir.engine.checkpoint import Trained
 from sam4ir.engine.stages import Stage
@@ -63,10 +67,11 @@ class Findings:
             self.problem(str(error) or type(error).__name__)
 
 
-def check(options: Options, world: World = build.ALONE) -> int:
+def check(options: Options, resume: bool = False, world: World = build.ALONE) -> int:
     """Look at options, data, masks, weights, disk, then take real steps of every stage and a validation image.
 
-    Prints what was found and an estimate of the whole run; returns 0, or 2 where there are problems.
+    resume: as the run would be started. Prints what was found and an estimate of the whole run; returns 0, or 2 where
+    there are problems.
     """
     findings = Findings(show=world.main)
     for notice in notices(options):
@@ -75,19 +80,56 @@ def check(options: Options, world: World = build.ALONE) -> int:
     findings.say(f"device   {device}, {world.size} process(es), {options.precision}")
     seed_defaults(options.manual_seed)
     sets = None
+    if world.main:
+        _folder(options, resume, findings)
     with findings.judging():
         sets = build_train.data_sets(options)
     if sets is not None:
-        for name, data in {"train": sets.train, **sets.val}.items():
+        for name, data in {"train": sets.train, **sets.val}.items() if world.main else ():
             _look_at(name, data, findings)
         with findings.judging():
             stages = build_train.stages_of(options, sets.loader, world)
             trained = build_train.trained(options, device, world, sets.channels)
             _weights(options, trained, findings)
             _disk(options, trained, findings)
+            _checkpoint(options, resume, trained, findings)
             _steps(options, sets, stages, trained, world, findings)
             _validation(options, sets, trained, world, findings)
+    findings.problems = world.largest(findings.problems)
     return _verdict(options, findings)
+
+
+def _folder(options: Options, resume: bool, findings: Findings) -> None:
+    """Whether the run may begin where it would be written."""
+    paths = build.run_paths(options)
+    with findings.judging():
+        if not resume:
+            checkpoint.refuse_overwrite(paths, options.path.resume_state)
+        there = next(p for p in (paths.run.absolute(), *paths.run.absolute().parents) if p.exists())
+        if not os.access(there, os.W_OK):
+            raise ValueError(f"{there}: cannot be written; set path.root to a folder of yours")
+
+
+def _checkpoint(options: Options, resume: bool, trained: Trained, findings: Findings) -> None:
+    """Load what the run would go on from."""
+    paths, state = build.run_paths(options), options.path.resume_state
+    with findings.judging():
+        if resume and (found := checkpoint.find_resume(paths, trained, logging.getLogger("sam4ir"))):
+            findings.say(f"resume   from iteration {found[0].iteration}")
+        elif state:
+            progress, _ = checkpoint.load(Path(state), trained)
+            findings.say(f"resume   {state}, iteration {progress.iteration}")
+
+
+def _phases(options: Options, stage: Stage) -> list[Stage]:
+    """A stage cut where other networks or terms begin to train, so that each part's cost is its own."""
+    train = options.train
+    assert train is not None
+    distill = train.distill
+    begins = distill.refine_iter or distill.start_iter or math.ceil(train.total_iter / 10)
+    if not options.distills or not stage.start < begins < stage.end:
+        return [stage]
+    return [dataclasses.replace(stage, end=begins), dataclasses.replace(stage, start=begins)]
 
 
 def _look_at(name: str, data: Any, findings: Findings) -> None:
@@ -154,7 +196,8 @@ def _steps(
     device = build.device_of(options, world)
     step = Step(trained, device, world, options)
     total = 0.0
-    for number, stage in enumerate(stages, 1):
+    parts = [part for stage in stages for part in _phases(options, stage)]
+    for number, stage in enumerate(parts, 1):
         reset_peak(device)
         batches = stage_batches(sets, stage, options, world, sample=0, iterations=STEPS, workers=0)
         times, loading = [], []

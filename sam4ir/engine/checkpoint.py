@@ -20,9 +20,10 @@ from sam4ir.engine.ema import Ema
 from sam4ir.engine.optim import Optimiser
 from sam4ir.engine.weights import WeightsFileError, read_file
 from sam4ir.models.restoration import Model
-from sam4ir.utils.files import atomic
+from sam4ir.utils.files import atomic, write_text
 
 FORMAT = 1
+MARK = ".launch"
 
 
 class RunExistsError(ValueError):
@@ -180,6 +181,21 @@ def refuse_overwrite(paths: RunPaths, resume_state: str | None = None) -> None:
         f"{paths.run}: holds a run with {last}. Nothing was changed. To go on with it add --auto_resume; "
         f"to train anew give another name, such as --force_yml name={paths.name}_2"
     )
+
+
+def begun_by(paths: RunPaths, launch: str | None) -> bool:
+    """Whether this launch (utils/dist.launch) began or resumed the run, so that its restart may go on with it."""
+    mark = paths.run / MARK
+    return launch is not None and mark.is_file() and mark.read_text(encoding="utf-8") == launch
+
+
+def mark_run(paths: RunPaths, launch: str | None) -> None:
+    """Note which launch the run belongs to."""
+    mark = paths.run / MARK
+    if launch is not None:
+        write_text(mark, launch)
+    else:
+        mark.unlink(missing_ok=True)
 
 
 def lock_run(paths: RunPaths) -> FileLock:

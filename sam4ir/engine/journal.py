@@ -51,7 +51,7 @@ class FileJournal:
     """
 
     def __init__(self, paths: RunPaths, metrics: Sequence[str], progress: Progress, tensorboard: bool) -> None:
-        self._json = JsonLines(paths.run / "log.jsonl", progress.iteration)
+        self._json = JsonLines(paths.run / "log.jsonl", progress.iteration, progress.validated)
         columns = ["dataset", "stage", "image", *metrics]
         self._csv = CsvTable(paths.run / "validation.csv", columns, progress.validated)
         self._scalars = scalars(paths.tensorboard if tensorboard else None, progress.iteration)

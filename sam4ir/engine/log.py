@@ -38,10 +38,13 @@ def console(log_file: Path | None = None) -> logging.Logger:
 class JsonLines:
     """One JSON object a line, appended and flushed; `iter` in each."""
 
-    def __init__(self, path: Path, keep_until: int) -> None:
-        """Opens the file of a run that goes on from iteration keep_until; later lines, which the run repeats, go."""
+    def __init__(self, path: Path, keep_until: int, validated: int) -> None:
+        """Opens the file of a run that goes on from iteration keep_until; later lines, which the run repeats, go.
+
+        validated: the iteration whose validation is the last that counts; metrics past it go too.
+        """
         if path.exists():
-            keep_lines(path, lambda line: _iteration(line) <= keep_until)
+            keep_lines(path, lambda line: _iteration(line) <= (validated if '"metrics/' in line else keep_until))
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
 

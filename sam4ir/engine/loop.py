@@ -27,7 +27,7 @@ from sam4ir.engine.report import Score, means
 from sam4ir.engine.stages import Stage
 from sam4ir.engine.step import Outcome, Step
 from sam4ir.engine.validate import Stages, evaluate
-from sam4ir.utils.dist import World
+from sam4ir.utils.dist import PeerError, World, launch, restarted
 from sam4ir.utils.files import write_text
 from sam4ir.utils.memory import in_words, peak_memory, reset_peak
 from sam4ir.utils.rng import seed_defaults, torch_stream
@@ -37,10 +37,15 @@ class NonFiniteError(ValueError):
     """Training that does not recover from losses that are not finite."""
 
 
+class MemoryRunsOutError(ValueError):
+    """A step that needs more memory than there is; the message tells what would need less."""
+
+
 class Trainer:
     """A training run from its options: data, parts, logs, checkpoints.
 
-    world: the processes that train together. The main one alone writes logs, tables and checkpoints.
+    resume: go on from the newest checkpoint, if any. A process that torchrun started again goes on with what its own
+    launch began. world: the processes that train together; the main one alone writes logs, tables and checkpoints.
     """
 
     def __init__(self, options: Options, resume: bool, world: World = build.ALONE) -> None:
@@ -52,14 +57,16 @@ class Trainer:
         self.device = build.device_of(options, world)
         if options.deterministic:
             build.make_deterministic()
-        if not resume and world.main:
-            checkpoint.refuse_overwrite(self.paths, options.path.resume_state)
+        resume = resume or (restarted() and checkpoint.begun_by(self.paths, launch()))
+        if not resume:
+            world.main_first(lambda: checkpoint.refuse_overwrite(self.paths, options.path.resume_state))
         seed_defaults(options.manual_seed)
         self.sets = build_train.data_sets(options)
         self.stages = build_train.stages_of(options, self.sets.loader, world)
         self.trained = build_train.trained(options, self.device, world, self.sets.channels)
         self.metrics = build.metrics(options)
-        self.lock: FileLock | None = checkpoint.lock_run(self.paths) if world.main else None
+        self.lock: FileLock | None = None
+        world.main_first(self._lock)
         self.log: logging.Logger = console(self.paths.run / f"train_{options.name}.log" if world.main else None)
         self.log.setLevel(logging.INFO if world.main else logging.ERROR)
         self.progress = self._begin(resume)
@@ -68,6 +75,10 @@ class Trainer:
         self.step = Step(self.trained, self.device, world, options)
         self._compile()
         self.signals = Signals(patient=world.size > 1)
+
+    def _lock(self) -> None:
+        self.lock = checkpoint.lock_run(self.paths)
+        checkpoint.mark_run(self.paths, launch())
 
     def _begin(self, resume: bool) -> Progress:
         for notice in notices(self.options):
@@ -117,7 +128,7 @@ class Trainer:
             return
         networks, progress = build_train.compilable(self.trained), self.progress
         if progress.compiled is None:
-            size = self.stages[0].gt_size or self.sets.loader.arguments.get("gt_size") or 256
+            size = (self.stages[0].gt_size or self.sets.loader.arguments.get("gt_size") or 256) // self.options.scale
             with torch_stream(self.options.manual_seed, "compile"):
                 faster = [
                     label
@@ -145,8 +156,10 @@ class Trainer:
                 self.log.info("Stopped by %s at iteration %d; go on with --auto_resume.", stop, self.progress.iteration)
                 self.world.wait()  # else the first to leave takes the main process down while it saves
                 raise
-            except (ValueError, OSError):
+            except Exception as error:
                 self._rescue()
+                if _out_of_memory(error):
+                    raise MemoryRunsOutError(self._advice(error)) from error
                 raise
             finally:
                 self.close()
@@ -156,6 +169,15 @@ class Trainer:
         self.journal.close()
         if self.lock is not None:
             self.lock.release()
+
+    def _advice(self, error: Exception) -> str:
+        stage = next((s for s in self.stages if self.progress.iteration < s.end), self.stages[-1])
+        return (
+            f"{self.options.name}: out of memory after iteration {self.progress.iteration} "
+            f"({str(error).splitlines()[0]}). Stage {stage}. Lower its micro-batch (batch_size_per_gpu or "
+            "mini_batch_sizes; train.total_batch keeps the recipe), or set checkpoint_activations: true or precision: "
+            "bf16; then go on with --auto_resume"
+        )
 
     def _rescue(self) -> None:
         """Save what has been trained before an error of data, disk or another process ends the run."""
@@ -169,6 +191,7 @@ class Trainer:
         progress, total = self.progress, self.recipe.total_iter
         if self._validation_due() and progress.validated < progress.iteration:
             self._validate()  # the run was stopped in the middle of it
+            self._save()
         pace = Pace(progress.iteration, total)
         for stage, start, batches in self._data():
             self.log.info("Stage %s.", stage) if len(self.stages) > 1 or stage.rounds > 1 else None
@@ -182,7 +205,7 @@ class Trainer:
     def _iterate(self, iteration: int, stage: Stage, batches: Iterator[Batch], pace: Pace) -> None:
         printed = iteration % self.options.logger.print_freq == 0
         begun = time.perf_counter()
-        micro = list(itertools.islice(batches, stage.rounds))
+        micro = self._load(batches, stage)
         loaded = time.perf_counter()
         outcome = self.step(micro, iteration, measure=printed)
         self.progress.iteration = iteration
@@ -192,6 +215,18 @@ class Trainer:
             self._print(outcome.values, pace, (time.perf_counter() - begun, loaded - begun))
         self._milestones()
         self._stop_if_asked()
+
+    def _load(self, batches: Iterator[Batch], stage: Stage) -> list[Batch]:
+        """The micro-batches of a step; where they fail in one process, the others learn it before they wait for it."""
+        failure: Exception | None = None
+        micro: list[Batch] = []
+        try:
+            micro = list(itertools.islice(batches, stage.rounds))
+        except (ValueError, OSError) as error:
+            failure = error
+        if self.world.largest(int(failure is not None)):
+            raise failure or PeerError("one of them cannot load its images")
+        return micro
 
     def _stop_if_asked(self) -> None:
         """Raise Interrupted in all processes where a signal has reached one."""
@@ -211,8 +246,10 @@ class Trainer:
     def _record(self, outcome: Outcome, micro: Sequence[Batch]) -> None:
         """JSON line of the iteration; counts and names what was skipped."""
         progress, record = self.progress, dict[str, Any](outcome.values)
-        for skipped in (line for batch in micro for line in batch.skipped):
-            self.log.error("Iteration %d: image skipped: %s", progress.iteration, skipped)
+        if replaced := self._replaced(micro):
+            record["replaced"] = replaced
+            for line in replaced:
+                self.log.error("Iteration %d: image skipped: %s", progress.iteration, line)
         lost = outcome.overflow and self.trained.scaler.get_scale() >= 1  # the scale may still fall
         progress.skipped_in_a_row = 0 if outcome.taken or lost else progress.skipped_in_a_row + 1
         if not outcome.taken:
@@ -229,6 +266,13 @@ class Trainer:
                 f"iteration {progress.iteration}; the images are named in {self.paths.run / 'log.jsonl'}. "
                 "Lower the learning rate, or look at the data"
             )
+
+    def _replaced(self, micro: Sequence[Batch]) -> list[str]:
+        """Why images were skipped (bad_images: skip), in all processes."""
+        own = [line for batch in micro for line in batch.skipped]
+        if self.sets.loader.bad_images == "stop" or not self.world.largest(len(own)):
+            return []
+        return [line for lines in self.world.gather(own) for line in lines]
 
     def _keys(self, micro: Sequence[Batch]) -> list[str]:
         """The images of all processes."""
@@ -317,3 +361,7 @@ class Trainer:
             best = {"value": value, "iter": self.progress.iteration}
             self.progress.best[name] = best
         return best
+
+
+def _out_of_memory(error: Exception) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)

@@ -56,6 +56,7 @@ class Step:
         """Take one step; one that is not finite in any process changes nothing in all of them."""
         totals: dict[str, float] = {}
         with peers():
+            self._settle(batches[0], iteration)
             for i, batch in enumerate(batches, 1):
                 with self._in_step(last=i == len(batches)):
                     values = self._backward(batch, iteration, measure, len(batches))
@@ -83,6 +84,24 @@ class Step:
         self.trained.scaler.scale(loss).backward()
         values = torch.stack([t.detach().float() for t in terms.values()]).tolist()  # one transfer for all terms
         return {f"l_{name}": value for name, value in zip(terms, values, strict=True)} | measures
+
+    def _settle(self, batch: Batch, iteration: int) -> None:
+        """A backward pass whose result is thrown away, for networks that train in several processes for the first time.
+
+        DistributedDataParallel orders its buckets anew after the first pass, and sums of three or more processes
+        depend on the order: without this a resumed run would differ in its first step.
+        """
+        if not self.wrapped or self.find_unused or not set(self.trained.model.active(iteration)) - self.checked:
+            return
+        buffers = [(buffer, buffer.clone()) for network in self.wrapped for buffer in network.buffers()]
+        self._backward(batch, iteration, False, 1)
+        self._check_unused(iteration)
+        self.trained.model.end_step(lambda squares: squares * math.nan)  # what was measured does not count either
+        for optimiser in self.trained.optimisers.values():
+            optimiser.zero_grad()
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
 
     def _check_unused(self, iteration: int) -> None:
         """Name what got no gradient: other processes would wait for it, and alone it would silently stay as it is."""

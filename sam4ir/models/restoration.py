@@ -72,7 +72,7 @@ def bare(network: nn.Module) -> nn.Module:
 @torch.no_grad()
 def restore(network: nn.Module, lq: Tensor) -> Tensor:
     """The restored images of (b, c, h, w) degraded ones, float32, unclamped."""
-    return final(network(lq.contiguous(memory_format=torch.channels_last))).float()
+    return final(network(lq)).float()
 
 
 def reconstruction(loss: Loss, output: Tensor | list[Tensor], gt: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ from sam4ir.models.restoration import (
 from sam4ir.utils.rng import torch_stream
 
 Target = Literal["refiner", "gt"]
+LIFT = 1024.0  # gradients of a mean over many pixels are lost in float16; a power of two changes no other bit
 
 
 class Refiner(nn.Module):
@@ -48,8 +49,7 @@ class Refiner(nn.Module):
 
     def forward(self, restored: Tensor, labels: Tensor, count: int, degraded: Tensor) -> Tensor | list[Tensor]:
         """restored, degraded: (b, c, h, w); labels: (b, h, w) int64 dense region labels; count: regions at most."""
-        fused = self.spf(restored, labels, count, degraded)
-        return self.network(fused.contiguous(memory_format=torch.channels_last))
+        return self.network(self.spf(restored, labels, count, degraded))
 
 
 @dataclass
@@ -66,13 +66,6 @@ class Term:
 
     def due(self, iteration: int) -> bool:
         return iteration % self.every == 0
-
-    def end_step(self, mean: Mean) -> None:
-        """Hand the step's pulls to the weight: root mean squares, so that they equal those of one large batch."""
-        if self.pulls:
-            squares = mean(torch.tensor(self.pulls, dtype=torch.float64).mean(dim=0))
-            self.weight.observe(*squares.sqrt().tolist())
-            self.pulls.clear()
 
 
 @dataclass(frozen=True)
@@ -229,8 +222,14 @@ class SamDistill:
         return self.spd[0](lesson.student, image, refined=lesson.refined, gt=lesson.gt, labels=labels, count=count)
 
     def end_step(self, mean: Mean) -> None:
-        for term in self._terms().values():
-            term.end_step(mean)
+        """Hand the step's pulls to the weights: root mean squares, whose ratios are those of one large batch."""
+        pulling = [term for term in self._terms().values() if term.pulls]
+        if not pulling:
+            return
+        squares = mean(torch.stack([torch.tensor(t.pulls, dtype=torch.float64).mean(dim=0) for t in pulling]))
+        for term, pair in zip(pulling, squares.sqrt().tolist(), strict=True):
+            term.weight.observe(*pair)
+            term.pulls.clear()
 
     def _terms(self) -> dict[str, Term]:
         return {name: pair[1] for name, pair in (("spd", self.spd), ("sgr", self.sgr)) if pair}
@@ -248,5 +247,5 @@ def gradient_norm(loss: Tensor, at: Tensor) -> float:
     """L2 norm of d loss / d at; 0 where the loss does not depend on it."""
     if not loss.requires_grad:
         return 0.0
-    (gradient,) = torch.autograd.grad(loss, at, retain_graph=True, allow_unused=True)
-    return 0.0 if gradient is None else gradient.float().norm().item()
+    (gradient,) = torch.autograd.grad(loss * LIFT, at, retain_graph=True, allow_unused=True)
+    return 0.0 if gradient is None else gradient.float().norm().item() / LIFT

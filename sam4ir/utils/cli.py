@@ -45,8 +45,7 @@ def run(command: Callable[[], int | None]) -> int:
             raise
         rank = os.environ.get("RANK")
         print(f"error: {error}" if rank is None else f"error in process {rank}: {error}", file=sys.stderr, flush=True)
-        if not isinstance(error, ConnectionError):  # those of peers that had to stop are no cause
-            _tell_torchrun(f"{type(error).__name__}: {error}")
+        _tell_torchrun(f"{type(error).__name__}: {error}")
         return USER_ERROR
 
 

@@ -10,7 +10,7 @@ import datetime
 import os
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 T = TypeVar("T")
 Launcher = Literal["none", "pytorch", "slurm"]
 TIMEOUT = datetime.timedelta(minutes=30)
-_TORCHRUN = "torchrun --nproc_per_node=N train.py -opt FILE --launcher pytorch"
+_TORCHRUN = "torchrun --nproc_per_node=N train.py -opt FILE"
 
 
 class LaunchError(ValueError):
@@ -29,19 +29,26 @@ class LaunchError(ValueError):
 
 
 class PeerError(ConnectionError):
-    """Another process of the run has gone, so this one cannot go on; what happened is in the other's message."""
+    """The other processes of the run cannot be reached, most often because one of them has stopped."""
 
-    def __init__(self) -> None:
-        super().__init__("another process of this run has stopped; its own message says why")
+    def __init__(self, reason: str = "") -> None:
+        found = f" ({reason.strip().splitlines()[0][:200]})" if reason.strip() else ""
+        super().__init__(
+            f"the other processes of this run are lost{found}; where one has stopped, its message says why"
+        )
 
 
 @dataclass(frozen=True)
 class World:
-    """Processes that train or score together. rank: this one's number; local_rank: its number on its machine."""
+    """Processes that train or score together.
+
+    rank: this one's number; local_rank: its number on its machine; cuda_index: the CUDA device that is its own.
+    """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    cuda_index: int = 0
 
     @property
     def main(self) -> bool:
@@ -84,6 +91,17 @@ class World:
             torch.distributed.broadcast_object_list(values)
         return values[0]
 
+    def main_first(self, action: Callable[[], None]) -> None:
+        """Run `action` in the main process; where it fails there the others do not go on either."""
+        failure: Exception | None = None
+        if self.main:
+            try:
+                action()
+            except (ValueError, OSError) as error:
+                failure = error
+        if self.largest(int(failure is not None)):
+            raise failure or PeerError("the main process cannot begin")
+
     def wait(self) -> None:
         """Go on when all processes have come here."""
         self.largest(0)
@@ -98,12 +116,12 @@ class World:
 
 @contextlib.contextmanager
 def peers() -> Iterator[None]:
-    """Inside the block, a connection that another process left is a PeerError."""
+    """Inside the block, what breaks between the processes is a PeerError."""
     try:
         yield
     except RuntimeError as error:
         if re.search(r"(?i)connection|gloo|nccl|process ?group|socket|heartbeat", str(error)):
-            raise PeerError from error
+            raise PeerError(str(error)) from error
         raise
 
 
@@ -113,7 +131,7 @@ def world(launcher: Launcher, cuda: bool) -> Iterator[World]:
 
     launcher: 'none' joins what torchrun's environment variables tell, if they are there; 'pytorch' insists on them;
     'slurm' makes them of Slurm's. cuda: collectives of CUDA tensors go through NCCL; all others through gloo.
-    Raises LaunchError where the launcher's variables are missing.
+    Raises LaunchError where the launcher's variables are missing, and where a process finds no CUDA device of its own.
     """
     if launcher == "slurm":
         _slurm()
@@ -122,18 +140,41 @@ def world(launcher: Launcher, cuda: bool) -> Iterator[World]:
             raise LaunchError(f"--launcher pytorch needs torchrun, such as {_TORCHRUN}")
         yield World()
         return
-    joined = World(*(int(os.environ.get(name, default)) for name, default in _VARIABLES))
-    if joined.size == 1:
+    rank, size, local_rank = (int(os.environ.get(name, default)) for name, default in _VARIABLES)
+    joined = World(rank, size, local_rank, _cuda_index(local_rank, launcher) if cuda and size > 1 else 0)
+    if size == 1:
         yield joined
         return
     if cuda:
-        torch.cuda.set_device(joined.local_rank)
-    torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+        torch.cuda.set_device(joined.cuda_index)
+    with peers():
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
     yield joined
     torch.distributed.destroy_process_group()  # not after an error: it would wait for those that have gone
 
 
 _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
+
+
+def _cuda_index(local_rank: int, launcher: Launcher) -> int:
+    """The device of a local rank; the only one where Slurm shows each of its tasks one."""
+    found = torch.cuda.device_count()
+    if launcher == "slurm" and found == 1:
+        return 0
+    if local_rank >= found:
+        raise LaunchError(
+            f"process {local_rank} of this machine finds {found} CUDA devices; start as many processes as there are "
+            "(torchrun --nproc_per_node), or set device: cpu"
+        )
+    return local_rank
+
+
+def launch() -> str | None:
+    """What all restarts by one torchrun share, and no other launch; None without torchrun."""
+    if "TORCHELASTIC_RESTART_COUNT" not in os.environ:
+        return None
+    own = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return own if own != "none" else f"agent {os.getppid()}"
 
 
 def restarted() -> bool:

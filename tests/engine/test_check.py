@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import World, photograph
+from engine.test_training import run
 
 from sam4ir.engine import check as module
 from sam4ir.engine.check import check
@@ -21,8 +22,8 @@ PROGRESSIVE = (
 )
 
 
-def files(root: Path) -> set[Path]:
-    return set(root.rglob("*"))
+def files(root: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() if path.is_file() else b"" for path in root.rglob("*")}
 
 
 @pytest.mark.parametrize("sam", [False, True])
@@ -33,7 +34,7 @@ def test_a_run_that_can_start_is_measured_and_nothing_is_written(world: World, s
     out = capsys.readouterr().out
     assert "patches of 16, batch 4 as 2 images in 2 rounds" in out
     assert "patches of 24, batch 4 as 1 images in 4 rounds" in out
-    assert out.count("s a step") == 2
+    assert out.count("s a step") == (3 if sam else 2)  # SAM4IR's terms begin within the first stage
     assert "estimate" in out
     assert out.splitlines()[-1] == "small: ready to train"
 
@@ -71,11 +72,34 @@ def test_a_disk_that_is_too_small_is_told(world: World, capsys, monkeypatch: pyt
     assert "PROBLEM  disk: 2 checkpoints" in capsys.readouterr().out
 
 
-def test_a_batch_that_cannot_be_made_up_is_told(world: World, capsys) -> None:
+def test_a_batch_that_cannot_be_made_up_is_told(world: World, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
     from sam4ir.utils.dist import World as Processes
 
-    assert check(world.options(False, ("train:total_batch=4",)), Processes(0, 3)) == 2
+    monkeypatch.setattr(Processes, "largest", lambda self, value: value)  # there are no other processes to ask
+    assert check(world.options(False, ("train:total_batch=4",)), world=Processes(0, 3)) == 2
     assert "train.total_batch: 4 is no multiple of what 3 process(es)" in capsys.readouterr().out
+
+
+def test_a_run_that_would_be_refused_is_told_and_one_that_resumes_is_loaded(world: World, capsys) -> None:
+    run(world, False, "train:total_iter=4")
+    assert check(world.options()) == 2
+    assert "holds a run with checkpoints up to iteration 4" in capsys.readouterr().out
+    before = files(world.root)
+    assert check(world.options(), resume=True) == 0
+    assert files(world.root) == before
+    assert "resume   from iteration 4" in capsys.readouterr().out
+    assert check(world.options(False, ("network_g:width=8",)), resume=True) == 2
+    assert "belongs to another network" in capsys.readouterr().out
+
+
+def test_phases_are_measured_each_by_itself(world: World, capsys) -> None:
+    first = run(world, False, "name=first", "train:total_iter=2")
+    pretrained = f"path:pretrain_network_g={first / 'models' / 'net_g_2.pth'}"
+    phases = "train:distill={schedule: two_phase, refine_iter: 3}"
+    assert check(world.options(True, (pretrained, phases))) == 0
+    out = capsys.readouterr().out
+    assert "iterations 1 to 3" in out
+    assert "iterations 4 to 8" in out
 
 
 def test_a_gradient_that_is_not_finite_is_told(world: World, capsys) -> None:

@@ -47,7 +47,9 @@ def same(a: object, b: object) -> bool:
 
 def assert_same_run(a: Path, b: Path, iteration: int) -> None:
     """Weights, EMA, optimiser state, progress, logged losses and validation of two runs are equal bit for bit."""
-    for file in sorted((a / "models").glob(f"net_?_{iteration}.pth")):
+    files = sorted((a / "models").glob(f"net_?_{iteration}.pth"))
+    assert files
+    for file in files:
         assert same(torch.load(file, weights_only=True), torch.load(b / "models" / file.name, weights_only=True)), file
     states = [torch.load(r / "training_states" / f"{iteration}.state", weights_only=True) for r in (a, b)]
     for state in states:
