@@ -6,8 +6,9 @@ So the stream is the same for any number of workers and ranks, and resuming take
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import signal
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar
@@ -126,7 +127,7 @@ def train_batches(
     mixup: Mixup | None = None,
     total_batch: int | None = None,
     bad_images: BadImages = "stop",
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Batches of the samples start_sample, ..., total_samples - 1, in order.
 
     batch_size: samples of one batch over all ranks; rank r yields the r-th of world_size equal, contiguous shares.
@@ -202,7 +203,7 @@ def _eval_sample(dataset: Dataset, seed: int, index: int) -> Sample:
 
 def _load(
     make: Callable[[Any], T], items: Iterable[Any], num_workers: int, prefetch_factor: int, pin_memory: bool = False
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """make(item) of each item, in order, prepared ahead by num_workers processes."""
     loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
         _Guarded(make),
@@ -215,23 +216,37 @@ def _load(
         generator=torch.Generator(),  # else each start draws from torch's global stream
         prefetch_factor=prefetch_factor if num_workers else None,
     )
+    others = set(multiprocessing.active_children())
     made_ones = iter(loader)
-    while True:
-        try:
-            made = next(made_ones, _END)
-        except (RuntimeError, EOFError) as error:  # a worker has died; what goes wrong inside comes as a _Failure
-            raise ValueError(
-                f"a process that loads images has died ({str(error).strip().splitlines()[0]}); most often memory ran "
-                "out: lower num_worker_per_gpu"
-            ) from error
-        if made is _END:
-            return
-        if isinstance(made, _Failure):
-            raise made.error
-        yield made
+    workers = set(multiprocessing.active_children()) - others
+    try:
+        while True:
+            try:
+                made = next(made_ones, _END)
+            except (RuntimeError, EOFError) as error:  # what goes wrong inside a worker comes as a _Failure
+                raise WorkerDiedError(str(error) or type(error).__name__) from error
+            if made is _END:
+                return
+            if isinstance(made, _Failure):
+                raise made.error
+            yield made
+    finally:
+        if any(worker.exitcode for worker in workers):  # one was killed, maybe with a lock that the others wait for
+            for worker in workers:
+                worker.kill()
 
 
 _END: Any = object()
+
+
+class WorkerDiedError(ValueError):
+    """A process that loads images is gone; the message tells what most often helps."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"a process that loads images has died ({reason.strip().splitlines()[0]}); most often memory ran out: "
+            "lower num_worker_per_gpu"
+        )
 
 
 class _Failure:

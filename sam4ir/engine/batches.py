@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from sam4ir.config.schema import Options
 from sam4ir.data.loader import Mixup, train_batches
@@ -15,7 +15,7 @@ from sam4ir.utils.dist import World
 
 def stage_batches(
     sets: Sets, stage: Stage, options: Options, world: World, sample: int, iterations: int, workers: int | None = None
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Micro-batches of so many iterations from sample number `sample` on, stage.rounds for each iteration.
 
     workers: processes that load ahead; None goes by the options.

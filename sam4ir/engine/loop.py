@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from filelock import FileLock
 
 from sam4ir.config.load import changes, dump_options, notices
 from sam4ir.config.schema import Options
+from sam4ir.data.loader import WorkerDiedError
 from sam4ir.data.sample import Batch
 from sam4ir.engine import build, build_train, checkpoint
 from sam4ir.engine.batches import stage_batches
@@ -160,6 +162,8 @@ class Trainer:
                 self._rescue()
                 if _out_of_memory(error):
                     raise MemoryRunsOutError(self._advice(error)) from error
+                if "DataLoader worker" in str(error) and not isinstance(error, ValueError):
+                    raise WorkerDiedError(str(error)) from error  # its death is told in the middle of a step
                 raise
             finally:
                 self.close()
@@ -196,8 +200,9 @@ class Trainer:
         for stage, start, batches in self._data():
             self.log.info("Stage %s.", stage) if len(self.stages) > 1 or stage.rounds > 1 else None
             reset_peak(self.device)
-            for iteration in range(start + 1, stage.end + 1):
-                self._iterate(iteration, stage, batches, pace)
+            with contextlib.closing(batches):  # its processes would outlive an error
+                for iteration in range(start + 1, stage.end + 1):
+                    self._iterate(iteration, stage, batches, pace)
         if self.world.main:
             checkpoint.publish_latest(self.paths, self.trained, total)
         self.log.info("Done: %s is trained; its weights are %s.", self.options.name, self.paths.network("g", "latest"))
@@ -233,7 +238,7 @@ class Trainer:
         if number := self.world.largest(self.signals.number()):
             raise Interrupted(number)
 
-    def _data(self) -> Iterator[tuple[Stage, int, Iterator[Batch]]]:
+    def _data(self) -> Iterator[tuple[Stage, int, Generator[Batch, None, None]]]:
         """(stage, iterations done, its micro-batches from there) for what is left of the training."""
         sample = self.progress.sample
         for stage in self.stages:
