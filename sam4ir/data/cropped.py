@@ -55,10 +55,15 @@ class CroppedDataset:
         """The GT key of image `index`; images are sorted by it."""
         return self._keys[index]
 
-    def examine(self, index: int) -> None:
-        """Compare what belongs to image `index` by headers; raises ValueError naming the files that do not fit."""
+    def examine(self, index: int) -> bool:
+        """Compare what belongs to image `index` by headers: whether it is at least as large as the patch.
+
+        Raises ValueError naming the files that do not fit.
+        """
         key = self._keys[index]
-        self._masks.record(key, self._gt.where(key), self._gt.size(key))
+        size = self._gt.size(key)
+        self._masks.record(key, self._gt.where(key), size)
+        return min(size) >= (self._augmentation.patch or 0) * self.scale
 
     def with_gt_size(self: Self, gt_size: int | None) -> Self:
         """The same images in GT crops of another size, for a stage of progressive training; None gives whole images.

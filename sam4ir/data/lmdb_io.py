@@ -92,6 +92,8 @@ def parse_meta_line(line: str) -> tuple[str, bool]:
 def read_image_keys(path: str | Path) -> list[str]:
     """The keys that an image LMDB's meta_info.txt lists, sorted. ValueError naming the folder where it is missing."""
     meta = Path(path) / "meta_info.txt"
+    if not meta.parent.is_dir():
+        raise ValueError(f"{path}: no such folder; scripts/prepare_data.py makes the LMDBs of the recipes")
     try:
         lines = meta.read_text(encoding="utf-8").splitlines()
     except OSError as error:

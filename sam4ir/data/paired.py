@@ -82,11 +82,12 @@ class AlignedDataset(CroppedDataset):
                 "correct scale, or crop GT to a multiple of it"
             )
 
-    def examine(self, index: int) -> None:
-        super().examine(index)
+    def examine(self, index: int) -> bool:
+        large = super().examine(index)
         key = self._keys[index]
         for source, lq_key in zip(self._lqs, self._lq_keys[index], strict=True):
             self._compare(source, lq_key, source.size(lq_key), key, self._gt.size(key))
+        return large
 
 
 class PairedImageDataset(AlignedDataset):

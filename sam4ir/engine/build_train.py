@@ -20,6 +20,7 @@ from sam4ir.config.schema import Block, DatasetOptions, OptimOptions, Options, S
 from sam4ir.config.signature import accepts, block_arguments
 from sam4ir.data.masks import MaskStore
 from sam4ir.data.sample import MaskRecordLike
+from sam4ir.data.sources import listed
 from sam4ir.data.transforms import Window
 from sam4ir.distill.balance import TermWeight
 from sam4ir.distill.sgr import SemanticGuidedRelation
@@ -63,6 +64,21 @@ def masked_dataset(key: str, block: DatasetOptions, options: Options, with_masks
         raise BuildError(
             f"datasets.{key}.type: {block.type} takes no masks; its constructor needs masks and mask_views"
         )
+    store = mask_store(key, block)
+    data = dataset(key, block, options, masks=store, mask_views={"regions": region_view})
+    known = set(store.keys())
+    lacking = [name for name in map(data.key, range(len(data))) if name not in known]
+    if lacking:
+        raise BuildError(
+            f"datasets.{key}.masks.store: {store.path} lacks {listed(lacking)} of {len(data)}; make their masks, from "
+            "the images that the data set reads (scripts/masks.py verify lists all that lack)"
+        )
+    return data
+
+
+def mask_store(key: str, block: DatasetOptions) -> MaskStore:
+    """The mask store of a data set; raises BuildError where it cannot be read or was made of other images."""
+    assert block.masks is not None
     with naming(f"datasets.{key}.masks.store"):
         store = MaskStore(block.masks.store)
         if block.masks.source and store.meta.get("source") != block.masks.source:
@@ -70,7 +86,7 @@ def masked_dataset(key: str, block: DatasetOptions, options: Options, with_masks
             raise ValueError(
                 f"{store.path}: its masks were made of {made} images; masks.source asks for {block.masks.source}"
             )
-    return dataset(key, block, options, masks=store, mask_views={"regions": region_view})
+    return store
 
 
 def _optimiser(options: Options, net: nn.Module, label: str, start: int) -> Optimiser:
@@ -243,7 +259,7 @@ def data_sets(options: Options) -> Sets:
     """Training and validation sets; masks are read where the model looks at them."""
     train = options.train
     if train is None or not options.phase("train"):
-        raise BuildError("datasets.train: training needs a training set and a `train` block")
+        raise BuildError("datasets.train: training needs a training set and a `train` block; test.py scores networks")
     ((key, block),) = options.phase("train").items()
     masks = options.distills and train.distill.masks == "store"
     val = {

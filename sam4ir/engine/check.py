@@ -79,11 +79,18 @@ def check(options: Options, resume: bool = False, world: World = build.ALONE) ->
     device = build.device_of(options, world)
     findings.say(f"device   {device}, {world.size} process(es), {options.precision}")
     seed_defaults(options.manual_seed)
-    sets = None
+    sets, before = None, findings.problems
+    for key, block in options.datasets.items():
+        with findings.judging():
+            if options.distills and block.masks is not None:
+                build_train.mask_store(key, block)
+        with findings.judging():
+            if not block.placeholder:
+                build.dataset(key, block, options)
     if world.main:
         _folder(options, resume, findings)
     with findings.judging():
-        sets = build_train.data_sets(options)
+        sets = build_train.data_sets(options) if findings.problems == before else None
     if sets is not None:
         for name, data in {"train": sets.train, **sets.val}.items() if world.main else ():
             _look_at(name, data, findings)
@@ -95,6 +102,8 @@ def check(options: Options, resume: bool = False, world: World = build.ALONE) ->
             _checkpoint(options, resume, trained, findings)
             _steps(options, sets, stages, trained, world, findings)
             _validation(options, sets, trained, world, findings)
+    if sets is None:
+        findings.say("time and memory were not measured, since not all data can be read")
     findings.problems = world.largest(findings.problems)
     return _verdict(options, findings)
 
@@ -134,7 +143,7 @@ def _phases(options: Options, stage: Stage) -> list[Stage]:
 
 def _look_at(name: str, data: Any, findings: Findings) -> None:
     """Every image by its header, with its partner and its masks; some of them whole."""
-    begun, wrong = time.perf_counter(), 0
+    begun, wrong, small = time.perf_counter(), 0, 0
     whole = set(range(0, len(data), max(len(data) // DECODED, 1)))
     examine = getattr(data, "examine", None)
     images = tqdm(
@@ -145,7 +154,7 @@ def _look_at(name: str, data: Any, findings: Findings) -> None:
             continue
         try:
             if examine is not None:
-                examine(index)
+                small += not examine(index)
             if index in whole:
                 data.get(index, generator(0, "check", index))
         except (ValueError, OSError) as error:
@@ -154,6 +163,8 @@ def _look_at(name: str, data: Any, findings: Findings) -> None:
                 findings.problem(f"{name}: {error}")
     if wrong > SHOWN:
         findings.problem(f"{name}: {wrong - SHOWN} more images are wrong")
+    if small:
+        findings.say(f"notice   {name}: {small} images are smaller than the patch; they are mirrored at their borders")
     looked = f"{len(whole)} read whole, the others by their headers" if examine is not None else f"{len(whole)} read"
     findings.say(f"data     {name}: {len(data)} images ({looked}) in {time.perf_counter() - begun:.1f} s")
 

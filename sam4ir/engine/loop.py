@@ -51,7 +51,8 @@ class Trainer:
     """
 
     def __init__(self, options: Options, resume: bool, world: World = build.ALONE) -> None:
-        assert options.train is not None
+        if options.train is None:
+            raise build.BuildError("train: the file has no such block, so it trains nothing; score it with test.py")
         self.options = options
         self.recipe = options.train
         self.world = world
@@ -97,6 +98,8 @@ class Trainer:
                     f"{self.recipe.total_iter}. Raise it, or give another name for a shorter run"
                 )
             return progress
+        for name, metric in self.metrics.items():
+            self.log.info("Metric %s is %s.", name, metric.protocol)
         for name in ("log.jsonl", "validation.csv") if self.world.main else ():
             if kept := set_aside(self.paths.run / name):
                 self.log.info("An earlier start left %s without a checkpoint; it is kept as %s.", name, kept.name)

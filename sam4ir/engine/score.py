@@ -31,7 +31,10 @@ def score(options: Options, overwrite: bool = False, world: World = build.ALONE)
     """
     sets = options.scored
     if not sets:
-        raise build.BuildError("datasets: has no test set; name one `test`, or test_1, test_2 ...")
+        raise build.BuildError(
+            "datasets: has no test set; name one `test`, or test_1, test_2 ... (validation "
+            "sets are scored where the file does not train: --force_yml train=~)"
+        )
     folder, text = build.run_paths(options).results, dump_options(options)
     if world.main:
         _refuse(folder, text, overwrite)

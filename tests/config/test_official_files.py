@@ -77,6 +77,7 @@ def recipe(options: Options) -> dict[str, Any]:
     assert val is not None
     assert train.scheduler is not None
     plain = train.model_dump(exclude={"total_batch", "pixel_opt", "scheduler", "mixing_augs"})
+    plain["optim_g"]["weight_decay"] = train.optim_g.decay
     return {
         **plain,
         "mixup": train.mixing_augs if train.mixing_augs is not None and train.mixing_augs.mixup else None,

@@ -43,11 +43,27 @@ def test_every_problem_is_listed(world: World, capsys) -> None:
     broken = world.root / "gt" / "photo_1.png"
     broken.write_bytes(broken.read_bytes()[:300])
     write_image(world.root / "gt" / "photo_3.png", photograph(3, height=44))
-    write_image(world.root / "gt" / "new.png", photograph(9))
     assert check(world.options(True, ("path:pretrain_network_g=/nowhere.pth",))) == 2
     problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PROBLEM")]
-    for named in ("photo_1.png", "photo_3", "'new'", "/nowhere.pth"):
+    for named in ("photo_1.png", "photo_3", "/nowhere.pth"):
         assert any(named in line for line in problems), named
+
+
+def test_every_set_that_cannot_be_built_is_listed(world: World, capsys) -> None:
+    overrides = ("datasets:train:dataroot_gt=/no_gt", "datasets:val:masks:store=/no_masks.lmdb")
+    assert check(world.options(True, overrides)) == 2
+    out = capsys.readouterr().out
+    assert "/no_gt" in out
+    assert "/no_masks.lmdb" in out
+    assert "not measured" in out
+    write_image(world.root / "gt" / "new.png", photograph(9))
+    assert check(world.options(True)) == 2
+    assert "masks.lmdb lacks 1 image: new" in capsys.readouterr().out
+
+
+def test_images_smaller_than_the_patch_are_counted(world: World, capsys) -> None:
+    assert check(world.options(False, ("datasets:train:gt_size=48",))) == 0
+    assert "train: 5 images are smaller than the patch" in capsys.readouterr().out
 
 
 def test_an_image_beyond_the_sample_that_is_read_whole_is_still_compared_by_its_header(world: World, capsys) -> None:

@@ -83,7 +83,7 @@ def test_mixup_does_not_depend_on_micro_batches(world: World) -> None:
     assert not same(weights(large), weights(without))
 
 
-@pytest.mark.parametrize("sam", [False, True])
+@pytest.mark.parametrize("sam", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_fp16_training_stays_finite_and_close_to_fp32(world: World, sam: bool) -> None:
     losses = {}
     for precision in ("fp32", "fp16"):
