@@ -234,6 +234,7 @@ def _load(
         if any(worker.exitcode for worker in workers):  # one was killed, maybe with a lock that the others wait for
             for worker in workers:
                 worker.kill()
+        del made_ones  # ends the workers now: an error that somebody keeps would keep them to the end of the process
 
 
 _END: Any = object()
