@@ -16,21 +16,27 @@ from sam4ir.archs.layers import Block, Pointwise, UpConvolution, run
 from sam4ir.archs.size import SizeRule, crop, pad
 
 
-class _HalfNormed(torch.autograd.Function):
-    """Instance normalisation of the first half of the channels of (b, c, h, w), with its derivative written out.
+def half_normed(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(b, c, h, w) with the first half of the channels normalised per image, scaled and shifted, in x's type.
 
-    Autograd would keep and pass over the half map twice as often.
+    Beside it what the derivative needs, in float32: (half - mean) / deviation and the deviation.
     """
+    half, rest = x.chunk(2, dim=1)
+    centred = half.float() - half.float().mean((2, 3), keepdim=True)
+    deviation = torch.sqrt(centred.square().mean((2, 3), keepdim=True) + eps)
+    normed = centred / deviation
+    scaled = torch.addcmul(bias.view(-1, 1, 1), normed, weight.view(-1, 1, 1))
+    return torch.cat([scaled.to(x.dtype), rest], dim=1), normed, deviation
+
+
+class _HalfNormed(torch.autograd.Function):
+    """half_normed with its derivative written out: autograd would go over the half map twice as often."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        half, rest = x.chunk(2, dim=1)
-        centred = half.float() - half.float().mean((2, 3), keepdim=True)
-        deviation = torch.sqrt(centred.square().mean((2, 3), keepdim=True) + eps)
-        normed = centred.div_(deviation)
+        out, normed, deviation = half_normed(x, weight, bias, eps)
         ctx.save_for_backward(normed.to(x.dtype), deviation, weight)
-        scaled = torch.addcmul(bias.view(-1, 1, 1), normed, weight.view(-1, 1, 1))
-        return torch.cat([scaled.to(x.dtype), rest], dim=1)
+        return out
 
     @staticmethod
     @once_differentiable
@@ -60,6 +66,8 @@ class HalfInstanceNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():  # plain operations, which every exporter knows
+            return half_normed(x, self.weight, self.bias, self.eps)[0]
         normed: Tensor = _HalfNormed.apply(x, self.weight, self.bias, self.eps)
         return normed
 

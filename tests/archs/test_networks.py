@@ -180,6 +180,21 @@ def test_bfloat16_is_close_and_ends_in_float32(role, arguments):
 
 
 @every_network
+def test_float16_is_finite_and_close(role, arguments):
+    network = build(role, arguments)
+    image = uniform(channels(arguments), 64, 64, b=2)
+    exact = outputs(network, image)
+    with torch.autocast("cpu", torch.float16):
+        rounded = network(image)
+    rounded = rounded if isinstance(rounded, list) else [rounded]
+    for got, reference in zip(rounded, exact, strict=True):
+        assert got.dtype is torch.float32
+        assert_close(got.detach(), reference, 0.01)
+    sum(y.square().mean() for y in rounded).backward()
+    assert all(p.grad.isfinite().all() for p in network.parameters())
+
+
+@every_network
 def test_activations_stay_bfloat16_under_autocast(role, arguments):
     network = build(role, arguments)
     seen = set()

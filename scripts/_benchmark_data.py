@@ -1,0 +1,249 @@
+"""Contests of scripts/benchmark.py between ways to read samples and masks, on pictures made for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import lmdb
+import numpy as np
+import reference_forms
+from pycocotools import mask as coco
+from torch import Tensor
+
+from sam4ir import regions
+from sam4ir.data.lmdb_io import LmdbWriter
+from sam4ir.data.masks import MaskStore, MaskStoreWriter
+from sam4ir.data.paired import PairedImageDataset
+from sam4ir.data.transforms import Placement, augmentation
+from sam4ir.engine.bench import Agreement, Aim, Contest, Form
+from sam4ir.utils.image import encode_png, write_image
+from sam4ir.utils.rng import generator
+
+HD = 720, 1280
+SUB_IMAGE = 512
+PATCH = 256
+MASK_PATCH = 128
+LOADER_AIM = Aim(300)
+
+
+def photograph(size: tuple[int, int], seed: int) -> np.ndarray:
+    """(h, w, 3) uint8 with the 1/f spectrum of natural images and a little grain, so that PNG has its usual work."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.rfftfreq(size[1]))
+    amplitude = 1 / np.maximum(frequency, 1 / max(size)) ** 1.2
+    planes = []
+    for _ in range(3):
+        spectrum = amplitude * np.exp(2j * np.pi * rng.random(amplitude.shape))
+        planes.append(np.fft.irfft2(spectrum, size))
+    grey = planes[0] / planes[0].std()
+    colour = np.stack([grey + 0.3 * plane / plane.std() for plane in planes], axis=-1)
+    return (120 + 45 * colour + rng.normal(0, 2, colour.shape)).clip(0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The same pairs as a folder of PNG files, an LMDB of PNG sub-images and our raw LMDB."""
+
+    root: Path
+    names: Sequence[str]
+    size: tuple[int, int]
+    sub_image: int
+
+    @classmethod
+    def make(cls, root: Path, size: tuple[int, int], number: int) -> Pairs:
+        """`number` pairs; the degraded image is the other one with noise."""
+        sub_image = min(SUB_IMAGE, *size)
+        pairs = cls(root, [f"{i:04}" for i in range(number)], size, sub_image)
+        for i, name in enumerate(pairs.names):
+            gt = photograph(size, i)
+            noise = np.random.default_rng(1000 + i).normal(0, 10, gt.shape)
+            pairs._write("gt", name, gt)
+            pairs._write("lq", name, (gt + noise).clip(0, 255).astype(np.uint8))
+        for kind in ("gt", "lq"):
+            pairs._write_raw(kind)
+        return pairs
+
+    def _write(self, kind: str, name: str, image: np.ndarray) -> None:
+        write_image(self.root / kind / f"{name}.png", image)
+        environment = lmdb.open(str(self.root / f"{kind}_sub"), map_size=2**31, subdir=True)
+        with environment.begin(write=True) as transaction:
+            transaction.put(name.encode(), encode_png(image[: self.sub_image, : self.sub_image]))
+        environment.close()
+
+    def _write_raw(self, kind: str) -> None:
+        with LmdbWriter(self.root / f"{kind}.lmdb") as store:
+            for name in self.names:
+                pixels: Any = cv2.imread(str(self.root / kind / f"{name}.png"))
+                store.put(name, np.ascontiguousarray(pixels[..., ::-1]))
+
+    def placement(self, number: int, size: tuple[int, int], patch: int) -> Placement:
+        """Window and flip of sample `number`, as our data set draws them."""
+        return augmentation(patch, True, None, True).draw(size, generator(0, number))
+
+
+def loader(root: Path, quick: bool) -> Contest:
+    """One training sample of a pair, patch 256: the reference form's two ways and ours."""
+    size, patch = ((96, 128), 32) if quick else (HD, PATCH)
+    pairs = Pairs.make(root, size, 2 if quick else 8)
+    ours = PairedImageDataset(str(root / "gt.lmdb"), str(root / "lq.lmdb"), gt_size=patch, use_hflip=True, use_rot=True)
+    environments = [lmdb.open(str(root / f"{kind}_sub"), readonly=True, lock=False) for kind in ("gt", "lq")]
+
+    def from_files(number: int) -> list[Tensor]:
+        name = pairs.names[number % len(pairs.names)]
+        images = reference_forms.read_png_pair(root / "gt" / f"{name}.png", root / "lq" / f"{name}.png")
+        return _cut(images, pairs.placement(number, size, patch))
+
+    def from_sub_images(number: int) -> list[Tensor]:
+        name = pairs.names[number % len(pairs.names)].encode()
+        images = []
+        for environment in environments:
+            with environment.begin(write=False) as transaction:
+                images.append(reference_forms.decode_whole(bytes(transaction.get(name, b""))))
+        return _cut(images, pairs.placement(number, (pairs.sub_image, pairs.sub_image), patch))
+
+    def from_raw(number: int) -> list[Tensor]:
+        sample = ours.get(number % len(pairs.names), generator(0, number))
+        assert sample.gt is not None
+        return [sample.gt, sample.lq]
+
+    differences = [_largest(from_raw(i), from_files(i)) for i in range(8)]
+    forms = [
+        _repeated("PNG folder, whole images", from_files, 2),
+        _repeated(f"LMDB of {pairs.sub_image} PNG sub-images", from_sub_images, 8),
+        _repeated("raw LMDB, PairedImageDataset", from_raw, 20 if quick else 200),
+    ]
+    last = forms[-1]
+    forms[-1] = Form(
+        last.name, last.run, last.repeat, None if quick else LOADER_AIM, {"pixels": Agreement(max(differences), 1e-7)}
+    )
+    told = {"images": f"{size[0]}x{size[1]}", "patch": patch, "pairs": len(pairs.names)}
+    return Contest("loading one sample of a pair", told, forms, last.name)
+
+
+def _cut(images: Sequence[np.ndarray], at: Placement) -> list[Tensor]:
+    flips = at.flip.horizontal, at.flip.vertical, at.flip.transpose
+    window = at.window
+    return [reference_forms.crop_and_turn(image, window.top, window.left, window.height, flips) for image in images]
+
+
+def _largest(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(got, expected, strict=True))
+
+
+def _repeated(name: str, sample: Callable[[int], object], repeat: int, aim: Aim | None = None) -> Form:
+    """A form that makes `repeat` samples, others in each call."""
+    numbers = _counting()
+
+    def run() -> None:
+        for _ in range(repeat):
+            sample(next(numbers))
+
+    return Form(name, run, repeat, aim)
+
+
+def _counting() -> Iterator[int]:
+    number = 0
+    while True:
+        yield number
+        number += 1
+
+
+def drawn_masks(size: tuple[int, int], number: int) -> list[dict[str, Any]]:
+    """Overlapping masks with ragged outlines, from small to large, as segment-anything's generator lists them."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
+    ragged: Any = cv2.GaussianBlur(rng.normal(size=size).astype(np.float32), (0, 0), 4)
+    ragged /= ragged.std()
+    found = []
+    for _ in range(number):
+        radius = np.exp(rng.uniform(np.log(0.02), np.log(0.4))) * min(size)
+        top, left, squeeze = rng.uniform(0, size[0]), rng.uniform(0, size[1]), rng.uniform(0.4, 1)
+        outline = radius * (1 + 0.06 * np.roll(ragged, rng.integers(0, 1000, 2), (0, 1)))
+        inside = np.hypot((y - top) / squeeze, x - left) < outline
+        rle = coco.encode(np.asfortranarray(inside.astype(np.uint8)))
+        rle["counts"] = rle["counts"].decode()
+        scores = {"predicted_iou": 0.95, "stability_score": 0.97}
+        found.append({"segmentation": rle, "area": int(inside.sum()), "bbox": coco.toBbox(rle).tolist(), **scores})
+    return found
+
+
+def masks(root: Path, size: tuple[int, int], number: int, quick: bool) -> Contest:
+    """The masks of one patch: a JSON file decoded whole against the mask store."""
+    patch = 32 if quick else MASK_PATCH
+    listed = drawn_masks(size, number)
+    file = root / f"masks_{number}.json"
+    file.write_text(json.dumps(listed), encoding="utf-8")
+    with MaskStoreWriter(root / f"masks_{number}.lmdb", {"generator": "drawn", "source": "gt"}) as writer:
+        writer.put("image", listed, size)
+    store = MaskStore(root / f"masks_{number}.lmdb")
+
+    def window(sample: int) -> tuple[int, int, int, int]:
+        found = augmentation(patch, False, None, False).draw(size, generator(0, sample)).window
+        return found.top, found.left, patch, patch
+
+    def from_json(sample: int) -> np.ndarray:
+        top, left, h, w = window(sample)
+        decoded = [coco.decode(mask["segmentation"]) for mask in json.loads(file.read_text(encoding="utf-8"))]
+        return np.stack([mask[top : top + h, left : left + w] for mask in decoded])
+
+    def stack(sample: int) -> np.ndarray:
+        return store.read("image").stack(*window(sample))
+
+    def region_map(sample: int) -> np.ndarray:
+        return store.read("image").region_map(*window(sample))
+
+    def labels(sample: int) -> np.ndarray:
+        return store.read("image").labels(*window(sample))
+
+    fast = 5 if quick else 50
+    forms = [
+        _repeated("JSON, all RLE decoded, then cropped", from_json, 2 if quick or number > 40 else 20),
+        _agreeing(_repeated("mask store, stack", stack, fast), _unequal(stack, from_json)),
+        _agreeing(
+            _repeated("mask store, region map", region_map, fast), _unequal(region_map, _painted(from_json, listed))
+        ),
+        _repeated("mask store, labels", labels, fast),
+    ]
+    told = {"image": f"{size[0]}x{size[1]}", "masks": number, "patch": patch}
+    return Contest("masks of one patch", told, forms, forms[1].name)
+
+
+def _agreeing(form: Form, unequal: float) -> Form:
+    return Form(form.name, form.run, form.repeat, form.aim, {"unequal": Agreement(unequal, 0.0)})
+
+
+def _unequal(got: Callable[[int], np.ndarray], expected: Callable[[int], np.ndarray]) -> float:
+    """Share of values that differ in the first samples."""
+    return float(np.mean([(got(i) != expected(i)).mean() for i in range(4)]))
+
+
+def _painted(stack: Callable[[int], np.ndarray], listed: Sequence[dict[str, Any]]) -> Callable[[int], np.ndarray]:
+    """The region map by its definition: decoded masks painted from the largest to the smallest."""
+    runs = [regions.parse_counts(m["segmentation"]["counts"], tuple(m["segmentation"]["size"])) for m in listed]
+    size = tuple(listed[0]["segmentation"]["size"])
+    areas, firsts = [m["area"] for m in listed], [regions.first_pixel(r, size) for r in runs]
+    order = regions.paint_order(np.array(areas), np.array(firsts))
+
+    def painted(sample: int) -> np.ndarray:
+        found = stack(sample)
+        out = np.zeros(found.shape[1:], np.int32)
+        for mask in order:
+            out[found[mask] > 0] = mask + 1
+        return out
+
+    return painted
+
+
+def contests(command: str, root: Path, quick: bool) -> Iterator[Contest]:
+    """The contests of `data` and `masks`, made in an empty folder."""
+    if command == "data":
+        yield loader(root, quick)
+    else:
+        sizes = [((64, 80), 5)] if quick else [(HD, 80), ((300, 451), 11)]
+        for size, number in sizes:
+            yield masks(root, size, number, quick)

@@ -1,0 +1,273 @@
+"""Contests of scripts/benchmark.py between networks: training steps, SAM4IR steps, inference."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import reference_forms
+import torch
+from torch import Tensor, nn
+
+from sam4ir.config.load import load_options
+from sam4ir.config.schema import Options
+from sam4ir.data.sample import Batch
+from sam4ir.engine import build, build_train
+from sam4ir.engine.bench import Agreement, Aim, Contest, Form, relative_error
+from sam4ir.engine.step import Step
+from sam4ir.models.restoration import Loss, final, reconstruction, restore
+from sam4ir.registry import LOSSES
+
+OPTIONS = Path(__file__).resolve().parents[1] / "options" / "train"
+SAM4IR = OPTIONS / "denoising" / "nafnet_w32_sidd_sam4ir.yml"
+REGIONS_A_SIDE = 5
+TINY = {
+    "NAFNet": ("width=4", "enc_blk_nums=[1,1]", "middle_blk_num=1", "dec_blk_nums=[1,1]"),
+    "HINet": ("wf=4", "depth=2"),
+    "Restormer": ("dim=8", "num_blocks=[1,1,1,1]", "num_refinement_blocks=1", "heads=[1,2,2,4]"),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A network's recipe as it is measured.
+
+    width: (argument that sets the width, value). patch: side of training patches; size: of images restored.
+    aims: speed-up of a training step in fp32 and bf16.
+    """
+
+    file: Path
+    width: tuple[str, int]
+    patch: int
+    size: int
+    aims: tuple[float, float]
+
+
+RECIPES = {
+    "NAFNet": Recipe(OPTIONS / "denoising" / "nafnet_w32_sidd.yml", ("width", 32), 256, 512, (1.45, 2.0)),
+    "HINet": Recipe(OPTIONS / "denoising" / "hinet_sidd.yml", ("wf", 32), 256, 512, (1.4, 2.2)),
+    "Restormer": Recipe(OPTIONS / "deraining" / "restormer_rain13k.yml", ("dim", 48), 96, 192, (1.55, 1.75)),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the command line asks for. None: the recipe's own."""
+
+    device: torch.device
+    precisions: Sequence[str] = ("fp32", "bf16")
+    patch: int | None = None
+    batch: int = 1
+    width: int | None = None
+    compiled: bool = False
+    reference_bf16: bool = False
+    quick: bool = False
+    overrides: Sequence[str] = field(default_factory=tuple)
+
+    def options(self, network: str, file: Path, precision: str, *more: str) -> Options:
+        """The recipe with the command line's changes."""
+        key, width = RECIPES[network].width
+        arguments = TINY[network] if self.quick else (f"{key}={self.width or width}",)
+        changes = [f"network_g:{a}" for a in arguments]
+        device = "cpu" if self.device.type == "cpu" else str(self.device)
+        return load_options(file, [f"device={device}", f"precision={precision}", *changes, *more, *self.overrides])
+
+    def side(self, network: str, own: int) -> int:
+        """Side of patches or images: the command line's, 32 in a quick run, or `own`."""
+        return self.patch or (32 if self.quick else own)
+
+
+def awake(network: nn.Module) -> dict[str, Tensor]:
+    """The state of a network whose NAFNet scales are random: at zero they would hide errors."""
+    random = torch.Generator().manual_seed(0)
+    for name, parameter in network.named_parameters():
+        if name.endswith(("beta", "gamma")):
+            parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=random))
+    return network.state_dict()
+
+
+def noisy_batch(batch: int, side: int, device: torch.device) -> Batch:
+    """Noise on a smooth image, with a grid of regions: lq, gt (b, 3, side, side), regions (b, side, side)."""
+    random = torch.Generator().manual_seed(1)
+    coarse = torch.rand(batch, 3, 8, 8, generator=random)
+    gt = nn.functional.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1)
+    lq = gt + 0.1 * torch.randn(gt.shape, generator=random)
+    cell = torch.arange(side) * REGIONS_A_SIDE // side
+    regions = (1 + REGIONS_A_SIDE * cell.view(-1, 1) + cell).repeat(batch, 1, 1)
+    names = [str(i) for i in range(batch)]
+    count = REGIONS_A_SIDE**2
+    return Batch(lq.to(device), gt.to(device), names, list(range(batch)), regions.to(device), count)
+
+
+class OurStep:
+    """The training step that train.py takes with these options; calling it takes one."""
+
+    def __init__(self, options: Options, device: torch.device, batch: Batch, state: dict[str, Tensor]) -> None:
+        self.trained = build_train.trained(options, device)
+        self.step = Step(self.trained, device, build.ALONE, options)
+        self.batch = batch
+        self.network = self.trained.model.networks["g"]
+        self.network.load_state_dict(state)
+
+    def __call__(self) -> None:
+        if not self.step([self.batch], iteration=1, measure=False).taken:
+            raise ValueError("a step of the benchmark was not finite; its figures would mean nothing")
+
+
+class ReferenceStep:
+    """The same step in the reference form; calling it takes one."""
+
+    def __init__(self, options: Options, device: torch.device, batch: Batch, state: dict[str, Tensor]) -> None:
+        train = options.train
+        assert train is not None
+        self.network = reference(options, state).to(device)
+        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[train.optim_g.type]
+        own = train.optim_g
+        self.optimiser = kind(self.network.parameters(), own.lr, own.betas, own.eps, own.weight_decay)
+        self.loss, self.batch = loss_of(options), batch
+        self.clip = train.grad_clip
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
+
+    def __call__(self) -> None:
+        reference_forms.training_step(
+            self.network, self.optimiser, self.loss, self.clip, self.batch.lq, self.batch.gt, self.autocast
+        )
+
+
+def reference(options: Options, state: dict[str, Tensor]) -> nn.Module:
+    """The network of an option file in the reference form, with the weights of ours."""
+    kind = reference_forms.NETWORKS[options.network_g.type]
+    known = inspect.signature(kind).parameters
+    network = kind(**{k: v for k, v in options.network_g.arguments.items() if k in known})
+    network.load_state_dict(state)
+    return network
+
+
+def loss_of(options: Options) -> Loss:
+    """The recipe's reconstruction loss."""
+    assert options.train is not None
+    loss: Loss = build.make(LOSSES, options.train.pixel_opt, "train.pixel_opt")
+    return loss
+
+
+def gradients(network: nn.Module, loss: Loss, batch: Batch, precision: str) -> tuple[list[Tensor], list[Tensor]]:
+    """(outputs, gradients of all parameters by name) of one batch; the network is left without gradients."""
+    with torch.autocast(batch.lq.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        output = network(batch.lq)
+    reconstruction(loss, output, batch.gt).backward()
+    found = [p.grad for _, p in sorted(network.named_parameters()) if p.grad is not None]
+    network.zero_grad(set_to_none=True)
+    return [o.detach() for o in (output if isinstance(output, list) else [output])], found
+
+
+def step_agreement(
+    found: tuple[list[Tensor], list[Tensor]], expected: tuple[list[Tensor], list[Tensor]], precision: str
+) -> dict[str, Agreement]:
+    """How outputs (largest difference) and gradients (L2) of a form differ from the reference in fp32."""
+    limits = {"fp32": (1e-5, 1e-4), "bf16": (0.03, 0.1)}[precision]
+    return {
+        "outputs": Agreement(relative_error(found[0], expected[0]), limits[0]),
+        "gradients": Agreement(relative_error(found[1], expected[1], euclidean=True), limits[1]),
+    }
+
+
+def training(network: str, setting: Setting) -> Contest:
+    """Our training step in each precision against the reference form's in fp32."""
+    recipe = RECIPES[network]
+    side = setting.side(network, recipe.patch)
+    batch = noisy_batch(setting.batch, side, setting.device)
+    exact = setting.options(network, recipe.file, "fp32")
+    state = awake(build.network(exact.network_g, "g", exact, setting.device))
+    first = ReferenceStep(exact, setting.device, batch, state)
+    expected = gradients(first.network, first.loss, batch, "fp32")
+    forms = [Form("reference fp32", first)]
+    for precision, aim in zip(("fp32", "bf16"), recipe.aims, strict=True):
+        if precision not in setting.precisions:
+            continue
+        options = setting.options(network, recipe.file, precision)
+        ours = OurStep(options, setting.device, batch, state)
+        agreement = step_agreement(gradients(ours.network, first.loss, batch, precision), expected, precision)
+        forms.append(Form(f"ours {precision}", ours, aim=None if setting.quick else Aim(aim), agreement=agreement))
+    control = forms[-1].name
+    if setting.reference_bf16:
+        step = ReferenceStep(setting.options(network, recipe.file, "bf16"), setting.device, batch, state)
+        agreement = step_agreement(gradients(step.network, first.loss, batch, "bf16"), expected, "bf16")
+        forms.append(Form("reference bf16", step, agreement=agreement))
+    told = {"patch": side, "batch": setting.batch, **_told(exact, recipe.file)}
+    return Contest(f"{network} training step", told, forms, control)
+
+
+def sam4ir(setting: Setting) -> Contest:
+    """What a SAM4IR step costs beside a plain step of the same network, without SGR and with kinds of it."""
+    side = setting.patch or (32 if setting.quick else 128)
+    batch = noisy_batch(setting.batch, side, setting.device)
+    precision = setting.precisions[0]
+    plain = setting.options("NAFNet", RECIPES["NAFNet"].file, precision)
+    state = awake(build.network(plain.network_g, "g", plain, setting.device))
+    forms = [Form("plain step", OurStep(plain, setting.device, batch, state))]
+    three, two = "[relu2_2,relu3_3,relu4_3]", "[relu2_2,relu3_3]"
+    kinds = {
+        "SAM4IR without SGR": "null",
+        "with SGR, 3 levels": f"{{loss_weight: 0.1, weights: random, layers: {three}}}",
+        "with SGR, 3 levels, bf16": f"{{loss_weight: 0.1, weights: random, layers: {three}, bf16: true}}",
+        "with SGR, 2 levels, bf16": f"{{loss_weight: 0.1, weights: random, layers: {two}, bf16: true}}",
+    }
+    for name, sgr in kinds.items():
+        terms = f"train:sgr_opt={sgr}", "train:spd_opt={loss_weight: 0.1}", "train:distill={start_iter: 0}"
+        step = OurStep(setting.options("NAFNet", SAM4IR, precision, *terms), setting.device, batch, state)
+        aim = Aim(2.4, cost=True) if sgr == "null" and not setting.quick else None
+        forms.append(Form(name, step, aim=aim))
+    told = {"patch": side, "batch": setting.batch, "precision": precision, **_told(plain, SAM4IR)}
+    return Contest("SAM4IR step of NAFNet", told, forms, forms[0].name, cost=True)
+
+
+def inference(network: str, setting: Setting) -> Contest:
+    """Restoring one image with our network in each precision against the reference form in fp32."""
+    recipe = RECIPES[network]
+    side = setting.side(network, recipe.size)
+    image = noisy_batch(setting.batch, side, setting.device).lq
+    options = setting.options(network, recipe.file, "fp32")
+    ours = build.network(options.network_g, "g", options, setting.device).eval()
+    first = reference(options, awake(ours)).to(setting.device).eval()
+    forms = [Form("reference fp32", no_gradient(lambda: final(first(image))))]
+    expected = forms[0].run()
+    for precision in setting.precisions:
+        forms.append(inference_form(f"ours {precision}", ours, image, precision, expected))
+    control = forms[-1].name
+    for precision in setting.precisions if setting.compiled else ():
+        compiled = copy.deepcopy(ours)
+        compiled.compile()
+        forms.append(inference_form(f"ours {precision}, compiled", compiled, image, precision, expected))
+    told = {"size": f"{side}x{side}", "batch": setting.batch, **_told(options, recipe.file)}
+    return Contest(f"{network} inference", told, forms, control)
+
+
+def inference_form(name: str, network: nn.Module, image: Tensor, precision: str, expected: Any) -> Form:
+    """restore() of a network under autocast."""
+
+    def run() -> Tensor:
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            return restore(network, image)
+
+    error = relative_error([run()], [expected])
+    return Form(name, run, agreement={"outputs": Agreement(error, 1e-5 if precision == "fp32" else 0.03)})
+
+
+def no_gradient(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """run() without recording gradients."""
+
+    def wrapped() -> Tensor:
+        with torch.no_grad():
+            return run()
+
+    return wrapped
+
+
+def _told(options: Options, file: Path) -> dict[str, Any]:
+    arguments = options.network_g.arguments
+    key = RECIPES[options.network_g.type].width[0]
+    return {key: arguments[key], "recipe": f"{file.parent.name}/{file.name}"}

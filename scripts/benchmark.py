@@ -1,0 +1,113 @@
+"""What training, inference and loading cost beside the field's usual form, measured side by side on this machine.
+
+python scripts/benchmark.py all --json benchmark.json          everything, a quarter of an hour on one core
+python scripts/benchmark.py train --network NAFNet --precision both
+python scripts/benchmark.py train --sam4ir                     a SAM4IR step beside a plain one
+python scripts/benchmark.py infer|data|masks
+
+Every ratio is one of paired times in interleaved rounds, with a control (sam4ir/engine/bench.py); the other side is
+the official layout written anew (scripts/reference_forms.py) with the same weights. On a CPU times are CPU time of one
+thread; leave the machine alone meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
+
+import _benchmark_data
+import _benchmark_networks
+import cv2
+import torch
+from _benchmark_networks import RECIPES, Setting
+
+from sam4ir.engine.bench import Contest, Plan, environment, measure
+from sam4ir.utils import cli
+from sam4ir.utils.files import write_text
+
+COMMANDS = ("train", "infer", "data", "masks")
+QUICK = Plan(rounds=2, warmup=1)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=(*COMMANDS, "all"), help="what is measured")
+    parser.add_argument("--network", choices=(*RECIPES, "all"), default="all", help="train and infer (default: all)")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both", help="ours (default: both)")
+    parser.add_argument(
+        "--patch", type=int, metavar="PIXELS", help="side of training patches or images (default: see the table)"
+    )
+    parser.add_argument("--batch", type=int, default=1, help="images a step (default: 1)")
+    parser.add_argument("--width", type=int, help="channels at full resolution (default: NAFNet 32, HINet 32, dim 48)")
+    parser.add_argument("--sam4ir", action="store_true", help="train: the cost of SAM4IR steps instead")
+    parser.add_argument("--reference_bf16", action="store_true", help="train: also the reference form under autocast")
+    parser.add_argument("--compile", action="store_true", help="infer: also our network compiled")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds that count (default and least for a claim: 9)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch and OpenCV (default: 1)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="everything measured, with versions and settings")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and two rounds, to see that it runs")
+    return parser.parse_args(arguments)
+
+
+def setting(given: argparse.Namespace) -> Setting:
+    """What the networks' contests are made from."""
+    return Setting(
+        device=torch.device(given.device),
+        precisions=("fp32", "bf16") if given.precision == "both" else (given.precision,),
+        patch=given.patch,
+        batch=given.batch,
+        width=given.width,
+        compiled=given.compile,
+        reference_bf16=given.reference_bf16,
+        quick=given.quick,
+    )
+
+
+def contests(given: argparse.Namespace, command: str) -> Iterator[Contest]:
+    """One after the other, so that only one holds memory."""
+    networks = list(RECIPES) if given.network == "all" else [given.network]
+    whole = given.command == "all"
+    if command == "train":
+        for network in networks if whole or not given.sam4ir else ():
+            yield _benchmark_networks.training(network, setting(given))
+        if whole or given.sam4ir:
+            yield _benchmark_networks.sam4ir(setting(given))
+    elif command == "infer":
+        for network in networks:
+            yield _benchmark_networks.inference(network, setting(given))
+    else:
+        with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+            yield from _benchmark_data.contests(command, Path(folder), given.quick)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 1 where a control says that the run does not count, except in a quick run."""
+    given = parse(arguments)
+    torch.set_num_threads(given.threads)
+    cv2.setNumThreads(given.threads)
+    plan = QUICK if given.quick else Plan(given.rounds)
+    device = torch.device(given.device)
+    report: dict[str, Any] = {"environment": environment(device), "contests": []}
+    calm = True
+    for command in COMMANDS if given.command == "all" else (given.command,):
+        for contest in contests(given, command):
+            result = measure(contest, plan, device)
+            print(result.table(), end="\n\n", flush=True)
+            report["contests"].append({"command": command, **result.as_json()})
+            calm &= result.calm
+            if given.json:  # after each, so that a run that is stopped has left something
+                write_text(given.json, json.dumps(report, indent=1))
+    return 0 if calm or given.quick else 1
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
