@@ -50,7 +50,7 @@ class Recipe:
 RECIPES = {
     "NAFNet": Recipe(OPTIONS / "denoising" / "nafnet_w32_sidd.yml", ("width", 32), 256, 512, (1.45, 2.0)),
     "HINet": Recipe(OPTIONS / "denoising" / "hinet_sidd.yml", ("wf", 32), 256, 512, (1.4, 2.2)),
-    "Restormer": Recipe(OPTIONS / "deraining" / "restormer_rain13k.yml", ("dim", 48), 96, 192, (1.55, 1.75)),
+    "Restormer": Recipe(OPTIONS / "deraining" / "restormer_rain13k.yml", ("dim", 48), 128, 128, (1.55, 1.75)),
 }
 
 

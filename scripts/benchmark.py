@@ -1,6 +1,6 @@
 """What training, inference and loading cost beside the field's usual form, measured side by side on this machine.
 
-python scripts/benchmark.py all --json benchmark.json          everything, a quarter of an hour on one core
+python scripts/benchmark.py all --json benchmark.json          everything, about 20 minutes on one core
 python scripts/benchmark.py train --network NAFNet --precision both
 python scripts/benchmark.py train --sam4ir                     a SAM4IR step beside a plain one
 python scripts/benchmark.py infer|data|masks
