@@ -64,6 +64,7 @@ def assert_close_runs(a: Path, b: Path, iteration: int) -> None:
     assert (a / "validation.csv").read_text().count("\n") == (b / "validation.csv").read_text().count("\n")
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_the_same_total_batch(world: World) -> None:
     train(world, 2, "name=two", *COMMON, sam=True)
     train(world, 1, "name=one", *COMMON, sam=True)
