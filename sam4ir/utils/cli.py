@@ -45,14 +45,17 @@ def run(command: Callable[[], int | None]) -> int:
             raise
         rank = os.environ.get("RANK")
         print(f"error: {error}" if rank is None else f"error in process {rank}: {error}", file=sys.stderr, flush=True)
-        _tell_torchrun(f"{type(error).__name__}: {error}")
+        _tell_torchrun(f"{type(error).__name__}: {error}", later=60 if isinstance(error, ConnectionError) else 0)
         return USER_ERROR
 
 
-def _tell_torchrun(text: str) -> None:
-    """The message for torchrun's own report, in the form of torch.distributed.elastic's error files."""
+def _tell_torchrun(text: str, later: int) -> None:
+    """The message for torchrun's own report, in the form of torch.distributed.elastic's error files.
+
+    It calls the first failure the root cause; later: seconds by which one that follows from another is put behind it.
+    """
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file:
-        about = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        about = {"py_callstack": text, "timestamp": str(int(time.time()) + later)}
         with open(file, "w", encoding="utf-8") as report:
             json.dump({"message": {"message": text, "extraInfo": about}}, report)
