@@ -60,7 +60,8 @@ class Trainer:
         self.device = build.device_of(options, world)
         if options.deterministic:
             build.make_deterministic()
-        resume = resume or (restarted() and checkpoint.begun_by(self.paths, launch()))
+        # one answer for all: on another machine another agent started the process
+        resume = world.from_main(resume or (restarted() and checkpoint.begun_by(self.paths, launch())))
         if not resume:
             world.main_first(lambda: checkpoint.refuse_overwrite(self.paths, options.path.resume_state))
         seed_defaults(options.manual_seed)
