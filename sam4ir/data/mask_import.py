@@ -63,8 +63,32 @@ def record_from_sam(masks: Sequence[Mapping[str, Any]], size: Size | None = None
         rows.append(_checked(f"mask {index}", _row, mask, one, size))
     if size is None:
         raise MaskStoreError("no masks, so the image's size is not known; give the size, or the folder of images")
+    return _record(runs, np.array(rows, np.float64).reshape(len(runs), 8), size, image_sha256)
+
+
+def record_from_atoms(
+    atoms: regions.Atoms,
+    predicted_iou: np.ndarray,
+    stability_score: np.ndarray,
+    image_sha256: bytes = b"",
+) -> bytes:
+    """A record's bytes from masks as atoms: those that record_from_sam makes of the same masks.
+
+    atoms: its labels may leave out atoms of the table, as those of a crop do. predicted_iou, stability_score: (n,).
+    Areas, boxes and SPE sums are those of the pixels that are there.
+    """
+    h, w = atoms.labels.shape
+    runs = regions.runs_of_atoms(atoms)
+    rows = [
+        [regions.area(r), *regions.box(r, (h, w)), iou, stability, regions.spe_sum(r, (h, w))]
+        for r, iou, stability in zip(runs, predicted_iou, stability_score, strict=True)
+    ]
+    return _record(runs, np.array(rows, np.float64).reshape(len(runs), 8), (h, w), image_sha256)
+
+
+def _record(runs: Sequence[regions.Runs], values: np.ndarray, size: Size, image_sha256: bytes) -> bytes:
+    """values: (n, 8) area, box (4), predicted_iou, stability_score, spe_sum."""
     atoms = regions.atoms(runs, size)
-    values = np.array(rows, np.float64).reshape(len(runs), 8)
     first = np.array([regions.first_pixel(r, size) for r in runs], np.int64)
     region = regions.top_masks(atoms.table, regions.paint_order(values[:, 0], first))
     columns = MaskColumns(values[:, 0], values[:, 1:5], *values[:, 5:].T)

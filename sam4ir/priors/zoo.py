@@ -94,7 +94,22 @@ def _fetch(entry: Entry, folder: Path) -> Path:
 
 
 def _inspection(entry: Entry) -> Inspect | None:
+    """What judges a file whose hash is not known: whether it would load strictly into what the row says it is."""
+    if entry.sam is not None:
+        return functools.partial(_require_sam, kind=entry.sam)
     return functools.partial(_require_network, network=entry.network) if entry.network is not None else None
+
+
+def _require_sam(path: Path, kind: str) -> None:
+    """Raise WeightsError unless a file would load strictly into a SAM of this kind."""
+    from sam4ir.priors.sam import read_sam_state  # needs segment-anything, which the other rows do without
+
+    try:
+        found, _ = read_sam_state(path)
+    except ValueError as error:
+        raise WeightsError(str(error)) from error
+    if found != kind:
+        raise WeightsError(f"{path}: is a SAM of kind {found}, not the {kind} it should be")
 
 
 def _require_network(path: Path, network: Network) -> None:
@@ -119,5 +134,5 @@ def _missing(entry: Entry, folder: Path, reasons: list[str]) -> WeightsError:
     return WeightsError(
         f"the weights {entry.name!r} are not in {folder} and could not be fetched:\n"
         + "".join(f"  - {reason}\n" for reason in reasons)
-        + f"Fetch {official.describe()}\nelsewhere and put it here: {folder / official.file}"
+        + f"Fetch {official.describe()}\nelsewhere and put it here: {folder / official.by_hand}"
     )

@@ -19,6 +19,7 @@ import torch
 
 from sam4ir.priors import sources, zoo
 from sam4ir.priors.download import UnreachableError, WeightsError, accept, is_accepted, transfer
+from sam4ir.priors.sam import build_sam, load_sam
 from sam4ir.priors.sources import Drive, Url
 from sam4ir.priors.zoo import Entry, Network, cached, load_state, resolve
 from sam4ir.registry import ARCHS
@@ -424,3 +425,94 @@ def test_without_a_hash_a_file_put_there_by_hand_is_judged_once(server, unpinned
     assert cached("tiny", tmp_path) == tmp_path / "t.pth"
     assert (tmp_path / "t.pth.sha256").is_file()
     assert server.asked == []
+
+
+# --- SAM's checkpoints ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def mobile_sam():
+    """The bytes of a MobileSAM's checkpoint, with random weights."""
+    buffer = io.BytesIO()
+    torch.save(build_sam("mobile_sam").state_dict(), buffer)
+    return buffer.getvalue()
+
+
+def serve_sam(server, monkeypatch, body, kind="mobile_sam", sha256=None):
+    """The zoo with one SAM called `kind`, served locally."""
+    server.body = body
+    source = Url(f"{server.address}/sam_{kind}_012345.pth", sha256, len(body) if sha256 else None)
+    monkeypatch.setattr(zoo, "ENTRIES", {kind: Entry(kind, "a test", "none", (source,), "sam", sam=kind)})
+    return source
+
+
+def test_a_sam_whose_transfer_is_interrupted_is_resumed_checked_and_loaded(server, mobile_sam, monkeypatch, tmp_path):
+    digest = hashlib.sha256(mobile_sam).hexdigest()
+    source = serve_sam(server, monkeypatch, mobile_sam, sha256=digest)
+    server.breaks = [30_000_000, 5_000_000]
+    monkeypatch.setenv("SAM4IR_HOME", str(tmp_path))
+    loaded = load_sam("mobile_sam")
+    assert server.asked == [None, "bytes=30000000-", "bytes=35000000-"]
+    assert (loaded.kind, loaded.name, loaded.sha256) == ("mobile_sam", "mobile_sam", digest)
+    assert loaded.path == tmp_path / "weights" / source.file
+    assert loaded.provenance["licence"] == "none"
+    wanted = torch.load(io.BytesIO(mobile_sam), weights_only=True)
+    assert all(torch.equal(value, wanted[key]) for key, value in loaded.sam.state_dict().items())
+    assert load_sam("mobile_sam").sha256 == digest
+    assert len(server.asked) == 3
+
+
+@pytest.mark.slow
+def test_a_vit_b_comes_from_the_server_and_loads(server, monkeypatch, tmp_path):
+    sam = build_sam("vit_b")
+    buffer = io.BytesIO()
+    torch.save(sam.state_dict(), buffer)
+    body = buffer.getvalue()
+    serve_sam(server, monkeypatch, body, "vit_b", hashlib.sha256(body).hexdigest())
+    server.breaks = [100_000_000]
+    monkeypatch.setenv("SAM4IR_HOME", str(tmp_path))
+    loaded = load_sam("vit_b")
+    assert loaded.kind == "vit_b"
+    assert server.asked == [None, "bytes=100000000-"]
+    wanted = sam.state_dict()
+    assert all(torch.equal(value, wanted[key]) for key, value in loaded.sam.state_dict().items())
+
+
+def test_a_sam_with_a_wrong_hash_is_refused_and_leaves_nothing(server, mobile_sam, monkeypatch, tmp_path):
+    serve_sam(server, monkeypatch, mobile_sam, sha256="0" * 64)
+    monkeypatch.setenv("SAM4IR_HOME", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"sam_mobile_sam_012345\.pth: what came .* expected 0000"):
+        load_sam("mobile_sam")
+    assert not [p for p in (tmp_path / "weights").iterdir() if p.suffix != ".lock"]
+
+
+def test_without_a_network_a_sam_says_which_file_to_put_where(server, mobile_sam, monkeypatch, tmp_path):
+    closed = Url("http://127.0.0.1:9/sam_vit_b_01ec64.pth", "ec2df627", 375042383)
+    monkeypatch.setattr(zoo, "ENTRIES", {"vit_b": Entry("vit_b", "", "", (closed,), "sam", sam="vit_b")})
+    monkeypatch.setenv("SAM4IR_HOME", str(tmp_path))
+    with pytest.raises(WeightsError, match="refused") as caught:
+        load_sam("vit_b")
+    for part in (closed.url, "375,042,383 bytes", str(tmp_path / "weights" / "sam_vit_b_01ec64.pth")):
+        assert part in str(caught.value)
+
+
+def test_without_a_hash_a_sam_is_judged_by_its_shapes(server, mobile_sam, monkeypatch, tmp_path):
+    source = serve_sam(server, monkeypatch, mobile_sam)
+    assert resolve("mobile_sam", tmp_path) == tmp_path / source.file
+    recorded = (tmp_path / f"{source.file}.sha256").read_text().split()[0]
+    assert recorded == hashlib.sha256(mobile_sam).hexdigest()
+
+
+def test_without_a_hash_another_kind_or_another_file_is_no_sam(server, mobile_sam, monkeypatch, tmp_path):
+    serve_sam(server, monkeypatch, mobile_sam, "vit_b")
+    with pytest.raises(WeightsError, match=r"is a SAM of kind mobile_sam, not the vit_b .* it was removed"):
+        resolve("vit_b", tmp_path)
+    for body, message in (
+        (checkpoint(), r"holds no SAM of a known kind .* it was removed"),
+        (b"<html>a page that says nothing of its type</html>", r"no weights file.* it was removed"),
+        (mobile_sam[:-1000], r"truncated or no weights file.* it was removed"),
+    ):
+        source = serve_sam(server, monkeypatch, body, "mobile_sam")
+        with pytest.raises(WeightsError, match=message):
+            resolve("mobile_sam", tmp_path)
+        assert not (tmp_path / source.file).exists()

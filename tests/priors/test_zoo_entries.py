@@ -8,7 +8,8 @@ import torch
 
 from sam4ir.archs.infer import built_shapes, infer
 from sam4ir.config.load import load_options
-from sam4ir.priors.sources import Drive, PackagedArrays, Url
+from sam4ir.priors.sam import KINDS, build_sam
+from sam4ir.priors.sources import Drive, NpmPackage, PackagedArrays, Url
 from sam4ir.priors.zoo import ENTRIES
 from sam4ir.registry import ARCHS
 
@@ -36,11 +37,14 @@ def test_every_row_says_what_it_is_and_how_it_is_checked(entry):
     assert entry.licence
     assert len({source.file for source in entry.sources}) >= 1
     for source in entry.sources:
-        if isinstance(source, PackagedArrays):
+        if isinstance(source, NpmPackage):
+            assert all(re.fullmatch(r"[0-9a-f]{64}", value) for value in (source.sha256, *source.members.values()))
+        if isinstance(source, PackagedArrays | NpmPackage):
             continue
         assert source.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", source.sha256)
-        assert source.sha256 is not None or entry.network is not None, "nothing would tell a wrong file"
-        assert source.file.endswith(".pth")
+        judged = entry.network is not None or entry.sam is not None
+        assert source.sha256 is not None or judged, "nothing would tell a wrong file"
+        assert source.file.endswith((".pth", ".pt"))
         if isinstance(source, Drive):
             assert re.fullmatch(r"1[\w-]{32}", source.number)
         else:
@@ -81,3 +85,19 @@ def test_every_recipe_scores_the_network_of_the_row(entry):
     ours = built_shapes(ARCHS.get(block.type), block.arguments)
     assert ours == built_shapes(ARCHS.get(entry.network.type), entry.network.arguments)
     assert block.type == entry.network.type
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES.values() if e.group == "sam"], ids=lambda e: e.name)
+def test_every_sam_is_of_a_kind_that_is_built_and_as_large_as_its_file(entry):
+    assert entry.sam in KINDS
+    with torch.device("meta"):
+        state = build_sam(entry.sam).state_dict()
+    size = entry.sources[0].size
+    if size is not None:  # float32 and some bookkeeping
+        assert 0 < size - 4 * sum(value.numel() for value in state.values()) < 300_000
+
+
+def test_a_sams_file_is_named_with_the_digits_that_it_has_officially():
+    digits = {"vit_h": "4b8939", "vit_l": "0b3195", "vit_b": "01ec64"}  # of segment-anything's README
+    for kind, known in digits.items():
+        assert ENTRIES[kind].sources[0].file == f"sam_{kind}_{known}.pth"

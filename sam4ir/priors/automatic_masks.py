@@ -1,0 +1,326 @@
+"""Masks of all that is in an image, from a grid of points (automatic mask generation, arXiv 2304.02643, appendix B).
+
+The settings, results and their order are those of segment_anything.SamAutomaticMaskGenerator. In precision fp32 the
+masks are the same pixel for pixel, given the same embedding and as many points a batch. Faster, because the decoder
+repeats nothing (sam_decoder.py), masks are sorted out by their predicted IoU before they are enlarged, and are enlarged
+a few at a time, without the part that is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from segment_anything.modeling import Sam
+from segment_anything.utils.amg import (
+    build_all_layer_point_grids,
+    generate_crop_boxes,
+    is_box_near_crop_edge,
+    remove_small_regions,
+)
+from segment_anything.utils.transforms import ResizeLongestSide
+from torch import Tensor
+from torchvision.ops import batched_nms
+
+from sam4ir import regions
+from sam4ir.priors.sam import image_embedding
+from sam4ir.priors.sam_decoder import Arithmetic, ExactArithmetic, FoldedArithmetic, PointDecoder
+from sam4ir.registry import near_miss
+
+Precision = Literal["fp32", "fast", "bf16"]
+Box = tuple[int, int, int, int]
+
+PRECISIONS: dict[str, str] = {
+    "fp32": "the sums of the segment-anything package, in its order",
+    "fast": "float32, with projections folded together: other masks by rounding only",
+    "bf16": "bfloat16 in the encoder and for what is computed at every image token",
+}
+POINTS_PER_BATCH = {"cpu": 8, "cuda": 64}
+_ENLARGED_VALUES = 1 << 24  # of masks that are enlarged together, 64 MB
+
+
+@dataclass(frozen=True)
+class AutomaticMaskSettings:
+    """Settings of segment_anything.SamAutomaticMaskGenerator, by its names and with its defaults.
+
+    points_per_side: of the grid. points_per_batch: points that the decoder takes at once, None for what suits the
+        device (8 on a CPU, 64 on CUDA).
+    pred_iou_thresh, stability_score_thresh: masks below are dropped, 0 keeps all. stability_score_offset: the stability
+        is the IoU of the masks where the logits are above +offset and above -offset.
+    box_nms_thresh: of two masks whose boxes have a larger IoU only the one with the better predicted IoU stays.
+    crop_n_layers: the image is also looked at in 4^i crops for i = 1 .. crop_n_layers, which overlap by
+        crop_overlap_ratio of its shorter side, with crop_n_points_downscale_factor^i times fewer points a side;
+        crop_nms_thresh: as box_nms_thresh, between crops.
+    point_grids: own grids instead of points_per_side, one a layer: (points, 2) x, y in [0, 1].
+    min_mask_region_area: holes and islands of fewer pixels are filled and removed; 0 leaves them.
+    Raises ValueError naming the setting.
+    """
+
+    points_per_side: int | None = 32
+    points_per_batch: int | None = None
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
+    stability_score_offset: float = 1.0
+    box_nms_thresh: float = 0.7
+    crop_n_layers: int = 0
+    crop_nms_thresh: float = 0.7
+    crop_overlap_ratio: float = 512 / 1500
+    crop_n_points_downscale_factor: int = 1
+    point_grids: Sequence[Sequence[Sequence[float]]] | None = None
+    min_mask_region_area: int = 0
+
+    def __post_init__(self) -> None:
+        if (self.points_per_side is None) == (self.point_grids is None):
+            raise ValueError("give either points_per_side or point_grids, and the other one as None")
+        least = {"points_per_side": 1, "points_per_batch": 1, "crop_n_layers": 0, "min_mask_region_area": 0}
+        for name, lowest in {**least, "crop_n_points_downscale_factor": 1}.items():
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
+                raise ValueError(f"{name} is {value!r}, must be a whole number from {lowest}")
+        for name in ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "crop_nms_thresh"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, must lie between 0 and 1")
+        if not 0 <= self.crop_overlap_ratio < 1:
+            raise ValueError(f"crop_overlap_ratio is {self.crop_overlap_ratio!r}, must be at least 0 and below 1")
+        if not self.stability_score_offset >= 0:
+            raise ValueError(f"stability_score_offset is {self.stability_score_offset!r}, must be at least 0")
+        for number, grid in enumerate(self.grids()):
+            if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid) or not ((grid >= 0) & (grid <= 1)).all():
+                raise ValueError(f"point_grids: grid {number} must be points [x, y] between 0 and 1")
+
+    def grids(self) -> list[NDArray[np.float64]]:
+        """Points (n, 2), x and y in [0, 1], of each crop layer."""
+        if self.point_grids is None:
+            assert self.points_per_side is not None
+            factor = self.crop_n_points_downscale_factor
+            if self.points_per_side < factor**self.crop_n_layers:
+                raise ValueError(
+                    f"points_per_side is {self.points_per_side}: nothing is left of it in layer {self.crop_n_layers} "
+                    f"with crop_n_points_downscale_factor {factor}"
+                )
+            grids: list[NDArray[np.float64]] = build_all_layer_point_grids(
+                self.points_per_side, self.crop_n_layers, factor
+            )
+            return grids
+        if len(self.point_grids) != self.crop_n_layers + 1:
+            raise ValueError(
+                f"point_grids holds {len(self.point_grids)} grids, crop_n_layers {self.crop_n_layers} needs "
+                f"{self.crop_n_layers + 1}"
+            )
+        return [np.asarray(grid, np.float64) for grid in self.point_grids]
+
+    def provenance(self) -> dict[str, Any]:
+        """What decides which masks are asked for, as plain values: all but points_per_batch."""
+        return {name: value for name, value in asdict(self).items() if name != "points_per_batch"}
+
+
+class _Found(NamedTuple):
+    """m masks in the order in which they were found.
+
+    runs: of the whole image. boxes: (m, 4) XYXY; iou, stability: (m,) float32; points: (m, 2); crops: (m, 4) XYXY.
+    """
+
+    runs: list[regions.Runs]
+    boxes: Tensor
+    iou: Tensor
+    stability: Tensor
+    points: Tensor
+    crops: Tensor
+
+    def pick(self, keep: Tensor) -> _Found:
+        """Those that `keep`, indices or (m,) bool, names, in its order."""
+        indices = keep.nonzero()[:, 0] if keep.dtype == torch.bool else keep
+        return _Found([self.runs[i] for i in indices.tolist()], *(tensor[indices] for tensor in self[1:]))
+
+    @classmethod
+    def join(cls, parts: Sequence[_Found]) -> _Found:
+        joined = zip(*(part[1:] for part in parts), strict=True)
+        return cls([r for part in parts for r in part.runs], *(torch.cat(tensors) for tensors in joined))
+
+
+class AutomaticMaskGenerator:
+    """Makes masks of images with a SAM.
+
+    sam: a model of priors/sam.py; it stays on its device. precision: one of PRECISIONS. encoder: image (h, w, 3) uint8
+    -> embedding (1, 256, 64, 64) float32; default priors/sam.image_embedding. Raises ValueError for another precision.
+    """
+
+    def __init__(
+        self,
+        sam: Sam,
+        settings: AutomaticMaskSettings | None = None,
+        precision: Precision = "fp32",
+        encoder: Callable[[np.ndarray], Tensor] | None = None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            known = f"{near_miss(precision, PRECISIONS) or ';'} known: {', '.join(PRECISIONS)}"
+            raise ValueError(f"no precision is called {precision!r}{known}")
+        self.settings = settings or AutomaticMaskSettings()
+        self._sam = sam
+        self._device = torch.device(sam.device)
+        self._grids = self.settings.grids()
+        self._batch = self.settings.points_per_batch or POINTS_PER_BATCH.get(self._device.type, 64)
+        self._transform = ResizeLongestSide(sam.image_encoder.img_size)
+        self._decoder = PointDecoder(sam, _arithmetic(precision))
+        self._encoder = encoder or (
+            lambda image: image_embedding(sam, image, "bf16" if precision == "bf16" else "fp32")
+        )
+
+    @torch.inference_mode()
+    def generate(self, image: np.ndarray) -> list[dict[str, Any]]:
+        """The image's masks as SamAutomaticMaskGenerator lists them, best predicted IoU first.
+
+        image: (h, w, 3) uint8 RGB. Each mask: segmentation {size [h, w], counts [run lengths, column by column]},
+        area, bbox [x, y, width, height], predicted_iou, point_coords [[x, y]], stability_score, crop_box.
+        """
+        h, w = image.shape[:2]
+        crops, layers = generate_crop_boxes((h, w), self.settings.crop_n_layers, self.settings.crop_overlap_ratio)
+        places = [(int(x0), int(y0), int(x1), int(y1)) for x0, y0, x1, y1 in crops]
+        found = _Found.join(
+            [self._crop(image, box, self._grids[layer]) for box, layer in zip(places, layers, strict=True)]
+        )
+        if len(places) > 1:  # masks of smaller crops first
+            sides = (found.crops[:, 2:] - found.crops[:, :2]).float()
+            found = found.pick(_nms(found.boxes, 1 / sides.prod(dim=1), self.settings.crop_nms_thresh))
+        if self.settings.min_mask_region_area:
+            found = self._without_small_regions(found, (h, w))
+        return [_as_dictionary(found, i, (h, w)) for i in range(len(found.runs))]
+
+    def _crop(self, image: np.ndarray, crop: Box, grid: NDArray[np.float64]) -> _Found:
+        """The masks of one crop (XYXY)."""
+        x0, y0, x1, y1 = crop
+        size = y1 - y0, x1 - x0
+        shared = self._decoder.begin(self._encoder(image[y0:y1, x0:x1]))
+        points = grid * np.array(size[::-1])[None]
+        batches = [points[i : i + self._batch] for i in range(0, len(points), self._batch)]
+        found = _Found.join([self._batch_of(shared, batch, crop, image.shape[:2]) for batch in batches])
+        found = found.pick(_nms(found.boxes, found.iou, self.settings.box_nms_thresh))
+        offset = torch.tensor([x0, y0, x0, y0])
+        return found._replace(
+            boxes=found.boxes + offset,
+            points=found.points + offset[:2],
+            crops=torch.tensor(crop).repeat(len(found.runs), 1),
+        )
+
+    def _batch_of(self, shared: Tensor, points: NDArray[np.float64], crop: Box, size: tuple[int, int]) -> _Found:
+        """The masks of some points (b, 2) of a crop, boxes and points in its frame, of an image of `size`."""
+        in_crop = crop[3] - crop[1], crop[2] - crop[0]
+        placed = torch.as_tensor(self._transform.apply_coords(points, in_crop), device=self._device)
+        decoded = self._decoder.decode(shared, placed)
+        good = decoded.iou > self.settings.pred_iou_thresh
+        if not self.settings.pred_iou_thresh:
+            good = torch.ones_like(good)
+        parts = [self._judged(logits, crop, size) for logits in self._enlarged(decoded, good, in_crop)]
+        kept = torch.cat([torch.zeros(0, dtype=torch.bool), *(keep for keep, _, _ in parts)])
+        runs = [r for _, _, some in parts for r in some]
+        own = [regions.box(r, size) for r in runs]
+        boxes = torch.tensor([(x, y, x + w, y + h) for x, y, w, h in own], dtype=torch.int64).reshape(-1, 4)
+        boxes -= torch.tensor([crop[0], crop[1], crop[0], crop[1]]) * (boxes != 0).any(dim=1, keepdim=True)
+        found = _Found(
+            runs,
+            boxes,
+            decoded.iou[good].cpu()[kept],
+            torch.cat([torch.zeros(0), *(stability for _, stability, _ in parts)])[kept],
+            torch.from_numpy(points).repeat_interleave(good.shape[1], dim=0)[good.flatten().cpu()][kept],
+            torch.empty(len(runs), 0),
+        )
+        near_edge = is_box_near_crop_edge(found.boxes, list(crop), [0, 0, size[1], size[0]])
+        return found.pick(~near_edge) if near_edge.any() else found
+
+    def _enlarged(self, decoded: Any, good: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
+        """Logits (1, some, h, w) at a crop's size of the masks that `good` (b, 3) marks, a few at a time.
+
+        The package enlarges to 1024 x 1024, cuts off the padding and reduces to the crop's size; here the rows and
+        columns that lie wholly in the padding are cut off first, which changes no value that is left.
+        """
+        if not good.any():
+            return
+        small = self._decoder.masks(decoded, good)
+        side = self._sam.image_encoder.img_size
+        factor = side // small.shape[1]
+        inner = self._transform.get_preprocess_shape(*size, side)
+        rows, columns = (min(small.shape[1], length // factor + 2) for length in inner)
+        small = small[None, :, :rows, :columns]
+        largest = max(rows * columns * factor**2, size[0] * size[1])
+        for some in small.split(max(1, _ENLARGED_VALUES // largest), dim=1):
+            large = F.interpolate(some, (rows * factor, columns * factor), mode="bilinear", align_corners=False)
+            yield F.interpolate(large[..., : inner[0], : inner[1]], size, mode="bilinear", align_corners=False)
+
+    def _judged(self, logits: Tensor, crop: Box, size: tuple[int, int]) -> tuple[Tensor, Tensor, list[regions.Runs]]:
+        """Which of the masks (1, m, h, w) are stable, (m,) bool; the stability of all; the runs of those that are."""
+        settings, threshold = self.settings, self._sam.mask_threshold
+        high = (logits[0] > threshold + settings.stability_score_offset).flatten(1).sum(dim=1, dtype=torch.int32)
+        low = (logits[0] > threshold - settings.stability_score_offset).flatten(1).sum(dim=1, dtype=torch.int32)
+        stability = high / low
+        keep = stability >= settings.stability_score_thresh
+        if not settings.stability_score_thresh:
+            keep = torch.ones_like(keep)
+        masks = logits[0, keep] > threshold
+        h, w = size
+        if crop != (0, 0, w, h):
+            masks = F.pad(masks, (crop[0], w - crop[2], crop[1], h - crop[3]))
+        return keep.cpu(), stability.cpu(), mask_runs(masks)
+
+    def _without_small_regions(self, found: _Found, size: tuple[int, int]) -> _Found:
+        """Holes filled and islands removed; of masks that become alike those stay that needed no change."""
+        smallest = self.settings.min_mask_region_area
+        runs, boxes, unchanged = list(found.runs), found.boxes.clone(), []
+        for i, old in enumerate(found.runs):
+            mask, filled = remove_small_regions(regions.runs_to_mask(old, size), smallest, mode="holes")
+            mask, removed = remove_small_regions(mask, smallest, mode="islands")
+            unchanged.append(not (filled or removed))
+            if filled or removed:
+                runs[i] = regions.mask_to_runs(mask)
+                x, y, width, height = regions.box(runs[i], size)
+                boxes[i] = torch.tensor([x, y, x + width, y + height])
+        thresh = max(self.settings.box_nms_thresh, self.settings.crop_nms_thresh)
+        return found._replace(runs=runs, boxes=boxes).pick(_nms(boxes, torch.tensor(unchanged).float(), thresh))
+
+
+def mask_runs(masks: Tensor) -> list[regions.Runs]:
+    """COCO run lengths (column by column, the uncovered run first) of each of the masks (m, h, w) bool."""
+    m, h, w = masks.shape
+    if not m:
+        return []
+    flat = masks.transpose(1, 2).flatten(1)
+    number, at = (flat[:, 1:] != flat[:, :-1]).nonzero(as_tuple=True)
+    edges = np.split((at + 1).cpu().numpy(), torch.bincount(number, minlength=m).cumsum(0)[:-1].cpu().numpy())
+    begins = flat[:, 0].cpu().numpy()
+    return [
+        np.diff(np.concatenate(([0, 0] if covered else [0], own, [h * w])))
+        for covered, own in zip(begins, edges, strict=True)
+    ]
+
+
+def _arithmetic(precision: Precision) -> Arithmetic:
+    if precision == "fp32":
+        return ExactArithmetic()
+    return FoldedArithmetic(torch.bfloat16 if precision == "bf16" else torch.float32)
+
+
+def _nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
+    """Indices of the boxes (m, 4) XYXY that stay, best score first."""
+    kept: Tensor = batched_nms(boxes.float(), scores, torch.zeros(len(boxes)), threshold)
+    return kept
+
+
+def _as_dictionary(found: _Found, i: int, size: tuple[int, int]) -> dict[str, Any]:
+    return {
+        "segmentation": {"size": list(size), "counts": found.runs[i].tolist()},
+        "area": regions.area(found.runs[i]),
+        "bbox": _xywh(found.boxes[i]),
+        "predicted_iou": found.iou[i].item(),
+        "point_coords": [found.points[i].tolist()],
+        "stability_score": found.stability[i].item(),
+        "crop_box": _xywh(found.crops[i]),
+    }
+
+
+def _xywh(box: Tensor) -> list[int]:
+    x0, y0, x1, y1 = box.tolist()
+    return [x0, y0, x1 - x0, y1 - y0]
