@@ -1,43 +1,71 @@
-"""Mask stores: make them of segment-anything's JSON files, look into them, check them against images.
+"""Mask stores: look into them, check them, see them, take them in from other formats and give them out, cut them.
 
+python scripts/masks.py info masks.lmdb
+python scripts/masks.py verify masks.lmdb --images GT_FOLDER --missing missing.txt
+python scripts/masks.py view masks.lmdb --images GT_FOLDER --output PICTURES --number 12 --contact-sheet all.png
 python scripts/masks.py import --input JSON_FOLDER --store masks.lmdb --images GT_FOLDER --source gt \
     --generator segment_anything --checkpoint sam_vit_h_4b8939.pth --setting points_per_side=32
-python scripts/masks.py info masks.lmdb
-python scripts/masks.py verify masks.lmdb --images GT_FOLDER
-python scripts/masks.py view masks.lmdb --images GT_FOLDER --output PICTURES --keys 0001 0002
+python scripts/masks.py export masks.lmdb --format sam --output JSON_FOLDER
+python scripts/masks.py crop --store masks.lmdb --windows datasets/GoPro/train/windows.jsonl --output cut.lmdb
+python scripts/masks.py crop --store masks.lmdb --images GT_FOLDER --crop-size 512 --step 256 \
+    --output cut.lmdb --output-images gt_crops.lmdb
+python scripts/masks.py control --kind superpixels --like masks.lmdb --images GT_FOLDER --output slic.lmdb
+
+Images are a folder or an image LMDB. Masks are made with scripts/make_masks.py.
+Exit status: 0; 1 where files, images or records are bad, after all others are done; 2 with one message where the
+command cannot begin; 130 when stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 from tqdm import tqdm
 
-from sam4ir.data.lmdb_io import key_of
-from sam4ir.data.mask_import import pixel_sha256, read_sam_json
-from sam4ir.data.masks import SOURCES, MaskRecord, MaskStore, MaskStoreError, MaskStoreWriter
-from sam4ir.data.sources import ImageSource, listed, open_source, read
+from sam4ir.data.mask_control import KINDS, make_control
+from sam4ir.data.mask_crop import crop_by_table, crop_images
+from sam4ir.data.mask_export import SUFFIXES, export
+from sam4ir.data.mask_formats import FORMATS, find_masks
+from sam4ir.data.mask_info import look
+from sam4ir.data.mask_intake import import_masks
+from sam4ir.data.mask_jobs import Filled, refuse_same
+from sam4ir.data.mask_labels import LabelRules
+from sam4ir.data.mask_pictures import SHEET_IMAGES, SHEET_PANEL, chosen_keys, contact_sheet, panels, side_by_side
+from sam4ir.data.mask_verify import verify
+from sam4ir.data.masks import SOURCES, MaskStore
+from sam4ir.data.prepare_windows import Crop
+from sam4ir.data.sources import open_source, read
+from sam4ir.priors.spe import spe_map
+from sam4ir.utils import cli
+from sam4ir.utils.files import write_text
 from sam4ir.utils.image import write_image
+
+STOPPED = 130
+GOES_ON = "the same command goes on from here"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, or 1 where something is wrong with the input, the store or the images."""
+    """Exit status, see above."""
     options = _parser().parse_args(arguments)
+    return cli.run(lambda: _stoppable(options))
+
+
+def _stoppable(options: argparse.Namespace) -> int:
     try:
+        if getattr(options, "workers", 1) < 1:
+            raise ValueError(f"--workers: {options.workers} must be at least 1")
         return int(options.run(options))
-    except (ValueError, OSError) as error:
-        print(f"masks.py: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        print("masks.py: stopped; the same command goes on from here", file=sys.stderr)
-        return 130
+        print(f"stopped; {options.when_stopped}", file=sys.stderr)
+        return STOPPED
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,33 +73,90 @@ def _parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="masks.py"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_import(commands)
-    info = commands.add_parser("info", help="how a store was made and what it holds")
-    info.add_argument("store", type=Path)
-    info.set_defaults(run=run_info)
-    verify = commands.add_parser("verify", help="check that every image has masks of its size")
-    verify.add_argument("store", type=Path)
-    _add_images(verify, required=True)
-    verify.set_defaults(run=run_verify)
-    view = commands.add_parser("view", help="pictures: image, coloured regions, boundaries")
-    view.add_argument("store", type=Path)
-    _add_images(view, required=True)
-    view.add_argument("--output", type=Path, required=True, metavar="FOLDER")
-    view.add_argument("--keys", nargs="+", metavar="KEY", help="default: every key of the store")
-    view.set_defaults(run=run_view)
+    for add in (_add_info, _add_verify, _add_view, _add_import, _add_export, _add_crop, _add_control):
+        add(commands)
     return parser
 
 
-def _add_images(parser: argparse.ArgumentParser, required: bool) -> None:
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, when_stopped: str = GOES_ON
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
+    parser.set_defaults(run=run, when_stopped=when_stopped)
+    return parser
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--images", type=Path, required=required, metavar="FOLDER", help="the images, a folder or an image LMDB"
+        "--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)"
+    )
+
+
+def _add_images(parser: argparse.ArgumentParser, required: bool, text: str = "the images") -> None:
+    parser.add_argument(
+        "--images", type=Path, required=required, metavar="PATH", help=f"{text}, a folder or an image LMDB"
+    )
+
+
+def _add_new(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--new", action="store_true", help="begin anew; an existing store is moved aside, not deleted")
+
+
+def _add_info(commands: Any) -> None:
+    parser = _command(commands, "info", run_info, "how a store was made and what it holds", "nothing was changed")
+    parser.add_argument("store", type=Path)
+    looked = parser.add_mutually_exclusive_group()
+    looked.add_argument(
+        "--sample", type=int, default=1000, metavar="N", help="records to look at, evenly spread (default 1000)"
+    )
+    looked.add_argument("--all", action="store_true", help="look at every record")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of words")
+    _add_workers(parser)
+
+
+def _add_verify(commands: Any) -> None:
+    text = "check that every image has a whole record of its size"
+    parser = _command(commands, "verify", run_verify, text, "nothing was changed; verify begins anew")
+    parser.add_argument("store", type=Path)
+    _add_images(parser, required=True)
+    parser.add_argument(
+        "--missing", type=Path, metavar="FILE", help="write the keys whose masks are to be made there, one a line"
+    )
+    parser.add_argument(
+        "--sizes-only", action="store_true", help="do not compare pixels with those that the generator saw"
+    )
+    _add_workers(parser)
+
+
+def _add_view(commands: Any) -> None:
+    text = "pictures: image, coloured regions, boundaries and SPE side by side"
+    parser = _command(commands, "view", run_view, text, "the pictures so far are whole; the same command makes all")
+    parser.add_argument("store", type=Path)
+    _add_images(parser, required=False)
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="a PNG a key goes there")
+    parser.add_argument("--contact-sheet", type=Path, metavar="FILE", help="all of them in one picture, e.g. all.png")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--keys", nargs="+", metavar="KEY", help="default: every key that has an image")
+    chosen.add_argument("--number", type=int, metavar="N", help="so many of them, evenly spread")
+    parser.add_argument(
+        "--mean",
+        choices=("image", "region"),
+        default="image",
+        help="what the SPE divides by: h w (default) or the area",
     )
 
 
 def _add_import(commands: Any) -> None:
-    parser = commands.add_parser("import", help="make a store of JSON files, or go on where one stopped")
-    parser.add_argument("--input", type=Path, required=True, metavar="FOLDER", help="<key>.json, subfolders too")
+    parser = _command(commands, "import", run_import, "make a store of masks that other programs wrote")
+    parser.add_argument("--input", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--store", type=Path, required=True, metavar="OUT.lmdb")
+    parser.add_argument(
+        "--format",
+        choices=("auto", *FORMATS),
+        default="auto",
+        help="sam: JSON of segment-anything or SA-1B; samdiffsr: RLE JSON of SAM-DiffSR; labels: a label map an image; "
+        "binary: a folder of binary PNGs an image (segment-anything's amg.py); auto (default): by what is there",
+    )
     _add_images(parser, required=False)
     parser.add_argument("--source", choices=SOURCES, help="which image the generator looked at")
     parser.add_argument("--generator", metavar="NAME", help="the program that made the masks, with its version")
@@ -80,8 +165,74 @@ def _add_import(commands: Any) -> None:
     parser.add_argument(
         "--setting", action="append", default=[], metavar="KEY=VALUE", type=_setting, help="may be repeated"
     )
-    parser.add_argument("--new", action="store_true", help="begin anew; an existing store is moved aside, not deleted")
-    parser.set_defaults(run=run_import)
+    parser.add_argument(
+        "--background",
+        nargs="+",
+        default=["0"],
+        metavar="LABEL",
+        help="labels that are no region, of --format labels (default 0; 'none': every label is a region)",
+    )
+    parser.add_argument("--suffix", default="", help="label maps are <image><suffix>.png, e.g. _mask")
+    parser.add_argument("--rgb", action="store_true", help="in label maps each colour is a label (65536 R + 256 G + B)")
+    _add_new(parser)
+    _add_workers(parser)
+
+
+def _add_export(commands: Any) -> None:
+    parser = _command(commands, "export", run_export, "write masks in the formats of others")
+    parser.add_argument("store", type=Path)
+    parser.add_argument(
+        "--format",
+        choices=tuple(SUFFIXES),
+        required=True,
+        help="sam: segment-anything's JSON; labels: region map PNG, 8 or 16 bits; samdiffsr: float32 SPE map, .npy",
+    )
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--keys", nargs="+", metavar="KEY", help="default: every key")
+    parser.add_argument("--overwrite", action="store_true", help="write files that are there again")
+    _add_workers(parser)
+
+
+def _add_crop(commands: Any) -> None:
+    parser = _command(commands, "crop", run_crop, "a store of sub-images, their masks cut as they are")
+    parser.add_argument("--store", type=Path, required=True, metavar="IN.lmdb", help="masks of the whole images")
+    parser.add_argument("--output", type=Path, required=True, metavar="OUT.lmdb")
+    parser.add_argument(
+        "--windows",
+        type=Path,
+        metavar="FILE",
+        help="windows.jsonl beside an LMDB of scripts/prepare_data.py: cut as that set was",
+    )
+    _add_images(
+        parser, False, "with --windows the GT sub-images of the set (for checksums), else the whole images to cut"
+    )
+    parser.add_argument("--crop-size", type=int, metavar="PIXELS")
+    parser.add_argument("--step", type=int, metavar="PIXELS", help="distance of sub-images")
+    parser.add_argument("--thresh", type=int, metavar="PIXELS", help="remainder at the border that is left out (0)")
+    parser.add_argument(
+        "--output-images", type=Path, metavar="PATH", help="the sub-images, an LMDB (*.lmdb) or a folder of PNGs"
+    )
+    parser.add_argument("--encoding", choices=("raw", "png"), default="raw", help="of that LMDB (default raw)")
+    _add_new(parser)
+    _add_workers(parser)
+
+
+def _add_control(commands: Any) -> None:
+    text = "a store of regions that know nothing of SAM, to compare with"
+    parser = _command(commands, "control", run_control, text)
+    parser.add_argument(
+        "--kind",
+        choices=KINDS,
+        required=True,
+        help="superpixels (SLIC) or a grid, as many as the store has regions in sight, image by image; "
+        "shuffled: another image's masks, resized",
+    )
+    parser.add_argument("--like", type=Path, required=True, metavar="STORE")
+    _add_images(parser, False, "for superpixels: the images of the store")
+    parser.add_argument("--output", type=Path, required=True, metavar="OUT.lmdb")
+    parser.add_argument("--seed", type=int, default=0, help="of the shuffle (default 0)")
+    _add_new(parser)
+    _add_workers(parser)
 
 
 def _setting(text: str) -> tuple[str, Any]:
@@ -95,11 +246,64 @@ def _setting(text: str) -> tuple[str, Any]:
         return key, value
 
 
+def run_info(options: argparse.Namespace) -> int:
+    """Prints provenance and figures."""
+    if options.sample < 1:
+        raise ValueError(f"--sample: {options.sample} must be at least 1 (--all looks at every record)")
+    report = look(MaskStore(options.store), None if options.all else options.sample, options.workers)
+    print(json.dumps(report.values(), indent=2, ensure_ascii=False) if options.json else report.text())
+    return _told(report.bad)
+
+
+def run_verify(options: argparse.Namespace) -> int:
+    """Lists what lacks, is damaged or of another size."""
+    store, images = MaskStore(options.store), open_source(options.images, None, "--images")
+    found = verify(store, images, options.workers, pixels=not options.sizes_only)
+    status = _told(found.problems)
+    for note in found.notes(store.meta.get("source")):
+        print(note)
+    good = found.images - len(found.to_make)
+    print(f"{options.store}: {good} of {found.images} images have their masks{found.hint}")
+    if options.missing is not None:
+        write_text(options.missing, "".join(f"{key}\n" for key in found.to_make))
+        print(
+            f"{options.missing}: {len(found.to_make)} keys; scripts/make_masks.py --keys {options.missing} makes them"
+        )
+        if found.wrong:
+            print(f"note: {len(found.wrong)} of them have a bad record, which only a store begun with --new replaces")
+    return status
+
+
+def run_view(options: argparse.Namespace) -> int:
+    """One PNG a key, or all in one."""
+    if options.output is None and options.contact_sheet is None:
+        raise ValueError("--output FOLDER or --contact-sheet FILE says where the pictures go; give one or both")
+    store = MaskStore(options.store)
+    images = open_source(options.images, None, "--images") if options.images else None
+    keys = chosen_keys(store, images, options.keys, options.number)
+    if options.contact_sheet is not None and len(keys) > SHEET_IMAGES:
+        raise ValueError(
+            f"--contact-sheet: holds up to {SHEET_IMAGES} images, not {len(keys)}; choose with --number or --keys"
+        )
+    thumbnails = []
+    for key in tqdm(keys, desc="view", unit="image", disable=None):
+        record = store.read(key)
+        spe = spe_map(record, 0, 0, *record.size, mean=options.mean)
+        drawn, title = panels(record, read(images, key) if images else None, spe), f"{key}: {record.count} masks"
+        if options.output is not None:
+            write_image(options.output / f"{key}.png", side_by_side(drawn, title))
+        if options.contact_sheet is not None:
+            thumbnails.append(side_by_side(drawn, title, SHEET_PANEL))
+    if options.contact_sheet is not None:
+        write_image(options.contact_sheet, contact_sheet(thumbnails))
+    places = [str(path) for path in (options.output, options.contact_sheet) if path is not None]
+    print(f"{' and '.join(places)}: {len(keys)} images")
+    return 0
+
+
 def run_import(options: argparse.Namespace) -> int:
     """Stores what is readable, then lists what is not."""
-    files = {_key(p.relative_to(options.input)): p for p in options.input.rglob("*.json")}
-    if not files:
-        raise MaskStoreError(f"{options.input}: no .json files there")
+    folder = find_masks(options.input, options.format, options.suffix)
     images = open_source(options.images, None, "--images") if options.images else None
     meta = {
         "generator": options.generator,
@@ -108,122 +312,81 @@ def run_import(options: argparse.Namespace) -> int:
         "settings": dict(options.setting),
         "source": options.source,
     }
-    bad: list[str] = []
-    with MaskStoreWriter(options.store, meta, new=options.new) as writer:
-        todo = sorted(key for key in files if key not in writer)
-        unseen = set(todo) - set(images.keys) if images else set()
-        for key in tqdm(todo, desc="masks", unit="image", disable=None):
-            try:
-                if images and key in unseen:
-                    raise MaskStoreError(f"{files[key]}: {images.root} has no image {key!r}")
-                _import_one(writer, key, files[key], images)
-            except (ValueError, OSError) as error:
-                bad.append(str(error))
-    print(f"{options.store}: {len(todo) - len(bad)} images stored, {len(files) - len(todo)} were there, {len(bad)} bad")
-    for problem in bad:
-        print(problem, file=sys.stderr)
-    return 1 if bad else 0
+    rules = LabelRules(_background(options.background), options.rgb)
+    print(f"{options.input}: masks of {len(folder.files)} images, read as --format {folder.format}", flush=True)
+    if folder.format == "labels":
+        print(f"labels that are no region: {', '.join(map(str, rules.background)) or 'none'} (--background)")
+    return _filled(
+        options.store, import_masks(folder, options.store, meta, rules, images, options.new, options.workers)
+    )
 
 
-def _key(path: Path) -> str:
-    """The image key of 'a/b.json' or 'a/b.png.json'."""
-    return key_of(path.with_suffix("").as_posix())
-
-
-def _import_one(writer: MaskStoreWriter, key: str, path: Path, images: ImageSource | None) -> None:
-    masks, size = read_sam_json(path)
-    sha256 = None
-    if images is not None:
-        image = read(images, key)
-        size, sha256 = image.shape[:2], pixel_sha256(image)
+def _background(texts: Sequence[str]) -> tuple[int, ...]:
+    if list(texts) == ["none"]:
+        return ()
     try:
-        writer.put(key, masks, size, sha256)
-    except MaskStoreError as error:
-        raise MaskStoreError(f"{path}: {error}") from None
+        return tuple(int(text, 0) for text in texts)
+    except ValueError:
+        raise ValueError(f"--background: {' '.join(texts)} must be labels (whole numbers), or none") from None
 
 
-def run_info(options: argparse.Namespace) -> int:
-    """Prints meta.json and the sums over the records."""
+def run_export(options: argparse.Namespace) -> int:
+    """A file an image."""
     store = MaskStore(options.store)
-    keys = store.keys()
-    masks = [store.read(key).count for key in keys]
-    print(json.dumps(store.meta, indent=2, ensure_ascii=False))
-    print(f"{len(keys)} images, {sum(masks)} masks", end="")
-    print(f", {min(masks)} to {max(masks)} an image, median {np.median(masks):g}" if masks else "")
-    print(f"{(options.store / 'data.mdb').stat().st_size / max(len(keys), 1) / 1024:.1f} KiB an image")
-    if keys:
-        print(f"keys: {', '.join(keys[:10])}{', ...' if len(keys) > 10 else ''}")
-    return 0
+    done = export(store, options.format, options.output, spe_map, options.keys, options.overwrite, options.workers)
+    print(f"{options.output}: {done.written} files written, {done.there} were there, {len(done.bad)} bad")
+    return _told(done.bad)
 
 
-def run_verify(options: argparse.Namespace) -> int:
-    """Every image needs a whole record of its size; images that differ from those the generator saw are named."""
+def run_crop(options: argparse.Namespace) -> int:
+    """By a prepared set's table, or images and masks together."""
+    refuse_same(options.store, options.output)
     store = MaskStore(options.store)
-    images = open_source(options.images, None, "--images")
-    stored = set(store.keys())
-    problems = [f"{images.where(key)}: no record" for key in images.keys if key not in stored]
-    others = []
-    for key in tqdm([k for k in images.keys if k in stored], desc="verify", unit="image", disable=None):
-        try:
-            if not _verify_one(store.read(key), read(images, key)):
-                others.append(key)
-        except ValueError as error:
-            problems.append(str(error))
+    if options.windows is not None:
+        extra = [
+            f"--{n.replace('_', '-')}" for n in ("crop_size", "step", "thresh", "output_images") if getattr(options, n)
+        ]
+        if extra:
+            raise ValueError(f"{' and '.join(extra)}: --windows says how the images were cut; leave one of them out")
+        parts = open_source(options.images, None, "--images") if options.images else None
+        done = crop_by_table(store, options.output, options.windows, parts, options.new, options.workers)
+        return _filled(options.output, done)
+    if options.images is None or options.crop_size is None or options.step is None:
+        raise ValueError("give --windows FILE of a prepared set, or --images PATH --crop-size N --step N")
+    images, crop = (
+        open_source(options.images, None, "--images"),
+        Crop(options.crop_size, options.step, options.thresh or 0),
+    )
+    done = crop_images(
+        store, options.output, images, crop, options.output_images, options.encoding, options.new, options.workers
+    )
+    if done.bad and options.output_images is not None and options.output_images.suffix == ".lmdb":
+        path = options.output_images
+        print(f"{path}: gets its name when no image is bad; until then it is {path}.part")
+    return _filled(options.output, done)
+
+
+def run_control(options: argparse.Namespace) -> int:
+    """A control store."""
+    refuse_same(options.like, options.output)
+    images = open_source(options.images, None, "--images") if options.images else None
+    if images is not None and options.kind != "superpixels":
+        print(f"note: --kind {options.kind} looks at no images; --images is not used")
+    done = make_control(
+        options.kind, MaskStore(options.like), options.output, images, options.seed, options.new, options.workers
+    )
+    return _filled(options.output, done)
+
+
+def _filled(store: Path, done: Filled) -> int:
+    print(f"{store}: {done.stored} images stored, {done.there} were there, {len(done.bad)} bad")
+    return _told(done.bad)
+
+
+def _told(problems: Sequence[str]) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
-    if others:
-        print(f"note: the generator saw other pixels (source: {store.meta.get('source')}) of {listed(others)}")
-    without = stored - set(images.keys)
-    if without:
-        print(f"note: records without an image there: {listed(without)}")
-    print(f"{options.store}: {len(images.keys) - len(problems)} of {len(images.keys)} images have their masks")
     return 1 if problems else 0
-
-
-def _verify_one(record: MaskRecord, image: np.ndarray) -> bool:
-    """Whether the generator saw these pixels, as far as is known. Raises MaskStoreError."""
-    if record.size != image.shape[:2]:
-        raise MaskStoreError(f"{record.name}: the masks are of {record.size}, the image is {image.shape[:2]}")
-    areas = np.bincount(record.labels(0, 0, *record.size).ravel(), minlength=record.atom_count) @ record.table
-    if not np.array_equal(areas, record.areas):
-        raise MaskStoreError(f"{record.name}: damaged, the areas do not fit the pixels; make its masks again")
-    return record.image_sha256 in (None, pixel_sha256(image))
-
-
-def run_view(options: argparse.Namespace) -> int:
-    """One PNG a key."""
-    store = MaskStore(options.store)
-    images = open_source(options.images, None, "--images")
-    keys = options.keys or sorted(set(store.keys()) & set(images.keys))
-    lacking = set(keys) - set(images.keys)
-    if lacking or not keys:
-        raise MaskStoreError(f"--images: {images.root} lacks {listed(lacking) if keys else 'every image of the store'}")
-    for key in tqdm(keys, desc="view", unit="image", disable=None):
-        write_image(options.output / f"{key}.png", picture(store.read(key), read(images, key)))
-    print(f"{options.output}: {len(keys)} pictures")
-    return 0
-
-
-def picture(record: MaskRecord, image: np.ndarray) -> np.ndarray:
-    """(h, 3 w, 3) uint8: the image, its regions coloured (plain grey image where there is none), boundaries in red.
-
-    image: (h, w, 3) RGB uint8 or uint16.
-    """
-    if record.size != image.shape[:2]:
-        raise MaskStoreError(f"{record.name}: the masks are of {record.size}, the image is {image.shape[:2]}")
-    seen = (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
-    whole = (0, 0, *record.size)
-    region = record.region_map(*whole)
-    grey = seen.mean(axis=2, keepdims=True)
-    coloured = np.where(region[..., None] > 0, 0.35 * grey + 0.65 * _colours(record.count)[region], grey)
-    edges = np.where(record.boundary_map(*whole)[..., None], [255, 0, 0], seen)
-    return np.concatenate([seen, coloured.astype(np.uint8), edges.astype(np.uint8)], axis=1)
-
-
-def _colours(count: int) -> np.ndarray:
-    """(count + 1, 3) in 0..255: hues by the golden ratio, so that neighbours in the list differ."""
-    hue = (np.arange(count + 1) * 0.618034) % 1.0
-    return 255 * np.clip(np.abs((hue[:, None] * 6 + [0, 4, 2]) % 6 - 3) - 1, 0, 1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""scripts/masks.py: import, info, verify and view by the command line."""
+"""scripts/masks.py by the command line: import, info, verify, view, export, crop, control."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sam4ir.data import mask_intake
 from sam4ir.data.masks import MaskStore
 from sam4ir.regions import mask_to_runs
 from sam4ir.utils.image import read_image, write_image
@@ -48,7 +49,7 @@ def run(folder: Path, command: str, *more: str) -> int:
     store, images = str(folder / "m.lmdb"), ["--images", str(folder / "images")]
     if command == "import":
         return script.main(["import", "--input", str(folder / "json"), "--store", store, *more])
-    return script.main([command, store, *(images if command != "info" else []), *more])
+    return script.main([command, store, *(images if command in ("verify", "view") else []), *more])
 
 
 def test_import_resumes_and_keeps_how_the_masks_were_made(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -61,7 +62,7 @@ def test_import_resumes_and_keeps_how_the_masks_were_made(folders: Path, capsys:
     assert (store.meta["source"], store.meta["generator"], store.meta["settings"]) == ("gt", "amg 1.0", {"points": 32})
     assert run(folders, "info") == 0
     assert "3 images, 4 masks" in capsys.readouterr().out
-    assert run(folders, "import", "--source", "lq") == 1
+    assert run(folders, "import", "--source", "lq") == 2
     assert "source: stored 'gt', now 'lq'" in capsys.readouterr().err
 
 
@@ -88,6 +89,57 @@ def test_import_checks_sizes_against_the_images(folders: Path, capsys: pytest.Ca
     assert "has no image 'three'" in error
 
 
+def test_a_new_store_is_asked_for_and_the_old_one_moved_aside(folders: Path) -> None:
+    assert run(folders, "import", "--images", str(folders / "images"), "--source", "gt") == 0
+    assert run(folders, "import", "--images", str(folders / "images"), "--source", "lq", "--new") == 0
+    assert MaskStore(folders / "m.lmdb").meta["source"] == "lq"
+    assert MaskStore(folders / "m.lmdb.old1").meta["source"] == "gt"
+
+
+def test_sub_images_are_told_how_to_get_masks_and_leave_no_store(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = folders / "parts"
+    for name in ("one_s001", "one_s002"):
+        write_image(parts / f"{name}.png", np.zeros((20, 15, 3), np.uint8))
+    assert run(folders, "import", "--images", str(parts)) == 2
+    error = capsys.readouterr().err
+    assert "they are sub-images of images that have masks" in error
+    assert "scripts/masks.py crop --store WHOLE.lmdb --images WHOLE_IMAGES" in error
+    assert not (folders / "m.lmdb").exists()
+    assert run(folders, "import", "--images", str(folders / "images")) == 0
+    (folders / "windows.jsonl").touch()
+    assert script.main(["verify", str(folders / "m.lmdb"), "--images", str(parts)]) == 1
+    assert f"masks.py crop --store WHOLE.lmdb --windows {folders / 'windows.jsonl'}" in capsys.readouterr().out
+
+
+def test_an_import_of_bad_files_only_leaves_no_store(folders: Path) -> None:
+    for path in (folders / "json").rglob("*.json"):
+        path.write_text("[1]")
+    assert run(folders, "import") == 1
+    assert not (folders / "m.lmdb").exists()
+
+
+def test_an_import_that_is_stopped_says_how_to_go_on_and_does(
+    folders: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = mask_intake.record_from_sam
+    calls: list[int] = []
+
+    def stopped(*arguments: Any) -> bytes:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return made(*arguments)
+
+    monkeypatch.setattr(mask_intake, "record_from_sam", stopped)
+    assert run(folders, "import", "--images", str(folders / "images")) == 130
+    assert "stopped; the same command goes on from here" in capsys.readouterr().err
+    assert MaskStore(folders / "m.lmdb").keys() == ["one"]
+    assert run(folders, "import", "--images", str(folders / "images")) == 0
+    assert "2 images stored, 1 were there, 0 bad" in capsys.readouterr().out
+
+
 def test_verify_lists_what_lacks_and_notes_other_pixels(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = folders / "images"
     assert run(folders, "import", "--images", str(images)) == 0
@@ -97,44 +149,160 @@ def test_verify_lists_what_lacks_and_notes_other_pixels(folders: Path, capsys: p
     write_image(images / "three.png", np.zeros((10, 13, 3), np.uint8))
     write_image(images / "four.png", np.zeros((10, 13, 3), np.uint8))
     (images / "sub" / "two.png").unlink()
-    assert run(folders, "verify") == 1
+    assert run(folders, "verify", "--missing", str(folders / "missing.txt")) == 1
     seen = capsys.readouterr()
     assert "four.png: no record" in seen.err
-    assert "three: the masks are of (10, 12), the image is (10, 13)" in seen.err
-    assert "saw other pixels (source: None) of 1 image: one" in seen.out
+    assert "three: the masks are of 10x12, the image of 10x13 (h x w)" in seen.err
+    assert "saw other pixels (source not known) of 1 image: one" in seen.out
     assert "records without an image there: 1 image: sub/two" in seen.out
+    assert "1 of 3 images have their masks" in seen.out
+    assert (folders / "missing.txt").read_text() == "four\nthree\n"
+    assert run(folders, "verify", "--sizes-only") == 1
+    assert "other pixels" not in capsys.readouterr().out
 
 
-def test_view_draws_image_regions_and_boundaries(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_view_draws_image_regions_boundaries_and_spe(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(folders, "import", "--images", str(folders / "images")) == 0
     assert run(folders, "view", "--output", str(folders / "pictures")) == 0
     assert (folders / "pictures" / "sub" / "two.png").exists()
     image = read_image(folders / "images" / "one.png")
-    picture = read_image(folders / "pictures" / "one.png")
-    assert picture.shape == (20, 90, 3)
+    picture = read_image(folders / "pictures" / "one.png")[-20:]
+    assert picture.shape == (20, 120, 3)
     np.testing.assert_array_equal(picture[:, :30], image)
     plain = picture[:, 30:60][:, 15:]  # no mask on the right half
     assert (plain == plain[..., :1]).all()
-    boundary = picture[:, 60:]
+    boundary = picture[:, 60:90]
     assert (boundary[:, 14:16] == [255, 0, 0]).all()
     np.testing.assert_array_equal(boundary[8:, 16:], image[8:, 16:])
-    assert run(folders, "view", "--output", str(folders / "pictures"), "--keys", "nine") == 1
+    assert (picture[:, 105:] == 0).all()  # no SPE where no mask lies
+    assert (picture[10:, 90:104] > 0).any(axis=-1).all()
+    assert run(folders, "view", "--output", str(folders / "pictures"), "--keys", "nine") == 2
     assert "lacks 1 image: nine" in capsys.readouterr().err
+    assert run(folders, "view", "--output", str(folders / "pictures"), "--number", "0") == 2
+    assert run(folders, "view") == 2
+    assert "--contact-sheet" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["info", "verify", "view"])
+def test_view_makes_one_picture_of_a_few_and_does_without_images(folders: Path) -> None:
+    assert run(folders, "import", "--images", str(folders / "images")) == 0
+    store, sheet = str(folders / "m.lmdb"), folders / "sheet.png"
+    assert script.main(["view", store, "--number", "2", "--contact-sheet", str(sheet)]) == 0
+    two = read_image(sheet)
+    assert two.shape[1] == 3 * script.SHEET_PANEL
+    assert run(folders, "view", "--keys", "one", "--contact-sheet", str(sheet)) == 0
+    one = read_image(sheet)
+    assert one.shape[1] == 4 * script.SHEET_PANEL
+    assert one.shape[0] < two.shape[0]
+
+
+def test_info_tells_provenance_and_figures_in_words_and_as_json(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folders, "import", "--images", str(folders / "images"), "--generator", "amg", "--setting", "a=1") == 0
+    assert run(folders, "info", "--all") == 0
+    text = capsys.readouterr().out
+    assert "made by: amg" in text
+    assert "settings: a 1" in text
+    assert "masks an image: 0 to 2, median 2; without any: 1 images" in text
+    assert "pixels under a mask: 0% to 50%" in text
+    capsys.readouterr()
+    assert run(folders, "info", "--json", "--sample", "2") == 0
+    values = json.loads(capsys.readouterr().out)
+    assert (values["images"], values["masks"], values["looked_at"]["images"]) == (3, 4, 2)
+    assert values["meta"]["settings"] == {"a": 1}
+    assert run(folders, "info", "--sample", "0") == 2
+
+
+def test_label_maps_say_which_labels_are_no_region(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = np.zeros((20, 30, 1), np.uint8)
+    labels[:, 10:20], labels[:, 20:] = 4, 9
+    write_image(folders / "labels" / "one_mask.png", labels)
+    command = ["import", "--input", str(folders / "labels"), "--suffix", "_mask", "--store"]
+    assert script.main([*command, str(folders / "a.lmdb")]) == 0
+    assert "labels that are no region: 0 (--background)" in capsys.readouterr().out
+    assert script.main([*command, str(folders / "b.lmdb"), "--background", "none"]) == 0
+    assert script.main([*command, str(folders / "c.lmdb"), "--background", "none", "x"]) == 2
+    counts = [MaskStore(folders / name).read("one").areas.tolist() for name in ("a.lmdb", "b.lmdb")]
+    assert counts == [[200, 200], [200, 200, 200]]
+    assert MaskStore(folders / "a.lmdb").meta["imported"] == {"format": "labels", "background": [0], "rgb": False}
+
+
+def test_exported_and_imported_again_the_records_are_the_same(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = ["--images", str(folders / "images")]
+    assert run(folders, "import", *images) == 0
+    assert run(folders, "export", "--format", "sam", "--output", str(folders / "out")) == 0
+    assert "3 files written, 0 were there" in capsys.readouterr().out
+    assert run(folders, "export", "--format", "sam", "--output", str(folders / "out")) == 0
+    assert "0 files written, 3 were there" in capsys.readouterr().out
+    again = folders / "again.lmdb"
+    assert script.main(["import", "--input", str(folders / "out"), "--store", str(again), *images]) == 0
+    first, second = MaskStore(folders / "m.lmdb"), MaskStore(again)
+    assert [first.record_bytes(k) for k in first.keys()] == [second.record_bytes(k) for k in first.keys()]  # noqa: SIM118
+    assert run(folders, "export", "--format", "labels", "--output", str(folders / "out"), "--keys", "nine") == 1
+    assert "no record for image 'nine'" in capsys.readouterr().err
+
+
+def test_images_and_masks_are_cut_together(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folders, "import", "--images", str(folders / "images")) == 0
+    command = ["crop", "--store", str(folders / "m.lmdb"), "--images", str(folders / "images"), "--output"]
+    size = ["--crop-size", "16", "--step", "8"]
+    pictures = folders / "crops"
+    assert script.main([*command, str(folders / "cut.lmdb"), *size, "--output-images", str(pictures)]) == 1
+    seen = capsys.readouterr()
+    assert "three.png: is 10x12 (h x w), smaller than --crop-size 16" in seen.err
+    assert script.main(["verify", str(folders / "cut.lmdb"), "--images", str(pictures)]) == 0
+    assert "8 of 8 images have their masks" in capsys.readouterr().out
+    assert script.main([*command, str(folders / "x.lmdb")]) == 2
+    assert "--windows FILE of a prepared set, or --images PATH --crop-size N --step N" in capsys.readouterr().err
+    assert script.main([*command, str(folders / "x.lmdb"), *size, "--windows", "w"]) == 2
+    assert "--crop-size and --step: --windows says how" in capsys.readouterr().err
+    assert script.main([*command, str(folders / "m.lmdb"), *size]) == 2
+    assert "is the store that is read" in capsys.readouterr().err
+
+
+def test_control_stores_have_the_keys_of_the_store_they_are_like(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = ["--images", str(folders / "images")]
+    assert run(folders, "import", *images, "--source", "gt") == 0
+    like = MaskStore(folders / "m.lmdb")
+    for kind in ("grid", "shuffled", "superpixels"):
+        output = folders / f"{kind}.lmdb"
+        command = ["control", "--kind", kind, "--like", str(folders / "m.lmdb"), "--output", str(output), *images]
+        assert script.main(command) == 0
+        made = MaskStore(output)
+        assert made.keys() == like.keys()
+        assert (made.meta["source"], made.meta["like"]["store"]) == ("gt", "m.lmdb")
+        assert script.main(["verify", str(output), *images]) == 0
+    capsys.readouterr()
+    command = ["control", "--kind", "superpixels", "--like", str(folders / "m.lmdb"), "--output"]
+    assert script.main([*command, str(folders / "x.lmdb")]) == 2
+    assert "needs --images" in capsys.readouterr().err
+    assert not (folders / "x.lmdb").exists()
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "view", "export"])
 def test_a_missing_store_is_one_message(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path, command, *(["--output", str(tmp_path)] if command == "view" else [])) == 1
+    (tmp_path / "images").mkdir()
+    write_image(tmp_path / "images" / "a.png", np.zeros((4, 4, 3), np.uint8))
+    more = {"view": ["--output", str(tmp_path)], "export": ["--format", "sam", "--output", str(tmp_path)]}
+    assert run(tmp_path, command, *more.get(command, [])) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"masks.py: {tmp_path / 'm.lmdb'}: there is no such mask store")
+    assert error.startswith(f"error: {tmp_path / 'm.lmdb'}: there is no such mask store")
     assert error.count("\n") == 1
 
 
 def test_missing_input_and_images_are_one_message(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert script.main(["import", "--input", str(folders / "images"), "--store", str(folders / "m.lmdb")]) == 1
+    nothing = folders / "nothing"
+    nothing.mkdir()
+    assert script.main(["import", "--input", str(nothing), "--store", str(folders / "m.lmdb")]) == 2
     assert "no .json files there" in capsys.readouterr().err
-    assert run(folders, "import", "--images", str(folders / "nowhere")) == 1
+    assert run(folders, "import", "--images", str(folders / "nowhere")) == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
+    assert run(folders, "import", "--workers", "0") == 2
+    assert "--workers: 0 must be at least 1" in capsys.readouterr().err
     assert not (folders / "m.lmdb").exists()
 
 
@@ -145,6 +313,6 @@ def test_the_script_itself_runs_without_a_traceback(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith("masks.py: nothing.lmdb: there is no such mask store")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: nothing.lmdb: there is no such mask store")
     assert "Traceback" not in done.stderr

@@ -125,7 +125,7 @@ def _masks(options: Options) -> list[Problem]:
     if options.train is None or options.train.distill.masks == "empty":
         return []
     scored = options.phase("val") if options.val is not None and options.val.refiner else {}
-    hint = "{store: PATH} of a mask store (scripts/masks.py makes one), or set train.distill.masks: empty"
+    hint = "{store: PATH} of a mask store (scripts/make_masks.py makes one), or set train.distill.masks: empty"
     return [
         Problem(("datasets", key, "masks"), f"is required by SAM4IRModel: {hint}")
         for key, dataset in {**options.phase("train"), **scored}.items()

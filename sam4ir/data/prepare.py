@@ -11,14 +11,16 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from sam4ir.data.prepare_make import Estimate, Plan, attempts, estimate
+from sam4ir.data.prepare_make import Estimate, Plan, estimate, make
 from sam4ir.data.prepare_output import Output
 from sam4ir.data.prepare_parts import Item, Job, Summary
+from sam4ir.data.workers import Failure, attempts
 
 MAX_BAD = 20  # images that may be bad before the run stops; all are named
 
@@ -74,10 +76,10 @@ def _make_all(
         unit="image",
         disable=None if progress else True,
     )
-    with bar, closing(attempts(todo, plan, workers)) as results:
+    with bar, closing(attempts(partial(make, plan=plan), todo, workers, ahead=1)) as results:
         for _, made in results:
-            if isinstance(made, str):
-                bad.append(made)
+            if isinstance(made, Failure):
+                bad.append(made.message)
                 if len(bad) >= MAX_BAD:
                     break
                 continue

@@ -1,20 +1,10 @@
-"""One image after the other, or on many processes: read, checked, cut, packed. Nothing here writes."""
+"""One image of a part: read, checked, cut, packed. Nothing here writes."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import connection
-from multiprocessing.context import BaseContext
 
-import cv2
 import numpy as np
 
 from sam4ir.data.lmdb_io import Encoding, Packed, pack
@@ -102,62 +92,6 @@ def _packed(item: Item, number: int, pixels: np.ndarray, plan: Plan) -> Packed:
             h, w, c = pixels.shape
             return Packed(data, (h, w, c), level=1)
     return pack(pixels, plan.encoding)
-
-
-def attempts(items: Sequence[Item], plan: Plan, workers: int) -> Generator[tuple[Item, Made | str], None, None]:
-    """The items in order, each made, or what is wrong with it."""
-    if workers <= 1:
-        for item in items:
-            yield item, _attempt(item, plan)
-        return
-    with ProcessPoolExecutor(workers, _context(), _begin_worker) as pool:
-        waiting: deque[tuple[Item, Future[Made | str]]] = deque()
-        try:
-            for item in items:
-                waiting.append((item, pool.submit(_attempt, item, plan)))
-                if len(waiting) > workers + 1:
-                    yield waiting[0][0], waiting[0][1].result()
-                    waiting.popleft()
-            while waiting:
-                yield waiting[0][0], waiting[0][1].result()
-                waiting.popleft()
-        except BrokenProcessPool:
-            names = ", ".join(item.key for item, _ in waiting)
-            raise ValueError(
-                f"a worker process died at one of the images {names}; memory may be short: fewer --workers need less"
-            ) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _context() -> BaseContext:
-    """Workers of a server that imports this module once; forked from here they would inherit the lock and the LMDB."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    return context
-
-
-def _attempt(item: Item, plan: Plan) -> Made | str:
-    try:
-        return make(item, plan)
-    except ValueError as error:
-        return str(error)
-
-
-def _begin_worker() -> None:
-    """One thread, deaf to Ctrl-C (the parent ends it), gone when the parent is killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
 
 
 @dataclass(frozen=True)

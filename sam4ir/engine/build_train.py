@@ -71,7 +71,8 @@ def masked_dataset(key: str, block: DatasetOptions, options: Options, with_masks
     if lacking:
         raise BuildError(
             f"datasets.{key}.masks.store: {store.path} lacks {listed(lacking)} of {len(data)}; make their masks, from "
-            "the images that the data set reads (scripts/masks.py verify lists all that lack)"
+            "the images that the data set reads (scripts/make_masks.py goes on with a store; scripts/masks.py verify "
+            "lists all that lack, and its crop cuts masks of whole images as sub-images were cut)"
         )
     return data
 

@@ -64,6 +64,54 @@ def read_image(path: str | Path, channels: Literal[1, 3] = 3) -> np.ndarray:
     return decode_image(data, str(path), channels)
 
 
+def read_labels(path: str | Path) -> np.ndarray:
+    """What a label map's file holds, not what it shows: grey values and palette numbers as they are stored.
+
+    Returns (h, w) uint8 or uint16 of a grey or palette file, and of an RGB file whose channels are equal; (h, w, 3)
+    RGB of any other. Grey PNGs of fewer than 8 bits come stretched to 0..255; alpha is dropped.
+    Raises ImageError naming the file where it cannot be read, and for JPEG, which changes labels.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
+    problem = (
+        "JPEG changes labels; save label maps as PNG" if data.startswith(_JPEG_MAGIC) else _container_problem(data)
+    )
+    if problem:
+        raise ImageError(f"{path}: {problem}")
+    depth = _palette_depth(data)
+    with _quiet_decoder():
+        stored = np.frombuffer(_palette_as_grey(data) if depth else data, np.uint8)
+        image: Any = cv2.imdecode(stored, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None or image.dtype not in _PIXEL_MAX:
+        raise ImageError(f"{path}: cannot be decoded as a picture of 8 or 16 bits")
+    if image.ndim == 3:
+        colours = image[:, :, 2::-1]  # BGR or BGRA
+        equal = (colours == colours[:, :, :1]).all()
+        return np.ascontiguousarray(colours[:, :, 0] if equal else colours)
+    return image // (255 // (2**depth - 1)) if 0 < depth < 8 else image
+
+
+def _palette_depth(data: bytes) -> int:
+    """Bits a pixel of a palette PNG, 0 of any other file."""
+    return data[24] if data.startswith(_PNG_MAGIC) and data[25:26] == b"\x03" else 0
+
+
+def _palette_as_grey(data: bytes) -> bytes:
+    """A palette PNG as the grey one of the same bits, so that the decoder gives numbers instead of colours."""
+    chunks, at = [_PNG_MAGIC], len(_PNG_MAGIC)
+    while at + 12 <= len(data):
+        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
+        kind, body = data[at + 4 : at + 8], data[at + 8 : end]
+        if kind == b"IHDR":
+            body = body[:9] + b"\0" + body[10:]  # colour type 3 becomes 0
+        if kind in (b"IHDR", b"IDAT", b"IEND"):
+            chunks += [data[at : at + 4], kind, body, zlib.crc32(kind + body).to_bytes(4, "big")]
+        at = end + 4
+    return b"".join(chunks)
+
+
 def read_size(path: str | Path) -> tuple[int, int]:
     """(h, w) of an image file by its header; raises ImageError naming it."""
     try:
@@ -142,6 +190,21 @@ def jpeg(image: Tensor, quality: int) -> Tensor:
     if not written:
         raise ImageError(f"an image of {tuple(image.shape)} cannot be written as JPEG of quality {quality}")
     return to_float_tensor(decode_image(data.tobytes(), "JPEG", 3 if len(image) == 3 else 1))
+
+
+def caption(text: str, width: int, height: int = 16) -> np.ndarray:
+    """(height, width, 3) uint8: light text on dark grey, cut off at the right where it is too long; ASCII only."""
+    strip = np.full((height, width, 3), 40, np.uint8)
+    plain = text.encode("ascii", "replace").decode()
+    cv2.putText(strip, plain, (3, height - 5), cv2.FONT_HERSHEY_SIMPLEX, height / 40, (230,) * 3, 1, cv2.LINE_AA)
+    return strip
+
+
+def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(height, width, 3) of an (h, w, 3) uint8 or uint16 picture to look at: averaged when smaller, else repeated."""
+    smaller = height <= image.shape[0] and width <= image.shape[1]
+    pixels: Any = np.ascontiguousarray(image)
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_NEAREST)
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
