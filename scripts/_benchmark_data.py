@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +14,27 @@ import lmdb
 import numpy as np
 import reference_forms
 from pycocotools import mask as coco
-from torch import Tensor
+from torch import Tensor, device
 
 from sam4ir import regions
 from sam4ir.data.lmdb_io import LmdbWriter
+from sam4ir.data.mask_import import record_from_sam
 from sam4ir.data.masks import MaskStore, MaskStoreWriter
 from sam4ir.data.paired import PairedImageDataset
 from sam4ir.data.transforms import Placement, augmentation
 from sam4ir.engine.bench import Agreement, Aim, Contest, Form
+from sam4ir.engine.mask_run import Place, generate_masks
 from sam4ir.utils.image import encode_png, write_image
+from sam4ir.utils.memory import in_words, peak_memory, reset_peak
 from sam4ir.utils.rng import generator
 
 HD = 720, 1280
 SUB_IMAGE = 512
 PATCH = 256
 MASK_PATCH = 128
+# image size, number of masks, aim for the stack: 720p with many and few, photographs of BSDS500's size with the
+# median number that SAM finds in real sets and with hardly any
+MASK_SETS = [(HD, 80, Aim(100)), (HD, 11, Aim(1)), ((481, 321), 16, Aim(1)), ((481, 321), 3, Aim(1))]
 LOADER_AIM = Aim(300)
 
 
@@ -167,20 +174,22 @@ def drawn_masks(size: tuple[int, int], number: int) -> list[dict[str, Any]]:
         inside = np.hypot((y - top) / squeeze, x - left) < outline
         rle = coco.encode(np.asfortranarray(inside.astype(np.uint8)))
         rle["counts"] = rle["counts"].decode()
-        scores = {"predicted_iou": 0.95, "stability_score": 0.97}
+        scores: dict[str, Any] = {"predicted_iou": 0.95, "point_coords": [[left, top]], "stability_score": 0.97}
+        scores["crop_box"] = [0, 0, size[1], size[0]]
         found.append({"segmentation": rle, "area": int(inside.sum()), "bbox": coco.toBbox(rle).tolist(), **scores})
     return found
 
 
-def masks(root: Path, size: tuple[int, int], number: int, quick: bool) -> Contest:
-    """The masks of one patch: a JSON file decoded whole against the mask store."""
+def masks(root: Path, size: tuple[int, int], number: int, quick: bool, aim: Aim | None = None) -> Contest:
+    """The masks of one patch: a JSON file decoded whole against the mask store; and the bytes of an image in both."""
     patch = 32 if quick else MASK_PATCH
     listed = drawn_masks(size, number)
-    file = root / f"masks_{number}.json"
+    file = root / f"masks_{size[0]}_{number}.json"
     file.write_text(json.dumps(listed), encoding="utf-8")
-    with MaskStoreWriter(root / f"masks_{number}.lmdb", {"generator": "drawn", "source": "gt"}) as writer:
+    folder = root / f"masks_{size[0]}_{number}.lmdb"
+    with MaskStoreWriter(folder, {"generator": "drawn", "source": "gt"}) as writer:
         writer.put("image", listed, size)
-    store = MaskStore(root / f"masks_{number}.lmdb")
+    store = MaskStore(folder)
 
     def window(sample: int) -> tuple[int, int, int, int]:
         found = augmentation(patch, False, None, False).draw(size, generator(0, sample)).window
@@ -203,13 +212,15 @@ def masks(root: Path, size: tuple[int, int], number: int, quick: bool) -> Contes
     fast = 5 if quick else 50
     forms = [
         _repeated("JSON, all RLE decoded, then cropped", from_json, 2 if quick or number > 40 else 20),
-        _agreeing(_repeated("mask store, stack", stack, fast), _unequal(stack, from_json)),
+        _agreeing(_repeated("mask store, stack", stack, fast, aim), _unequal(stack, from_json)),
         _agreeing(
-            _repeated("mask store, region map", region_map, fast), _unequal(region_map, _painted(from_json, listed))
+            _repeated("mask store, region map", region_map, fast, aim),
+            _unequal(region_map, _painted(from_json, listed)),
         ),
-        _repeated("mask store, labels", labels, fast),
+        _repeated("mask store, labels", labels, fast, aim),
     ]
     told = {"image": f"{size[0]}x{size[1]}", "masks": number, "patch": patch}
+    told |= {"bytes_json": file.stat().st_size, "bytes_record": len(store.record_bytes("image"))}
     return Contest("masks of one patch", told, forms, forms[1].name)
 
 
@@ -244,6 +255,47 @@ def contests(command: str, root: Path, quick: bool) -> Iterator[Contest]:
     if command == "data":
         yield loader(root, quick)
     else:
-        sizes = [((64, 80), 5)] if quick else [(HD, 80), ((300, 451), 11)]
-        for size, number in sizes:
-            yield masks(root, size, number, quick)
+        for size, number, aim in [((64, 80), 5, None)] if quick else MASK_SETS:
+            yield masks(root, size, number, quick, aim)
+
+
+def bookkeeping(root: Path, keys: int) -> dict[str, Any]:
+    """What the store and the loop over `keys` images cost beside reading images and making masks.
+
+    root: an empty folder. The images are keys only, the records tiny. Microseconds an image, wall clock, and the peak
+    memory of the process from the beginning of each step. Each put is on the disk when it returns.
+    """
+    store, names = root / "bookkeeping.lmdb", [f"folder/image_{i:09}" for i in range(keys)]
+    meta = {"generator": "none", "source": "gt"}
+    image = np.zeros((16, 16), bool)
+    image[4:8, 4:12] = True
+    runs = regions.mask_to_runs(image)
+    record = record_from_sam([{"segmentation": {"size": [16, 16], "counts": runs}}])
+    found: dict[str, Any] = {"keys": keys, "record_bytes": len(record)}
+    begun, steps = time.perf_counter(), []
+
+    def stop(_: int, __: int) -> None:
+        steps.append(time.perf_counter() - begun)
+
+    def step(name: str, work: Callable[[], object]) -> None:
+        nonlocal begun
+        reset_peak(device("cpu"))
+        begun = time.perf_counter()
+        work()
+        found[name] = 1e6 * (time.perf_counter() - begun) / keys
+        found[f"{name}, peak"] = in_words(peak_memory(device("cpu")))
+
+    step("whole run, put and fsync included", lambda: generate_masks(lambda _: record, names, Place(store, meta)))
+    step("resumed run with nothing to do", lambda: generate_masks(_unasked, names, Place(store, meta), begun=stop))
+    found["of these until the work begins"] = 1e6 * steps[0] / keys
+    with MaskStoreWriter(store, meta) as writer:
+        step("asking whether a key is there", lambda: [name in writer for name in names])
+        writer.put_record("one more", record)
+        step("closing after a put, counting all", writer.close)
+    step("opening and listing the keys", lambda: MaskStore(store).keys())
+    found["bytes a record on disk"] = (store / "data.mdb").stat().st_size / keys
+    return found
+
+
+def _unasked(key: str) -> bytes:
+    raise AssertionError(f"{key} is in the store")

@@ -16,23 +16,20 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import torch
 from pydantic import ValidationError
-from torch import nn
 from tqdm import tqdm
 
 from sam4ir.config.load import load_options
 from sam4ir.config.schema import Block, Options
 from sam4ir.engine import build
-from sam4ir.engine.weights import flow, load_weights, network_block
-from sam4ir.models.restoration import restore
+from sam4ir.engine.restoring import restorer
+from sam4ir.engine.weights import flow, network_block
 from sam4ir.utils import cli
-from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, read_image, to_float_tensor, to_image, write_image
+from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, read_image, write_image
 
 
 def positive(text: str) -> int:
@@ -82,19 +79,6 @@ def run_options(weights: str, opt: Path | None, device: str | None) -> Options:
         raise ValueError(f"--device: {device!r} is none; give auto, cpu, cuda, cuda:1 ... or mps") from error
 
 
-def image_channels(network: nn.Module, device: torch.device) -> Literal[1, 3]:
-    """3 for a network of RGB images, 1 for one of grey images. Raises ValueError for one of neither."""
-    reason = ""
-    for channels in (3, 1):
-        try:
-            restore(network, torch.zeros(1, channels, 16, 16, device=device))
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-        else:
-            return 3 if channels == 3 else 1
-    raise ValueError(f"network_g: {type(network).__name__} restores neither RGB nor grey images ({reason})")
-
-
 def inference(options: Options, arguments: argparse.Namespace) -> build.Inference:
     """The option file's way through the network, changed by the command line."""
     own = build.inference(options)
@@ -131,20 +115,8 @@ def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
     work = images_in(given.input)
     options = run_options(given.weights, given.opt, given.device)
-    device = build.device_of(options)
-    network = build.network(options.network_g, "g", options, device)
-    load_weights(network, given.weights)
-    network.eval()
-    run = inference(options, given)
-    with torch.inference_mode():
-        channels = image_channels(network, device)
-
-    def restored(image: np.ndarray) -> np.ndarray:
-        lq = to_float_tensor(image).unsqueeze(0).to(device)
-        return to_image(run(lambda x: restore(network, x), lq)[0].cpu(), image.dtype)
-
-    with torch.inference_mode():
-        return restore_all(work, given.output, lambda file: restored(read_image(file, channels)), given.overwrite)
+    restored = restorer(options, given.weights, inference(options, given))
+    return restore_all(work, given.output, lambda file: restored(read_image(file, restored.channels)), given.overwrite)
 
 
 def restore_all(

