@@ -56,6 +56,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--parts", action="store_true", help="a store a process, merged (default on network file systems)"
     )
     parser.add_argument("--new", action="store_true", help="begin anew; an existing store is moved aside, not deleted")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="with --keys: make these images again, whatever the store has of them"
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of this process (default: torch's)")
     parser.add_argument("--launcher", choices=cli.LAUNCHERS, default="none", help="as train.py's")
     parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
@@ -100,6 +103,8 @@ def check(given: argparse.Namespace) -> None:
     """Options that contradict each other."""
     if (given.image == "restored") != (given.restore_opt is not None):
         raise ValueError("--image restored and --restore-opt belong together: the option file of the restoring network")
+    if given.overwrite and given.keys is None:
+        raise ValueError("--overwrite needs --keys, the list of images to make again; --new begins a whole new store")
     if given.restore_weights and given.restore_opt is None:
         raise ValueError("--restore-weights needs --restore-opt")
     if given.max_side is not None and given.max_side < 1:
@@ -148,7 +153,7 @@ def make_masks(given: argparse.Namespace, joined: World, signals: Signals) -> in
     report = generate_masks(
         maker,
         keys,
-        Place(given.store, meta, given.new and not restarted(), given.parts),
+        Place(given.store, meta, given.new and not restarted(), given.parts, given.overwrite),
         shard=given.shard,
         world=joined,
         signals=signals,

@@ -266,11 +266,8 @@ def run_verify(options: argparse.Namespace) -> int:
     print(f"{options.store}: {good} of {found.images} images have their masks{found.hint}")
     if options.missing is not None:
         write_text(options.missing, "".join(f"{key}\n" for key in found.to_make))
-        print(
-            f"{options.missing}: {len(found.to_make)} keys; scripts/make_masks.py --keys {options.missing} makes them"
-        )
-        if found.wrong:
-            print(f"note: {len(found.wrong)} of them have a bad record, which only a store begun with --new replaces")
+        keys = f"--keys {options.missing}{' --overwrite' if found.wrong else ''}"
+        print(f"{options.missing}: {len(found.to_make)} keys; scripts/make_masks.py {keys} makes them")
     return status
 
 

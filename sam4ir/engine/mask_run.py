@@ -149,12 +149,17 @@ class Report:
 
 @dataclass(frozen=True)
 class Place:
-    """Where the masks go: the store, what its meta says, whether it is begun anew, and whether in parts."""
+    """Where the masks go.
+
+    store, meta: the store and what its meta says. new: it is begun anew. parts: each process writes a part of its own.
+    overwrite: images that are in the store are made again, and their records replaced.
+    """
 
     store: Path
     meta: Mapping[str, Any]
     new: bool = False
     parts: bool = False
+    overwrite: bool = False
 
     @property
     def split(self) -> bool:
@@ -182,6 +187,11 @@ def generate_masks(
     """
     if shard is not None and world.size > 1:
         raise ValueError("--shard is for processes that run by themselves; torchrun and Slurm share the images out")
+    if place.overwrite and place.split:
+        raise ValueError(
+            "--overwrite: the first record of an image stays where processes write parts (--parts, network file "
+            "systems); copy the store to a local disk, or begin a new one"
+        )
     if shard is not None and place.new:
         raise ValueError("--new with --shard: each shard would begin anew; name another --store, or move the old one")
     share = shard or Share(world.rank, world.size)
@@ -190,14 +200,16 @@ def generate_masks(
         images, found = (sum(numbers) for numbers in zip(*shares, strict=True))
         if world.main and begun is not None:
             begun(images, found)
-        report = _work(make, output, Progress(images, world.main), world, signals or Signals())
+        report = _work(make, output, Progress(images, world.main), world, signals or Signals(), place.overwrite)
     report.left = _finish(place, share, world)
     store = MaskStore(place.store)
     report.stored, report.masks = len(store), store.meta["counts"].get("masks")
     return report
 
 
-def _work(make: Callable[[str], bytes], output: Output, progress: Progress, world: World, signals: Signals) -> Report:
+def _work(
+    make: Callable[[str], bytes], output: Output, progress: Progress, world: World, signals: Signals, overwrite: bool
+) -> Report:
     """This process's images; the report is of all processes."""
     begun = time.monotonic()
     made, found, bad = 0, output.found, list[tuple[str, str]]()
@@ -206,7 +218,7 @@ def _work(make: Callable[[str], bytes], output: Output, progress: Progress, worl
         for key in output.todo:
             if signals.number():
                 raise Interrupted(signals.number())
-            if key in output.writer:  # another run has made it meanwhile
+            if not overwrite and key in output.writer:  # another run has made it meanwhile
                 found += 1
             else:
                 try:
@@ -214,7 +226,7 @@ def _work(make: Callable[[str], bytes], output: Output, progress: Progress, worl
                 except (ValueError, cv2.error) as error:
                     bad.append((key, str(error)))
                 else:
-                    stored = output.writer.put_record(key, record, overwrite=False)
+                    stored = output.writer.put_record(key, record, overwrite)
                     made, found = made + stored, found + (not stored)
             progress.show(tally.post((made, found, len(bad))))
         totals = tally.finish((made, found, len(bad)), progress.show)
@@ -280,7 +292,7 @@ def _output(place: Place, share: Share, keys: Sequence[str], world: World) -> It
             yield Output(writer, todo, len(mine) - len(todo))
     else:
         with MaskStoreWriter(place.store, place.meta) as writer:
-            todo = [key for key in mine if key not in writer]
+            todo = [key for key in mine if place.overwrite or key not in writer]
             yield Output(writer, todo, len(mine) - len(todo))
 
 
@@ -291,11 +303,11 @@ def _begin(place: Place, token: str | None) -> None:
     with mask_parts.merging(place.store):
         mask_parts.merge_idle(place.store, place.meta)
     if token is not None:
-        _token(place.store).write_text(token, encoding="utf-8")
+        _token(place.store, token).touch()
 
 
-def _token(store: Path) -> Path:
-    return store / ".shared"
+def _token(store: Path, token: str) -> Path:
+    return store / f".shared-{token}"
 
 
 def _check_shared(store: Path, token: str, world: World) -> None:
@@ -305,13 +317,12 @@ def _check_shared(store: Path, token: str, world: World) -> None:
     patience = time.monotonic() + _SHARED_PATIENCE
     seen = False
     while not seen and time.monotonic() < patience:
-        with contextlib.suppress(OSError):
-            seen = _token(store).read_text(encoding="utf-8") == token
+        seen = _token(store, token).exists()
         if not seen:
             time.sleep(0.1)
     blind = [rank for rank, sees in enumerate(world.gather(seen)) if not sees]
     if world.main:
-        _token(store).unlink(missing_ok=True)
+        _token(store, token).unlink(missing_ok=True)
     if blind:
         raise MaskStoreError(
             f"{store}: the processes {', '.join(map(str, blind))} do not see the store that process 0 has begun; with "

@@ -102,6 +102,19 @@ def test_a_second_run_makes_what_lacks_only(tmp_path: Path) -> None:
     assert (report.made, report.found, len(seen), told) == (2, 3, 5, [(5, 3)])
 
 
+def test_overwrite_replaces_the_records_of_the_given_images_only(tmp_path: Path) -> None:
+    images, store = make_images(tmp_path / "images", 3), tmp_path / "masks.lmdb"
+    run(images, store)
+    before = contents(store)
+    maker = RecordMaker(open_source(images, None, "--input"), lambda _: [])
+    report = generate_masks(maker, ["001"], Place(store, META, overwrite=True))
+    assert (report.made, report.found, report.stored) == (1, 0, 3)
+    assert {key for key, record in contents(store).items() if record != before[key]} == {"001"}
+    assert MaskStore(store).read("001").count == 0
+    with pytest.raises(ValueError, match="--overwrite"):
+        generate_masks(maker, ["001"], Place(store, META, parts=True, overwrite=True))
+
+
 def test_bad_images_are_skipped_listed_and_tried_again(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images", 5)
     whole = (images / "001.png").read_bytes()
