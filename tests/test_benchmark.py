@@ -139,6 +139,15 @@ def test_a_quick_run_covers_every_contest_and_all_forms_agree(report):
     assert all(set(form["agreement"]) == {"outputs", "gradients"} for form in steps[1:])
 
 
+def test_bookkeeping_is_told_by_step(tmp_path, capsys):
+    file = tmp_path / "report.json"
+    assert script.main(["bookkeeping", "--quick", "--json", str(file)]) == 0
+    found = json.loads(file.read_text(encoding="utf-8"))["bookkeeping"]
+    assert found["keys"] == 300
+    assert 0 < found["asking whether a key is there"] < found["whole run, put and fsync included"]
+    assert "asking whether a key is there" in capsys.readouterr().out
+
+
 def test_the_report_holds_raw_times_and_what_they_depend_on(report):
     assert {"packages", "cpu", "cpu_flags", "threads", "load", "device"} <= set(report["environment"])
     assert report["environment"]["packages"]["torch"] == torch.__version__.split("+")[0]

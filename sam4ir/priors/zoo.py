@@ -102,7 +102,7 @@ def _inspection(entry: Entry) -> Inspect | None:
 
 def _require_sam(path: Path, kind: str) -> None:
     """Raise WeightsError unless a file would load strictly into a SAM of this kind."""
-    from sam4ir.priors.sam import read_sam_state  # needs segment-anything, which the other rows do without
+    from sam4ir.priors.sam_kinds import read_sam_state  # needs segment-anything, which the other rows do without
 
     try:
         found, _ = read_sam_state(path)
