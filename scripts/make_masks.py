@@ -109,6 +109,8 @@ def check(given: argparse.Namespace) -> None:
         raise ValueError("--restore-weights needs --restore-opt")
     if given.max_side is not None and given.max_side < 1:
         raise ValueError(f"--max-side: {given.max_side} must be above 0")
+    if given.threads is not None and given.threads < 1:
+        raise ValueError(f"--threads: {given.threads} must be above 0")
     if given.store.suffix != ".lmdb":
         raise ValueError(f"--store: {given.store} must end in .lmdb, so that it is told from a folder of files")
 

@@ -212,7 +212,7 @@ def _add_crop(commands: Any) -> None:
     parser.add_argument(
         "--output-images", type=Path, metavar="PATH", help="the sub-images, an LMDB (*.lmdb) or a folder of PNGs"
     )
-    parser.add_argument("--encoding", choices=("raw", "png"), default="raw", help="of that LMDB (default raw)")
+    parser.add_argument("--encoding", choices=("raw", "png"), help="of that LMDB (default raw)")
     _add_new(parser)
     _add_workers(parser)
 
@@ -275,6 +275,8 @@ def run_view(options: argparse.Namespace) -> int:
     """One PNG a key, or all in one."""
     if options.output is None and options.contact_sheet is None:
         raise ValueError("--output FOLDER or --contact-sheet FILE says where the pictures go; give one or both")
+    if options.output is not None and options.output.is_file():
+        raise ValueError(f"--output: {options.output} is a file; give a folder for the pictures")
     store = MaskStore(options.store)
     images = open_source(options.images, None, "--images") if options.images else None
     keys = chosen_keys(store, images, options.keys, options.number)
@@ -341,7 +343,9 @@ def run_crop(options: argparse.Namespace) -> int:
     store = MaskStore(options.store)
     if options.windows is not None:
         extra = [
-            f"--{n.replace('_', '-')}" for n in ("crop_size", "step", "thresh", "output_images") if getattr(options, n)
+            f"--{n.replace('_', '-')}"
+            for n in ("crop_size", "step", "thresh", "output_images", "encoding")
+            if getattr(options, n)
         ]
         if extra:
             raise ValueError(f"{' and '.join(extra)}: --windows says how the images were cut; leave one of them out")
@@ -355,7 +359,14 @@ def run_crop(options: argparse.Namespace) -> int:
         Crop(options.crop_size, options.step, options.thresh or 0),
     )
     done = crop_images(
-        store, options.output, images, crop, options.output_images, options.encoding, options.new, options.workers
+        store,
+        options.output,
+        images,
+        crop,
+        options.output_images,
+        options.encoding or "raw",
+        options.new,
+        options.workers,
     )
     if done.bad and options.output_images is not None and options.output_images.suffix == ".lmdb":
         path = options.output_images

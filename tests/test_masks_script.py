@@ -240,8 +240,8 @@ def test_exported_and_imported_again_the_records_are_the_same(
     assert script.main(["import", "--input", str(folders / "out"), "--store", str(again), *images]) == 0
     first, second = MaskStore(folders / "m.lmdb"), MaskStore(again)
     assert [first.record_bytes(k) for k in first.keys()] == [second.record_bytes(k) for k in first.keys()]  # noqa: SIM118
-    assert run(folders, "export", "--format", "labels", "--output", str(folders / "out"), "--keys", "nine") == 1
-    assert "no record for image 'nine'" in capsys.readouterr().err
+    assert run(folders, "export", "--format", "labels", "--output", str(folders / "out"), "--keys", "nine") == 2
+    assert "has no masks of 1 image: nine" in capsys.readouterr().err
 
 
 def test_images_and_masks_are_cut_together(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -304,6 +304,30 @@ def test_missing_input_and_images_are_one_message(folders: Path, capsys: pytest.
     assert run(folders, "import", "--workers", "0") == 2
     assert "--workers: 0 must be at least 1" in capsys.readouterr().err
     assert not (folders / "m.lmdb").exists()
+
+
+def test_json_that_no_generator_writes_is_one_message(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folders / "json" / "one.json").write_text("[" * 100_000 + "]" * 100_000)
+    huge = [{"segmentation": {"size": [2**70, 4], "counts": [0]}}]
+    (folders / "json" / "three.json").write_text(json.dumps(huge))
+    assert run(folders, "import") == 1
+    told = capsys.readouterr().err
+    assert "one.json" in told
+    assert "nested too deeply" in told
+    assert "three.json" in told
+    assert "[height, width]" in told
+    assert MaskStore(folders / "m.lmdb").keys() == ["sub/two"]
+
+
+def test_a_reader_of_the_output_that_has_enough_is_no_error(folders: Path) -> None:
+    run(folders, "import")
+    command = [sys.executable, str(ROOT / "scripts" / "masks.py"), "info", str(folders / "m.lmdb")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 def test_the_script_itself_runs_without_a_traceback(tmp_path: Path) -> None:

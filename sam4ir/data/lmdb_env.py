@@ -7,13 +7,11 @@ open; readers beside a writer hold slots in lock.mdb, and the slots of killed pr
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import shutil
 import threading
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -65,16 +63,17 @@ def _mounts() -> Iterator[tuple[Path, str]]:
 
 
 class OpenLmdb:
-    """An open environment and the process that opened it; closed with its last user."""
+    """An open environment and the process that opened it; closed with its last user (_close_dropped)."""
 
     def __init__(self, path: Path, env: lmdb.Environment, slots: bool) -> None:
         self.path = path
         self.pid = os.getpid()
         self.env = env
         self.slots = slots  # whether its readers hold slots in lock.mdb
-        self._condition = threading.Condition(threading.Lock())
-        self._in_use: Counter[int] = Counter()  # thread -> its open transactions
-        self._held = False  # new transactions wait
+        self._lock = threading.Lock()
+        self._condition = threading.Condition(self._lock)
+        self._in_use: dict[int, int] = {}  # thread -> its open transactions
+        self._held = 0  # threads that hold new transactions back
         self._written = 0
 
     @property
@@ -82,35 +81,33 @@ class OpenLmdb:
         """False in a child that inherited it over a fork."""
         return self.pid == os.getpid()
 
-    def __del__(self) -> None:
-        if hasattr(self, "env"):
-            self.env.close()
-
     def _wait_for_others(self, patience: float | None = None) -> None:
         """With the condition held: no other thread has a transaction open any more, and none begins one."""
         own = threading.get_ident()
-        self._held = True
+        self._held += 1
         self._condition.wait_for(lambda: all(thread == own for thread in self._in_use), patience)
 
     def _let_go(self) -> None:
-        self._held = False
+        self._held -= 1
         self._condition.notify_all()
 
-    @contextlib.contextmanager
-    def _using(self) -> Iterator[None]:
-        """A transaction of this thread is open."""
+    def _enter(self) -> None:
+        """Before a transaction of this thread. Every read comes here: `with` of the condition costs ten times more."""
         thread = threading.get_ident()
-        with self._condition:
-            self._condition.wait_for(lambda: not self._held or thread in self._in_use)
-            self._in_use[thread] += 1
-        try:
-            yield
-        finally:
-            with self._condition:
-                self._in_use[thread] -= 1
-                if not self._in_use[thread]:
-                    del self._in_use[thread]
-                    self._condition.notify_all()
+        with self._lock:
+            if self._held and thread not in self._in_use:
+                self._condition.wait_for(lambda: not self._held)
+            self._in_use[thread] = self._in_use.get(thread, 0) + 1
+
+    def _leave(self) -> None:
+        """Behind it."""
+        thread = threading.get_ident()
+        with self._lock:
+            left = self._in_use.pop(thread) - 1
+            if left:
+                self._in_use[thread] = left
+            elif self._held:
+                self._condition.notify_all()
 
     def read(self, look: Callable[[Any], T], buffers: bool = False) -> T:
         """look(transaction) of an lmdb.Transaction: it sees what was committed when it began, and keeps nothing of it.
@@ -119,18 +116,24 @@ class OpenLmdb:
         """
         for _ in range(_ATTEMPTS):
             try:
-                with self._using():
-                    transaction: Any = self.env.begin(buffers=True) if buffers else self.env.begin()
-                    try:
-                        return look(transaction)
-                    finally:
-                        transaction.abort()
-                        del transaction  # the object holds the slot in lock.mdb, an ended one too
+                return self._read_once(look, buffers)
             except lmdb.MapResizedError:
                 self.resize(0)
             except lmdb.ReadersFullError:
                 self.env.reader_check()
         raise ValueError(f"{self.path}: all {MAX_READERS} places for readers are taken; end some of them")
+
+    def _read_once(self, look: Callable[[Any], T], buffers: bool) -> T:
+        self._enter()
+        try:
+            transaction: Any = self.env.begin(buffers=True) if buffers else self.env.begin()
+            try:
+                return look(transaction)
+            finally:
+                transaction.abort()
+                del transaction  # the object holds the slot in lock.mdb, an ended one too
+        finally:
+            self._leave()
 
     def resize(self, size: int) -> None:
         """Set the map's size in bytes, 0 for what the file says, once no other thread has a transaction open."""
@@ -152,8 +155,7 @@ class OpenLmdb:
         try:
             while True:
                 try:
-                    with self._using(), self.env.begin(write=True) as transaction:
-                        return change(transaction)
+                    return self._write_once(change)
                 except lmdb.MapFullError:
                     self.resize(2 * self.env.info()["map_size"])
                 except lmdb.MapResizedError:  # another process has grown it
@@ -164,6 +166,14 @@ class OpenLmdb:
                 f"{self.path}: cannot be written ({error}; its disk has {free / 1e6:.0f} MB free); what was stored "
                 "before is whole, make room and go on"
             ) from None
+
+    def _write_once(self, change: Callable[[lmdb.Transaction], T]) -> T:
+        self._enter()
+        try:
+            with self.env.begin(write=True) as transaction:
+                return change(transaction)
+        finally:
+            self._leave()
 
     def before_fork(self) -> None:
         """Holds new transactions back until after_fork, and waits for those of other threads."""
@@ -185,8 +195,36 @@ class OpenLmdb:
 _LEFT: list[OpenLmdb] = []
 # LMDB must not be opened twice in one process, so readers of one file share it while any of them lives.
 _OPEN: weakref.WeakValueDictionary[tuple[int, int], OpenLmdb] = weakref.WeakValueDictionary()
-_OPENING = threading.RLock()
+_ENVS: dict[tuple[int, int], lmdb.Environment] = {}  # theirs, and those without users that are to be closed
+_OPENING = threading.RLock()  # held by who opens, closes or forks: a child would wait forever for a half-closed one
 _forking: list[OpenLmdb] = []
+
+
+def _register(identity: tuple[int, int], opened: OpenLmdb) -> OpenLmdb:
+    """With _OPENING held. No __del__ closes it: while one runs, another thread still finds the object in _OPEN."""
+    _OPEN[identity] = opened
+    _ENVS[identity] = opened.env
+    weakref.finalize(opened, _dropped).atexit = False
+    return opened
+
+
+def _dropped() -> None:
+    """An OpenLmdb has gone. Never waits, since it may be called anywhere: who holds _OPENING leaves it to the next."""
+    if _OPENING.acquire(blocking=False):
+        try:
+            _close_dropped()
+        finally:
+            _OPENING.release()
+
+
+def _close_dropped() -> None:
+    """With _OPENING held: closes what has no user any more."""
+    for identity, env in list(_ENVS.items()):
+        opened = _OPEN.get(identity)
+        if opened is None or opened.env is not env:
+            env.close()
+            if _ENVS.get(identity) is env:
+                del _ENVS[identity]
 
 
 def _before_fork() -> None:
@@ -226,8 +264,8 @@ def open_shared(path: Path, remedy: str, beside_writer: bool = False) -> OpenLmd
             return opened
         if opened is not None and not opened.slots:
             opened.env.close()  # the parent's, inherited by fork; this closes the child's copy only
-        opened = _OPEN[identity] = _open(path, remedy, beside_writer and network_filesystem(path) is None)
-        return opened
+        _close_dropped()
+        return _register(identity, _open(path, remedy, beside_writer and network_filesystem(path) is None))
 
 
 def open_for_writing(path: Path, map_size: int) -> OpenLmdb:
@@ -239,6 +277,7 @@ def open_for_writing(path: Path, map_size: int) -> OpenLmdb:
     """
     lock = network_filesystem(path) is None
     with _OPENING:
+        _close_dropped()
         try:
             env = lmdb.open(
                 str(path.resolve()), map_size=map_size, lock=lock, max_readers=MAX_READERS, max_spare_txns=0
@@ -251,11 +290,10 @@ def open_for_writing(path: Path, map_size: int) -> OpenLmdb:
         try:
             _check_length(env, path / "data.mdb", "begin a new one")
             env.reader_check()
-            opened = _OPEN[_identity(path, "")] = OpenLmdb(path, env, lock)
+            return _register(_identity(path, ""), OpenLmdb(path, env, lock))
         except BaseException:
             env.close()
             raise
-        return opened
 
 
 def get(transaction: lmdb.Transaction, key: str, path: Path) -> Any:

@@ -247,6 +247,14 @@ class LmdbWriter:
         if self._pending_bytes >= _FLUSH_BYTES:
             self.commit()
 
+    def value(self, key: str) -> bytes:
+        """What was put under `key`, by earlier writers too. ValueError where there is nothing."""
+        with self._env.begin() as transaction:
+            value: bytes | None = self._pending.get(key) or transaction.get(key.encode())
+        if value is None:
+            raise ValueError(f"{self._part}: no value under key {key!r}")
+        return value
+
     def discard(self, keys: Iterable[str]) -> None:
         """Takes out committed keys, so that they can be put anew."""
         names = list(keys)

@@ -1,7 +1,8 @@
 """Controls: stores of regions that know nothing of Segment Anything, to compare a gain with (scripts/masks.py control).
 
-As many regions as the given store has, image by image: those that are seen in its region map, since that is what
-training reads. superpixels and grid cover the whole image, SAM's masks need not.
+superpixels and grid: as many regions as the given store has, image by image: those that are seen in its region map,
+since that is what training reads. They cover the whole image, SAM's masks need not. shuffled: as many as the other
+image has.
 """
 
 from __future__ import annotations
@@ -253,7 +254,7 @@ def _checked_images(like: MaskStore, keys: list[str], images: ImageSource | None
 
 
 def _meta(kind: Kind, like: MaskStore, keys: list[str], seed: int) -> dict[str, Any]:
-    settings: dict[str, Any] = {"seed": seed}
+    settings: dict[str, Any] = {"seed": seed} if kind == "shuffled" else {}
     if kind == "superpixels":
         settings |= {"algorithm": f"skimage {metadata.version('scikit-image')} slic", "compactness": COMPACTNESS}
     regions_are = {

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from sam4ir import regions
-from sam4ir.data.lmdb_io import Encoding, LmdbWriter, Packed, pack, read_image_keys
+from sam4ir.data.lmdb_io import Encoding, LmdbReader, LmdbWriter, Packed, pack, read_image_keys, unpack_image
 from sam4ir.data.mask_import import pixel_sha256, record_from_atoms
 from sam4ir.data.mask_jobs import Filled, ImageSink, Made, fill, inherited
 from sam4ir.data.mask_record import MaskRecord, MaskStoreError
@@ -48,7 +48,8 @@ class CutImage:
     """Cut -> the records of its sub-images, and their pixels where they are asked for; goes to worker processes.
 
     whole: the images that are cut; parts: the sub-images that somebody has cut already; at most one of the two.
-    encoding: of the sub-images to be written, None for none.
+    encoding: of the sub-images to be written, None for none. Whole images that the generator did not see leave the
+    records without checksums.
     """
 
     store: MaskStore
@@ -63,14 +64,17 @@ class CutImage:
                 f"{record.name}: the masks are of {_times(record.size)}, the image that was cut of {_times(cut.size)}; "
                 "make them of the images that were cut"
             )
-        pixels = list(self._pixels(cut))
-        known = [_sha256(image, window, record) for image, window in zip(pixels, cut.windows, strict=True)]
+        image = None if self.whole is None else read(self.whole, cut.key)
+        other = image is not None and record.image_sha256 not in (None, pixel_sha256(image))
+        pixels = list(self._pixels(cut, image))
+        known = [
+            b"" if other else _sha256(part, window, record) for part, window in zip(pixels, cut.windows, strict=True)
+        ]
         images = {} if self.encoding is None else dict(zip(cut.keys, map(self._packed, pixels), strict=True))
         return Made(dict(zip(cut.keys, cut_records(record, cut.windows, known), strict=True)), images)
 
-    def _pixels(self, cut: Cut) -> Iterator[np.ndarray | None]:
-        if self.whole is not None:
-            image = read(self.whole, cut.key)
+    def _pixels(self, cut: Cut, image: np.ndarray | None) -> Iterator[np.ndarray | None]:
+        if image is not None:
             yield from (window.cut(image) for window in cut.windows)
             return
         for key, window in zip(cut.keys, cut.windows, strict=True):
@@ -124,7 +128,9 @@ def crop_images(
 
     output_images: an LMDB (*.lmdb) or a folder of PNGs for the sub-images, None for none. An image LMDB gets its name
     when no image is bad; until then it is <name>.part, and the same command goes on.
+    Raises MaskStoreError where it holds another image under a sub-image's key, or lies in the folder that is cut.
     """
+    _refuse_place(output_images, whole)
     how = {"store": store.path.name, "crop": crop.settings()}
     cuts: list[Cut] = []
     unfit: list[str] = []
@@ -166,6 +172,10 @@ class FolderSink:
         with atomic(self._root / f"{key}.png") as part:
             part.write_bytes(image.value)
 
+    def check(self, key: str, image: Packed) -> None:
+        path = self._root / f"{key}.png"
+        _refuse_other(path.read_bytes(), image, str(path))
+
 
 class LmdbSink:
     """Sub-images in an image LMDB, begun, gone on with, or finished before. whole: whether it may get its name."""
@@ -185,6 +195,14 @@ class LmdbSink:
         self._writer.add(key, image)
         self._keys.add(key)
 
+    def check(self, key: str, image: Packed) -> None:
+        if self._writer is not None:
+            there = self._writer.value(key)
+        else:
+            with LmdbReader(self.path).value(key) as value:
+                there = bytes(value)
+        _refuse_other(there, image, f"{self.path}[{key}]")
+
     def leave(self) -> None:
         """Gives the LMDB its name where it is whole, else keeps what is there for the next time."""
         if self._writer is not None and self.whole:
@@ -192,6 +210,27 @@ class LmdbSink:
         elif self._writer is not None:
             self._writer.commit()
             self._writer.abandon()
+
+
+def _refuse_other(there: bytes, image: Packed, place: str) -> None:
+    """MaskStoreError where the sub-image that is there has other pixels than the one that was cut now."""
+    if there != image.value and not np.array_equal(unpack_image(there, place), unpack_image(image.value, place)):
+        raise MaskStoreError(
+            f"--output-images: {place} is there already, cut otherwise or of another image; name another"
+        )
+
+
+def _refuse_place(path: Path | None, whole: ImageSource) -> None:
+    """MaskStoreError where sub-images would be written over a file or among the images that are cut."""
+    if path is None or path.suffix == ".lmdb":
+        return
+    if path.exists() and not path.is_dir():
+        raise MaskStoreError(f"--output-images: {path} is a file; name a folder, or an LMDB (*.lmdb)")
+    if path.resolve().is_relative_to(whole.root.resolve()):
+        raise MaskStoreError(
+            f"--output-images: {path} lies in --images {whole.root}, whose images the sub-images would become; "
+            "name another folder"
+        )
 
 
 def _sink(path: Path | None, encoding: Encoding) -> AbstractContextManager[ImageSink | None]:

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from sam4ir import regions
 from sam4ir.data.mask_record import MaskRecord, MaskStoreError
 from sam4ir.data.masks import MaskStore
+from sam4ir.data.sources import listed
 from sam4ir.data.workers import Failure, attempts, useful
 from sam4ir.utils.files import atomic
 from sam4ir.utils.image import encode_png
@@ -73,7 +74,11 @@ class WriteFile:
             part.write_bytes(data)
 
     def path(self, key: str) -> Path:
-        """Where an image's masks go."""
+        """Where an image's masks go. Raises MaskStoreError for a key that leads out of the folder."""
+        if key.startswith("/") or ".." in key.split("/"):
+            raise MaskStoreError(
+                f"{self.store.path}: key {key!r} leads out of --output {self.output}; nothing is written"
+            )
         return self.output / f"{key}{SUFFIXES[self.form]}"
 
     def _sam(self, record: MaskRecord) -> bytes:
@@ -108,10 +113,18 @@ def export(
 ) -> Exported:
     """Writes a file an image below `output`; files that are there stay, unless overwrite. keys: None = all.
 
-    Raises MaskStoreError naming the keys that the store lacks.
+    Raises MaskStoreError naming the keys that the store lacks, where `output` is a file,
+    and for keys that lead out of it.
     """
     if form not in SUFFIXES:
         raise MaskStoreError(f"--format: {form!r} must be one of {', '.join(SUFFIXES)}")
+    if output.exists() and not output.is_dir():
+        raise MaskStoreError(f"--output: {output} is a file; name a folder")
+    lacking = [key for key in keys or () if key not in store]
+    if lacking:
+        raise MaskStoreError(
+            f"--keys: {store.path} has no masks of {listed(lacking)}; its own are {listed(store.keys())}"
+        )
     write = WriteFile(form, store, output, spe)
     wanted = store.keys() if keys is None else list(dict.fromkeys(keys))
     todo = [key for key in wanted if overwrite or not write.path(key).exists()]

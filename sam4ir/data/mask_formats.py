@@ -150,13 +150,15 @@ class _Tree:
 
     def _pictures(self, pictures: list[Path]) -> str:
         looks = pictures[:: max(1, len(pictures) // _LOOKS)]
-        if not all(_seems_binary(path) for path in looks):
+        binary = [_seems_binary(path) for path in looks]
+        numbered = all(path.parent != self.root and path.stem.isdigit() for path in looks)
+        if not all(binary) and not (any(binary) and numbered):
             return "labels"
-        if all(path.parent != self.root and (path.parent / "0.png").exists() for path in looks):
+        if all(binary) and all(path.parent != self.root and (path.parent / "0.png").exists() for path in looks):
             return "binary"
         raise MaskStoreError(
-            f"{self.root}: its pictures hold 0 and one other value, so they may be label maps of one region or binary "
-            "masks, a folder for each image; say --format labels or --format binary"
+            f"{self.root}: its pictures, or some of them, hold 0 and one other value, so they may be label maps or "
+            "binary masks, a folder for each image; say --format labels or --format binary"
         )
 
     def nothing(self, form: str, suffix: str) -> str:

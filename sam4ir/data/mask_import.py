@@ -14,6 +14,7 @@ from sam4ir import regions
 from sam4ir.data.mask_record import MaskColumns, MaskStoreError, encode_record
 
 Size = tuple[int, int]
+_LARGEST_SIDE = 1 << 31
 
 
 def read_sam_json(path: str | Path) -> tuple[list[Any], Size | None]:
@@ -26,6 +27,8 @@ def read_sam_json(path: str | Path) -> tuple[list[Any], Size | None]:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise MaskStoreError(f"{path}: not a JSON file ({error})") from None
+    except RecursionError:
+        raise MaskStoreError(f"{path}: not masks, its JSON is nested too deeply") from None
     size = None
     if isinstance(content, dict):
         if not isinstance(content.get("annotations"), list):
@@ -137,7 +140,7 @@ def _size(value: Any) -> Size:
     if not (
         isinstance(value, (list, tuple))
         and len(value) == 2
-        and all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v > 0 for v in value)
+        and all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and 0 < v < _LARGEST_SIDE for v in value)
     ):
         raise ValueError(f"the size must be [height, width], two whole numbers above 0, not {value!r}")
     return int(value[0]), int(value[1])

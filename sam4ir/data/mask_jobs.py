@@ -47,6 +47,10 @@ class ImageSink(Protocol):
 
     def add(self, key: str, image: Packed) -> None: ...
 
+    def check(self, key: str, image: Packed) -> None:
+        """Raises MaskStoreError where the image that is there under `key` is another one."""
+        ...
+
 
 @dataclass
 class Filled:
@@ -99,7 +103,7 @@ def fill(
     """Makes the records of all tasks that are not in the store at `path` and stores them; bad tasks are skipped.
 
     make: runs in the workers; its ValueErrors and OSErrors become `Filled.bad`. images: where a task's images go,
-    before its records; a task is done when both are there.
+    before its records; a task is done when both are there. Raises MaskStoreError where another image is there already.
     """
     done = Filled()
     with LateStore(path, meta, new) as store:
@@ -120,8 +124,8 @@ def fill(
 
 def _add_images(made: Made, images: ImageSink | None) -> None:
     for key, image in made.images.items():
-        if images is not None and key not in images:
-            images.add(key, image)
+        if images is not None:
+            (images.check if key in images else images.add)(key, image)
 
 
 def inherited(store: MaskStore) -> dict[str, Any]:

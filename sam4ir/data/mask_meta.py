@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -29,6 +30,7 @@ NOT_ASKED = ("versions", "made_on", "told")  # beside the provenance; they may d
 _OWN_KEYS = ("format", "format_version", "earlier_versions", "counts")
 _LOCK = ".meta.lock"
 _BESIDE = frozenset({_LOCK, ".merge.lock", "lock.mdb"})  # what a store may hold before it is one
+_HALF = re.compile(r"\.meta\.json\.\d+\.part")  # its meta.json, of a process that was killed while it wrote that
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -94,7 +96,9 @@ def refuse_other(path: Path, known: Mapping[str, Any], given: Mapping[str, Any])
 
 def _differences(place: str, known: Any, given: Any) -> list[str]:
     if isinstance(known, Mapping) and isinstance(given, Mapping):
-        keys = sorted({*known, *given})
+        sha256 = known.get("checkpoint_sha256")
+        renamed = {"checkpoint"} if sha256 and sha256 == given.get("checkpoint_sha256") else set()
+        keys = sorted({*known, *given} - renamed)  # the same weights may lie in a file of another name
         return [text for key in keys for text in _differences(f"{place}.{key}", known.get(key), given.get(key))]
     return [] if known == given else [f"{place[1:]}: stored {_short(known)}, now {_short(given)}"]
 
@@ -106,7 +110,9 @@ def _short(value: Any) -> str:
 
 def holds_nothing(path: Path) -> bool:
     """Whether a new store may begin at `path`."""
-    return not path.exists() or (path.is_dir() and {p.name for p in path.iterdir()} <= _BESIDE)
+    return not path.exists() or (
+        path.is_dir() and all(p.name in _BESIDE or _HALF.fullmatch(p.name) for p in path.iterdir())
+    )
 
 
 def begin(path: Path, own: dict[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,6 +152,12 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {p: metadata.version(p) for p in ("numpy", "lmdb", "zstandard")}
 
 
+def refuse_foreign(path: Path) -> None:
+    """MaskStoreError where `path` is a file, or a folder of something else than a store, of whatever version."""
+    if not path.is_dir() or not (holds_nothing(path) or (path / "meta.json").exists()):
+        raise MaskStoreError(f"{path}: is there and is no mask store; name another --store, it is not moved aside")
+
+
 def move_aside(path: Path) -> Path:
     """Rename path to the first free of path.old1, path.old2, ..."""
     number = 1
@@ -175,11 +187,13 @@ def locked(path: Path, name: str = _LOCK) -> Iterator[None]:
 class Presence:
     """Says to other processes of this machine that this one writes into the store; death takes it back.
 
-    Where the system has no flock everybody takes himself for the last one.
+    Where the system has no flock everybody takes himself for the last one. A child that inherits it over a fork does
+    not count, and changes nothing of its parent's.
     """
 
     def __init__(self, path: Path) -> None:
         self._folder: int | None = None
+        self._pid = os.getpid()
         if fcntl is not None:
             folder = os.open(path, os.O_RDONLY)
             try:
@@ -194,6 +208,8 @@ class Presence:
 
         Of writers that ask at the same moment one is told so.
         """
+        if self._pid != os.getpid():
+            return False
         if self._folder is None:
             return True
         try:
@@ -204,6 +220,11 @@ class Presence:
 
     def leave(self) -> None:
         """Calling it again does nothing."""
-        if self._folder is not None:
-            os.close(self._folder)
-            self._folder = None
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            if self._pid == os.getpid():
+                fcntl.flock(folder, fcntl.LOCK_UN)  # which closing does not do while a child has its copy open
+            os.close(folder)
+
+    def __del__(self) -> None:
+        self.leave()

@@ -54,7 +54,8 @@ def begin_new(store: Path, meta: Mapping[str, Any]) -> None:
     """Move a store and its parts aside and begin a new one. Raises MaskStoreError where a process writes a part."""
     folder = parts_folder(store)
     if folder.is_dir():
-        living = [part.name for part in _parts(folder) if _lock(part) is None]
+        locked = [file.with_suffix(".lmdb") for file in folder.glob("*.lock")]  # before there is a part
+        living = [part.name for part in sorted({*_parts(folder), *locked}) if _lock(part) is None]
         if living:
             raise MaskStoreError(f"{folder}: {', '.join(living)} is being written by another process; end it first")
         mask_meta.move_aside(folder)
@@ -140,7 +141,8 @@ def _remove_locks(folder: Path) -> None:
 
 def _merge_one(writer: MaskStoreWriter, part: Path, meta: Mapping[str, Any]) -> int:
     """Copy a part's records; 0 for one that was killed before it held anything."""
-    if mask_meta.holds_nothing(part) or not (part / "data.mdb").exists():
+    data = part / "data.mdb"
+    if mask_meta.holds_nothing(part) or not data.exists() or not data.stat().st_size:
         return 0
     known = mask_meta.read_meta(part)
     mask_meta.refuse_other(part, mask_meta.provenance_of(known), mask_meta.provenance(meta))

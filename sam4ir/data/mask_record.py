@@ -9,6 +9,7 @@ Version 1, which is still read, has offsets instead of the index, no tiles left 
 
 from __future__ import annotations
 
+import itertools
 import struct
 import threading
 from functools import cached_property
@@ -137,7 +138,7 @@ class MaskRecord:
         if self._version > 1:
             index, tiles = _LENGTHS.unpack_from(self._data, start) if end >= start + _LENGTHS.size else (end, 0)
             start, lengths = start + _LENGTHS.size, [*lengths, index]
-        self._frames: list[int] = np.cumsum([start, *lengths]).tolist()
+        self._frames: list[int] = list(itertools.accumulate(lengths, initial=start))
         first = self._frames[-1]
         if self._version == 1:
             offsets = first, self._across * self._down + 1

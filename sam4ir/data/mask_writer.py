@@ -35,6 +35,7 @@ class MaskStoreWriter:
         self.path = Path(path)
         own = mask_meta.provenance(meta)
         if new and self.path.exists():
+            mask_meta.refuse_foreign(self.path)
             self._refuse_writers()
             mask_meta.move_aside(self.path)
         if not mask_meta.holds_nothing(self.path):
@@ -79,7 +80,7 @@ class MaskStoreWriter:
         where there are no masks. image_sha256: mask_import.pixel_sha256 of the image that the generator looked at.
         overwrite: replace an earlier record of that key; otherwise the first one stays. Returns whether it was stored.
         """
-        self._name(key)
+        self.name_of(key)
         try:
             record = record_from_sam(masks, size, bytes.fromhex(image_sha256 or ""))
         except ValueError as error:
@@ -88,7 +89,7 @@ class MaskStoreWriter:
 
     def put_record(self, key: str, record: bytes, overwrite: bool = True) -> bool:
         """Stores a record's bytes under `key`, as put does; a record of another store may be copied so."""
-        return bool(self.put_records([(self._name(key), record)], overwrite))
+        return bool(self.put_records([(self.name_of(key), record)], overwrite))
 
     def put_records(self, records: Sequence[tuple[bytes, bytes]], overwrite: bool = False) -> int:
         """Stores (key, record) pairs in one transaction, all or none of them; returns how many were stored."""
@@ -105,8 +106,12 @@ class MaskStoreWriter:
         self._put += stored
         return stored
 
-    def _name(self, key: str) -> bytes:
-        name = key.encode()
+    def name_of(self, key: str) -> bytes:
+        """What stands for image `key` in LMDB. Raises MaskStoreError for a key that it cannot hold."""
+        try:
+            name = key.encode()
+        except UnicodeEncodeError:
+            raise MaskStoreError(f"{self.path}: key {key!r} is no UTF-8; rename the image") from None
         if not 0 < len(name) <= MAX_KEY:
             raise MaskStoreError(f"{self.path}: key {key!r} has {len(name)} bytes, LMDB keys have 1 to {MAX_KEY}")
         return name
@@ -154,7 +159,7 @@ def _mask_counts(transaction: lmdb.Transaction) -> list[int]:
 
 def contains(opened: OpenLmdb, key: object) -> bool:
     """Whether the environment has a value under `key`."""
-    if not isinstance(key, str) or not 0 < len(key.encode()) <= MAX_KEY:
+    name = key.encode(errors="replace") if isinstance(key, str) else b""
+    if not 0 < len(name) <= MAX_KEY or name.decode() != key:
         return False
-    name = key.encode()
     return bool(opened.read(lambda transaction: transaction.get(name) is not None, buffers=True))

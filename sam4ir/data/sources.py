@@ -50,7 +50,8 @@ class FolderSource:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
-            raise ValueError(f"{root}: no such folder")
+            what = "is a file, give the folder that it lies in" if self.root.exists() else "no such folder"
+            raise ValueError(f"{root}: {what}")
         self._files: dict[str, str] = {}
         for name in _image_files(self.root):
             other = self._files.setdefault(key_of(name), name)

@@ -38,7 +38,7 @@ def useful(workers: int, tasks: int, at_least: int = TASKS_A_PROCESS) -> int:
 def attempts(
     function: Callable[[T], R], tasks: Iterable[T], workers: int = 1, ahead: int = 4
 ) -> Generator[tuple[T, R | Failure], None, None]:
-    """(task, function(task)) in the order of `tasks`; a ValueError or OSError of a task comes as a Failure.
+    """(task, function(task)) in the order of `tasks`; a ValueError, OSError or MemoryError of one is a Failure.
 
     workers: processes, 1 = this one. ahead: tasks a worker that are handed out before the first of them is done; their
     results wait in memory. `function` is pickled once a process: a module's function or a partial of one.
@@ -80,6 +80,8 @@ class _Attempt(Generic[T, R]):
             return self.function(task)
         except (ValueError, OSError) as error:
             return Failure(str(error))
+        except MemoryError as error:
+            return Failure(f"{task}: not enough memory ({error})")
 
 
 _ATTEMPT: list[Any] = []  # of a worker process

@@ -28,7 +28,7 @@ from sam4ir.data.mask_record import MaskStoreError
 from sam4ir.data.masks import MaskStore, MaskStoreWriter
 from sam4ir.data.sources import ImageSource, read
 from sam4ir.engine.interrupt import Interrupted, Signals
-from sam4ir.utils.dist import Tally, World
+from sam4ir.utils.dist import PeerError, Tally, World
 
 Generator = Callable[[np.ndarray], Sequence[Mapping[str, Any]]]
 ALONE = World()
@@ -200,7 +200,13 @@ def generate_masks(
         images, found = (sum(numbers) for numbers in zip(*shares, strict=True))
         if world.main and begun is not None:
             begun(images, found)
-        report = _work(make, output, Progress(images, world.main), world, signals or Signals(), place.overwrite)
+        signals = signals or Signals()
+        try:
+            report = _work(make, output, Progress(images, world.main), world, signals, place.overwrite)
+        except PeerError:
+            if signals.number():  # it stops all, and who waits at the end of its share sees the others go
+                raise Interrupted(signals.number()) from None
+            raise
     report.left = _finish(place, share, world)
     store = MaskStore(place.store)
     report.stored, report.masks = len(store), store.meta["counts"].get("masks")
@@ -222,6 +228,7 @@ def _work(
                 found += 1
             else:
                 try:
+                    output.writer.name_of(key)  # before the time is spent
                     record = make(key)
                 except (ValueError, cv2.error) as error:
                     bad.append((key, str(error)))

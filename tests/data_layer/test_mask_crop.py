@@ -205,3 +205,43 @@ def test_the_windows_file_is_asked_for_by_its_name(pairs: Path) -> None:
     (pairs / "windows.jsonl").touch()
     with pytest.raises(ValueError, match=rf"did you mean {pairs}/windows.jsonl"):
         crop_by_table(store, pairs / "cut.lmdb", pairs)
+
+
+@pytest.mark.parametrize("name", ["crops.lmdb", "crops"])
+def test_sub_images_cut_otherwise_are_not_taken_for_those_of_the_masks(name: str, pairs: Path) -> None:
+    whole, store = open_source(pairs / "gt", None, "--images"), MaskStore(pairs / "masks.lmdb")
+    crop_images(store, pairs / "cut.lmdb", whole, Crop(32, 20), pairs / name)
+    with pytest.raises(ValueError, match=rf"--output-images: .*{name}.*a_s002.* cut otherwise .*name another"):
+        crop_images(store, pairs / "other.lmdb", whole, Crop(32, 10), pairs / name)
+    assert not (pairs / "other.lmdb").exists()
+    same = crop_images(store, pairs / "again.lmdb", whole, Crop(32, 20), pairs / name)
+    assert (same.stored, same.bad) == (len(MaskStore(pairs / "cut.lmdb").keys()), [])
+
+
+def test_an_unfinished_image_lmdb_of_another_cut_is_not_gone_on_with(pairs: Path) -> None:
+    path = pairs / "gt" / "b.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    whole, store = open_source(pairs / "gt", None, "--images"), MaskStore(pairs / "masks.lmdb")
+    assert crop_images(store, pairs / "cut.lmdb", whole, Crop(32, 20), pairs / "gt.lmdb").bad
+    with pytest.raises(ValueError, match=r"gt.lmdb\[a_s002\] is there already, cut otherwise"):
+        crop_images(store, pairs / "other.lmdb", whole, Crop(32, 10), pairs / "gt.lmdb")
+
+
+@pytest.mark.parametrize("name", ["gt", "gt/crops"])
+def test_sub_images_do_not_go_among_the_images_that_are_cut(name: str, pairs: Path) -> None:
+    whole, store = open_source(pairs / "gt", None, "--images"), MaskStore(pairs / "masks.lmdb")
+    with pytest.raises(ValueError, match=r"--output-images: .* lies in --images .*name another folder"):
+        crop_images(store, pairs / "cut.lmdb", whole, Crop(32, 20), pairs / name)
+    with pytest.raises(ValueError, match=r"--output-images: .*a.png is a file; name a folder"):
+        crop_images(store, pairs / "cut.lmdb", whole, Crop(32, 20), pairs / "gt" / "a.png")
+    assert open_source(pairs / "gt", None, "--images").keys == whole.keys
+
+
+def test_sub_images_of_images_that_the_generator_did_not_see_have_no_checksum(pairs: Path) -> None:
+    seen = read(open_source(pairs / "gt", None, "--images"), "b")
+    write_image(pairs / "gt" / "b.png", 255 - seen)
+    whole, store = open_source(pairs / "gt", None, "--images"), MaskStore(pairs / "masks.lmdb")
+    crop_images(store, pairs / "cut.lmdb", whole, Crop(32, 20))
+    cut = MaskStore(pairs / "cut.lmdb")
+    assert cut.read("a_s001").image_sha256 is not None
+    assert cut.read("b_s001").image_sha256 is None

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -111,3 +112,25 @@ def test_files_that_are_there_stay_unless_they_are_to_be_written_again(tmp_path:
     assert (done.written, done.there, file.read_text()) == (1, 1, "mine")
     assert export(store, "sam", tmp_path / "out", spe_map, ["a"], overwrite=True).written == 1
     assert json.loads(file.read_text())[0]["area"] == 16
+
+
+def test_keys_without_masks_and_a_file_for_a_folder_are_told_before_anything_is_written(tmp_path: Path) -> None:
+    with MaskStoreWriter(tmp_path / "masks.lmdb", {}) as writer:
+        writer.put_record("a", record_bytes(np.ones((1, 3, 4), bool)))
+    store = MaskStore(tmp_path / "masks.lmdb")
+    with pytest.raises(ValueError, match=r"--keys: .*has no masks of 1 image: nine; its own are 1 image: a"):
+        export(store, "sam", tmp_path / "out", spe_map, keys=["a", "nine"])
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").touch()
+    with pytest.raises(ValueError, match=r"--output: .*out is a file; name a folder"):
+        export(store, "sam", tmp_path / "out", spe_map)
+
+
+@pytest.mark.parametrize("key", ["../out", "a/../../out", "/nowhere/out"])
+def test_keys_of_a_strange_store_lead_nowhere_else(key: str, tmp_path: Path) -> None:
+    with MaskStoreWriter(tmp_path / "masks.lmdb", {}) as writer:
+        writer.put_record(key, record_bytes(np.ones((1, 3, 4), bool)))
+    with pytest.raises(ValueError, match="leads out of --output"):
+        export(MaskStore(tmp_path / "masks.lmdb"), "sam", tmp_path / "in", spe_map)
+    assert not (tmp_path / "in").exists()
+    assert not (tmp_path / "out.json").exists()

@@ -87,7 +87,8 @@ def test_formats_are_told_by_content(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ({"a.json": [], "a.png": LABELS}, "1 .json files and 1 pictures, either may be the masks; say --format"),
-        ({"a.png": LABELS // 200}, "label maps of one region or binary masks"),
+        ({"a.png": LABELS // 200}, "label maps or binary masks"),
+        ({"x/0.png": LABELS // 200, "x/1.png": LABELS}, "label maps or binary masks"),
         ({"a.npy": "x"}, "holds .npy maps, which hold no masks"),
         ({"a.txt": "x"}, "no .json files there, and no .png"),
         ({"a.json": [], "a.png.json": []}, "a.json and a.png.json are both of image 'a'"),

@@ -140,8 +140,24 @@ def test_a_part_killed_before_it_held_anything_goes(tmp_path: Path) -> None:
     half = parts_folder(store) / "rank-1of1.lmdb"
     half.mkdir()
     shutil.copy(store / "meta.json", half)
+    empty = parts_folder(store) / "shard-0of1.lmdb"  # killed inside LMDB's own beginning
+    shutil.copytree(half, empty)
+    (empty / "data.mdb").touch()
     assert merge(store).records == 0
     assert not parts_folder(store).exists()
+
+
+def test_a_part_that_is_about_to_begin_is_not_moved_aside(tmp_path: Path) -> None:
+    store = tmp_path / "m.lmdb"
+    merge(store)
+    parts_folder(store).mkdir()
+    lock = mask_parts._lock(parts_folder(store) / "rank-0of1.lmdb")
+    assert lock is not None
+    with pytest.raises(MaskStoreError, match=r"rank-0of1\.lmdb is being written"):
+        mask_parts.begin_new(store, META)
+    lock.release()
+    mask_parts.begin_new(store, META)
+    assert store.with_name("m.lmdb.old1").is_dir()
 
 
 def test_a_part_made_in_another_way_is_refused_and_stays(tmp_path: Path) -> None:

@@ -137,6 +137,17 @@ def test_tasks_come_back_in_order_with_their_failures() -> None:
     ]  # fmt: skip
 
 
+def allocate(number: int) -> int:
+    return len(np.empty(number))
+
+
+def test_a_task_that_asks_for_more_memory_than_there_is_spoils_no_other() -> None:
+    results = dict(attempts(allocate, [1, 1 << 50, 2]))
+    assert (results[1], results[2]) == (1, 2)
+    assert isinstance(results[1 << 50], Failure)
+    assert results[1 << 50].message.startswith(f"{1 << 50}: not enough memory")
+
+
 @pytest.mark.slow  # starts interpreters that import torch
 def test_many_processes_give_what_one_gives(store: Path) -> None:
     damage(store, "2", -4)

@@ -172,6 +172,73 @@ def test_a_fork_while_other_threads_read_leaves_the_parents_slots_alone(tmp_path
     assert str(os.getpid()) in slots[0]
 
 
+def test_threads_open_and_drop_a_store_while_the_process_forks(tmp_path: Path) -> None:
+    """The last user of an environment goes in one thread while another opens the file or forks."""
+    path = store_of(tmp_path / "m.lmdb", 3)
+    stop = threading.Event()
+    failures: list[BaseException] = []
+    opened = [0, 0, 0]
+
+    def open_and_drop(number: int) -> None:
+        try:
+            while not stop.is_set() or opened[number] < 300:
+                assert MaskStore(path).record_bytes("1") == record(1)
+                opened[number] += 1
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=open_and_drop, args=(i,)) for i in range(3)]
+    for thread in threads:
+        thread.start()
+    for _ in range(12):
+        child = start("fork", read_until, MaskStore(path), 3, 0)
+        child.join(20)
+        if child.exitcode != 0:
+            child.kill()
+            failures.append(AssertionError(f"child: {child.exitcode}"))
+            break
+    stop.set()
+    for thread in threads:
+        thread.join(60)
+    assert not failures
+
+
+def test_a_closed_or_dropped_writer_is_gone_though_a_child_lives(tmp_path: Path) -> None:
+    writer, context = MaskStoreWriter(tmp_path / "m.lmdb", META), multiprocessing.get_context("fork")
+    tried, go = context.Event(), context.Event()
+
+    def other() -> None:
+        assert not writer._presence.last()  # nor does this take the parent's presence away
+        writer._presence.leave()
+        tried.set()
+        go.wait(60)
+
+    child = start("fork", other)
+    writer.put_record("a", record(0))
+    assert tried.wait(30)
+    again = subprocess.run([sys.executable, "-c", _NEW, str(ROOT), str(writer.path)], capture_output=True, timeout=60)
+    assert b"another process is writing" in again.stderr
+    writer.close()
+    MaskStoreWriter(tmp_path / "m.lmdb", META).put_record("b", record(1))  # and dropped without closing
+    begun = time.monotonic()
+    MaskStoreWriter(tmp_path / "m.lmdb", META).close()
+    assert child.is_alive()
+    assert time.monotonic() - begun < 30
+    assert MaskStore(tmp_path / "m.lmdb").meta["counts"] == {"images": 2, "masks": 4}
+    MaskStoreWriter(tmp_path / "m.lmdb", META, new=True).close()
+    go.set()
+    child.join(30)
+    assert child.exitcode == 0
+
+
+_NEW = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from sam4ir.data.masks import MaskStoreWriter
+MaskStoreWriter(sys.argv[2], {"source": "gt"}, new=True)
+"""
+
+
 def test_a_reader_and_a_writer_of_one_process_share_the_file(tmp_path: Path) -> None:
     with MaskStoreWriter(tmp_path / "m.lmdb", META, map_size=SMALL_MAP) as writer:
         store = MaskStore(tmp_path / "m.lmdb")

@@ -337,6 +337,27 @@ def test_another_provenance_is_refused_and_never_destroys(tmp_path: Path) -> Non
     assert MaskStore(path.with_name("masks.lmdb.old1")).read("a").count == 3
 
 
+def test_what_is_no_store_is_never_moved_aside(tmp_path: Path) -> None:
+    (tmp_path / "photos.lmdb").mkdir()
+    (tmp_path / "photos.lmdb" / "data.mdb").write_bytes(b"somebody's")
+    (tmp_path / "file.lmdb").write_text("notes")
+    for name in ("photos.lmdb", "file.lmdb"):
+        with pytest.raises(MaskStoreError, match="is no mask store; name another"):
+            MaskStoreWriter(tmp_path / name, META, new=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file.lmdb", "photos.lmdb"]
+
+
+def test_the_same_weights_in_a_file_of_another_name_are_no_other_provenance(tmp_path: Path) -> None:
+    path = store_of(tmp_path, a=blobs(3, 20, 20)).path
+    MaskStoreWriter(path, {**META, "checkpoint": "copy.pth"}).close()
+    with pytest.raises(MaskStoreError, match="checkpoint_sha256: stored '00', now '11'"):
+        MaskStoreWriter(path, {**META, "checkpoint_sha256": "11"})
+    unknown = {**META, "checkpoint_sha256": None}
+    MaskStoreWriter(tmp_path / "unknown.lmdb", unknown).close()
+    with pytest.raises(MaskStoreError, match=r"checkpoint: stored 'none', now 'copy\.pth'"):
+        MaskStoreWriter(tmp_path / "unknown.lmdb", {**unknown, "checkpoint": "copy.pth"})
+
+
 @pytest.mark.parametrize(
     ("meta", "message"),
     [({"source": "hr"}, "gt, lq, restored"), ({"counts": 3}, "'counts'"), ({"settings": {1j}}, "plain JSON")],

@@ -26,7 +26,7 @@ from sam4ir.data.masks import MaskStore, MaskStoreError, MaskStoreWriter
 from sam4ir.data.sources import open_source
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.mask_run import Place, Progress, RecordMaker, Report, Share, enlarged_record, generate_masks
-from sam4ir.utils.dist import world
+from sam4ir.utils.dist import PeerError, Tally, world
 from sam4ir.utils.image import read_image, write_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,6 +136,28 @@ def test_bad_images_are_skipped_listed_and_tried_again(tmp_path: Path) -> None:
     assert (report.made, report.found, report.bad) == (2, 2, [])
 
 
+def test_a_key_that_lmdb_cannot_hold_is_a_bad_image(tmp_path: Path) -> None:
+    images = make_images(tmp_path / "images", 2)
+    deep = "/".join(letter * 200 for letter in "abc")
+    write_image(images / deep / "x.png", picture(7))
+    write_image(images / ("a" * 200) / ("b" * 200) / ("c" * 109 + ".png"), picture(8))  # 511 bytes
+    shutil.copy(images / "000.png", os.fsencode(images) + b"/caf\xe9.png")
+    for made in (3, 0):
+        report = run(images, tmp_path / "m.lmdb")
+        assert (report.made, report.stored) == (made, 3)
+        assert [key for key, _ in report.bad] == [f"{deep}/x", "caf\udce9"]
+        assert "1 to 511" in report.bad[0][1]
+        assert "no UTF-8" in report.bad[1][1]
+
+
+def test_a_run_that_was_killed_while_the_store_began_goes_on(tmp_path: Path) -> None:
+    images, store = make_images(tmp_path / "images", 1), tmp_path / "m.lmdb"
+    store.mkdir()
+    for name in (".merge.lock", ".meta.lock", ".meta.json.4711.part"):
+        (store / name).touch()
+    assert run(images, store).made == 1
+
+
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory"), TypeError("bug")])
 def test_what_is_no_fault_of_the_image_stops_the_run(error: Exception, tmp_path: Path) -> None:
     def failing(image: np.ndarray) -> list[dict[str, Any]]:
@@ -205,6 +227,21 @@ def test_a_signal_stops_after_the_image_under_way_and_the_rest_follows(tmp_path:
     assert stopped.value.exit_code == 143
     assert MaskStore(tmp_path / "m.lmdb").keys() == ["000"]
     assert run(images, tmp_path / "m.lmdb").made == 3
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_who_waits_for_the_others_when_a_signal_stops_them_stops_in_order(
+    signalled: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(*_: object) -> list[int]:
+        if signalled:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise PeerError
+
+    monkeypatch.setattr(Tally, "finish", lost)
+    with Signals() as signals, pytest.raises(Interrupted if signalled else PeerError):
+        run(make_images(tmp_path / "images", 1), tmp_path / "m.lmdb", signals=signals)
+    assert MaskStore(tmp_path / "m.lmdb").keys() == ["000"]
 
 
 def test_another_way_of_making_is_refused_and_new_moves_aside(tmp_path: Path) -> None:
