@@ -163,6 +163,7 @@ def test_a_signal_to_the_whole_group_saves_first(world: World, number: int) -> N
     assert list((world.root / "experiments" / "small" / "training_states").glob("*.state"))
 
 
+@pytest.mark.slow
 def test_restore_lists_what_is_not_finite(world: World) -> None:
     call("train.py", "-opt", world.write(world.values()), "--force_yml", "train:total_iter=1")
     weights = world.root / "experiments" / "small" / "models" / "net_g_1.pth"

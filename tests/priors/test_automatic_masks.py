@@ -208,7 +208,7 @@ def test_masks_of_photographs_are_the_packages(name: str) -> None:
     photograph = getattr(skimage.data, name)()
     settings = {"points_per_side": 10, "points_per_batch": 20}
     expected = package(sam, photograph, **settings)
-    assert len(expected) > 5
+    assert len(expected) >= 5
     assert ours(sam, photograph, **settings) == expected
     found = AutomaticMaskGenerator(sam, AutomaticMaskSettings(points_per_side=10), "fast").generate(photograph)
     assert len(found) == len(expected)
