@@ -47,6 +47,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--restore-opt", type=Path, metavar="FILE", help="--image restored: option file of the network")
     parser.add_argument("--restore-weights", metavar="FILE|NAME", help="its weights (default: as the option file says)")
     parser.add_argument("--max-side", type=int, metavar="PIXELS", help="SAM sees larger images shrunk to this side")
+    parser.add_argument(
+        "--scale", type=int, default=1, metavar="N", help="GT is N times larger than --input (--image lq of x2, x4 ...)"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     parser.add_argument("--precision", default="fp32", help="fp32, fast or bf16 (default: fp32)")
     parser.add_argument(
@@ -111,6 +114,8 @@ def check(given: argparse.Namespace) -> None:
         raise ValueError(f"--max-side: {given.max_side} must be above 0")
     if given.threads is not None and given.threads < 1:
         raise ValueError(f"--threads: {given.threads} must be above 0")
+    if given.scale < 1 or (given.scale > 1 and given.image != "lq"):
+        raise ValueError(f"--scale: {given.scale} must be 1 or more, and is for --image lq")
     if given.store.suffix != ".lmdb":
         raise ValueError(f"--store: {given.store} must end in .lmdb, so that it is told from a folder of files")
 
@@ -143,8 +148,8 @@ def make_masks(given: argparse.Namespace, joined: World, signals: Signals) -> in
     device = device_of(given.device, joined)
     restored = load_restorer(given.restore_opt, given.restore_weights, device) if given.restore_opt else None
     model = load_generator(given.sam, settings_of(given), given.precision, device, joined)
-    meta = meta_of(model, given.image, given.max_side, restored)
-    maker = RecordMaker(source, model.generate, restored.restore if restored else None, given.max_side)
+    meta = meta_of(model, given.image, given.max_side, restored, given.scale)
+    maker = RecordMaker(source, model.generate, restored.restore if restored else None, given.max_side, given.scale)
     if joined.main:
         print(f"{len(keys)} images of {given.input} ({given.image}), {told(model)}")
 

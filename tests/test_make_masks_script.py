@@ -133,6 +133,7 @@ def test_masks_of_restored_images_name_the_network_that_restored_them(world: Wor
         (["--restore-opt", "x.yml"], "belong together"),
         (["--restore-weights", "x.pth"], "needs --restore-opt"),
         (["--max-side", "0"], "must be above 0"),
+        (["--scale", "4"], "is for --image lq"),
         (["--threads", "-1"], "--threads: -1 must be above 0"),
         (["--shard", "0/2", "--new"], "--new with --shard"),
         (["--keys", "nothing.txt"], r"nothing\.txt cannot be read"),

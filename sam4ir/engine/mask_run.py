@@ -66,22 +66,26 @@ class RecordMaker:
 
     source: the images. generate: (h, w, 3) uint8 RGB -> segment-anything's mask dictionaries. restore: image ->
     restored image of the same type, which the generator looks at instead; None without. max_side: larger images are
-    shrunk until their longest side has so many pixels, and their masks enlarged again; None for any size.
+    shrunk until their longest side has so many pixels, and their masks enlarged again; None for any size. scale: the
+    ground truth is so many times larger than what the generator looks at, and the masks are enlarged to its grid.
     """
 
     source: ImageSource
     generate: Generator
     restore: Callable[[np.ndarray], np.ndarray] | None = None
     max_side: int | None = None
+    scale: int = 1
 
     def __call__(self, key: str) -> bytes:
         image = read(self.source, key)
         sha256 = bytes.fromhex(pixel_sha256(image))
         seen = eight_bits(image if self.restore is None else self.restore(image))
-        size = seen.shape[0], seen.shape[1]
-        if self.max_side is None or max(size) <= self.max_side:
+        size = seen.shape[0] * self.scale, seen.shape[1] * self.scale
+        if self.max_side is not None and max(seen.shape[:2]) > self.max_side:
+            seen = shrunk(seen, self.max_side)
+        if seen.shape[:2] == size:
             return record_from_sam(self.generate(seen), size, sha256)
-        return enlarged_record(self.generate(shrunk(seen, self.max_side)), size, sha256)
+        return enlarged_record(self.generate(seen), size, sha256)
 
 
 def eight_bits(image: np.ndarray) -> np.ndarray:

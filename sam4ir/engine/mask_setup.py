@@ -130,7 +130,7 @@ def load_restorer(option_file: Path, weights: str | None, device: torch.device) 
     return Restored(restorer(options, str(path)), option_file.name, path.name, sha256_of(path))
 
 
-def meta_of(made: Made, source: str, max_side: int | None, restored: Restored | None) -> dict[str, Any]:
+def meta_of(made: Made, source: str, max_side: int | None, restored: Restored | None, scale: int = 1) -> dict[str, Any]:
     """What meta.json says; `versions`, `made_on` and `told` may differ between the runs of one store."""
     meta: dict[str, Any] = {
         "generator": GENERATOR,
@@ -145,6 +145,8 @@ def meta_of(made: Made, source: str, max_side: int | None, restored: Restored | 
         "made_on": made.made_on,
         "told": dict(made.told),
     }
+    if scale > 1:
+        meta["scale"] = scale
     if restored is not None:
         meta["restored_by"] = {
             "option_file": restored.option_file,

@@ -294,6 +294,16 @@ def test_masks_of_a_shrunken_image_come_back_at_its_size(tmp_path: Path) -> None
     assert contents(tmp_path / "m.lmdb") == contents(tmp_path / "same.lmdb")
 
 
+def test_masks_of_a_degraded_image_lie_on_the_grid_of_the_ground_truth(tmp_path: Path) -> None:
+    images, store = make_images(tmp_path / "lq", 1), tmp_path / "masks.lmdb"
+    maker = RecordMaker(open_source(images, None, "--input"), thresholds, scale=4)
+    generate_masks(maker, ["000"], Place(store, META))
+    record = MaskStore(store).read("000")
+    assert record.size == (96, 144)
+    small = np.stack([picture(0)[..., 0] > level for level in (60, 120, 180)])
+    np.testing.assert_array_equal(record.stack(0, 0, 96, 144), small.repeat(4, 1).repeat(4, 2))
+
+
 def test_enlarging_takes_the_nearest_pixel_of_any_ratio() -> None:
     mask = np.zeros((5, 7), bool)
     mask[2, 3] = True
