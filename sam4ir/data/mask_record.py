@@ -10,6 +10,7 @@ Version 1, which is still read, has offsets instead of the index, no tiles left 
 from __future__ import annotations
 
 import itertools
+import math
 import struct
 import threading
 from functools import cached_property
@@ -158,6 +159,8 @@ class MaskRecord:
         planes = self._frame(3, np.uint8, 4, count)
         entries = np.ascontiguousarray(planes.T).view("<u4")[:, 0].astype(np.int64)
         filled = entries & 1 == 1
+        if (entries[filled] >> 1 >= self.atom_count).any():
+            raise MaskStoreError(f"{self.name}: damaged (a tile of an atom that is not there); make its masks again")
         starts = np.zeros(count + 1, np.int64)
         np.cumsum(np.where(filled, 0, entries >> 1), out=starts[1:])
         return starts, np.where(filled, entries >> 1, -1)
@@ -165,18 +168,20 @@ class MaskRecord:
     def __reduce__(self) -> tuple[type[MaskRecord], tuple[bytes, str]]:
         return MaskRecord, (bytes(self._data), self.name)
 
-    def _inflate(self, start: int, stop: int) -> bytes:
+    def _inflate(self, start: int, stop: int, dtype: Any, shape: tuple[int, ...]) -> NDArray[Any]:
+        """The array of a frame, whose stated length is looked at before anything so large is allocated."""
+        frame, dtype = self._data[start:stop], np.dtype(dtype)
         try:
-            return _ZSTD.reader.decompress(self._data[start:stop])
-        except zstandard.ZstdError as error:
+            if zstandard.frame_content_size(frame) == math.prod(shape) * dtype.itemsize:
+                return np.frombuffer(_ZSTD.reader.decompress(frame), dtype).reshape(shape)
+        except (zstandard.ZstdError, ValueError) as error:
             raise MaskStoreError(f"{self.name}: damaged ({error}); make this image's masks again") from None
+        raise MaskStoreError(
+            f"{self.name}: damaged (a part of {stop - start} bytes has the wrong length); make its masks again"
+        )
 
     def _frame(self, number: int, dtype: Any, *shape: int) -> NDArray[Any]:
-        data = self._inflate(self._frames[number], self._frames[number + 1])
-        array = np.frombuffer(data, dtype)
-        if array.size != np.prod(shape, dtype=np.int64):
-            raise MaskStoreError(f"{self.name}: damaged (part {number} has the wrong length); make its masks again")
-        return array.reshape(shape)
+        return self._inflate(self._frames[number], self._frames[number + 1], dtype, shape)
 
     @cached_property
     def _columns(self) -> NDArray[np.float64]:
@@ -250,11 +255,8 @@ class MaskRecord:
         atom, start, stop = int(filled[number]), int(starts[number]), int(starts[number + 1])
         if atom >= 0:
             return np.full((1, 1), atom, self._dtype)
-        data = self._inflate(self._tiles_at + start, self._tiles_at + stop)
         shape = min(self._tile, self.size[0] - y), min(self._tile, self.size[1] - x)
-        if len(data) != shape[0] * shape[1] * self._dtype.itemsize:
-            raise MaskStoreError(f"{self.name}: damaged (tile {number} has the wrong length); make its masks again")
-        return np.frombuffer(data, self._dtype).reshape(shape)
+        return self._inflate(self._tiles_at + start, self._tiles_at + stop, self._dtype, shape)
 
     def stack(self, top: int, left: int, h: int, w: int) -> NDArray[np.bool_]:
         """(n, h, w) bool, the window of every mask."""
