@@ -117,6 +117,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_a_quick_run_covers_every_contest_and_all_forms_agree(report):
     names = [contest["contest"] for contest in report["contests"]]
     assert names == [
@@ -148,6 +149,7 @@ def test_bookkeeping_is_told_by_step(tmp_path, capsys):
     assert "asking whether a key is there" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_report_holds_raw_times_and_what_they_depend_on(report):
     assert {"packages", "cpu", "cpu_flags", "threads", "load", "device"} <= set(report["environment"])
     assert report["environment"]["packages"]["torch"] == torch.__version__.split("+")[0]
