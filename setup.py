@@ -21,6 +21,7 @@ setup(
         "test": [
             "pytest>=7",
             "pytest-timeout>=2.2",
+            "pytest-xdist>=3.5",
             "hypothesis>=6.90",
             "ruff>=0.6",
             "mypy>=1.8",
