@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from sam4ir.data.sources import open_source, read
 from sam4ir.engine.bench import Agreement, Aim, Contest, Form
 from sam4ir.priors.automatic_masks import PRECISIONS, AutomaticMaskGenerator, AutomaticMaskSettings
 from sam4ir.priors.sam import build_sam, load_sam
+from sam4ir.utils.image import eight_bits
 
 Generate = Callable[[np.ndarray], list[dict[str, Any]]]
 PACKAGE = "segment-anything, {} points a batch"
@@ -43,11 +43,7 @@ def photographs(setting: SamSetting) -> list[np.ndarray]:
     if setting.images is None:
         return [skimage.data.chelsea(), skimage.data.astronaut()][: setting.number]
     source = open_source(setting.images, None, "--images")
-    found = islice(source.keys, setting.number)
-    return [
-        (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image
-        for image in (read(source, k) for k in found)
-    ]
+    return [eight_bits(read(source, key)) for key in source.keys[: setting.number]]
 
 
 def contest(setting: SamSetting) -> Contest:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from sam4ir.data.mask_record import MaskRecord, MaskStoreError
 from sam4ir.data.masks import MaskStore
 from sam4ir.data.sources import ImageSource, listed
-from sam4ir.utils.image import caption, resized
+from sam4ir.utils.image import caption, eight_bits, resized
 
 Picture = NDArray[np.uint8]  # (h, w, 3) RGB
 
@@ -31,7 +31,7 @@ def panels(record: MaskRecord, image: NDArray[np.integer] | None, spe: NDArray[n
             f"{record.name}: the masks are of {record.size[0]}x{record.size[1]}, the image of "
             f"{image.shape[0]}x{image.shape[1]} (h x w); scripts/masks.py verify lists all such"
         )
-    seen = np.full((*record.size, 3), _GREY, np.uint8) if image is None else _eight_bits(image)
+    seen = np.full((*record.size, 3), _GREY, np.uint8) if image is None else eight_bits(image)
     whole = (0, 0, *record.size)
     region = record.region_map(*whole)
     edges = np.where(record.boundary_map(*whole)[..., None], [255, 0, 0], seen).astype(np.uint8)
@@ -110,7 +110,3 @@ def _row(thumbnails: Sequence[Picture], width: int) -> Picture:
     for i, one in enumerate(thumbnails):
         row[: len(one), i * one.shape[1] : (i + 1) * one.shape[1]] = one
     return row
-
-
-def _eight_bits(image: NDArray[np.integer]) -> Picture:
-    return (image >> 8).astype(np.uint8) if image.dtype == np.uint16 else image.astype(np.uint8, copy=False)

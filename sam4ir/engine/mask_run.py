@@ -29,6 +29,7 @@ from sam4ir.data.masks import MaskStore, MaskStoreWriter
 from sam4ir.data.sources import ImageSource, read
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.utils.dist import PeerError, Tally, World
+from sam4ir.utils.image import eight_bits
 
 Generator = Callable[[np.ndarray], Sequence[Mapping[str, Any]]]
 ALONE = World()
@@ -86,11 +87,6 @@ class RecordMaker:
         if seen.shape[:2] == size:
             return record_from_sam(self.generate(seen), size, sha256)
         return enlarged_record(self.generate(seen), size, sha256)
-
-
-def eight_bits(image: np.ndarray) -> np.ndarray:
-    """(h, w, 3) uint8 of uint8 or uint16: the upper eight bits."""
-    return np.ascontiguousarray(image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8))
 
 
 def shrunk(image: np.ndarray, side: int) -> np.ndarray:

@@ -192,6 +192,11 @@ def jpeg(image: Tensor, quality: int) -> Tensor:
     return to_float_tensor(decode_image(data.tobytes(), "JPEG", 3 if len(image) == 3 else 1))
 
 
+def eight_bits(image: np.ndarray) -> np.ndarray:
+    """(h, w, c) uint8, contiguous, of uint8 or uint16 pixels: the upper eight bits."""
+    return np.ascontiguousarray(image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8))
+
+
 def caption(text: str, width: int, height: int = 16) -> np.ndarray:
     """(height, width, 3) uint8: light text on dark grey, cut off at the right where it is too long; ASCII only."""
     strip = np.full((height, width, 3), 40, np.uint8)
