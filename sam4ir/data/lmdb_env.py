@@ -345,7 +345,12 @@ def _unreadable(path: Path, error: lmdb.Error, remedy: str) -> ValueError:
 
 def _check_length(env: lmdb.Environment, file: Path, remedy: str) -> None:
     """Compares the length of data.mdb with what its header promises: reading past a cut-off end kills the process."""
-    needed, present = (env.info()["last_pgno"] + 1) * env.stat()["psize"], file.stat().st_size
+    needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    try:
+        present = file.stat().st_size
+    except OSError as error:  # moved away since it was opened, as a merged part is
+        env.close()
+        raise ValueError(f"{file}: cannot be read ({error.strerror}); {remedy}") from None
     if present < needed:
         env.close()
         raise ValueError(f"{file}: truncated, {present} of {needed} bytes are there; {remedy}")

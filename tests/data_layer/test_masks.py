@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
 from sam4ir import regions
+from sam4ir.data import lmdb_env
 from sam4ir.data.mask_import import read_sam_json, record_from_sam
 from sam4ir.data.mask_record import MaskRecord
 from sam4ir.data.masks import MaskStore, MaskStoreError, MaskStoreWriter
@@ -337,6 +338,22 @@ def test_another_provenance_is_refused_and_never_destroys(tmp_path: Path) -> Non
         assert "a" not in writer
     assert len(MaskStore(path)) == 0
     assert MaskStore(path.with_name("masks.lmdb.old1")).read("a").count == 3
+
+
+def test_a_store_that_is_moved_away_while_it_is_opened_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = store_of(tmp_path, a=blobs(2, 8, 8)).path
+    opening = lmdb_env.lmdb.open
+
+    def open_late(*arguments: Any, **options: Any) -> Any:
+        env = opening(*arguments, **options)
+        path.rename(tmp_path / "elsewhere.lmdb")
+        return env
+
+    monkeypatch.setattr(lmdb_env.lmdb, "open", open_late)
+    with pytest.raises(MaskStoreError, match=r"masks\.lmdb/data\.mdb: cannot be read \(No such file"):
+        MaskStore(path)
 
 
 def test_what_is_no_store_is_never_moved_aside(tmp_path: Path) -> None:
