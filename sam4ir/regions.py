@@ -164,6 +164,22 @@ def runs_of_atoms(atoms: Atoms) -> list[Runs]:
     return found
 
 
+def resized(atoms: Atoms, size: Size) -> Atoms:
+    """The atoms on a grid of another size (h, w): a pixel takes the label of the nearest one, by their centres."""
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, atoms.labels.shape, strict=True)
+    )
+    return Atoms(atoms.labels[rows[:, None], columns], atoms.table)
+
+
+def in_sight(atoms: Atoms) -> tuple[Atoms, NDArray[np.bool_]]:
+    """The atoms without the masks that have no pixel there, and which of the n masks stay, (n,) bool."""
+    met = np.zeros(len(atoms.table), bool)
+    met[atoms.labels] = True
+    kept: NDArray[np.bool_] = np.any(atoms.table[met], axis=0)
+    return Atoms(atoms.labels, atoms.table[:, kept]), kept
+
+
 def _distinct_rows(rows: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Number of each row among the distinct ones, and where each distinct one occurs first."""
     group = np.zeros(len(rows), np.int64)

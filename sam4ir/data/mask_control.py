@@ -138,13 +138,8 @@ def stretched(record: MaskRecord, size: tuple[int, int]) -> bytes:
 
     Masks that lose all their pixels are left out; order and scores stay.
     """
-    labels = record.labels(0, 0, *record.size)
-    y, x = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, record.size, strict=True))
-    labels = labels[y[:, None], x]
-    met = np.zeros(record.atom_count, bool)
-    met[labels] = True
-    kept = record.table[met].any(axis=0)
-    atoms = regions.Atoms(labels, record.table[:, kept])
+    whole = regions.Atoms(record.labels(0, 0, *record.size), record.table)
+    atoms, kept = regions.in_sight(regions.resized(whole, size))
     return record_from_atoms(atoms, record.predicted_iou[kept], record.stability_score[kept])
 
 

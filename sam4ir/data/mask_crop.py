@@ -34,12 +34,9 @@ def cut_records(record: MaskRecord, windows: Sequence[SubImage], hashes: Sequenc
     table, scores = record.table, (record.predicted_iou, record.stability_score)
     made = []
     for window, sha256 in zip(windows, hashes, strict=True):
-        part = window.cut(labels)
-        met = np.zeros(len(table), bool)
-        met[part] = True
-        kept = table[met].any(axis=0)
+        atoms, kept = regions.in_sight(regions.Atoms(window.cut(labels), table))
         iou, stability = (score[kept] for score in scores)
-        made.append(record_from_atoms(regions.Atoms(part, table[:, kept]), iou, stability, sha256))
+        made.append(record_from_atoms(atoms, iou, stability, sha256))
     return made
 
 

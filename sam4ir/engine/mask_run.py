@@ -107,9 +107,7 @@ def enlarged_record(masks: Sequence[Mapping[str, Any]], size: tuple[int, int], i
         return record_from_sam([], size, image_sha256)
     small = masks[0]["segmentation"]["size"]
     runs = [regions.parse_counts(mask["segmentation"]["counts"], (small[0], small[1])) for mask in masks]
-    labels, table = regions.atoms(runs, (small[0], small[1]))
-    rows, columns = ((2 * np.arange(n) + 1) * m // (2 * n) for n, m in zip(size, small, strict=True))  # their centres
-    atoms = regions.Atoms(np.ascontiguousarray(labels[rows[:, None], columns]), table)
+    atoms = regions.resized(regions.atoms(runs, (small[0], small[1])), size)
     iou, stability = (
         np.array([mask[name] for mask in masks], np.float64) for name in ("predicted_iou", "stability_score")
     )
