@@ -1,0 +1,1 @@
+"""Structure-modulated diffusion: schedules, forward process, samplers and their noise."""

@@ -1,0 +1,47 @@
+"""Noise of sampling, drawn from seeds: what an image gets depends on its own seed only.
+
+Every draw is a function of (seed, step): the order of calls, the batch an image is in and the device it is restored
+on do not matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sam4ir.utils.rng import derived_seed
+
+
+class SeededNoise:
+    """Normal noise for a batch of images, one seed an image; drawn on the CPU, brought to the device.
+
+    seeds: b integers (any size or sign); shape: (c, h, w) of one image.
+    """
+
+    def __init__(
+        self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device | str | None = None
+    ) -> None:
+        if not len(seeds) or len(shape) != 3:
+            raise ValueError(
+                f"noise of {len(seeds)} seeds and shape {tuple(shape)}; expected a seed an image and (c, h, w)"
+            )
+        self.seeds = tuple(int(seed) for seed in seeds)
+        self.shape = tuple(shape)
+        self.device = torch.device("cpu" if device is None else device)
+
+    def start(self) -> Tensor:
+        """x_T ~ N(0, I): (b, c, h, w) float32."""
+        return self._draw(-1)
+
+    def __call__(self, i: int) -> Tensor:
+        """The noise of step i = 0, 1, ... of the chain: (b, c, h, w) float32; the same for the same i."""
+        return self._draw(i)
+
+    def _draw(self, step: int) -> Tensor:
+        noise = torch.empty((len(self.seeds), *self.shape), dtype=torch.float32)
+        for seed, image in zip(self.seeds, noise, strict=True):
+            generator = torch.Generator().manual_seed(derived_seed(seed, "diffusion", step))
+            image.copy_(torch.randn(self.shape, generator=generator))
+        return noise.to(self.device)
