@@ -1,7 +1,8 @@
 """Which network weights belong to, from the names and shapes in their state dict.
 
 An answer is given only where the network, built on the meta device with the arguments found, has exactly these keys
-and shapes; NAFNetLocal, whose keys are NAFNet's, is told as NAFNet.
+and shapes; NAFNetLocal, whose keys are NAFNet's, is told as NAFNet. The tables of a diffusion's noise schedule that
+released checkpoints of SAM-DiffSR hold beside the weights are looked over.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from sam4ir.archs.diffusion_sr import DiffSR, is_released_table
+from sam4ir.archs.diffusion_unet import DiffSRUnet
 from sam4ir.archs.hinet import HINet
 from sam4ir.archs.nafnet import NAFNet
 from sam4ir.archs.restormer import Restormer
+from sam4ir.archs.rrdb import DiffSRRRDBNet, RRDBNet
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -41,6 +45,8 @@ def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
 
 def infer(shapes: Shapes) -> Fit | None:
     """The network of a state dict with these keys and shapes; None where none of ours has exactly them."""
+    if "denoise_fn.cond_proj.weight" in shapes:
+        shapes = {key: shape for key, shape in shapes.items() if not is_released_table(key)}
     for first, guess in _GUESSES.items():
         shape = shapes.get(first, ())
         if len(shape) == 4 and min(shape) > 0:
@@ -107,10 +113,74 @@ def _restormer(shapes: Shapes) -> Fit:
     return Fit(Restormer, arguments)
 
 
+def _rrdb(shapes: Shapes) -> Fit:
+    width, channels = shapes["conv_first.weight"][:2]
+    out = shapes["conv_last.weight"][0]
+    if "trunk_conv.weight" in shapes:
+        arguments = {
+            "in_nc": channels,
+            "out_nc": out,
+            "nf": width,
+            "nb": _count(shapes, "RRDB_trunk"),
+            "gc": shapes.get("RRDB_trunk.0.RDB1.conv1.weight", (32,))[0],
+            "sr_scale": 8 if "upconv3.weight" in shapes else 4,
+        }
+        return Fit(DiffSRRRDBNet, arguments)
+    scale = {4 * out: 2, 16 * out: 1}.get(channels, 4)  # as many channels come in as go out
+    arguments = {
+        "num_in_ch": channels // (4 // scale) ** 2,
+        "num_out_ch": out,
+        "scale": scale,
+        "num_feat": width,
+        "num_block": _count(shapes, "body"),
+        "num_grow_ch": shapes.get("body.0.rdb1.conv1.weight", (32,))[0],
+    }
+    return Fit(RRDBNet, arguments)
+
+
+def _diffsr_unet(shapes: Shapes) -> Fit:
+    """Of cond_dim and rrdb_num_block only a product is in the weights: cond_dim is dim where that divides it."""
+    joined, dim, kernel = shapes["cond_proj.weight"][:3]
+    cond_dim = joined if joined % dim else dim
+    arguments = {
+        "dim": dim,
+        "out_dim": shapes["final_conv.1.weight"][0],
+        "dim_mults": _multiples(shapes, "downs", dim),
+        "cond_dim": cond_dim,
+        "rrdb_num_block": 3 * (joined // cond_dim) - 1,
+        "sr_scale": kernel // 2,
+        "use_attn": "mid_attn.fn.g" in shapes,
+        "up_input": "up_proj.1.weight" in shapes,
+        "cond_sam": "sam_conv.0.weight" in shapes,
+    }
+    return Fit(DiffSRUnet, arguments, untold=("cond_dim", "rrdb_num_block"))
+
+
+def _diffsr(shapes: Shapes) -> Fit:
+    _, dim, kernel = shapes["denoise_fn.cond_proj.weight"][:3]
+    arguments = {
+        "hidden_size": dim,
+        "dim_mults": _multiples(shapes, "denoise_fn.downs", dim),
+        "rrdb_num_feat": shapes["rrdb.conv_first.weight"][0],
+        "rrdb_num_block": _count(shapes, "rrdb.RRDB_trunk"),
+        "sr_scale": kernel // 2,
+        "use_attn": "denoise_fn.mid_attn.fn.g" in shapes,
+        "up_input": "denoise_fn.up_proj.1.weight" in shapes,
+    }
+    return Fit(DiffSR, arguments)
+
+
+def _multiples(shapes: Shapes, levels: str, dim: int) -> list[int]:
+    return [shapes[f"{levels}.{level}.0.mlp.1.weight"][0] // dim for level in range(_count(shapes, levels))]
+
+
 _GUESSES: dict[str, Callable[[Shapes], Fit]] = {
     "intro.weight": _nafnet,
     "conv_01.weight": _hinet,
     "patch_embed.proj.weight": _restormer,
+    "conv_first.weight": _rrdb,
+    "cond_proj.weight": _diffsr_unet,
+    "denoise_fn.cond_proj.weight": _diffsr,
 }
 
 

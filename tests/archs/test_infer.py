@@ -28,7 +28,30 @@ RESTORMER: dict[str, Any] = {
     "dual_pixel_task": False,
 }
 
-# the official configurations (their keys and shapes are pinned in test_networks.py)
+RRDB: dict[str, Any] = {"num_in_ch": 3, "num_out_ch": 3, "scale": 4, "num_feat": 64, "num_block": 23, "num_grow_ch": 32}
+DIFFSR_RRDB: dict[str, Any] = {"in_nc": 3, "out_nc": 3, "nf": 64, "nb": 17, "gc": 32, "sr_scale": 4}
+DIFFSR_UNET: dict[str, Any] = {
+    "dim": 64,
+    "out_dim": 3,
+    "dim_mults": [1, 2, 3, 4],
+    "cond_dim": 64,
+    "rrdb_num_block": 17,
+    "sr_scale": 4,
+    "use_attn": False,
+    "up_input": False,
+    "cond_sam": False,
+}
+DIFFSR: dict[str, Any] = {
+    "hidden_size": 64,
+    "dim_mults": [1, 2, 3, 4],
+    "rrdb_num_feat": 64,
+    "rrdb_num_block": 17,
+    "sr_scale": 4,
+    "use_attn": False,
+    "up_input": False,
+}
+
+# the official configurations (keys and shapes are pinned in test_networks.py and test_diffusion_networks.py)
 OFFICIAL: list[tuple[str, dict[str, Any]]] = [
     *[("NAFNet", {"img_channel": 3, "width": width, **blocks}) for width in (32, 64) for blocks in (SIDD, GOPRO)],
     ("HINet", HINET),
@@ -38,6 +61,10 @@ OFFICIAL: list[tuple[str, dict[str, Any]]] = [
     ("Restormer", {**RESTORMER, "LayerNorm_type": "BiasFree"}),
     ("Restormer", {**RESTORMER, "LayerNorm_type": "BiasFree", "inp_channels": 1, "out_channels": 1}),
     ("Restormer", {**RESTORMER, "inp_channels": 6, "dual_pixel_task": True}),
+    *[("RRDBNet", {**RRDB, "scale": scale}) for scale in (4, 2, 1)],
+    *[("DiffSRRRDBNet", {**DIFFSR_RRDB, "sr_scale": scale}) for scale in (4, 8)],
+    *[("DiffSRUnet", {**DIFFSR_UNET, part: True}) for part in ("use_attn", "up_input", "cond_sam")],
+    ("DiffSR", DIFFSR),
 ]
 
 
@@ -114,6 +141,37 @@ def test_every_restormer_is_told(data: st.DataObject) -> None:
     assert_reproduced("Restormer", arguments)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 8), few, st.integers(1, 4), st.sampled_from([1, 2, 4]), st.integers(1, 4))
+def test_every_rrdbnet_with_as_many_channels_out_as_in_is_told(
+    width: int, blocks: int, growth: int, scale: int, channels: int
+) -> None:
+    arguments = {"num_in_ch": channels, "num_out_ch": channels, "scale": scale}
+    assert_reproduced("RRDBNet", {**arguments, "num_feat": width, "num_block": blocks, "num_grow_ch": growth})
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_every_diffusion_network_is_told(data: st.DataObject) -> None:
+    arguments = {
+        "hidden_size": data.draw(st.sampled_from([4, 6, 8]), "hidden_size"),
+        "dim_mults": data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3), "dim_mults"),
+        "rrdb_num_feat": data.draw(st.sampled_from([4, 6]), "features"),
+        "rrdb_num_block": data.draw(st.integers(2, 6), "blocks"),
+        "sr_scale": data.draw(st.sampled_from([4, 8]), "scale"),
+        "use_attn": data.draw(st.booleans(), "attention"),
+        "up_input": data.draw(st.booleans(), "up_input"),
+    }
+    assert told("DiffSR", arguments).arguments == arguments
+
+
+@pytest.mark.parametrize(("dim", "cond_dim", "blocks"), [(8, 8, 5), (8, 4, 5), (8, 6, 2), (4, 8, 8)])
+def test_the_unet_alone_does_not_tell_how_its_condition_is_made_up(dim: int, cond_dim: int, blocks: int) -> None:
+    arguments = {"dim": dim, "dim_mults": [1, 2], "cond_dim": cond_dim, "rrdb_num_block": blocks}
+    assert_reproduced("DiffSRUnet", arguments)
+    assert told("DiffSRUnet", arguments).untold == ("cond_dim", "rrdb_num_block")
+
+
 @pytest.mark.parametrize(
     ("given_", "expected"), [(2.66, 2.66), (2.67, 2.66), (2.0, 2.0), (2.5, 2.5), (3.25, 3.3), (1.0, 1.0)]
 )
@@ -154,6 +212,9 @@ def test_a_network_that_is_nearly_ours_is_not_told(change: Any) -> None:
         {"intro.weight": (8, 3, 3, 3)},
         {"conv_01.weight": (8, 3, 3, 3)},
         {"patch_embed.proj.weight": (8, 3, 3, 3)},
+        {"conv_first.weight": (8, 3, 3, 3)},
+        {"cond_proj.weight": (8, 8, 8, 8)},
+        {"denoise_fn.cond_proj.weight": (8, 8, 8, 8), "rrdb.conv_first.weight": ()},
         {"patch_embed.proj.weight": (0, 0, 0, 0), "output.weight": ()},
         {"patch_embed.proj.weight": (8, 3, 3, 3), "output.weight": (3,), "latent.0.ffn.project_out.weight": (0, 1)},
         {"patch_embed.proj.weight": (8, 3, 3, 3), "output.weight": (3,), "latent.0.attn.temperature": ()},

@@ -1,0 +1,104 @@
+"""The network of SAM-DiffSR (Wang et al., arXiv 2402.17133) as it is trained and deployed: U-Net and frozen RRDB."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sam4ir.archs.diffusion_unet import DiffSRUnet
+from sam4ir.archs.rrdb import DiffSRRRDBNet, to_diffsr_keys
+
+V = TypeVar("V")
+
+RELEASED_BUFFERS = frozenset(  # tables of the released diffusion module, functions of its noise schedule
+    {
+        "betas",
+        "alphas_cumprod",
+        "alphas_cumprod_prev",
+        "sqrt_alphas_cumprod",
+        "sqrt_one_minus_alphas_cumprod",
+        "log_one_minus_alphas_cumprod",
+        "sqrt_recip_alphas_cumprod",
+        "sqrt_recipm1_alphas_cumprod",
+        "posterior_variance",
+        "posterior_log_variance_clipped",
+        "posterior_mean_coef1",
+        "posterior_mean_coef2",
+    }
+)
+RELEASED_PARTS = ("posterior_", "ssim_loss.")
+
+
+class DiffSR(nn.Module):
+    """The denoiser and the condition it looks at; the RRDB network is frozen and stays in evaluation mode.
+
+    hidden_size, dim_mults, use_attn, up_input: dim and the like of DiffSRUnet. rrdb_num_feat, rrdb_num_block: channels
+    and blocks of the RRDB network, its growth is half the channels. sr_scale: 4 or 8.
+    multiple: what the sides of an LR image must be a multiple of; smallest: the least side that it may have.
+    Raises ValueError as DiffSRUnet and DiffSRRRDBNet do.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int = 64,
+        dim_mults: Sequence[int] = (1, 2, 3, 4),
+        rrdb_num_feat: int = 64,
+        rrdb_num_block: int = 17,
+        sr_scale: int = 4,
+        use_attn: bool = False,
+        up_input: bool = False,
+    ) -> None:
+        super().__init__()
+        self.denoise_fn = DiffSRUnet(
+            dim=hidden_size,
+            dim_mults=dim_mults,
+            cond_dim=rrdb_num_feat,
+            rrdb_num_block=rrdb_num_block,
+            sr_scale=sr_scale,
+            use_attn=use_attn,
+            up_input=up_input,
+        )
+        self.rrdb = DiffSRRRDBNet(nf=rrdb_num_feat, nb=rrdb_num_block, gc=rrdb_num_feat // 2, sr_scale=sr_scale)
+        self.rrdb.requires_grad_(False).eval()
+        self.sr_scale = sr_scale
+        self.multiple = self.denoise_fn.multiple // math.gcd(self.denoise_fn.multiple, sr_scale)
+        self.smallest = self.multiple * math.ceil(2 * self.denoise_fn.multiple / (self.multiple * sr_scale))
+
+    def train(self, mode: bool = True) -> DiffSR:
+        """Training mode for the denoiser only."""
+        super().train(mode)
+        self.rrdb.eval()
+        return self
+
+    def condition(self, lq: Tensor) -> Tensor:
+        """(b, 3, h, w) in [0, 1] -> (b, hidden_size, H, W), which serves all steps of a chain."""
+        with torch.no_grad():
+            maps = self.rrdb.features(lq * 2 - 1)
+        return self.denoise_fn.project(maps)
+
+    def denoise(self, x_t: Tensor, t: Tensor, condition: Tensor, lq_up: Tensor | None = None) -> Tensor:
+        """x_t (b, 3, H, W), t (b,) int64, condition (b, hidden_size, H, W), lq_up (b, 3, H, W) in [-1, 1], needed with
+        up_input only -> (b, 3, H, W): the target of the diffusion process (its noise, say), x_t's type.
+        """
+        return self.denoise_fn.denoise(x_t, t, condition, lq_up)
+
+    def forward(self, x_t: Tensor, t: Tensor, lq: Tensor, lq_up: Tensor | None = None) -> Tensor:
+        """condition and denoise at once, for training: no gradient reaches the RRDB network."""
+        return self.denoise(x_t, t, self.condition(lq), lq_up)
+
+    @staticmethod
+    def adapted(state: Mapping[str, V]) -> dict[str, V]:
+        """A released state without the tables of its diffusion module; BasicSR's keys under rrdb. as this network's."""
+        rrdb = {key.removeprefix("rrdb."): value for key, value in state.items() if key.startswith("rrdb.")}
+        renamed = {f"rrdb.{key}": value for key, value in to_diffsr_keys(rrdb).items()}
+        rest = {key: value for key, value in state.items() if not (key.startswith("rrdb.") or is_released_table(key))}
+        return {**rest, **renamed}
+
+
+def is_released_table(key: str) -> bool:
+    """Whether the released diffusion module keeps something under this key that is no weight."""
+    return key in RELEASED_BUFFERS or key.startswith(RELEASED_PARTS)

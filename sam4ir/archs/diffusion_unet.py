@@ -1,0 +1,273 @@
+"""The denoising U-Net of SAM-DiffSR (Wang et al., arXiv 2402.17133), which is SRDiff's (Li et al., Neurocomputing 2022,
+arXiv 2104.14951): no normalisation, Mish, reflection padding, a condition added after the first level.
+
+Names of modules are those of the released code, so released checkpoints load strictly.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam4ir.archs.layers import Block, Pointwise, run
+from sam4ir.archs.mish import mish
+
+ATTENTION_HEADS = 4
+ATTENTION_WIDTH = 32
+
+
+class ReflectConv(nn.Conv2d):
+    """3x3 convolution over the map reflected by one pixel: (b, i, h, w) -> (b, o, h / stride, w / stride)."""
+
+    def __init__(self, before: int, after: int, stride: int = 1) -> None:
+        super().__init__(before, after, 3, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):  # a CPU's autocast would pad in float32
+            padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+        return super().forward(padded)
+
+
+class ConvMish(nn.Module):
+    """mish(convolution); what the released code calls a block. (b, i, h, w) -> (b, o, h, w)."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Identity(), ReflectConv(before, after), nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return mish(self.block[1](x))
+
+
+class ResnetBlock(Block):
+    """Two ConvMish with the time between them, and a residual. (b, before, h, w) -> (b, after, h, w)."""
+
+    def __init__(self, before: int, after: int, time_dim: int) -> None:
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_dim, after))
+        self.block1 = ConvMish(before, after)
+        self.block2 = ConvMish(after, after)
+        self.res_conv = Pointwise(before, after) if before != after else nn.Identity()
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """time: mish of the time embedding (b, time_dim)."""
+        y = self.block1(x)
+        with torch.autocast(time.device.type, enabled=False):
+            shift = self.mlp[1](time)
+        y = self.block2(y.add_(shift[:, :, None, None].to(y.dtype)))
+        return y.add_(self.res_conv(x))
+
+
+class Downsample(nn.Module):
+    """(b, c, h, w) -> (b, c, h / 2, w / 2)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.Identity(), ReflectConv(channels, channels, stride=2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out
+
+
+class Upsample(nn.Module):
+    """(b, c, h, w) -> (b, c, 2h, 2w)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.ConvTranspose2d(channels, channels, 4, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(x)
+        return out
+
+
+class LinearAttention(nn.Module):
+    """Attention linear in the number of pixels: keys are a distribution over pixels (Shen et al., Efficient Attention,
+    WACV 2021, without their softmax of queries). (b, c, h, w) -> the same.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        width = ATTENTION_HEADS * ATTENTION_WIDTH
+        self.to_qkv = nn.Conv2d(channels, 3 * width, 1, bias=False)
+        self.to_out = nn.Conv2d(width, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, _, h, w = x.shape
+        q, k, v = self.to_qkv(x).reshape(b, 3, ATTENTION_HEADS, ATTENTION_WIDTH, h * w).unbind(1)
+        context = k.softmax(-1) @ v.transpose(-2, -1)  # (b, heads, width of k, width of v)
+        return self.to_out((context.transpose(-2, -1) @ q).reshape(b, -1, h, w))
+
+
+class Rezero(nn.Module):
+    """g f(x) with a learnt g that starts at zero (Bachlechner et al., UAI 2021)."""
+
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.g = nn.Parameter(torch.zeros(1))
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fn(x)
+        return y * self.g.to(y.dtype)
+
+
+class Residual(nn.Module):
+    """x + f(x)."""
+
+    def __init__(self, fn: nn.Module) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fn(x)
+        return x + y
+
+
+class DiffSRUnet(nn.Module):
+    """What a noisy residual's noise is (or another target), from the residual, its time step and RRDB feature maps.
+
+    dim: channels at full resolution. out_dim: channels of the answer. dim_mults: one factor of dim a level, fine to
+    coarse. cond_dim, rrdb_num_block: channels and blocks of the RRDB network whose maps 3, 6, 9 ... are the condition.
+    sr_scale: HR side over LR side, even. use_attn: linear attention at the coarsest level. up_input: the up-sampled
+    LR image is a condition too. cond_sam: the map of masks is mixed into the condition.
+    multiple: what the sides H and W must be a multiple of, twice it at least; denoise raises ValueError otherwise.
+    Raises ValueError on an odd sr_scale, on no level, and where dim has no half of two frequencies.
+    """
+
+    def __init__(
+        self,
+        dim: int = 64,
+        out_dim: int = 3,
+        dim_mults: Sequence[int] = (1, 2, 3, 4),
+        cond_dim: int = 64,
+        rrdb_num_block: int = 17,
+        sr_scale: int = 4,
+        use_attn: bool = False,
+        up_input: bool = False,
+        cond_sam: bool = False,
+    ) -> None:
+        super().__init__()
+        _check(dim, dim_mults, rrdb_num_block, sr_scale)
+        widths = [3, *(dim * m for m in dim_mults)]
+        pairs = list(itertools.pairwise(widths))
+        self.dim = dim
+        self.multiple = 2 ** (len(pairs) - 1)
+        # the order of the released state dict
+        self.sam_conv = nn.Sequential(*(nn.Conv2d(dim + (i == 0), dim, 1) for i in range(3))) if cond_sam else None
+        maps = (rrdb_num_block + 1) // 3
+        self.cond_proj = nn.ConvTranspose2d(cond_dim * maps, dim, 2 * sr_scale, sr_scale, sr_scale // 2)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim))
+        self.downs = nn.ModuleList(
+            nn.ModuleList([*_two(before, after, dim), Downsample(after) if level < len(pairs) else nn.Identity()])
+            for level, (before, after) in enumerate(pairs, 1)
+        )
+        self.ups = nn.ModuleList(
+            nn.ModuleList([*_two(2 * after, before, dim), Upsample(before)]) for before, after in reversed(pairs[1:])
+        )
+        deepest = widths[-1]
+        self.mid_block1 = ResnetBlock(deepest, deepest, dim)
+        self.mid_attn = Residual(Rezero(LinearAttention(deepest))) if use_attn else None
+        self.mid_block2 = ResnetBlock(deepest, deepest, dim)
+        self.final_conv = nn.Sequential(ConvMish(dim, dim), Pointwise(dim, out_dim))
+        self.up_proj = nn.Sequential(nn.Identity(), ReflectConv(3, dim)) if up_input else None
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        cond: Sequence[Tensor],
+        img_lr_up: Tensor | None = None,
+        sam_mask: Tensor | None = None,
+    ) -> Tensor:
+        """project and denoise at once. cond: feature maps of the RRDB network; the rest as there."""
+        return self.denoise(x, time, self.project(cond, sam_mask), img_lr_up)
+
+    def project(self, feats: Sequence[Tensor], sam_mask: Tensor | None = None) -> Tensor:
+        """RRDB maps (b, cond_dim, h, w), rrdb_num_block + 1 of them -> condition (b, dim, H, W), the same at each step.
+
+        sam_mask: (b, 1, H, W), used and needed with cond_sam only.
+        """
+        condition: Tensor = self.cond_proj(torch.cat(list(feats[2::3]), 1))
+        if self.sam_conv is None:
+            return condition
+        if sam_mask is None:
+            raise ValueError("this network was made with cond_sam: it needs sam_mask (b, 1, H, W), in sampling too")
+        mixed: Tensor = self.sam_conv(torch.cat([condition, sam_mask.to(condition.dtype)], 1))
+        return mixed
+
+    def denoise(self, x: Tensor, time: Tensor, projected: Tensor, img_lr_up: Tensor | None = None) -> Tensor:
+        """(b, 3, H, W), time steps (b,), `project`ed condition (b, dim, H, W) -> (b, out_dim, H, W), x's type.
+
+        img_lr_up: LR image at (b, 3, H, W) in [-1, 1], used and needed with up_input only.
+        """
+        self._check_input(x, projected)
+        t = F.mish(self.embedded(time))
+        y = x.contiguous(memory_format=torch.channels_last)
+        skips: list[Tensor] = []
+        for first, second, down in map(_parts, self.downs):
+            y = run(second, run(first, y, t), t)
+            if not skips:
+                y = self._conditioned(y, projected, img_lr_up)
+            skips.append(y)
+            y = down(y)
+        y = run(self.mid_block1, y, t)
+        if self.mid_attn is not None:
+            y = self.mid_attn(y)
+        y = run(self.mid_block2, y, t)
+        for first, second, up in map(_parts, self.ups):
+            y = run(second, run(first, torch.cat([y, skips.pop()], 1), t), t)
+            y = up(y)
+        return self.final_conv(y).to(x.dtype).contiguous()
+
+    def embedded(self, time: Tensor) -> Tensor:
+        """Time steps (b,) -> (b, dim): sinusoids and two layers, never in less than the parameters' precision."""
+        half = self.dim // 2
+        precision = self.cond_proj.weight.dtype
+        steps = torch.arange(half, device=time.device, dtype=torch.float32)
+        angles = time[:, None] * torch.exp(steps * (-math.log(10000) / (half - 1)))
+        with torch.autocast(time.device.type, enabled=False):
+            out: Tensor = self.mlp(torch.cat([angles.sin(), angles.cos()], 1).to(precision))
+        return out
+
+    def _conditioned(self, y: Tensor, projected: Tensor, img_lr_up: Tensor | None) -> Tensor:
+        y = y.add_(projected.to(y.dtype))
+        if self.up_proj is None:
+            return y
+        if img_lr_up is None:
+            raise ValueError("this network was made with up_input: it needs img_lr_up (b, 3, H, W)")
+        return y.add_(self.up_proj(img_lr_up.contiguous(memory_format=torch.channels_last)))
+
+    def _check_input(self, x: Tensor, projected: Tensor) -> None:
+        h, w = x.shape[-2:]
+        m = self.multiple
+        if h % m or w % m or h < 2 * m or w < 2 * m:
+            raise ValueError(f"x of {h}x{w}: sides must be multiples of {m}, {2 * m} at least; pad the LR image")
+        if projected.shape[-2:] != x.shape[-2:]:
+            raise ValueError(f"x is {h}x{w}, its condition {tuple(projected.shape[-2:])}: they must be of one size")
+
+
+def _two(before: int, after: int, time_dim: int) -> list[ResnetBlock]:
+    return [ResnetBlock(before, after, time_dim), ResnetBlock(after, after, time_dim)]
+
+
+def _parts(level: nn.Module) -> list[nn.Module]:
+    """The two blocks of a level and what leads to the next."""
+    return list(level.children())
+
+
+def _check(dim: int, dim_mults: Sequence[int], rrdb_num_block: int, sr_scale: int) -> None:
+    if dim % 2 or dim < 4:
+        raise ValueError(f"dim {dim}: give an even number, 4 at least (half of it are frequencies of the time)")
+    if not dim_mults or min(dim_mults) < 1:
+        raise ValueError(f"dim_mults {list(dim_mults)}: give one positive factor a level")
+    if rrdb_num_block < 2:
+        raise ValueError(f"rrdb_num_block {rrdb_num_block}: the condition is each third map, so give 2 at least")
+    if sr_scale < 2 or sr_scale % 2:
+        raise ValueError(f"sr_scale {sr_scale}: the condition is enlarged by an even factor")
