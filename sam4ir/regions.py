@@ -132,23 +132,47 @@ def atoms(runs: Sequence[Runs], size: Size) -> Atoms:
     """The atoms of n masks given by their runs; exact for any overlap.
 
     Between two neighbouring run edges of any masks the covering set is constant: the sets follow
-    from one running XOR over the edges, and no (n, h, w) stack is painted.
+    from one running XOR over the edges (_covering), and no (n, h, w) stack is painted.
     """
     h, w = size
-    edges = [np.cumsum(r)[:-1] for r in runs]
-    mask = np.repeat(np.arange(len(runs)), [len(e) for e in edges])
-    pixel = np.concatenate([np.zeros(0, np.int64), *edges])
-    inside = pixel < h * w
-    mask, pixel = mask[inside], pixel[inside]
-    starts, segment = np.unique(np.concatenate((pixel, [0])), return_inverse=True)
-    bits = np.zeros((len(starts), (len(runs) + 63) // 64), "<u8")
-    np.bitwise_xor.at(bits, (segment[:-1], mask // 64), np.uint64(1) << (mask % 64).astype(np.uint64))
-    np.bitwise_xor.accumulate(bits, axis=0, out=bits)
+    starts, bits = _covering(runs, h * w)
     group, first = _distinct_rows(bits)
     table = np.unpackbits(bits[first].view(np.uint8), axis=1, count=len(runs), bitorder="little").astype(bool)
     dtype = np.uint16 if len(first) <= 65535 else np.uint32
     flat = np.repeat(group.astype(dtype), np.diff(starts, append=h * w))
     return Atoms(np.ascontiguousarray(flat.reshape(w, h).T), table)
+
+
+def _covering(runs: Sequence[Runs], pixels: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Where the set of masks that cover a pixel changes, (s,) column-major, from 0 on; and that set from there on.
+
+    The sets are bits, (s, n / 64 rounded up) little-endian words: mask i is bit i % 64 of word i // 64.
+    """
+    edges = [np.cumsum(r)[:-1] for r in runs]
+    mask = np.repeat(np.arange(len(runs)), [len(e) for e in edges])
+    pixel = np.concatenate([np.zeros(0, np.int64), *edges])
+    inside = pixel < pixels
+    mask, pixel = mask[inside], pixel[inside]
+    starts, segment = np.unique(np.concatenate((pixel, [0])), return_inverse=True)
+    bits = np.zeros((len(starts), (len(runs) + 63) // 64), "<u8")
+    np.bitwise_xor.at(bits, (segment[:-1], mask // 64), np.uint64(1) << (mask % 64).astype(np.uint64))
+    np.bitwise_xor.accumulate(bits, axis=0, out=bits)
+    return starts, bits
+
+
+def paint(runs: Sequence[Runs], values: NDArray[Any], size: Size) -> NDArray[Any]:
+    """(h, w): the value of the last mask in the list that covers a pixel. values: (n + 1,), the first where none does.
+
+    Equal to painting one mask after the other; the work goes with the number of runs and not with the masks' areas.
+    """
+    h, w = size
+    starts, bits = _covering(runs, h * w)
+    top = np.zeros(len(starts), np.int64)
+    for number, half in enumerate(bits.view("<u4").T):  # halves, because float64 holds them exactly
+        length = np.frexp(half.astype(np.float64))[1]
+        top[length > 0] = 32 * number + length[length > 0]
+    flat = np.repeat(values[top], np.diff(starts, append=h * w))
+    return np.ascontiguousarray(flat.reshape(w, h).T)
 
 
 def runs_of_atoms(atoms: Atoms) -> list[Runs]:
@@ -244,15 +268,46 @@ def rotary_table(size: Size) -> NDArray[np.float64]:
     return table
 
 
-@functools.lru_cache(maxsize=4)
-def _rotary_prefix(size: Size) -> NDArray[np.float64]:
-    """(h * w + 1,) sums of R over the first pixels, column-major; float64, as fp32 errs by 7e-3."""
-    return np.concatenate(([0.0], np.cumsum(rotary_table(size).T)))
-
-
 def spe_sum(runs: Runs, size: Size) -> float:
     """Sum of R over the whole mask. The SPE as released is this divided by h * w, painted in list
     order with later masks on top; `mean: region` divides by the mask's area."""
-    starts, ends = _covered(runs)
-    prefix = _rotary_prefix((int(size[0]), int(size[1])))
-    return float((prefix[ends] - prefix[starts]).sum())
+    return float(spe_sums([runs], size)[0])
+
+
+def spe_sums(runs: Sequence[Runs], size: Size) -> NDArray[np.float64]:
+    """(n,) spe_sum of each mask; its cost goes with the number of runs, whatever the image's size."""
+    covered = [_covered(r) for r in runs]
+    mask = np.repeat(np.arange(len(runs)), [len(starts) for starts, _ in covered])
+    none = np.zeros(0, np.int64)
+    edges = np.concatenate([none, *(starts for starts, _ in covered), *(ends for _, ends in covered)])
+    before, behind = _rotary_prefix(edges, (int(size[0]), int(size[1]))).reshape(2, -1)
+    return np.bincount(mask, behind - before, minlength=len(runs)).astype(np.float64)
+
+
+def _rotary_prefix(pixels: NDArray[np.int64], size: Size) -> NDArray[np.float64]:
+    """Sum of R over the first `pixels` pixels, column-major; float64, as fp32 errs by 7e-3."""
+    h = size[0]
+    column = pixels // h
+    before, half, turn, factor = _rotary_columns(size)[:, column]
+    return before + _down_a_column(pixels - column * h, half, turn, factor)
+
+
+def _down_a_column(
+    rows: NDArray[np.int64], half: NDArray[np.float64], turn: NDArray[np.float64], factor: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Sum of R over a column's first rows: R[m, x] = sqrt(2) cos(2 half m + turn) sums up to Dirichlet's kernel."""
+    angle = rows * half
+    return factor * np.sin(angle) * np.cos(angle - half + turn)
+
+
+@functools.lru_cache(maxsize=64)
+def _rotary_columns(size: Size) -> NDArray[np.float64]:
+    """(4, w + 1): of each column of R the sum over the columns before it, half its theta, its phase, and the kernel's
+    factor sqrt(2) / sin(theta / 2)."""
+    h, w = size
+    half = np.full(w + 1, 1e-200)  # for R = 1 of an odd last column: the kernel becomes the number of rows
+    half[: w - w % 2] = np.repeat(10000.0 ** (-2.0 * np.arange(w // 2) / w) / 2, 2)
+    turn = np.where(np.arange(w + 1) % 2, -np.pi / 4, np.pi / 4)
+    factor = 2**0.5 / np.sin(half)
+    sums = _down_a_column(np.full(w, h), half[:w], turn[:w], factor[:w])
+    return np.stack((np.concatenate(([0.0], np.cumsum(sums))), half, turn, factor))

@@ -13,21 +13,24 @@ import cv2
 import lmdb
 import numpy as np
 import reference_forms
+import torch
 from pycocotools import mask as coco
 from torch import Tensor, device
 
 from sam4ir import regions
 from sam4ir.data.lmdb_io import LmdbWriter
-from sam4ir.data.mask_import import record_from_sam
+from sam4ir.data.mask_import import read_sam_json, record_from_sam
 from sam4ir.data.masks import MaskStore, MaskStoreWriter
 from sam4ir.data.paired import PairedImageDataset
 from sam4ir.data.transforms import Placement, augmentation
 from sam4ir.engine.bench import Agreement, Aim, Contest, Form
 from sam4ir.engine.mask_run import Place, generate_masks
+from sam4ir.priors.spe import spe_map, spe_of_runs
 from sam4ir.utils.image import encode_png, write_image
 from sam4ir.utils.memory import in_words, peak_memory, reset_peak
 from sam4ir.utils.rng import generator
 
+QUICKSTART = Path(__file__).resolve().parents[1] / "datasets" / "quickstart" / "masks.lmdb"
 HD = 720, 1280
 SUB_IMAGE = 512
 PATCH = 256
@@ -36,6 +39,7 @@ MASK_PATCH = 128
 # median number that SAM finds in real sets and with hardly any
 MASK_SETS = [(HD, 80, Aim(100)), (HD, 11, Aim(1)), ((481, 321), 16, Aim(1)), ((481, 321), 3, Aim(1))]
 LOADER_AIM = Aim(300)
+SPE_SIZE, SPE_MASKS, SPE_AIM = (800, 1000), 80, Aim(10)
 
 
 def photograph(size: tuple[int, int], seed: int) -> np.ndarray:
@@ -248,6 +252,84 @@ def _painted(stack: Callable[[int], np.ndarray], listed: Sequence[dict[str, Any]
         return out
 
     return painted
+
+
+def spe_by_painting(rles: Sequence[dict[str, Any]]) -> np.ndarray:
+    """(h, w) float32: the SPE as SAM-DiffSR's released code makes it, one decoded mask after the other in PyTorch."""
+    h, w = rles[0]["size"]
+    angle = torch.outer(torch.arange(h), 10000.0 ** (-torch.arange(0, w - 1, 2) / w)).repeat_interleave(2, dim=1)
+    table = torch.ones(h, w)  # the released code has no odd widths; their last column stays 1
+    table[:, : w - w % 2] = angle.cos() + torch.tensor([-1.0, 1.0]).repeat(w // 2) * angle.sin()
+    out = torch.zeros(h, w)
+    for rle in rles:
+        mask = torch.tensor(coco.decode(rle))
+        value = (table * mask).mean()
+        out = torch.where(mask.bool(), torch.ones(h, w) * value, out)
+    return out.numpy()
+
+
+def spe(name: str, rles: Sequence[dict[str, Any]], aim: Aim | None = None) -> Contest:
+    """The SPE map of a whole image from its masks' COCO RLE; the rotary table and its sums are made anew in each."""
+    h, w = rles[0]["size"]
+
+    def from_runs(_: int = 0) -> np.ndarray:
+        regions._rotary_columns.cache_clear()
+        return spe_of_runs([regions.parse_counts(rle["counts"], (h, w)) for rle in rles], (h, w))
+
+    painted = spe_by_painting(rles)
+    far = float(np.abs(from_runs() - painted).max() / np.abs(painted).max())
+    fast = _repeated("spe_of_runs", from_runs, 5)
+    forms = [
+        Form("masks decoded, painted in turn", lambda: spe_by_painting(rles)),
+        Form(fast.name, fast.run, fast.repeat, aim, {"map": Agreement(far, 1e-6)}),
+    ]
+    told = {"masks": len(rles), "image": f"{h}x{w}", "of": name}
+    return Contest("SPE of an image", told, forms, forms[1].name)
+
+
+def spe_of_patch(root: Path, size: tuple[int, int], number: int, quick: bool) -> Contest:
+    """The SPE of one patch: the whole map from a .npy file, then cropped, against the mask store."""
+    patch = 32 if quick else MASK_PATCH
+    listed = drawn_masks(size, number)
+    with MaskStoreWriter(root / "spe.lmdb", {"generator": "drawn", "source": "gt"}) as writer:
+        writer.put("image", listed, size)
+    store = MaskStore(root / "spe.lmdb")
+    np.save(root / "spe.npy", spe_map(store.read("image"), 0, 0, *size))
+
+    def window(sample: int) -> tuple[int, int, int, int]:
+        found = augmentation(patch, False, None, False).draw(size, generator(0, sample)).window
+        return found.top, found.left, patch, patch
+
+    def from_file(sample: int) -> np.ndarray:
+        top, left, h, w = window(sample)
+        return np.load(root / "spe.npy")[top : top + h, left : left + w].copy()
+
+    def from_store(sample: int) -> np.ndarray:
+        return spe_map(store.read("image"), *window(sample))
+
+    fast = 5 if quick else 50
+    forms = [
+        _repeated("whole map from .npy, then cropped", from_file, fast),
+        _agreeing(_repeated("mask store, spe_map", from_store, fast), _unequal(from_store, from_file)),
+    ]
+    told = {"image": f"{size[0]}x{size[1]}", "masks": number, "patch": patch}
+    told |= {"bytes_npy": (root / "spe.npy").stat().st_size, "bytes_record": len(store.record_bytes("image"))}
+    return Contest("SPE of one patch", told, forms, forms[1].name)
+
+
+def spe_contests(root: Path, quick: bool, file: Path | None = None) -> Iterator[Contest]:
+    """The contests of `spe`. file: segment-anything's JSON of a real photograph; None takes one of the quickstart."""
+    size, number = ((64, 80), 5) if quick else (SPE_SIZE, SPE_MASKS)
+    aim = None if quick else SPE_AIM
+    yield spe("drawn masks", [mask["segmentation"] for mask in drawn_masks(size, number)], aim)
+    if file is None:
+        record = MaskStore(QUICKSTART).read("astronaut")
+        runs = regions.runs_of_atoms(regions.Atoms(record.labels(0, 0, *record.size), record.table))
+        counts = [coco.frPyObjects({"size": list(record.size), "counts": r.tolist()}, *record.size) for r in runs]
+        yield spe("quickstart/astronaut", counts, aim)
+    else:
+        yield spe(file.name, [mask["segmentation"] for mask in read_sam_json(file)[0]], aim)
+    yield spe_of_patch(root, (96, 128) if quick else HD, 5 if quick else 80, quick)
 
 
 def contests(command: str, root: Path, quick: bool) -> Iterator[Contest]:

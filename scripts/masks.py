@@ -154,7 +154,8 @@ def _add_import(commands: Any) -> None:
         "--format",
         choices=("auto", *FORMATS),
         default="auto",
-        help="sam: JSON of segment-anything or SA-1B; samdiffsr: RLE JSON of SAM-DiffSR; labels: a label map an image; "
+        help="sam: JSON of segment-anything or SA-1B; samdiffsr: RLE JSON of SAM-DiffSR; spe: its SPE maps, .npy, of "
+        "which only what is in sight of a mask comes back; labels: a label map an image; "
         "binary: a folder of binary PNGs an image (segment-anything's amg.py); auto (default): by what is there",
     )
     _add_images(parser, required=False)

@@ -7,6 +7,7 @@ python scripts/prepare_data.py dfwb    --input Downloads        --output dataset
 python scripts/prepare_data.py df2k    --input DIV2K Flickr2K   --output datasets/DF2K --scale 4
 python scripts/prepare_data.py dpdd    --input DPDD             --output datasets/DPDD
 python scripts/prepare_data.py folder  --gt SHARP --lq BLURRED  --output datasets/mine
+python scripts/prepare_data.py folder  --gt HR --scale 4 --make-lq --output datasets/mine
 
 Images are cut as the set's recipes cut them, counts and names are verified, GT and LQ get the same keys. It may be
 killed at any moment: the same command goes on. datasets/README.md tells where each set comes from and what it takes.
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--subset", choices=[*phases, "all"], default="all", help="default: all")
         if name in ("df2k", "div2k"):
             one.add_argument("--scale", type=int, nargs="+", choices=(2, 3, 4), default=[4], help="default: 4")
+            _add_make_lq(one)
         if name == "gopro":
             one.add_argument("--blur", choices=("blur", "blur_gamma"), default="blur", help="GOPRO_Large's folder")
         one.add_argument(
@@ -65,8 +67,17 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--lq", type=Path, metavar="FOLDER")
     own.add_argument("--filename_tmpl", default="{}", metavar="TEMPLATE", help="LQ name of a GT name, e.g. '{}x4'")
     own.add_argument("--scale", type=int, default=1, help="GT size over LQ size (default 1)")
+    _add_make_lq(own)
     _add_common(own)
     return parser
+
+
+def _add_make_lq(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--make-lq",
+        action="store_true",
+        help="LQ is GT shrunk by --scale with MATLAB's bicubic, not read; GT is cut to a multiple of it",
+    )
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -122,6 +133,7 @@ def _parts(options: argparse.Namespace) -> list[Part]:
         thresh=options.thresh,
         no_crop=options.no_crop,
         scales=tuple(sorted(set(options.scale))) if "scale" in options and options.recipe != "folder" else (4,),
+        make_lq=getattr(options, "make_lq", False),
         blur=getattr(options, "blur", "blur"),
     )
     if options.recipe == "folder":

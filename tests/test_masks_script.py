@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pycocotools import mask as coco
 
 from sam4ir.data import mask_intake
 from sam4ir.data.masks import MaskStore
-from sam4ir.regions import mask_to_runs
+from sam4ir.priors.spe import spe_map
+from sam4ir.regions import mask_to_runs, rotary_table
 from sam4ir.utils.image import read_image, write_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,6 +89,71 @@ def test_import_checks_sizes_against_the_images(folders: Path, capsys: pytest.Ca
     assert "one.json: image 'one': mask 0: key 'segmentation' is of size [20, 31], the image [20, 30]" in error
     assert "three.json: " in error
     assert "has no image 'three'" in error
+
+
+def amg_rle(h: int, w: int) -> list[dict[str, Any]]:
+    """What segment-anything's amg.py --convert-to-rle dumps: COCO's compressed counts as text, and all its keys."""
+    stack = np.zeros((3, h, w), np.uint8)
+    stack[0, :, : w // 2] = stack[1, 2:6, 2:6] = stack[2, 4:9, 3 : w - 1] = 1
+    found = []
+    for mask in stack:
+        rle = coco.encode(np.asfortranarray(mask))
+        rle["counts"] = rle["counts"].decode("utf-8")
+        box = {"bbox": coco.toBbox(rle).tolist(), "crop_box": [0, 0, w, h], "point_coords": [[3.5, 4.0]]}
+        scores = {"area": int(mask.sum()), "predicted_iou": 0.91, "stability_score": 0.96}
+        found.append({"segmentation": rle, **scores, **box})
+    return found
+
+
+def released_map(masks: list[dict[str, Any]]) -> np.ndarray:
+    """The SPE map by its definition: one decoded mask after the other."""
+    decoded = [coco.decode(mask["segmentation"]) for mask in masks]
+    table, out = rotary_table(decoded[0].shape), np.zeros(decoded[0].shape)
+    for mask in decoded:
+        out = np.where(mask, (table * mask).mean(), out)
+    return out.astype(np.float32)
+
+
+def test_sam_diffsrs_json_and_its_maps_give_one_encoding(folders: Path) -> None:
+    """The RLE files and, from another folder, the .npy maps made of them, by the command line."""
+    (folders / "maps").mkdir()
+    for key, size in (("one", (20, 30)), ("two", (24, 16))):
+        (folders / "json" / f"{key}.json").write_text(json.dumps(amg_rle(*size)))
+        np.save(folders / "maps" / f"{key}.npy", released_map(amg_rle(*size)))
+    np.save(folders / "maps" / "three.npy", None)  # the released code's file of an image without masks
+    (folders / "images" / "sub" / "two.png").rename(folders / "images" / "two.png")
+    images = ["--images", str(folders / "images"), "--source", "gt"]
+    assert run(folders, "import", "--format", "samdiffsr", *images) == 0
+    maps = ["import", "--input", str(folders / "maps"), "--store", str(folders / "maps.lmdb")]
+    assert script.main([*maps, *images]) == 0
+    by_rle, by_map = MaskStore(folders / "m.lmdb"), MaskStore(folders / "maps.lmdb")
+    assert by_map.meta["imported"] == {"format": "spe"}
+    for key in ("one", "two"):
+        want = np.load(folders / "maps" / f"{key}.npy")
+        for store in (by_rle, by_map):
+            made = spe_map(store.read(key), 0, 0, *want.shape)
+            np.testing.assert_allclose(made, want, rtol=0, atol=1e-6 * np.abs(want).max())
+    assert by_rle.read("one").count == by_map.read("one").count == 3
+    assert (by_map.read("three").count, by_map.read("three").size) == (0, (10, 12))
+    assert script.main(["verify", str(folders / "maps.lmdb"), *images[:2]]) == 0
+
+
+def test_spe_maps_that_do_not_fit_are_named_and_the_rest_is_stored(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folders, "import", "--images", str(folders / "images")) == 0
+    maps = folders / "maps"
+    assert script.main(["export", str(folders / "m.lmdb"), "--format", "samdiffsr", "--output", str(maps)]) == 0
+    np.save(maps / "three.npy", np.zeros((10, 13), np.float32))
+    (maps / "one.npy").write_bytes((maps / "one.npy").read_bytes()[:-3])
+    flags = ["--input", str(maps), "--store", str(folders / "maps.lmdb"), "--images", str(folders / "images")]
+    assert script.main(["import", *flags]) == 1
+    error = capsys.readouterr().err
+    assert "three.npy: is of size [10, 13], the image [10, 12]" in error
+    assert "one.npy: cannot be read as an array of numpy" in error
+    store, before = MaskStore(folders / "maps.lmdb"), MaskStore(folders / "m.lmdb")
+    assert store.keys() == ["sub/two"]
+    np.testing.assert_array_equal(*(spe_map(s.read("sub/two"), 0, 0, 24, 16) for s in (store, before)))
 
 
 def test_a_new_store_is_asked_for_and_the_old_one_moved_aside(folders: Path) -> None:

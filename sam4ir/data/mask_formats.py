@@ -6,6 +6,8 @@ samdiffsr  <name>.json in one folder, data/sam_out/DF2K/DF2K_train_HR in SAM-Dif
            lose4578/SAM-DiffSR): what segment-anything's amg.py --convert-to-rle writes. As its
            data_gen/merge_mask_to_one.py does, the key is the name up to its first dot, and of each entry only
            `segmentation` counts (area and box follow from it, scores are kept), later masks on top.
+spe        <key>.npy, subfolders too, data/sam_embed in SAM-DiffSR's released code: the SPE map that
+           data_gen/merge_mask_to_one.py makes of those .json files, or None of an image without masks.
 labels     <key><suffix>.png (TIFF, BMP): one value a region, grey of 8 or 16 bits, palette, or colours.
 binary     <key>/<number>.png, one mask each, with or without the metadata.csv of segment-anything's amg.py.
 """
@@ -21,11 +23,11 @@ from typing import Any
 from sam4ir import regions
 from sam4ir.data.lmdb_io import key_of
 from sam4ir.data.mask_import import read_sam_json
-from sam4ir.data.mask_labels import METADATA, LabelRules, is_binary, read_binary_folder, read_label_map
+from sam4ir.data.mask_labels import METADATA, LabelRules, is_binary, read_binary_folder, read_label_map, read_spe_map
 from sam4ir.data.mask_record import MaskStoreError
 from sam4ir.utils.image import read_labels
 
-FORMATS = ("sam", "samdiffsr", "labels", "binary")
+FORMATS = ("sam", "samdiffsr", "spe", "labels", "binary")
 
 _LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
 _LOOKS = 8  # files that detection reads
@@ -67,7 +69,13 @@ def find_masks(folder: Path, form: str = "auto", suffix: str = "") -> MaskFolder
     form = tree.detect() if form == "auto" else form
     if suffix and form != "labels":
         raise MaskStoreError(f"--suffix {suffix}: is for --format labels only, these masks are of format {form}")
-    found = {"sam": tree.sam, "samdiffsr": tree.samdiffsr, "labels": lambda: tree.labels(suffix), "binary": tree.binary}
+    found = {
+        "sam": tree.sam,
+        "samdiffsr": tree.samdiffsr,
+        "spe": tree.spe,
+        "labels": lambda: tree.labels(suffix),
+        "binary": tree.binary,
+    }
     files: dict[str, Path] = {}
     for key, path in found[form]():
         other = files.setdefault(key, path)
@@ -84,6 +92,8 @@ def read_masks(form: str, path: Path, rules: LabelRules) -> tuple[list[Any], reg
     """The masks of one image in segment-anything's form, and its size where the file tells."""
     if form == "labels":
         return read_label_map(path, rules)
+    if form == "spe":
+        return read_spe_map(path)
     if form == "binary":
         return read_binary_folder(path)
     masks, size = read_sam_json(path)
@@ -116,6 +126,10 @@ class _Tree:
             if path.parent == self.root:
                 yield path.name.split(".")[0], path
 
+    def spe(self) -> Iterable[tuple[str, Path]]:
+        for path in self.of(".npy"):
+            yield path.relative_to(self.root).with_suffix("").as_posix(), path
+
     def labels(self, suffix: str) -> Iterable[tuple[str, Path]]:
         for path in self.of(*_LABEL_SUFFIXES):
             name = path.relative_to(self.root).with_suffix("").as_posix()
@@ -133,15 +147,20 @@ class _Tree:
             yield folder.relative_to(self.root).as_posix(), folder
 
     def detect(self) -> str:
-        jsons, pictures = self.of(".json"), self.of(*_LABEL_SUFFIXES)
+        jsons, maps, pictures = self.of(".json"), self.of(".npy"), self.of(*_LABEL_SUFFIXES)
         tables = [path for path in self.of(".csv") if path.name == METADATA]
-        if jsons and pictures:
+        kinds = {
+            f"{len(jsons)} .json files": jsons,
+            f"{len(maps)} .npy files": maps,
+            f"{len(pictures)} pictures": pictures,
+        }
+        there = [name for name, paths in kinds.items() if paths]
+        if len(there) > 1:
             raise MaskStoreError(
-                f"{self.root}: holds {len(jsons)} .json files and {len(pictures)} pictures, either may be the masks; "
-                f"say --format {' | '.join(FORMATS)}"
+                f"{self.root}: holds {' and '.join(there)}, either may be the masks; say --format {' | '.join(FORMATS)}"
             )
-        if jsons:
-            return "sam"
+        if jsons or maps:
+            return "sam" if jsons else "spe"
         if tables:
             return "binary"
         if not pictures:
@@ -164,13 +183,16 @@ class _Tree:
     def nothing(self, form: str, suffix: str) -> str:
         """Why there is nothing of a format."""
         if self.of(".npy"):
-            return "holds .npy maps, which hold no masks; import what they were made of, the RLE .json files"
+            return f"nothing of format {form} there but .npy files; SPE maps are read as --format spe"
         lacks: dict[str, Callable[[], str]] = {
             "sam": lambda: "no .json files there",
             "samdiffsr": lambda: "no .json files directly there",
+            "spe": lambda: "no .npy files there",
             "labels": lambda: f"no pictures *{suffix}.png there" + self._jpeg(),
             "binary": lambda: "no folders of .png files there",
-            "auto": lambda: "no .json files there, and no .png label maps or folders of .png masks" + self._jpeg(),
+            "auto": lambda: (
+                "no .json files there, no .npy maps, and no .png label maps or folders of .png masks" + self._jpeg()
+            ),
         }
         return lacks[form]()
 

@@ -44,7 +44,12 @@ def read_sam_json(path: str | Path) -> tuple[list[Any], Size | None]:
     return content, size
 
 
-def record_from_sam(masks: Sequence[Mapping[str, Any]], size: Size | None = None, image_sha256: bytes = b"") -> bytes:
+def record_from_sam(
+    masks: Sequence[Mapping[str, Any]],
+    size: Size | None = None,
+    image_sha256: bytes = b"",
+    spe_sums: Sequence[float] | None = None,
+) -> bytes:
     """A record's bytes from segment-anything's mask dictionaries.
 
     masks: {segmentation, bbox, area, predicted_iou, stability_score, ...}; `segmentation` is COCO RLE with
@@ -52,6 +57,8 @@ def record_from_sam(masks: Sequence[Mapping[str, Any]], size: Size | None = None
     follow from the pixels, missing scores are NaN, other keys are not kept.
     size: (h, w) of the image; needed where the list is empty, checked where it is not.
     image_sha256: 32 bytes (pixel_sha256), empty where it is not known.
+    spe_sums: (n,) the rotary table summed over each whole mask, where `masks` are only what is in sight of them; None
+    sums it over the masks.
     Raises MaskStoreError naming the mask's number and key.
     """
     runs: list[regions.Runs] = []
@@ -63,10 +70,12 @@ def record_from_sam(masks: Sequence[Mapping[str, Any]], size: Size | None = None
         if found != size:
             raise MaskStoreError(f"mask {index}: key 'segmentation' is of size {list(found)}, the image {list(size)}")
         runs.append(one)
-        rows.append(_checked(f"mask {index}", _row, mask, one, size))
+        rows.append([*_checked(f"mask {index}", _row, mask, one, size), np.nan])
     if size is None:
         raise MaskStoreError("no masks, so the image's size is not known; give the size, or the folder of images")
-    return _record(runs, np.array(rows, np.float64).reshape(len(runs), 8), size, image_sha256)
+    values = np.array(rows, np.float64).reshape(len(runs), 8)
+    values[:, 7] = regions.spe_sums(runs, size) if spe_sums is None else spe_sums
+    return _record(runs, values, size, image_sha256)
 
 
 def record_from_atoms(
@@ -147,7 +156,7 @@ def _size(value: Any) -> Size:
 
 
 def _row(mask: Mapping[str, Any], runs: regions.Runs, size: Size) -> list[float]:
-    """area, box (4), predicted_iou, stability_score, spe_sum."""
+    """area, box (4), predicted_iou, stability_score."""
     pixels = regions.area(runs)
     stated = _number(mask, "area", pixels)
     if stated != pixels:
@@ -157,7 +166,7 @@ def _row(mask: Mapping[str, Any], runs: regions.Runs, size: Size) -> list[float]
         raise ValueError(f"key 'bbox' must be four numbers [x, y, width, height], not {bbox!r}")
     corners = [_number({"bbox": v}, "bbox", 0.0) for v in bbox]
     scores = [_number(mask, key, float("nan")) for key in ("predicted_iou", "stability_score")]
-    return [pixels, *corners, *scores, regions.spe_sum(runs, size)]
+    return [pixels, *corners, *scores]
 
 
 def _number(mask: Mapping[str, Any], key: str, otherwise: float) -> float:

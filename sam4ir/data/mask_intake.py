@@ -10,7 +10,7 @@ from typing import Any
 from sam4ir.data.mask_formats import MaskFile, MaskFolder, read_masks
 from sam4ir.data.mask_import import pixel_sha256, record_from_sam
 from sam4ir.data.mask_jobs import Filled, Made, crop_hint, fill
-from sam4ir.data.mask_labels import LabelRules
+from sam4ir.data.mask_labels import SPE_SUM, LabelRules
 from sam4ir.data.mask_record import MaskStoreError
 from sam4ir.data.sources import ImageSource, listed, read
 
@@ -35,7 +35,8 @@ class ReadFile:
                 if size is not None and size != image.shape[:2]:
                     raise MaskStoreError(f"{file.path}: is of size {list(size)}, the image {list(image.shape[:2])}")
                 size, sha256 = (image.shape[0], image.shape[1]), bytes.fromhex(pixel_sha256(image))
-            return Made({file.key: record_from_sam(masks, size, sha256)})
+            sums = [mask[SPE_SUM] for mask in masks] if self.form == "spe" else None
+            return Made({file.key: record_from_sam(masks, size, sha256, sums)})
         except ValueError as error:
             known = str(error).startswith(str(file.path))
             raise MaskStoreError(str(error) if known else f"{file.path}: image {file.key!r}: {error}") from None

@@ -1,12 +1,14 @@
-"""Label maps and folders of binary masks -> masks in segment-anything's form."""
+"""Label maps, SPE maps and folders of binary masks -> masks in segment-anything's form."""
 
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError  # what numpy lets through of a header that is no dictionary
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,12 @@ from sam4ir.data.mask_record import MaskStoreError
 from sam4ir.utils.image import read_labels
 
 MAX_LABELS = 10_000  # beyond, it is a photograph; atoms x masks would not fit into memory either
+SPE_SUM = "spe_sum"  # key of a mask whose sum of the rotary table is stated, because only a part of it is in sight
 METADATA = "metadata.csv"
 
 _SCORES = ("predicted_iou", "stability_score")
+# what ends the pickle of np.array(None): the list of its one element, behind '[' and '(' with or without a memo
+_PICKLED_NONE = re.compile(rb"\](?:\x94|q.)?Nat(?:\x94|q.)?b\.\Z", re.DOTALL)
 _BOX = ("bbox_x0", "bbox_y0", "bbox_w", "bbox_h")
 Masks = list[dict[str, Any]]
 
@@ -35,8 +40,8 @@ class LabelRules:
     rgb: bool = False
 
 
-def masks_of_labels(labels: NDArray[Any], background: Collection[int] = ()) -> Masks:
-    """One mask a label of an (h, w) integer map, ascending, however many pieces it has; `background` gives none."""
+def masks_of_labels(labels: NDArray[Any], background: Collection[float] = ()) -> Masks:
+    """One mask a label of an (h, w) map, ascending, however many pieces it has; `background` gives none."""
     h, w = labels.shape
     flat = labels.T.ravel()
     starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
@@ -67,6 +72,53 @@ def read_label_map(path: Path, rules: LabelRules) -> tuple[Masks, regions.Size]:
     if count > MAX_LABELS:
         raise MaskStoreError(f"{path}: {count} labels (at most {MAX_LABELS}); is it a photograph?")
     return masks_of_labels(labels, rules.background), (labels.shape[0], labels.shape[1])
+
+
+def read_spe_map(path: Path) -> tuple[Masks, regions.Size | None]:
+    """The masks of an SPE map's .npy file as SAM-DiffSR's data_gen/merge_mask_to_one.py writes it, and its size.
+
+    (h, w) floating point, 0 where no mask lies: each other value is a mask, as much of it as later masks left in sight.
+    Its sum of the rotary table, of the whole mask, is the value times h w and stands under SPE_SUM, so that the map
+    comes back. Values alike are one mask, a value of 0 is none. An image without masks is a file of None, whose size
+    nothing tells; it is recognised without being unpickled.
+    Raises ValueError naming file and reason.
+    """
+    try:
+        found = _npy(path)
+    except (ValueError, OSError, EOFError, OverflowError, SyntaxError, TokenError) as error:
+        raise MaskStoreError(f"{path}: cannot be read as an array of numpy ({error})") from None
+    if found is None:
+        return [], None
+    if found.ndim != 2 or found.dtype.kind != "f" or not found.size:
+        raise MaskStoreError(f"{path}: is {found.shape} {found.dtype}; an SPE map is (h, w) of floating point numbers")
+    if not np.isfinite(found).all():
+        raise MaskStoreError(f"{path}: has values that are not finite; an SPE map has none")
+    values = np.unique(found[found != 0])
+    if len(values) > MAX_LABELS:
+        raise MaskStoreError(f"{path}: {len(values)} values (at most {MAX_LABELS}); is it an SPE map?")
+    masks = masks_of_labels(found, (0.0,))
+    for mask, value in zip(masks, values.tolist(), strict=True):
+        mask[SPE_SUM] = value * found.size
+    return masks, (found.shape[0], found.shape[1])
+
+
+def _npy(path: Path) -> NDArray[Any] | None:
+    """The array of a .npy file; None where it holds Python's None. Raises ValueError, OSError or EOFError."""
+    with path.open("rb") as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"format version {version}")
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read_header(file)
+        held = path.stat().st_size - file.tell()
+        if dtype.hasobject:
+            if shape == () and held < 1000 and _PICKLED_NONE.search(file.read()):
+                return None
+            raise ValueError("it holds Python objects, not numbers")
+        count = math.prod(shape)
+        if held != count * dtype.itemsize:  # before anything of that size is allocated
+            raise ValueError(f"{held} bytes of data, {shape} {dtype} are {count * dtype.itemsize}")
+        return np.fromfile(file, dtype, count).reshape(shape, order="F" if fortran else "C")
 
 
 def read_binary_folder(folder: Path) -> tuple[Masks, regions.Size | None]:

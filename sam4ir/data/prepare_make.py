@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from sam4ir.data.lmdb_io import Encoding, Packed, pack
 from sam4ir.data.prepare_parts import Item, Job
 from sam4ir.data.prepare_sharpness import sharpest
+from sam4ir.data.prepare_tree import File
 from sam4ir.data.prepare_windows import Crop, Cut, SubImage, whole
-from sam4ir.utils.image import encode_png
+from sam4ir.utils.image import encode_png, size_of
+from sam4ir.utils.resize import shrunk_pixels
 
 _PAGE = 4096
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -23,6 +27,7 @@ class Plan:
 
     crop: Crop | None
     divisors: tuple[int, ...]
+    made: tuple[bool, ...]
     encoding: Encoding
 
     @classmethod
@@ -35,7 +40,17 @@ class Plan:
                     f"crop size {crop.size} and step {crop.step} must be multiples of the scale {divisor}, so that LQ "
                     "can be cut alike"
                 )
-        return cls(crop, divisors, job.encoding)
+        return cls(crop, divisors, tuple(store.made for store in job.part.stores), job.encoding)
+
+    @property
+    def multiple(self) -> int:
+        """What the sides of GT are cut to a multiple of, so that what is made of it has whole pixels."""
+        return math.lcm(*(divisor for divisor, made in zip(self.divisors, self.made, strict=True) if made))
+
+    def files(self, item: Item) -> list[File | None]:
+        """The file of each store, None for those that are made."""
+        files = iter(item.files)
+        return [None if made else next(files) for made in self.made]
 
 
 @dataclass(frozen=True)
@@ -46,50 +61,72 @@ class Made:
     values: list[list[Packed]]
 
 
-def load(item: Item, plan: Plan) -> tuple[list[np.ndarray], list[SubImage]]:
-    """The images of an item, GT first, each (h, w, 3) RGB uint8 or uint16, and where GT is cut.
+class Loaded(NamedTuple):
+    """The images of an item for each store, GT first, each (h, w, 3) RGB uint8 or uint16; where GT is cut; (h, w) of
+    GT's file, of which `images` and `windows` may leave out a little at the bottom and right (Plan.multiple)."""
 
-    Raises ValueError naming the file that cannot be read, or the two whose sizes do not fit.
+    images: list[np.ndarray]
+    windows: list[SubImage]
+    size: tuple[int, int]
+
+
+def load(item: Item, plan: Plan) -> Loaded:
+    """What an item's images are and where they are cut.
+
+    Raises ValueError naming the file that cannot be read or is too small, or the two whose sizes do not fit.
     """
-    images = [file.image() for file in item.files]
-    h, w = images[0].shape[:2]
-    for file, image, divisor in zip(item.files, images, plan.divisors, strict=True):
-        if (image.shape[0] * divisor, image.shape[1] * divisor) != (h, w):
-            times = f", which times {divisor} is not that size" if divisor != 1 else ""
-            raise ValueError(
-                f"{item.files[0]} is {h}x{w} (h x w), but {file} is {image.shape[0]}x{image.shape[1]}{times}; "
-                "they cannot be a pair"
-            )
+    whole_gt = item.files[0].image()
+    h, w = (side // plan.multiple * plan.multiple for side in whole_gt.shape[:2])
+    if min(h, w) < 1:
+        raise ValueError(f"{item.files[0]} is {_times(whole_gt)} (h x w), too small to be shrunk by {plan.multiple}")
+    gt = whole_gt[:h, :w]
+    images = [gt]
+    for file, divisor in list(zip(plan.files(item), plan.divisors, strict=True))[1:]:
+        images.append(shrunk_pixels(gt, divisor) if file is None else _partner(file, divisor, item.files[0], whole_gt))
     try:
         windows = plan.crop.windows((h, w)) if plan.crop else whole((h, w))
     except ValueError as error:
         raise ValueError(f"{item.files[0]}: {error}") from None
     if plan.crop and plan.crop.blunt and len(windows) > 1:
-        windows = [windows[i] for i in sharpest([window.cut(images[0]) for window in windows], plan.crop.blunt)]
-    return images, windows
+        windows = [windows[i] for i in sharpest([window.cut(gt) for window in windows], plan.crop.blunt)]
+    return Loaded(images, windows, (whole_gt.shape[0], whole_gt.shape[1]))
+
+
+def _partner(file: File, divisor: int, gt_file: File, gt: np.ndarray) -> np.ndarray:
+    """The image of a file that belongs to the GT, `divisor` times smaller."""
+    image = file.image()
+    if (image.shape[0] * divisor, image.shape[1] * divisor) != gt.shape[:2]:
+        times = f", which times {divisor} is not that size" if divisor != 1 else ""
+        raise ValueError(
+            f"{gt_file} is {_times(gt)} (h x w), but {file} is {_times(image)}{times}; they cannot be a pair"
+        )
+    return image
+
+
+def _times(image: np.ndarray) -> str:
+    return f"{image.shape[0]}x{image.shape[1]}"
 
 
 def make(item: Item, plan: Plan) -> Made:
     """An item's sub-images, cut and packed."""
-    images, windows = load(item, plan)
+    images, windows, size = load(item, plan)
+    files = plan.files(item)
     values = [
         [
-            _packed(item, i, window.cut(image, divisor), plan)
-            for i, (image, divisor) in enumerate(zip(images, plan.divisors, strict=True))
+            _packed(file, window.cut(image, divisor), plan)
+            for file, image, divisor in zip(files, images, plan.divisors, strict=True)
         ]
         for window in windows
     ]
-    h, w = images[0].shape[:2]
-    return Made(Cut(item.key, (h, w), windows), values)
+    return Made(Cut(item.key, size, windows), values)
 
 
-def _packed(item: Item, number: int, pixels: np.ndarray, plan: Plan) -> Packed:
+def _packed(file: File | None, pixels: np.ndarray, plan: Plan) -> Packed:
     """A whole image that is a PNG already keeps its bytes."""
-    file = item.files[number]
-    if plan.encoding == "png" and plan.crop is None and file.block is None:
+    if plan.encoding == "png" and plan.crop is None and file is not None and file.block is None:
         data = file.read()
-        if data.startswith(_PNG_MAGIC):
-            h, w, c = pixels.shape
+        h, w, c = pixels.shape
+        if data.startswith(_PNG_MAGIC) and size_of(data, str(file)) == (h, w):
             return Packed(data, (h, w, c), level=1)
     return pack(pixels, plan.encoding)
 
@@ -118,7 +155,7 @@ def estimate(items: Sequence[Item], plan: Plan, looks: int = 4) -> Estimate:
 
 def _estimate_one(item: Item, plan: Plan) -> Estimate | None:
     try:
-        images, windows = load(item, plan)
+        images, windows, _ = load(item, plan)
     except ValueError:
         return None  # told when it is its turn
     raw = png = 0

@@ -16,16 +16,20 @@ Phase = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Store:
-    """One LMDB folder of a part: its name without .lmdb, the option that it is for, GT size over its images' size."""
+    """One LMDB folder of a part: its name without .lmdb, the option that it is for, GT size over its images' size.
+
+    made: its images are shrunk from the GT (utils.resize) and no files of their own.
+    """
 
     name: str
     option: str
     divisor: int = 1
+    made: bool = False
 
 
 @dataclass(frozen=True)
 class Item:
-    """Images that belong together, one for each store of the part; the first is the GT."""
+    """Images that belong together, one for each store of the part that is not made; the first is the GT."""
 
     key: str
     files: tuple[File, ...]
@@ -52,7 +56,8 @@ class Choice:
     """What the user changes of a recipe.
 
     crop_size, step, thresh: instead of the recipe's, for its training part. no_crop: whole images there.
-    scales: of super-resolution. blur: GoPro's folder of blurred images, 'blur' or 'blur_gamma'.
+    scales: of super-resolution; make_lq: its LR images are made of the HR ones and not read.
+    blur: GoPro's folder of blurred images, 'blur' or 'blur_gamma'.
     """
 
     crop_size: int | None = None
@@ -60,6 +65,7 @@ class Choice:
     thresh: int | None = None
     no_crop: bool = False
     scales: tuple[int, ...] = (4,)
+    make_lq: bool = False
     blur: str = "blur"
 
     def crop(self, recipe: Crop | None) -> Crop | None:
@@ -102,7 +108,7 @@ class Job:
             "part": self.part.folder,
             "encoding": self.encoding,
             "crop": crop.settings() if crop else None,
-            "stores": [[store.name, store.divisor] for store in self.part.stores],
+            "stores": [[s.name, s.divisor, *(["bicubic"] if s.made else [])] for s in self.part.stores],
         }
 
     def digest(self) -> str:

@@ -185,22 +185,19 @@ def df2k_train(tree: Tree, choice: Choice, sets: Sequence[str] = ("DIV2K", "Flic
     problems: tuple[str, ...] = ()
     for name in sets:
         hr, lr, digits, count = known[name]
-        items, odd = _super_resolution(tree, name, hr, lr, digits, choice.scales)
+        items, odd = _super_resolution(tree, name, hr, lr, digits, choice)
         everything += items
         problems += odd + _against(items, count, name, _numbers(count, digits))
     crop = choice.crop(Crop(480, 240))
-    return [
-        Part(
-            "train", "train", _scaled_stores(choice.scales, "_sub" if crop else ""), _sorted(everything), crop, problems
-        )
-    ]
+    stores = _scaled_stores(choice, "_sub" if crop else "")
+    return [Part("train", "train", stores, _sorted(everything), crop, problems)]
 
 
 def df2k_val(tree: Tree, choice: Choice) -> list[Part]:
     """DIV2K's validation set, 0801 to 0900, whole."""
-    items, problems = _super_resolution(tree, "DIV2K val", "DIV2K_valid_HR", "DIV2K_valid_LR_bicubic", 4, choice.scales)
+    items, problems = _super_resolution(tree, "DIV2K val", "DIV2K_valid_HR", "DIV2K_valid_LR_bicubic", 4, choice)
     problems += _against(items, 100, "DIV2K val", [f"{n:04d}" for n in range(801, 901)])
-    return [Part("val", "val", _scaled_stores(choice.scales, ""), items, None, problems)]
+    return [Part("val", "val", _scaled_stores(choice, ""), items, None, problems)]
 
 
 def div2k_train(tree: Tree, choice: Choice) -> list[Part]:
@@ -209,16 +206,16 @@ def div2k_train(tree: Tree, choice: Choice) -> list[Part]:
 
 
 def _super_resolution(
-    tree: Tree, what: str, hr: str, lr: str, digits: int, scales: Sequence[int]
+    tree: Tree, what: str, hr: str, lr: str, digits: int, choice: Choice
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
     found = {"hr": _one(tree, rf"{hr}/(?P<key>\d{{{digits}}})\.(?:png|jpg|bmp)")}
-    for scale in scales:
+    for scale in () if choice.make_lq else choice.scales:
         found[f"x{scale}"] = _one(tree, rf"{lr}/X{scale}/(?P<key>\d{{{digits}}})x{scale}\.(?:png|jpg|bmp)")
     return _join(what, found, tuple(found))
 
 
-def _scaled_stores(scales: Iterable[int], ending: str) -> tuple[Store, ...]:
-    lr = (Store(f"X{scale}{ending}", "dataroot_lq", scale) for scale in scales)
+def _scaled_stores(choice: Choice, ending: str) -> tuple[Store, ...]:
+    lr = (Store(f"X{scale}{ending}", "dataroot_lq", scale, choice.make_lq) for scale in choice.scales)
     return (Store(f"HR{ending}", "dataroot_gt"), *lr)
 
 
@@ -270,17 +267,21 @@ RECIPES: dict[str, dict[Phase, Builder]] = {
 
 
 def folder(gt: Path, lq: Path | None, filename_tmpl: str, scale: int, choice: Choice) -> Part:
-    """One's own images: pairs by name, or GT alone where lq is None. Keys are the GT's, for LQ too.
+    """One's own images: pairs by name, or GT where lq is None, alone or with LQ made of it. Keys are the GT's.
 
+    Raises ValueError where LQ is both there and to be made, or is to be made without a scale.
     Raises ValueError listing the names without a partner and the filename_tmpl that would fit (paired.pair_keys).
     """
     source = FolderSource(gt)
     if not source.keys:
         raise ValueError(f"--gt: {gt} holds no images")
     crop = choice.crop(None)
+    if choice.make_lq and (lq is not None or scale < 2):
+        raise ValueError("--make-lq shrinks GT: it goes with --scale 2 or more, and without --lq")
     if lq is None:
         items = _sorted(Item(key, (File(source.where(key)),)) for key in source.keys)
-        return Part("train", "", (Store("gt", "dataroot_gt"),), items, crop)
+        made = (Store(f"lq_x{scale}", "dataroot_lq", scale, made=True),) if choice.make_lq else ()
+        return Part("train", "", (Store("gt", "dataroot_gt"), *made), items, crop)
     other = FolderSource(lq)
     partners = pair_keys(source, other, source.keys, filename_tmpl, option="--lq")
     pairs = zip(source.keys, partners, strict=True)

@@ -1,11 +1,19 @@
-"""The structural position encoding of SAM-DiffSR (arXiv 2402.17133) as a look-up on an image's mask record."""
+"""The structural position encoding (SPE) of SAM-DiffSR (arXiv 2402.17133), section 3.2.
+
+Each mask has one value: the rotary table R (regions.rotary_table) summed over it and divided by the image's pixels, or
+by its own. The map is painted in list order, later masks on top, 0 where none lies. spe_map looks it up in an image's
+mask record, any window of it; spe_of_runs makes the whole map of masks that are in no store.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sam4ir import regions
 
 Mean = Literal["image", "region"]
 
@@ -28,15 +36,44 @@ class MaskRecordLike(Protocol):
     def list_map(self, top: int, left: int, h: int, w: int) -> NDArray[Any]: ...  # mask number + 1, later on top
 
 
-def spe_map(record: MaskRecordLike, top: int, left: int, h: int, w: int, mean: Mean = "image") -> NDArray[np.float32]:
-    """SPE of a window, (h, w) float32: each mask has one value, masks later in the list lie on top, 0 where none lies.
+def spe_map(
+    record: MaskRecordLike, top: int, left: int, h: int, w: int, mean: Mean = "image", scale: float = 1.0
+) -> NDArray[np.float32]:
+    """SPE of a window, (h, w) float32, of an image whose masks are in a record.
 
     mean: 'image' divides a mask's sum of the rotary table by the image's pixels, as the released code does; 'region'
     by the mask's own, as the paper's Eq. 6 reads. A crop's values are those of the whole image's map.
+    scale: a plain factor of all values, for encodings stronger than the released one [D]; what is divided by the
+    encoding's RMS over the training set is the model's.
     Raises ValueError for another `mean`, and for a window outside the image.
     """
+    values = _values(record.spe_sum, record.areas, record.size, mean, scale)
+    return values[record.list_map(top, left, h, w)]
+
+
+def spe_of_runs(
+    masks: Sequence[regions.Runs], size: regions.Size, mean: Mean = "image", scale: float = 1.0
+) -> NDArray[np.float32]:
+    """SPE of a whole image, (h, w) float32, straight from its masks' runs; the other arguments are spe_map's.
+
+    masks: COCO's run lengths of each, in list order (regions.parse_counts makes them of RLE). No mask is decoded.
+    Raises ValueError for another `mean`, and naming the mask whose runs do not cover the size.
+    """
+    for number, runs in enumerate(masks):
+        if int(np.sum(runs)) != size[0] * size[1]:
+            raise ValueError(
+                f"mask {number}: its runs cover {int(np.sum(runs))} pixels, the size {list(size)} has "
+                f"{size[0] * size[1]}"
+            )
+    areas = np.array([regions.area(runs) for runs in masks], np.int64)
+    return regions.paint(masks, _values(regions.spe_sums(masks, size), areas, size, mean, scale), size)
+
+
+def _values(
+    sums: NDArray[np.float64], areas: NDArray[Any], size: regions.Size, mean: Mean, scale: float
+) -> NDArray[np.float32]:
+    """(n + 1,): 0 for no mask, then each mask's value."""
     if mean not in ("image", "region"):
         raise ValueError(f"mean: {mean!r} must be 'image' (sum over h w) or 'region' (sum over the mask's area)")
-    pixels = record.size[0] * record.size[1] if mean == "image" else np.maximum(record.areas, 1)
-    values = np.concatenate(([0.0], record.spe_sum / pixels)).astype(np.float32)
-    return values[record.list_map(top, left, h, w)]
+    pixels = size[0] * size[1] if mean == "image" else np.maximum(areas, 1)
+    return np.concatenate(([0.0], scale * (sums / pixels))).astype(np.float32)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickle
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -89,8 +91,9 @@ def test_formats_are_told_by_content(tmp_path: Path) -> None:
         ({"a.json": [], "a.png": LABELS}, "1 .json files and 1 pictures, either may be the masks; say --format"),
         ({"a.png": LABELS // 200}, "label maps or binary masks"),
         ({"x/0.png": LABELS // 200, "x/1.png": LABELS}, "label maps or binary masks"),
-        ({"a.npy": "x"}, "holds .npy maps, which hold no masks"),
-        ({"a.txt": "x"}, "no .json files there, and no .png"),
+        ({"a.npy": "x", "b.npy": "x", "a.json": []}, "1 .json files and 2 .npy files, either may be the masks; say"),
+        ({"a.npy": "x", "a.png": LABELS}, "1 .npy files and 1 pictures, either may be the masks; say --format"),
+        ({"a.txt": "x"}, "no .json files there, no .npy maps, and no .png"),
         ({"a.json": [], "a.png.json": []}, "a.json and a.png.json are both of image 'a'"),
     ],
 )
@@ -232,3 +235,102 @@ def test_binary_masks_beside_each_other_without_a_folder_are_refused(tmp_path: P
     write(tmp_path, "a.png", LABELS // 200)
     with pytest.raises(ValueError, match="nothing tells whose they are"):
         find_masks(tmp_path, "binary")
+
+
+SPE = np.array([[0, 0, 0.5, 0.5, -2], [0, 0.125, 0.125, 0.5, -2], [0.125, 0.125, 0.125, 0, 0]], np.float32)
+
+
+def npy(folder: Path, name: str, content: Any) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, content, allow_pickle=True)
+    return path
+
+
+def test_spe_maps_are_told_by_content_and_named_by_their_place(tmp_path: Path) -> None:
+    npy(tmp_path, "b/0801.npy", SPE)
+    npy(tmp_path, "a.1.npy", None)
+    found = find_masks(tmp_path)
+    assert found.format == "spe"
+    assert [file.key for file in found.files] == ["a.1", "b/0801"]
+    with pytest.raises(ValueError, match=r"nothing of format samdiffsr there but .npy files"):
+        find_masks(tmp_path, "samdiffsr")
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f2", "<f8"])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_each_value_of_an_spe_map_is_a_mask_with_its_sum(dtype: str, order: str, tmp_path: Path) -> None:
+    path = npy(tmp_path, "a.npy", SPE.astype(dtype, order=order))
+    masks, size = read_masks("spe", path, LabelRules())
+    assert size == (3, 5)
+    np.testing.assert_array_equal(stack(masks), [v == SPE for v in (-2, 0.125, 0.5)])
+    assert [mask["spe_sum"] for mask in masks] == [-2 * 15, 0.125 * 15, 0.5 * 15]
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_an_image_without_masks_is_none_and_is_not_unpickled(
+    protocol: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    header = npy(tmp_path, "a.npy", None).read_bytes()[:128]
+    (tmp_path / "a.npy").write_bytes(header + pickle.dumps(np.array(None), protocol=protocol))
+    for name in ("load", "loads", "Unpickler"):
+        monkeypatch.delattr(pickle, name)
+    assert read_masks("spe", tmp_path / "a.npy", LabelRules()) == ([], None)
+
+
+class Trap:
+    """Leaves a file behind where it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Any, tuple[Path]]:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (lambda path: np.array([None, None]), "holds Python objects, not numbers"),
+        (lambda path: np.array(3, object), "holds Python objects, not numbers"),
+        (lambda path: [[None]], "holds Python objects, not numbers"),
+        (lambda path: np.array(Trap(path / "ran"), object), "holds Python objects, not numbers"),
+        (lambda path: np.zeros((3, 5, 1), np.float32), r"is \(3, 5, 1\) float32; an SPE map is \(h, w\) of floating"),
+        (lambda path: np.zeros((3, 5), np.uint8), r"is \(3, 5\) uint8"),
+        (lambda path: np.zeros((0, 5), np.float32), r"is \(0, 5\) float32"),
+        (lambda path: np.where(SPE == 0.5, np.nan, SPE), "values that are not finite"),
+        (lambda path: np.random.default_rng(0).random((120, 120)), "14400 values .* is it an SPE map"),
+    ],
+)
+def test_files_that_are_no_spe_map_are_named(content: Any, message: str, tmp_path: Path) -> None:
+    array = content(tmp_path)
+    path = npy(tmp_path, "odd.npy", array if isinstance(array, np.ndarray) else np.array(array, object))
+    with pytest.raises(ValueError, match=f"odd.npy: .*{message}"):
+        read_masks("spe", path, LabelRules())
+    assert not (tmp_path / "ran").exists()
+
+
+@given(st.integers(0, 10**6), st.integers(0, 255), st.sampled_from(["cut", "changed", "longer"]))
+@settings(max_examples=300, deadline=None)
+def test_a_damaged_spe_map_is_one_message_or_a_map_of_its_size(place: int, value: int, how: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = npy(Path(folder), "a.npy", SPE)
+        data = bytearray(path.read_bytes())
+        place %= len(data)
+        if how == "changed":
+            data[place] = value
+        path.write_bytes(data[:place] if how == "cut" else data + b"x" * (how == "longer"))
+        message = ""
+        try:
+            masks, size = read_masks("spe", path, LabelRules())
+            record_from_sam(masks, size)
+        except ValueError as error:
+            message = str(error)
+        assert str(path) in message or (how == "changed" and not message)
+
+
+def test_a_header_that_claims_more_than_the_memory_is_one_message(tmp_path: Path) -> None:
+    path = npy(tmp_path, "a.npy", SPE)
+    path.write_bytes(path.read_bytes().replace(b"(3, 5), }              ", b"(9999999, 9999999), }  "))
+    with pytest.raises(ValueError, match=r"a.npy: .*60 bytes of data, \(9999999, 9999999\) float32 are 399"):
+        read_masks("spe", path, LabelRules())

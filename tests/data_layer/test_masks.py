@@ -129,7 +129,8 @@ def test_records_of_version_1_are_still_read() -> None:
     for window in ((0, 0, h, w), (70, 60, 100, 128)):
         np.testing.assert_array_equal(new.labels(*window), old.labels(*window))
         np.testing.assert_array_equal(new.region_map(*window), old.region_map(*window))
-    np.testing.assert_array_equal(new._columns, old._columns)
+    np.testing.assert_array_equal(new._columns[:-1], old._columns[:-1])
+    np.testing.assert_allclose(new.spe_sum, old.spe_sum, rtol=1e-11)  # was summed pixel by pixel
     np.testing.assert_array_equal(new.stack(0, 0, h, w), stack)
     assert new.image_sha256 == old.image_sha256
 

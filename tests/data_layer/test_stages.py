@@ -30,6 +30,7 @@ def build(name, root, **arguments):
         "GaussianDenoisingDataset": {"sigma_range": 15},
         "Dataset_GaussianDenoising": {"sigma_range": [0, 50], "sigma_type": "random", "in_ch": 1},
         "DegradedImageDataset": {"degradations": [GaussianBlur((1.0, 2.0)), GaussianNoise(5)]},
+        "SuperResolutionDataset": {"scale": 2},
         "DualPixelDataset": {"dataroot_lqL": str(root), "dataroot_lqR": str(root)},
         "Dataset_DefocusDeblur_DualPixel_16bit": {"dataroot_lqL": str(root), "dataroot_lqR": str(root)},
     }
@@ -44,7 +45,8 @@ def test_every_data_set_comes_in_other_crops_without_being_opened_again(folder, 
     larger = dataset.with_gt_size(32)
     for made, size in ((dataset, 16), (larger, 32), (larger.with_gt_size(80), 80)):
         sample = made.get(1, generator(3))
-        assert sample.gt.shape[1:] == sample.lq.shape[1:] == (size, size)
+        assert sample.gt.shape[1:] == (size, size)
+        assert sample.lq.shape[1:] == (size // made.scale, size // made.scale)
         assert sample.lq.shape[0] == made.channels
         assert (len(made), made.key(2)) == (4, "2")
     assert sorted(dataset.with_gt_size(None).get(1, generator(3)).gt.shape[1:]) == [48, 64]
