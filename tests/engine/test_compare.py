@@ -300,7 +300,7 @@ def test_a_results_folder_of_test_py_is_read_back(tmp_path: Path):
 
     metric = Metric("psnr", "psnr", psnr, {})
     scores = [Score("set", "a/b", "restored", {"psnr": 0.1 + 0.2}), Score("set", "c", "restored", {"psnr": INF})]
-    score._write(tmp_path / "run", scores, {"psnr": metric})
+    score.write(tmp_path / "run", score.Scored(scores, (), ()), {"psnr": metric})
     read = read_result(tmp_path / "run", "run")
     assert read.protocols == {"psnr": metric.protocol}
     assert read.values == {"set": {"restored": {"a/b": {"psnr": 0.1 + 0.2}, "c": {"psnr": INF}}}}

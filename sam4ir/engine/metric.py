@@ -1,0 +1,161 @@
+"""Metrics as the engine calls them: images prepared once for all, protocols in words, networks built with weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sam4ir.config.signature import accepts
+from sam4ir.metrics.kinds import SetMetric, Traits, traits_of
+from sam4ir.registry import METRICS
+from sam4ir.utils.image import to_uint8
+
+CPU = torch.device("cpu")
+
+
+class MetricBuildError(ValueError):
+    """A metric that lacks what it needs; the message says what would do."""
+
+
+class Pixels:
+    """One image in the two forms that metrics read, each made once for all of them.
+
+    image: (c, h, w) float in [0, 1]; grey or RGB.
+    """
+
+    def __init__(self, image: Tensor) -> None:
+        self.image = image
+
+    @functools.cached_property
+    def finite(self) -> bool:
+        """Whether every value is finite."""
+        return bool(self.image.isfinite().all())
+
+    @functools.cached_property
+    def rounded(self) -> Tensor:
+        """(c, h, w) uint8; the image must be finite."""
+        return torch.from_numpy(to_uint8(self.image)).permute(2, 0, 1).contiguous()
+
+    def form(self, uint8: bool) -> tuple[Tensor, float]:
+        """(pixels, the value of white): 8 bits or float."""
+        return (self.rounded, 255.0) if uint8 else (self.image, 1.0)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric protocol with its arguments.
+
+    function: what the registry holds, see metrics.kinds. uint8: images are rounded to 8 bit first and the range is 255;
+    otherwise they are float with range 1. device: where the metric's network runs, if it has one.
+    """
+
+    name: str
+    type_name: str
+    function: Callable[..., Any]
+    arguments: Mapping[str, Any]
+    uint8: bool = True
+    device: torch.device = CPU
+
+    @property
+    def traits(self) -> Traits:
+        """What holds for it whatever its arguments."""
+        return traits_of(self.function)
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether less is better."""
+        return self.traits.lower_is_better
+
+    @property
+    def of_set(self) -> bool:
+        """Whether it is one number for a whole set, and none for an image."""
+        return inspect.isclass(self.function) and issubclass(self.function, SetMetric)
+
+    @functools.cached_property
+    def measure(self) -> Any:
+        """What computes it, built once: the function with its arguments, or an object of the class.
+
+        Raises MetricBuildError where a package or weights are missing; weights are fetched where they can be.
+        """
+        if not inspect.isclass(self.function):
+            return functools.partial(self.function, **self.arguments)
+        handed = {"state": self._state()} if accepts(self.function, "state") else {}
+        built = self.function(**handed, **self.arguments)
+        return built.to(self.device) if isinstance(built, nn.Module) else built
+
+    @functools.cached_property
+    def _looks_at_lq(self) -> bool:
+        called = getattr(self.function, "forward", self.function.__call__) if inspect.isclass(self.function) else None
+        return accepts(called or self.function, "lq")
+
+    def _state(self) -> Mapping[str, Tensor]:
+        """The weights of the metric's network."""
+        for module, install in self.traits.needs:
+            if importlib.util.find_spec(module) is None:
+                raise MetricBuildError(
+                    f"val.metrics.{self.name}: {self.type_name} needs the package {module.replace('_', '-')}: {install}"
+                )
+        if self.traits.weights is None:
+            raise MetricBuildError(f"val.metrics.{self.name}: {self.type_name} takes a state but names no weights")
+        from sam4ir.priors import zoo  # metrics without a network need no zoo
+
+        try:
+            return zoo.load_state(self.traits.weights)
+        except zoo.WeightsError as error:
+            fetch = f"(python scripts/fetch_weights.py {self.traits.weights})"
+            raise MetricBuildError(f"val.metrics.{self.name}: {self.type_name}: {error} {fetch}") from error
+
+    def __call__(self, image: Pixels, reference: Pixels, lq: Pixels | None = None) -> float:
+        """Value for an image and its ground truth; NaN where the image has values that are not finite.
+
+        lq: the degraded image, which some metrics look at.
+        """
+        if not image.finite:
+            return math.nan
+        handed: dict[str, Tensor] = {}
+        if self._looks_at_lq:
+            if lq is None:
+                raise ValueError(f"{self.name}: {self.type_name} needs the degraded image")
+            handed = {"lq": lq.form(self.uint8)[0]}
+        pixels, white = image.form(self.uint8)
+        value: float = self.measure(pixels, reference.form(self.uint8)[0], **handed, data_range=white)
+        return value
+
+    def features(self, image: Pixels) -> Tensor:
+        """What a metric of a set remembers of an image, (dimensions,); NaN where values are not finite."""
+        if not image.finite:
+            return torch.full((self.measure.dimensions,), math.nan)
+        found: Tensor = self.measure.features(*image.form(self.uint8))
+        return found
+
+    @property
+    def protocol(self) -> str:
+        """What the number is, for reports: every argument is named, so that equal texts are equal definitions."""
+        known = inspect.signature(self.function).parameters.values()
+        defaults = {p.name: p.default for p in known if p.default is not p.empty and p.name not in METRICS.handed}
+        arguments = "".join(f", {k} {v}" for k, v in {**defaults, **self.arguments}.items())
+        definition = f": {self.traits.definition}" if self.traits.definition else ""
+        pixels = "8-bit images" if self.uint8 else "float images in [0, 1]"
+        return f"{self.type_name} on {pixels}{arguments}{definition}"
+
+
+def prepared(metrics: Mapping[str, Metric], device: torch.device) -> dict[str, Metric]:
+    """The metrics with their networks built on a device, so that what is missing is told before any work is done."""
+    ready = {name: dataclasses.replace(metric, device=device) for name, metric in metrics.items()}
+    for metric in ready.values():
+        _ = metric.measure
+    return ready
+
+
+def lower_is_better(metrics: Mapping[str, Metric]) -> list[str]:
+    """Names of the metrics of which less is better."""
+    return [name for name, metric in metrics.items() if metric.lower_is_better]
