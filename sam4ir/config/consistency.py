@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Sequence
 
-from sam4ir.config.schema import DatasetOptions, DistillOptions, Options, TrainOptions
+from sam4ir.config.schema import DatasetOptions, DistillOptions, Options, TrainOptions, ValOptions
 from sam4ir.config.signature import accepts
 from sam4ir.config.yaml_text import Path, Problem
 from sam4ir.registry import DATASETS
@@ -23,7 +23,69 @@ def consistency(options: Options) -> list[Problem]:
     if options.train:
         for key, dataset in options.phase("train").items():
             problems += _recipe(key, dataset, options.train, options.distills)
+    problems += _diffusion(options) if options.diffuses else _no_diffusion(options)
     return problems + (_distillation(options) if options.distills else _plain(options))
+
+
+def _no_diffusion(options: Options) -> list[Problem]:
+    """Keys of diffusion in a file of a network that restores in one pass."""
+    given: list[Path] = [("diffusion",)] if options.diffusion is not None else []
+    if options.path.pretrain_network_c:
+        given.append(("path", "pretrain_network_c"))
+    val = options.val or ValOptions()
+    given += [("val", key) for key in ("sampling", "samples") if getattr(val, key) != getattr(ValOptions(), key)]
+    return [
+        Problem(path, f"belongs to model_type SAMDiffSRModel; this file says {options.model_type}") for path in given
+    ]
+
+
+def _diffusion(options: Options) -> list[Problem]:
+    problems = []
+    process, val = options.process, options.val or ValOptions()
+    if process.modulation == "paper" and process.target != "noise":
+        message = f"is {process.target}; modulation paper predicts noise: leave target out"
+        problems.append(Problem(("diffusion", "target"), message))
+    if process.modulation == "paper" and val.sampling.sampler not in (None, "ddpm"):
+        message = (
+            f"is {val.sampling.sampler}, which needs the image that a noise estimate implies; with modulation paper "
+            "it is biased by the unknown encoding: take ddpm"
+        )
+        problems.append(Problem(("val", "sampling", "sampler"), message))
+    if (val.sampling.steps or 1) > process.timesteps:
+        message = f"is {val.sampling.steps}; the diffusion has {process.timesteps} timesteps"
+        problems.append(Problem(("val", "sampling", "steps"), message))
+    if val.sampling.eta and val.sampling.sampler != "ddim":
+        message = f"is {val.sampling.eta}; only sampler: ddim takes it"
+        problems.append(Problem(("val", "sampling", "eta"), message))
+    if process.modulation not in ("none", "invertible") and process.profile != "flat":
+        problems.append(Problem(("diffusion", "profile"), "is of modulation invertible alone"))
+    if val.self_ensemble:
+        problems.append(Problem(("val", "self_ensemble"), "averages images of one pass; a diffusion network has none"))
+    if options.compile:
+        problems.append(Problem(("compile",), "is not offered for diffusion networks; leave it out"))
+    return problems + (_diffusion_training(options) if options.train is not None else [])
+
+
+def _diffusion_training(options: Options) -> list[Problem]:
+    """What the training of a diffusion network needs."""
+    problems = []
+    mixes = options.train is not None and options.train.mixing_augs is not None and options.train.mixing_augs.mixup
+    for key, dataset in options.phase("train").items() if options.process.needs_masks else ():
+        if dataset.masks is None:
+            message = (
+                f"is required by modulation {options.process.modulation}: {{store: PATH}} of a mask store "
+                "(scripts/make_masks.py makes one), or set diffusion.modulation: none"
+            )
+            problems.append(Problem(("datasets", key, "masks"), message))
+    if mixes:
+        problems.append(Problem(("train", "mixing_augs", "mixup"), "is not offered for diffusion networks"))
+    if not options.path.pretrain_network_c and not options.path.pretrain_network_g:
+        message = (
+            "is required: the weights of the RRDB that conditions the network, such as "
+            "experiments/rrdb_x4/models/net_g_latest.pth (options/train/sr/rrdb_x4.yml trains one)"
+        )
+        problems.append(Problem(("path", "pretrain_network_c"), message))
+    return problems
 
 
 def _data_sets(options: Options) -> list[Problem]:

@@ -45,7 +45,8 @@ Positive = Annotated[int, Field(ge=1), WHOLE]
 Share = Annotated[float, Field(ge=0)]
 
 PLAIN_MODELS = ("ImageRestorationModel", "SRModel", "ImageCleanModel")
-ModelType = Literal["ImageRestorationModel", "SRModel", "ImageCleanModel", "SAM4IRModel"]
+DIFFUSION_MODEL = "SAMDiffSRModel"
+ModelType = Literal["ImageRestorationModel", "SRModel", "ImageCleanModel", "SAM4IRModel", "SAMDiffSRModel"]
 
 
 class _Options(BaseModel):
@@ -110,10 +111,14 @@ class DatasetOptions(Block):
 
 
 class PathOptions(_Options):
-    """Where weights come from and where a run goes."""
+    """Where weights come from and where a run goes.
+
+    pretrain_network_c: of the RRDB that conditions a diffusion network.
+    """
 
     root: str = "."
     pretrain_network_g: str | None = None
+    pretrain_network_c: str | None = None
     param_key_g: str | None = None
     param_key: str | None = None
     strict_load_g: bool = True
@@ -230,11 +235,57 @@ class TrainOptions(_Options):
     distill: DistillOptions = DistillOptions()
 
 
+class DiffusionOptions(_Options):
+    """The diffusion of SAM-DiffSR (diffusion.schedule, diffusion.process).
+
+    schedule: cosine has `s`, linear beta_start and beta_end. modulation: how SAM's structure enters the forward noise;
+    strength: how much of it; profile: over the times, for invertible. mean: what the position encoding divides a mask's
+    sum by.
+    """
+
+    schedule: Literal["cosine", "linear"] = "cosine"
+    timesteps: Annotated[int, Field(ge=2), WHOLE] = 100
+    s: Annotated[float, Field(gt=0)] = 0.008
+    beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    modulation: Literal["none", "released", "paper", "invertible"] = "none"
+    strength: Share = 1.0
+    profile: Literal["flat", "signal", "noise", "released"] = "flat"
+    target: Literal["noise", "x_0", "v"] = "noise"
+    mean: Literal["image", "region"] = "image"
+
+    @property
+    def needs_masks(self) -> bool:
+        """Whether training looks at masks."""
+        return self.modulation != "none" and self.strength > 0
+
+
+class SamplingOptions(_Options):
+    """How a diffusion network makes an image. seed: with the image's name it fixes the noise.
+
+    steps left out are the sampler's default (engine.sampling). spacing: of the times. precision: of the network.
+    """
+
+    sampler: Literal["ddpm", "ddim", "dpm_solver_2m"] | None = None
+    steps: Positive | None = None
+    spacing: Literal["uniform", "logsnr"] = "logsnr"
+    eta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    seed: Count = 0
+    precision: Literal["fp32", "bf16"] = "fp32"
+
+
 class ValOptions(_Options):
-    """Validation during training, and the test of test.py."""
+    """Validation during training, and the test of test.py.
+
+    samples: images that a diffusion network makes of each. published: a table of published figures that is printed
+    beside ours (engine.published).
+    """
 
     val_freq: Positive | None = None
     save_img: bool = False
+    sampling: SamplingOptions = SamplingOptions()
+    samples: Positive = 1
+    published: str | None = None
     metrics: dict[str, Block] = {}
     use_image: bool = True
     refiner: bool = False
@@ -288,6 +339,7 @@ class Options(_Options):
     network_r: Block | None = None
     spf: Block | None = None
     path: PathOptions = PathOptions()
+    diffusion: DiffusionOptions | None = None
     train: TrainOptions | None = None
     val: ValOptions | None = None
     logger: LoggerOptions = LoggerOptions()
@@ -298,6 +350,16 @@ class Options(_Options):
     def distills(self) -> bool:
         """Whether this is SAM4IR training, with a refiner beside the student."""
         return self.model_type == "SAM4IRModel"
+
+    @property
+    def diffuses(self) -> bool:
+        """Whether the network is a diffusion network."""
+        return self.model_type == DIFFUSION_MODEL
+
+    @property
+    def process(self) -> DiffusionOptions:
+        """The diffusion, by default that of the released SRDiff."""
+        return self.diffusion or DiffusionOptions()
 
     def phase(self, prefix: str) -> dict[str, DatasetOptions]:
         """The data sets whose key starts with `train`, `val` or `test`, without validation and test placeholders."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,10 @@ from torch import nn
 from sam4ir.config.paths import RunPaths
 from sam4ir.config.schema import Block, DatasetOptions, Options, ValOptions
 from sam4ir.config.signature import accepts, block_arguments
-from sam4ir.engine.inference import Inference
+from sam4ir.diffusion.process import Process
+from sam4ir.diffusion.schedule import noise_schedule
+from sam4ir.engine.inference import Inference, PlainWay, Way
+from sam4ir.engine.sampling import DEFAULT_STEPS, DiffusionWay, OnStep, Sampling
 from sam4ir.engine.validate import Metric
 from sam4ir.engine.weights import load_weights
 from sam4ir.metrics.official import protocol_of
@@ -86,15 +90,25 @@ def make_deterministic() -> None:
 def check_images(net: nn.Module, options: Options, device: torch.device, channels: int = 3) -> None:
     """Raise BuildError unless the network turns an image of so many channels into one `scale` times as large.
 
-    A pair of dual-pixel views (6 channels) becomes one RGB image.
+    A pair of dual-pixel views (6 channels) becomes one RGB image; a diffusion network takes one step.
     """
     image = torch.zeros(1, channels, 16, 16, device=device)
     with naming("network_g"), frozen(net):
-        shape = tuple(restore(net, image).shape)
+        shape = tuple(_one_step(net, image, options) if options.diffuses else restore(net, image).shape)
         if shape != (1, min(channels, 3), 16 * options.scale, 16 * options.scale):
             raise ValueError(
                 f"{options.network_g.type} turns {tuple(image.shape)} into {shape}; scale is {options.scale}"
             )
+
+
+def _one_step(net: nn.Module, image: torch.Tensor, options: Options) -> torch.Size:
+    """The shape that a diffusion network gives its estimate for these LR images."""
+    side = image.shape[-1] * options.scale
+    x_t = torch.zeros(1, 3, side, side, device=image.device)
+    if not callable(getattr(net, "condition", None)):
+        raise ValueError(f"{type(net).__name__} is no diffusion network, which {options.model_type} needs; take DiffSR")
+    estimate: torch.Tensor = net(x_t, torch.zeros(1, dtype=torch.int64, device=image.device), image, x_t)
+    return estimate.shape
 
 
 def channels_of(data: Any) -> int:
@@ -115,8 +129,14 @@ def network(block: Block, label: str, options: Options, device: torch.device) ->
 
 
 def pretrained(net: nn.Module, options: Options) -> bool:
-    """Load path.pretrain_network_g, a file or a name of the zoo, into a network; False where none is named."""
+    """Load path.pretrain_network_g, a file or a name of the zoo, into a network; False where none is named.
+
+    path.pretrain_network_c goes into the RRDB of a diffusion network before.
+    """
     path = options.path
+    if path.pretrain_network_c and isinstance(rrdb := getattr(net, "rrdb", None), nn.Module):
+        with naming("path.pretrain_network_c"):
+            load_weights(rrdb, path.pretrain_network_c)
     if not path.pretrain_network_g:
         return False
     with naming("path.pretrain_network_g"):
@@ -143,6 +163,45 @@ def metrics(options: Options) -> dict[str, Metric]:
             protocol, arguments = protocol_of(block.type, given, basicsr=options.model_type == "SRModel")
         found[name] = Metric(name, protocol, METRICS.get(protocol), arguments, options.val.use_image)  # type: ignore[union-attr]
     return found
+
+
+def process(options: Options) -> Process:
+    """The diffusion that `diffusion` describes."""
+    own = options.process
+    with naming("diffusion"):
+        schedule = noise_schedule(
+            own.schedule, own.timesteps, s=own.s, beta_start=own.beta_start, beta_end=own.beta_end
+        )
+        return Process(schedule, own.modulation, own.strength, own.target, own.profile)
+
+
+def sampling(options: Options) -> Sampling:
+    """How a diffusion network makes images, as `val` says."""
+    run, own = inference(options), (options.val or ValOptions()).sampling
+    sampler = own.sampler or ("ddpm" if options.process.modulation == "paper" else Sampling.sampler)
+    steps = own.steps or min(DEFAULT_STEPS[sampler], options.process.timesteps)
+    return Sampling(sampler, steps, own.spacing, own.eta, own.seed, own.precision, run.tile, run.overlap, run.batch)
+
+
+def _fitting(how: Sampling, net: nn.Module) -> Sampling:
+    """The sampling with tiles that the network can take. Raises BuildError where too little of a tile is its own."""
+    if how.tile is None:
+        return how
+    multiple, smallest = int(net.multiple), int(net.smallest)  # type: ignore[arg-type]
+    tile = max(how.tile // multiple, 1) * multiple
+    if tile < smallest or how.overlap >= tile:
+        raise BuildError(
+            f"val.crop_size: tiles of {how.tile} become {tile}, as the network needs multiples of {multiple}; they "
+            f"must be {smallest} at least and larger than the overlap of {how.overlap}"
+        )
+    return dataclasses.replace(how, tile=tile)
+
+
+def way(options: Options, net: nn.Module, on_step: OnStep | None = None) -> Way:
+    """How an image goes through a network, as the option file says. on_step: see engine.sampling."""
+    if options.diffuses:
+        return DiffusionWay(net, process(options), options.scale, _fitting(sampling(options), net), on_step)
+    return PlainWay(net, inference(options))
 
 
 def inference(options: Options) -> Inference:

@@ -19,7 +19,7 @@ from sam4ir.archs.layers import checkpoint_blocks
 from sam4ir.config.schema import Block, DatasetOptions, OptimOptions, Options, SgrOptions, SpdOptions, TermOptions
 from sam4ir.config.signature import accepts, block_arguments
 from sam4ir.data.masks import MaskStore
-from sam4ir.data.sample import MaskRecordLike
+from sam4ir.data.sample import MaskRecordLike, MaskViews
 from sam4ir.data.sources import listed
 from sam4ir.data.transforms import Window
 from sam4ir.distill.balance import TermWeight
@@ -37,16 +37,22 @@ from sam4ir.engine.build import (
     network,
     placed,
     pretrained,
+    process,
 )
 from sam4ir.engine.checkpoint import Trained
 from sam4ir.engine.ema import Ema
 from sam4ir.engine.optim import Optimiser, learning_rate
 from sam4ir.engine.stages import Stage, stages
 from sam4ir.models.restoration import Loss, Model, Restoration
+from sam4ir.models.sam_diffsr import SamDiffSR
 from sam4ir.models.sam_distill import Refiner, SamDistill, Schedule, Term
+from sam4ir.priors.spe import MaskRecordLike as SpeRecordLike
+from sam4ir.priors.spe import Mean, spe_map
 from sam4ir.registry import DATASETS, FUSIONS, LOSSES, SCHEDULES
 from sam4ir.utils.dist import World, peers
 from sam4ir.utils.rng import torch_stream
+
+SPE_IMAGES = 1000  # that the scale of the position encoding is measured on
 
 DEFAULT_BALANCE = {"spd": 0.3, "sgr": 0.05}
 
@@ -56,16 +62,35 @@ def region_view(record: MaskRecordLike, window: Window) -> np.ndarray:
     return record.region_map(window.top, window.left, window.height, window.width)  # type: ignore[attr-defined]
 
 
-def masked_dataset(key: str, block: DatasetOptions, options: Options, with_masks: bool) -> Any:
-    """A data set; with_masks: its samples carry region labels from its mask store."""
-    if not with_masks or block.masks is None:
+def spe_view(record: SpeRecordLike, window: Window, mean: Mean = "image") -> np.ndarray:
+    """The structural position encoding of a crop: (h, w) float32."""
+    return spe_map(record, window.top, window.left, window.height, window.width, mean)
+
+
+def views_of(options: Options) -> MaskViews:
+    """What training reads of masks; nothing where the model does not look at them."""
+    if options.distills and options.train is not None and options.train.distill.masks == "store":
+        return {"regions": region_view}
+    if options.diffuses and options.process.needs_masks:
+        return {"spe": functools.partial(spe_view, mean=options.process.mean)}
+    return {}
+
+
+def masked_dataset(key: str, block: DatasetOptions, options: Options, views: MaskViews) -> Any:
+    """A data set whose samples carry these views of its masks, if any."""
+    if not views or block.masks is None:
         return dataset(key, block, options)
     if not accepts(DATASETS.get(block.type), "masks"):
         raise BuildError(
             f"datasets.{key}.type: {block.type} takes no masks; its constructor needs masks and mask_views"
         )
     store = mask_store(key, block)
-    data = dataset(key, block, options, masks=store, mask_views={"regions": region_view})
+    if "spe" in views and options.process.mean == "region" and store.meta.get("imported", {}).get("format") == "spe":
+        raise BuildError(
+            f"diffusion.mean: region needs whole masks, but {store.path} was imported from maps of their encoding, "
+            "which show of each mask what no other covers; take mean: image, or masks made by scripts/make_masks.py"
+        )
+    data = dataset(key, block, options, masks=store, mask_views=views)
     known = set(store.keys())
     lacking = [name for name in map(data.key, range(len(data))) if name not in known]
     if lacking:
@@ -75,6 +100,26 @@ def masked_dataset(key: str, block: DatasetOptions, options: Options, with_masks
             "lists all that lack, and its crop cuts masks of whole images as sub-images were cut)"
         )
     return data
+
+
+def measured_spe(options: Options) -> float:
+    """The RMS of the position encoding over the covered pixels of the training images (at most SPE_IMAGES of them).
+
+    Raises BuildError where no pixel of them is covered.
+    """
+    ((key, block),) = options.phase("train").items()
+    store = mask_store(key, block)
+    data = dataset(key, block, options)
+    total, count = 0.0, 0
+    for index in range(0, len(data), max(len(data) // SPE_IMAGES, 1)):
+        record = store.read(data.key(index))
+        spe = spe_map(record, 0, 0, *record.size, mean=options.process.mean)
+        covered = record.list_map(0, 0, *record.size) > 0
+        total += float(np.square(spe[covered], dtype=np.float64).sum())
+        count += int(covered.sum())
+    if not total:
+        raise BuildError(f"datasets.{key}.masks.store: {store.path} covers no pixel of the training images")
+    return math.sqrt(total / count)
 
 
 def mask_store(key: str, block: DatasetOptions) -> MaskStore:
@@ -175,6 +220,9 @@ def _model(options: Options, networks: Mapping[str, nn.Module], emas: Mapping[st
     train = options.train
     assert train is not None
     loss = _loss(train.pixel_opt, "train.pixel_opt", device)
+    if options.diffuses:
+        measure = functools.partial(measured_spe, options)
+        return SamDiffSR(networks["g"], process(options), loss, options.manual_seed, measure)
     if not options.distills:
         return Restoration(networks["g"], loss, options.manual_seed)
     return SamDistill(
@@ -262,12 +310,10 @@ def data_sets(options: Options) -> Sets:
     if train is None or not options.phase("train"):
         raise BuildError("datasets.train: training needs a training set and a `train` block; test.py scores networks")
     ((key, block),) = options.phase("train").items()
-    masks = options.distills and train.distill.masks == "store"
-    val = {
-        b.name or k: masked_dataset(k, b, options, masks and options.val is not None and options.val.refiner)
-        for k, b in options.phase("val").items()
-    }
-    built = masked_dataset(key, block, options, masks)
+    views = views_of(options)
+    scored = views if options.val is not None and options.val.refiner else {}
+    val = {b.name or k: masked_dataset(k, b, options, scored) for k, b in options.phase("val").items()}
+    built = masked_dataset(key, block, options, views)
     if block.gt_sizes is not None and not callable(getattr(built, "with_gt_size", None)):
         raise BuildError(
             f"datasets.{key}.gt_sizes: {block.type} cannot change its patch size; it needs a method with_gt_size(size)"

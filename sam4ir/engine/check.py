@@ -24,6 +24,7 @@ from sam4ir.config.schema import Options
 from sam4ir.engine import build, build_train, checkpoint
 from sam4ir.engine.batches import stage_batches
 from sam4ir.engine.checkpoint import Trained
+from sam4ir.engine.metric import prepared
 from sam4ir.engine.stages import Stage
 from sam4ir.engine.step import Step
 from sam4ir.engine.validate import Stages, evaluate
@@ -82,7 +83,7 @@ def check(options: Options, resume: bool = False, world: World = build.ALONE) ->
     sets, before = None, findings.problems
     for key, block in options.datasets.items():
         with findings.judging():
-            if options.distills and block.masks is not None:
+            if build_train.views_of(options) and block.masks is not None:
                 build_train.mask_store(key, block)
         with findings.judging():
             if not block.placeholder:
@@ -242,12 +243,13 @@ def _validation(options: Options, sets: build_train.Sets, trained: Trained, worl
     device = build.device_of(options, world)
     emas = trained.emas
     refiner = emas["r"].module if val.refiner and "r" in emas else None
-    stages = Stages(emas["g"].module, build.inference(options), device, refiner)
+    stages = Stages(build.way(options, emas["g"].module), device, refiner)
     runs, total = -(-train.total_iter // val.val_freq), 0.0
+    metrics = prepared(build.metrics(options), device)
     for name, data in sets.val.items():
         reset_peak(device)
         begun = time.perf_counter()
-        evaluate(name, _First(data), stages, build.metrics(options), seed=options.manual_seed)
+        evaluate(name, _First(data), stages, metrics, seed=options.manual_seed)
         seconds = time.perf_counter() - begun
         total += seconds * -(-len(data) // world.size) * runs
         memory = in_words(peak_memory(device))

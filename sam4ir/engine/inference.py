@@ -1,4 +1,4 @@
-"""One way to run a network on an image: whole, in blended tiles, with self-ensemble.
+"""How an image goes through a network: whole, in blended tiles, with self-ensemble.
 
 Validation, test.py and scripts/restore.py all come through here, so their numbers agree.
 """
@@ -8,12 +8,40 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+
+from sam4ir.models.restoration import restore
 
 Restorer = Callable[[Tensor], Tensor]
+Area = tuple[slice, slice]
+
+
+class Way(Protocol):
+    """How a degraded image becomes a restored one, for plain and diffusion networks alike."""
+
+    @property
+    def network(self) -> nn.Module: ...  # what is frozen meanwhile
+
+    def __call__(self, lq: Tensor, key: str, sample: int = 0) -> Tensor:
+        """lq (1, c, h, w) in [0, 1], on the network's device -> (1, c, h scale, w scale) float32, unclamped.
+
+        key: the image's name; with `sample` it tells which random numbers a diffusion network starts from.
+        """
+
+
+@dataclass(frozen=True)
+class PlainWay:
+    """One forward pass of a network, or one for each tile."""
+
+    network: nn.Module
+    run: Inference
+
+    def __call__(self, lq: Tensor, key: str, sample: int = 0) -> Tensor:
+        return self.run(lambda x: restore(self.network, x), lq)
 
 
 @dataclass(frozen=True)
@@ -37,9 +65,9 @@ class Inference:
     def __call__(self, restorer: Restorer, image: Tensor) -> Tensor:
         """image (1, c, h, w) in [0, 1] -> (1, c, h scale, w scale) float32, unclamped."""
         height, width = image.shape[-2:]
-        padded = _pad(image, self.multiple)
+        whole = padded(image, self.multiple)
         run: Restorer = self._tiled(restorer) if self.tile else restorer
-        restored = ensemble(run, padded) if self.self_ensemble else run(padded)
+        restored = ensemble(run, whole) if self.self_ensemble else run(whole)
         return restored[..., : height * self.scale, : width * self.scale].float()
 
     def _tiled(self, restorer: Restorer) -> Restorer:
@@ -52,8 +80,9 @@ class Inference:
         return run
 
 
-def _pad(image: Tensor, multiple: int) -> Tensor:
-    bottom, right = -image.shape[-2] % multiple, -image.shape[-1] % multiple
+def padded(image: Tensor, multiple: int, least: int = 0) -> Tensor:
+    """The image with rows and columns added at the bottom and right by reflection, up to a multiple and to `least`."""
+    bottom, right = (max(-(-side // multiple) * multiple, least) - side for side in image.shape[-2:])
     if not bottom and not right:
         return image
     mode = "reflect" if bottom < image.shape[-2] and right < image.shape[-1] else "replicate"
@@ -76,21 +105,42 @@ def _ramp(length: int, overlap: int, device: torch.device) -> Tensor:
 
 def blend_tiles(restorer: Restorer, image: Tensor, tile: int, overlap: int, batch: int, scale: int = 1) -> Tensor:
     """Restore (1, c, h, w) tile by tile; where tiles overlap they are blended linearly, in float32."""
-    height, width = image.shape[-2:]
+
+    def restored(areas: list[Area]) -> Tensor:
+        return restorer(torch.cat([image[..., rows, columns] for rows, columns in areas]))
+
+    return blended(restored, (image.shape[-2], image.shape[-1]), tile, overlap, batch, image.device, scale)
+
+
+def blended(
+    compute: Callable[[list[Area]], Tensor],
+    size: tuple[int, int],
+    tile: int,
+    overlap: int,
+    batch: int,
+    device: torch.device,
+    scale: int = 1,
+) -> Tensor:
+    """(1, c, h scale, w scale) float32 from overlapping tiles of (h, w), blended linearly where they overlap.
+
+    compute: n areas of the tiles' grid, all of one size -> (n, c, their height scale, their width scale). tile, overlap
+    in pixels of that grid; batch: areas at once.
+    """
+    height, width = size
     side = (min(tile, height), min(tile, width))
     places = list(itertools.product(starts(height, tile, overlap), starts(width, tile, overlap)))
-    window = _ramp(side[0] * scale, overlap * scale, image.device).view(-1, 1) * _ramp(
-        side[1] * scale, overlap * scale, image.device
+    window = _ramp(side[0] * scale, overlap * scale, device).view(-1, 1) * _ramp(
+        side[1] * scale, overlap * scale, device
     )
     total: Tensor | None = None
-    weight = torch.zeros(height * scale, width * scale, device=image.device)
+    weight = torch.zeros(height * scale, width * scale, device=device)
     for group in _groups(places, batch):
-        tiles = torch.cat([image[..., y : y + side[0], x : x + side[1]] for y, x in group])
-        for (y, x), restored in zip(group, restorer(tiles), strict=True):
+        tiles = compute([(slice(y, y + side[0]), slice(x, x + side[1])) for y, x in group])
+        for (y, x), values in zip(group, tiles, strict=True):
             if total is None:
-                total = torch.zeros(1, restored.shape[0], height * scale, width * scale, device=image.device)
+                total = torch.zeros(1, values.shape[0], height * scale, width * scale, device=device)
             area = (slice(y * scale, (y + side[0]) * scale), slice(x * scale, (x + side[1]) * scale))
-            total[0, :, area[0], area[1]] += restored.float() * window
+            total[0, :, area[0], area[1]] += values.float() * window
             weight[area] += window
     assert total is not None
     return total / weight

@@ -25,7 +25,8 @@ from sam4ir.engine.compiled import compile_if_faster
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.journal import FileJournal, Journal, NoJournal
 from sam4ir.engine.log import Pace, console, message, set_aside
-from sam4ir.engine.report import Score, means
+from sam4ir.engine.metric import prepared
+from sam4ir.engine.report import BASELINES, Score, SetScore, means
 from sam4ir.engine.stages import Stage
 from sam4ir.engine.step import Outcome, Step
 from sam4ir.engine.validate import Stages, evaluate
@@ -68,7 +69,7 @@ class Trainer:
         self.sets = build_train.data_sets(options)
         self.stages = build_train.stages_of(options, self.sets.loader, world)
         self.trained = build_train.trained(options, self.device, world, self.sets.channels)
-        self.metrics = build.metrics(options)
+        self.metrics = prepared(build.metrics(options), self.device)
         self.lock: FileLock | None = None
         world.main_first(self._lock)
         self.log: logging.Logger = console(self.paths.run / f"train_{options.name}.log" if world.main else None)
@@ -126,7 +127,8 @@ class Trainer:
         if not self.world.main:
             return NoJournal()
         write_text(self.paths.run / "options.yml", self.text)
-        return FileJournal(self.paths, list(self.metrics), self.progress, self.options.logger.use_tb_logger)
+        columns = [name for name, metric in self.metrics.items() if not metric.of_set]
+        return FileJournal(self.paths, columns, self.progress, self.options.logger.use_tb_logger)
 
     def _compile(self) -> None:
         """Compile what is faster so; a run keeps to what it found when it began."""
@@ -324,8 +326,9 @@ class Trainer:
         refiner = emas["r"].module if val.refiner and "r" in emas else None
         for ema in emas.values():
             self.world.share_buffers(ema.module)
-        stages = Stages(emas["g"].module, build.inference(self.options), self.device, refiner)
+        stages = Stages(build.way(self.options, emas["g"].module), self.device, refiner)
         scores: list[Score] = []
+        sets: list[SetScore] = []
         for name, data in self.sets.val.items():
             folder = self.paths.visualization / name / str(iteration) if val.save_img else None
             with torch.compiler.set_stance("force_eager"):  # each image size would be compiled anew
@@ -342,21 +345,24 @@ class Trainer:
             if evaluation.stopped:
                 raise Interrupted(evaluation.stopped)
             scores += evaluation.scores
+            sets += evaluation.sets
+            for note in evaluation.notes:
+                self.log.warning(note)
         self.journal.scores(iteration, scores)
-        self._report(scores)
+        self._report(scores, sets)
         self.progress.validated = iteration
 
-    def _report(self, scores: Sequence[Score]) -> None:
+    def _report(self, scores: Sequence[Score], sets: Sequence[SetScore]) -> None:
         """Means to console, TensorBoard and JSON; best records of the deployed network."""
         iteration, record = self.progress.iteration, dict[str, float]()
-        for (name, stage), values in means(scores).items():
-            if stage == "input":
+        for (name, stage), values in means(scores, sets).items():
+            if stage in BASELINES:
                 continue
             lines = [f"Validation {name}" + (" (refiner)" if stage == "refined" else "")]
             for metric, mean in values.items():
                 best = ""
                 if stage == "restored":
-                    kept = self._best(f"{name}/{metric}", mean.value)
+                    kept = self._best(f"{name}/{metric}", mean.value, self.metrics[metric].lower_is_better)
                     best = f"\tBest: {kept['value']:.4f} @ {int(kept['iter'])} iter"
                 lines.append(f"\t # {metric}: {mean}{best}")
                 record[f"metrics/{name}/{metric}" + ("_refiner" if stage == "refined" else "")] = mean.value
@@ -364,9 +370,10 @@ class Trainer:
         self.journal.scalars(iteration, record)
         self.journal.write(iteration, record)
 
-    def _best(self, name: str, value: float) -> dict[str, float]:
+    def _best(self, name: str, value: float, lower_is_better: bool) -> dict[str, float]:
         best = self.progress.best.get(name)
-        if best is None or value > best["value"] or math.isnan(best["value"]):
+        sign = -1 if lower_is_better else 1
+        if best is None or sign * value > sign * best["value"] or math.isnan(best["value"]):
             best = {"value": value, "iter": self.progress.iteration}
             self.progress.best[name] = best
         return best

@@ -11,7 +11,8 @@ from torch import nn
 
 from sam4ir.config.schema import Options
 from sam4ir.engine import build
-from sam4ir.engine.inference import Inference
+from sam4ir.engine.inference import Way
+from sam4ir.engine.sampling import OnStep
 from sam4ir.engine.weights import load_weights
 from sam4ir.models.restoration import restore
 from sam4ir.utils.image import to_float_tensor, to_grey, to_image
@@ -21,36 +22,38 @@ from sam4ir.utils.image import to_float_tensor, to_grey, to_image
 class Restorer:
     """A network on its device and how images go through it. channels: 3 for a network of RGB images, 1 for grey."""
 
-    network: nn.Module
+    way: Way
     device: torch.device
-    run: Inference
     channels: Literal[1, 3]
 
     @torch.inference_mode()
-    def __call__(self, image: np.ndarray) -> np.ndarray:
+    def __call__(self, image: np.ndarray, key: str = "", sample: int = 0) -> np.ndarray:
         """(h, w, 3) RGB, or (h, w, 1), uint8 or uint16 -> the restored image, of the same type.
 
-        An RGB image goes through a grey network as its luma, and comes back as RGB.
+        An RGB image goes through a grey network as its luma, and comes back as RGB. key, sample: as for a Way.
         """
         grey = self.channels == 1 and image.shape[2] == 3
         lq = to_float_tensor(to_grey(image) if grey else image).unsqueeze(0).to(self.device)
-        restored = to_image(self.run(lambda x: restore(self.network, x), lq)[0].cpu(), image.dtype)
+        restored = to_image(self.way(lq, key, sample)[0].cpu(), image.dtype)
         return np.repeat(restored, 3, axis=2) if grey else restored
 
 
-def restorer(options: Options, weights: str, run: Inference | None = None) -> Restorer:
-    """The option file's network with these weights (a file or a name of the zoo).
+def restorer(options: Options, weights: str, on_step: OnStep | None = None) -> Restorer:
+    """The option file's network with these weights (a file or a name of the zoo); images go through it as `val` says.
 
-    run: how images go through it; default as the option file's `val` says. Raises ValueError where weights or images
-    do not fit the network.
+    on_step: told (done, of how many) after each step of a diffusion network.
+    Raises ValueError where weights or images do not fit the network.
     """
     device = build.device_of(options)
     network = build.network(options.network_g, "g", options, device)
     load_weights(network, weights)
     network.eval()
+    if options.diffuses:
+        build.check_images(network, options, device)
+        return Restorer(build.way(options, network, on_step), device, 3)
     with torch.inference_mode():
         channels = image_channels(network, device)
-    return Restorer(network, device, run or build.inference(options), channels)
+    return Restorer(build.way(options, network), device, channels)
 
 
 def image_channels(network: nn.Module, device: torch.device) -> Literal[1, 3]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,14 @@ def zoo_name(source: str | Path) -> str | None:
 def load_weights(network: nn.Module, source: str | Path, key: str | None = None, strict: bool = True) -> None:
     """Load weights into `network`; the log tells from which entry of which file, and what was left out.
 
-    source: see locate. key: the entry to take; None prefers params_ema (see utils.weights).
+    source: see locate. key: the entry to take; None prefers params_ema (see utils.weights). A network may bring keys of
+    other programs into its own (`adapted`).
     Raises WeightsFileError where names or shapes do not fit: a short difference, and the network and arguments that
     would fit, where one of ours does. With strict False what fits is loaded, and nothing fitting is still an error.
     """
     weights = read_weights(locate(source), key)
-    state, own = weights.state, network.state_dict()
+    adapted: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = getattr(network, "adapted", dict)
+    state, own = adapted(weights.state), network.state_dict()
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     complete = len(fitting) == len(own) == len(state)
     if not fitting or (strict and not complete):

@@ -17,10 +17,14 @@ Mean = Callable[[Tensor], Tensor]
 
 
 class TrainingBatch(Protocol):
-    """What a model reads of a batch: images (b, 3, h, w), labels (b, h, w) or None, sample numbers."""
+    """What a model reads of a batch: images (b, c, h, w), labels (b, h s, w s) or None, sample numbers.
+
+    spe: position encodings (b, 1, h s, w s), or None.
+    """
 
     lq: Tensor
     regions: Tensor | None
+    spe: Tensor | None
     region_count: int
     numbers: list[int]
 

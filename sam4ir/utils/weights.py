@@ -1,8 +1,9 @@
 """Files of weights, of every layout that the field's tools write: what they hold, read without running their code.
 
-Understood without being told: {params}, {params_ema}, {state_dict}, {model}, a bare state dict, any other single state
-dict beside plain values; `module.` and `_orig_mod.` before the keys; .pth, .pt (zip and the older format) and
-.safetensors (told by content). Where a file holds both averages and raw weights, params_ema is taken.
+Understood without being told: {params}, {params_ema}, {state_dict}, {state_dict: {model}} (SRDiff, SAM-DiffSR),
+{model}, a bare state dict, any other single state dict beside plain values; `module.` and `_orig_mod.` before the keys;
+.pth, .pt (zip and the older format) and .safetensors (told by content). Where a file holds both averages and raw
+weights, params_ema is taken.
 """
 
 from __future__ import annotations
@@ -75,6 +76,8 @@ def find_state(content: Any, path: Path, key: str | None = None) -> Weights:
         raise WeightsFileError(f"{path}: has no entry {key!r} (it has {entries}); leave out param_key_g to find it")
     found = key or _entry(content)
     tensors = _tensors(content if found is None else content[found])
+    if found is not None and not tensors and isinstance(content[found], Mapping):
+        tensors = _tensors(content[found].get("model"))
     if not tensors:
         raise WeightsFileError(f"{path}: holds no weights" + (f" under {found!r}" if found else ""))
     return Weights({_bare(k): v for k, v in tensors.items()}, path, found)

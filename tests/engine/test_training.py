@@ -16,7 +16,7 @@ from sam4ir.config.load import load_options
 from sam4ir.data.loader import eval_samples
 from sam4ir.engine.build import BuildError
 from sam4ir.engine.checkpoint import CheckpointError, RunExistsError
-from sam4ir.engine.inference import Inference
+from sam4ir.engine.inference import Inference, PlainWay
 from sam4ir.engine.loop import Interrupted, NonFiniteError, Trainer
 from sam4ir.engine.score import ResultsExistError, score
 from sam4ir.engine.validate import Stages
@@ -414,7 +414,7 @@ def test_networks_are_scored_in_eval_mode_and_left_as_they_were(world: World) ->
     refiner = trainer.trained.model.networks["r"]
     torch.nn.init.normal_(refiner.spf.out.weight)
     refiner.network.eval()  # a module that was in eval mode stays in it
-    stages = Stages(trainer.trained.model.networks["g"], Inference(), trainer.device, refiner)
+    stages = Stages(PlainWay(trainer.trained.model.networks["g"], Inference()), trainer.device, refiner)
     (sample,) = list(eval_samples(trainer.sets.val["small_val"], 0))[:1]
     first, second = stages(sample), stages(sample)
     assert torch.equal(first["refined"], second["refined"])

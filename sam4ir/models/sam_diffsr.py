@@ -1,0 +1,134 @@
+"""SAM-DiffSR: a diffusion network that learns residuals, its forward noise shifted by where SAM's masks lie.
+
+Wang et al., arXiv 2402.17133; with modulation `none` it is SRDiff (Li et al., Neurocomputing 2022). Masks are read in
+training alone:
+
+    x_0 = clip(2 (HR - LR up), -1, 1)                in the [-1, 1] image scale
+    (x_t, target) = process(x_0, t, noise, SPE)      t uniform, noise standard normal
+    L = loss(network(x_t, t, LR), target)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sam4ir.diffusion.process import Process
+from sam4ir.models.restoration import Loss, Losses, Mean, TrainingBatch, bare, ground_truth
+from sam4ir.utils.resize import resize_to
+from sam4ir.utils.rng import derived_seed, generator
+
+RESIDUAL_SCALE = 2.0  # res_rescale of the released code
+
+
+class DiffusionNetwork(Protocol):
+    """What sampling knows of a diffusion network (archs.diffusion_sr.DiffSR)."""
+
+    multiple: int  # of LR's sides
+    smallest: int  # that they may be
+
+    def condition(self, lq: Tensor) -> Tensor:
+        """What LR images (b, 3, h, w) in [0, 1] tell, on the grid of the restored image; the same for all steps."""
+
+    def denoise(self, x_t: Tensor, t: Tensor, condition: Tensor, lq_up: Tensor | None = None) -> Tensor:
+        """The network's estimate of the target, (b, 3, h s, w s)."""
+
+
+def upsampled(lq: Tensor, size: Sequence[int]) -> Tensor:
+    """Bicubic LR images (b, 3, h, w) in [0, 1] on the grid of HR, in the [-1, 1] scale, unclamped."""
+    with torch.autocast(lq.device.type, enabled=False):
+        return 2 * resize_to(lq.float(), (size[0], size[1])) - 1
+
+
+def residual(gt: Tensor, lq_up: Tensor) -> Tensor:
+    """x_0 of HR images in [0, 1] over up-sampled LR in [-1, 1]."""
+    return (RESIDUAL_SCALE * ((2 * gt.float() - 1) - lq_up)).clamp(-1, 1)
+
+
+def image_of(x_0: Tensor, lq_up: Tensor) -> Tensor:
+    """The images in [0, 1] (unclamped) of x_0, clipped as the released code does."""
+    return ((x_0.clamp(-1, 1) / RESIDUAL_SCALE + lq_up) + 1) / 2
+
+
+class SamDiffSR:
+    """Training of a diffusion network.
+
+    network: (x_t, t, lq, lq_up) -> estimate; wrapped where several processes train it. process: the forward process.
+    loss: (estimate, target) -> scalar. seed: timestep and noise of a sample are functions of it and of the sample's
+    number, so they do not depend on micro-batches and processes. measure_spe: the RMS of the encoding over covered
+    training pixels; asked once, by a run whose modulation needs it, and kept in its checkpoints.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        process: Process,
+        loss: Loss,
+        seed: int = 0,
+        measure_spe: Callable[[], float] | None = None,
+    ) -> None:
+        self.network = network
+        self.process = process
+        self.loss = loss
+        self.seed = seed
+        self.measure_spe = measure_spe
+        self.spe_rms: float | None = None
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        return {"g": bare(self.network)}
+
+    def active(self, iteration: int) -> tuple[str, ...]:
+        return ("g",)
+
+    def losses(self, batch: TrainingBatch, iteration: int, measure: bool) -> Losses:
+        gt = ground_truth(batch)
+        lq_up = upsampled(batch.lq, gt.shape[-2:])
+        x_0 = residual(gt, lq_up)
+        t, noise = self._draws(batch.numbers, x_0)
+        x_t, target = self.process.training_pair(x_0, t, noise, self._spe(batch), self._rms())
+        estimate = self.network(x_t, t, batch.lq, lq_up).float()
+        measures = {}
+        if measure and self.process.needs_spe:
+            plain, _ = self.process.training_pair(x_0, t, noise, torch.zeros_like(x_0[:, :1]))
+            measures["spe_shift"] = ((x_t - plain).norm() / plain.norm()).item()
+        return Losses({"noise": self.loss(estimate, target)}, measures)
+
+    def _draws(self, numbers: Sequence[int], x_0: Tensor) -> tuple[Tensor, Tensor]:
+        """Timesteps (b,) and noise of x_0's shape; each sample has its own streams."""
+        steps = len(self.process.schedule.betas)
+        t = torch.tensor([int(generator(self.seed, "t", n).integers(steps)) for n in numbers])
+        noise = torch.empty(x_0.shape, device=x_0.device, dtype=torch.float32)
+        stream = torch.Generator(x_0.device)
+        for i, number in enumerate(numbers):
+            stream.manual_seed(derived_seed(self.seed, "noise", number))
+            noise[i].normal_(generator=stream)
+        return t.to(x_0.device, non_blocking=True), noise
+
+    def _spe(self, batch: TrainingBatch) -> Tensor | None:
+        if not self.process.needs_spe:
+            return None
+        if batch.spe is None:
+            raise ValueError("the batch has no position encoding; name a mask store as masks.store of its data set")
+        return batch.spe
+
+    def _rms(self) -> float:
+        if self.process.modulation != "invertible":
+            return 1.0
+        if self.spe_rms is None:
+            if self.measure_spe is None:
+                raise ValueError("modulation invertible needs the RMS of the position encoding")
+            self.spe_rms = self.measure_spe()
+        return self.spe_rms
+
+    def end_step(self, mean: Mean) -> None:
+        return None
+
+    def state(self) -> dict[str, Any]:
+        return {} if self.spe_rms is None else {"spe_rms": self.spe_rms}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.spe_rms = state.get("spe_rms")
