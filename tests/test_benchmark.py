@@ -130,6 +130,9 @@ def test_a_quick_run_covers_every_contest_and_all_forms_agree(report):
         "Restormer inference",
         "loading one sample of a pair",
         "masks of one patch",
+        "SPE of an image",
+        "SPE of an image",
+        "SPE of one patch",
     ]
     for contest in report["contests"]:
         for form in contest["forms"]:

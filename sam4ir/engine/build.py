@@ -178,7 +178,7 @@ def process(options: Options) -> Process:
 def sampling(options: Options) -> Sampling:
     """How a diffusion network makes images, as `val` says."""
     run, own = inference(options), (options.val or ValOptions()).sampling
-    sampler = own.sampler or ("ddpm" if options.process.modulation == "paper" else Sampling.sampler)
+    sampler = own.sampler or Sampling.sampler
     steps = own.steps or min(DEFAULT_STEPS[sampler], options.process.timesteps)
     return Sampling(sampler, steps, own.spacing, own.eta, own.seed, own.precision, run.tile, run.overlap, run.batch)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +35,15 @@ class Ema:
             return
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        averaged, values = _split(self.module), _split(self.source)
+        learned = [p.requires_grad for p in self.source.parameters()]  # what is frozen stays equal by itself
+        averaged, values = _split(self.module, learned), _split(self.source, learned)
         torch._foreach_lerp_(averaged[0], values[0], weight)
         for mine, theirs in zip(averaged[1], values[1], strict=True):
             mine.copy_(theirs)
 
 
-def _split(network: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """Floating-point parameters and buffers, and the others."""
-    tensors = [t.detach() for t in (*network.parameters(), *network.buffers())]
+def _split(network: nn.Module, learned: Sequence[bool]) -> tuple[list[Tensor], list[Tensor]]:
+    """Floating-point buffers and learned parameters, and the others of these."""
+    parameters = itertools.compress(network.parameters(), learned)
+    tensors = [t.detach() for t in (*parameters, *network.buffers())]
     return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]

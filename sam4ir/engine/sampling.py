@@ -17,7 +17,7 @@ from sam4ir.engine.inference import Area, blended, padded
 from sam4ir.models.sam_diffsr import image_of, upsampled
 from sam4ir.utils.rng import derived_seed
 
-DEFAULT_STEPS = {"ddpm": 100, "ddim": 20, "dpm_solver_2m": 15}
+DEFAULT_STEPS = {"ddpm": 20, "ddim": 20, "dpm_solver_2m": 15}
 OnStep = Callable[[int, int], None]
 
 
@@ -31,8 +31,8 @@ class Sampling:
     that neighbouring tiles share; batch: tiles at once.
     """
 
-    sampler: str = "dpm_solver_2m"
-    steps: int = 15
+    sampler: str = "ddpm"
+    steps: int = 20
     spacing: Spacing = "logsnr"
     eta: float = 0.0
     seed: int = 0
