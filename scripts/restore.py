@@ -8,7 +8,7 @@ The network is described by -opt, by the option file of the run that the weights
 themselves: names of the zoo (scripts/fetch_weights.py list) have it on record, other files tell it by their shapes.
 Without --weights those of the option file's path.pretrain_network_g are taken.
 Only the deployed network runs: no SAM, no VGG, no masks. A network of one channel restores grey images. A diffusion
-network draws its noise from --seed and the image's name, so an image comes out the same in any folder and any tiles.
+network draws its noise from --seed and the file's name without suffix, so an image comes out the same in any folder.
 """
 
 from __future__ import annotations
@@ -26,12 +26,21 @@ from tqdm import tqdm
 
 from sam4ir.config.consistency import consistency
 from sam4ir.config.load import load_options
-from sam4ir.config.schema import DIFFUSION_MODEL, Block, Options, SamplingOptions, ValOptions
+from sam4ir.config.schema import DIFFUSION_MODEL, Block, DiffusionOptions, Options, SamplingOptions, ValOptions
 from sam4ir.diffusion.samplers import SAMPLERS
+from sam4ir.engine.build import trained_diffusion
 from sam4ir.engine.restoring import Restorer, restorer
 from sam4ir.engine.weights import flow, network_block
 from sam4ir.utils import cli
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, read_image, write_image
+
+
+def count(text: str) -> int:
+    """A whole number from 0 on."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is below 0")
+    return number
 
 
 def positive(text: str) -> int:
@@ -58,7 +67,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--tile", type=positive, metavar="PIXELS", help="restore in overlapping, blended tiles of this side (of input)"
     )
     parser.add_argument(
-        "--overlap", type=positive, metavar="PIXELS", help="pixels that tiles share (default: an eighth of the tile)"
+        "--overlap", type=count, metavar="PIXELS", help="pixels that tiles share (default: an eighth of the tile)"
     )
     parser.add_argument("--self_ensemble", action="store_true", help="mean over the eight flips and rotations")
     parser.add_argument("--sampler", choices=sorted(SAMPLERS), help="diffusion: how the noise is taken away")
@@ -83,11 +92,20 @@ def run_options(weights: str | None, opt: Path | None, device: str | None) -> Op
     block = network_block(weights)
     print(f"network_g: {flow(block)} (told by the weights)")
     scale = block.get("sr_scale") or block.get("scale") or 1
-    kind: dict[str, Any] = {"model_type": DIFFUSION_MODEL} if block["type"] == "DiffSR" else {}
+    kind = _diffusion_of(weights) if block["type"] == "DiffSR" else {}
     try:
         return Options(name="restore", network_g=Block(**block), scale=scale, device=device or "auto", **kind)
     except ValidationError as error:
         raise ValueError(f"--device: {device!r} is none; give auto, cpu, cuda, cuda:1 ... or mps") from error
+
+
+def _diffusion_of(weights: str) -> dict[str, Any]:
+    """model_type and diffusion of a diffusion network: what its weights file says, else the released code's."""
+    told = trained_diffusion(weights)
+    diffusion = told or DiffusionOptions()
+    source = "told by the weights" if told else "assumed, as the weights do not tell it; an option file would: -opt"
+    print(f"diffusion: {flow(diffusion.model_dump())} ({source})")
+    return {"model_type": DIFFUSION_MODEL, "diffusion": diffusion}
 
 
 def as_asked(options: Options, given: argparse.Namespace) -> Options:
@@ -95,14 +113,18 @@ def as_asked(options: Options, given: argparse.Namespace) -> Options:
     val = options.val or ValOptions()
     names = ("sampler", "steps", "eta", "seed", "precision")
     asked = {name: value for name in names if (value := getattr(given, name)) is not None}
-    if "sampler" in asked and given.steps is None:
-        asked |= {"steps": None, "eta": asked.get("eta", 0.0)}  # those of the file are another sampler's
+    for name in [*asked, *(["samples"] if given.samples > 1 else [])] if not options.diffuses else ():
+        raise ValueError(f"--{name}: is for diffusion networks; {options.network_g.type} restores in one pass")
+    if "sampler" in asked:  # steps and eta of the file are another sampler's
+        asked = {"steps": None, "eta": 0.0, **asked}
     changes: dict[str, Any] = {"self_ensemble": given.self_ensemble or val.self_ensemble, "samples": given.samples}
     if given.tile:
         changes |= {"grids": True, "crop_size": given.tile, "overlap": given.overlap}
     elif given.overlap is not None:
         changes["overlap"] = given.overlap
-    tile = given.tile or val.crop_size
+    tile = given.tile or (val.crop_size if val.grids else None)
+    if given.overlap is not None and not tile:
+        raise ValueError("--overlap: there are no tiles; add --tile")
     if given.overlap is not None and tile and given.overlap >= tile:
         raise ValueError(f"--overlap: {given.overlap} must be smaller than the tile of {tile}")
     try:
@@ -164,7 +186,6 @@ def restore_all(work: list[tuple[Path, Path]], output: Path, restored: Restorer,
     """Write every restored image; tell what was kept and what could not be read."""
     kept, bad = 0, []
     for file, name in tqdm(work, unit="image", disable=None):
-        key = name.with_suffix("").as_posix()
         ends = [f"_s{number}" for number in range(samples)] if samples > 1 else [""]
         targets = {number: output / name.with_stem(name.stem + end) for number, end in enumerate(ends)}
         lacking = {n: target for n, target in targets.items() if overwrite or not target.exists()}
@@ -173,7 +194,7 @@ def restore_all(work: list[tuple[Path, Path]], output: Path, restored: Restorer,
             image = read_image(file, restored.channels) if lacking else None
             for number, target in lacking.items():
                 assert image is not None
-                write_image(target, restored(image, key, number))
+                write_image(target, restored(image, file.stem, number))
         except ImageError as error:
             bad.append(str(error) if str(file) in str(error) else f"{file}: {error}")
     print(f"{len(work) - kept - len(bad)} images restored to {output}")

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from sam4ir.archs.diffusion_unet import DiffSRUnet
+from sam4ir.archs.diffusion_unet import MAPS, DiffSRUnet
 from sam4ir.archs.rrdb import DiffSRRRDBNet, to_diffsr_keys
 
 V = TypeVar("V")
@@ -77,8 +77,8 @@ class DiffSR(nn.Module):
     def condition(self, lq: Tensor) -> Tensor:
         """(b, 3, h, w) in [0, 1] -> (b, hidden_size, H, W), which serves all steps of a chain."""
         with torch.no_grad():
-            maps = self.rrdb.features(lq * 2 - 1)
-        return self.denoise_fn.project(maps)
+            maps = self.rrdb.features(lq * 2 - 1, every=MAPS)
+        return self.denoise_fn.projected(maps)
 
     def denoise(self, x_t: Tensor, t: Tensor, condition: Tensor, lq_up: Tensor | None = None) -> Tensor:
         """x_t (b, 3, H, W), t (b,) int64, condition (b, hidden_size, H, W), lq_up (b, 3, H, W) in [-1, 1], needed with

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sam4ir.archs.layers import Block, Pointwise, run
 from sam4ir.archs.mish import mish
 
+MAPS = 3  # each third map of the RRDB network is a condition
 ATTENTION_HEADS = 4
 ATTENTION_WIDTH = 32
 
@@ -29,8 +30,16 @@ class ReflectConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):  # a CPU's autocast would pad in float32
-            padded = F.pad(x, (1, 1, 1, 1), mode="reflect")
+            padded = _reflected(x)
         return super().forward(padded)
+
+
+def _reflected(x: Tensor) -> Tensor:
+    """(b, c, h, w) -> (b, c, h + 2, w + 2), reflected; CUDA's own backward pass adds in no fixed order."""
+    if not (x.is_cuda and torch.are_deterministic_algorithms_enabled()):
+        return F.pad(x, (1, 1, 1, 1), mode="reflect")
+    rows = torch.cat([x[..., 1:2, :], x, x[..., -2:-1, :]], -2)
+    return torch.cat([rows[..., 1:2], rows, rows[..., -2:-1]], -1)
 
 
 class ConvMish(nn.Module):
@@ -194,7 +203,11 @@ class DiffSRUnet(nn.Module):
 
         sam_mask: (b, 1, H, W), used and needed with cond_sam only.
         """
-        condition: Tensor = self.cond_proj(torch.cat(list(feats[2::3]), 1))
+        return self.projected(feats[MAPS - 1 :: MAPS], sam_mask)
+
+    def projected(self, maps: Sequence[Tensor], sam_mask: Tensor | None = None) -> Tensor:
+        """project, from each third map alone: number 3, 6, 9 ..."""
+        condition: Tensor = self.cond_proj(torch.cat(list(maps), 1))
         if self.sam_conv is None:
             return condition
         if sam_mask is None:

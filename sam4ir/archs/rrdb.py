@@ -142,15 +142,20 @@ class DiffSRRRDBNet(nn.Module):
         self.conv_last = _conv(nf, out_nc)
         _scale_down(self.RRDB_trunk)
 
-    def features(self, x: Tensor) -> list[Tensor]:
-        """nb + 1 maps (b, nf, h, w): what each RRDB block gives, then the trunk's end with the first map added."""
+    def features(self, x: Tensor, every: int = 1) -> list[Tensor]:
+        """nb + 1 maps (b, nf, h, w): what each RRDB block gives, then the trunk's end with the first map added.
+
+        every: keep each such map only, beginning with map number `every`.
+        """
         first = self.conv_first(_channels_last((x + 1) / 2))
         maps = []
         y = first
-        for block in self.RRDB_trunk:
+        for number, block in enumerate(self.RRDB_trunk, 1):
             y = run(block, y)
-            maps.append(y)
-        maps.append(self.trunk_conv(y).add_(first))
+            if number % every == 0:
+                maps.append(y)
+        if (len(self.RRDB_trunk) + 1) % every == 0:
+            maps.append(self.trunk_conv(y).add_(first))
         return maps
 
     def forward(self, x: Tensor, get_fea: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
@@ -163,8 +168,9 @@ class DiffSRRRDBNet(nn.Module):
 
     @staticmethod
     def adapted(state: Mapping[str, V]) -> dict[str, V]:
-        """Keys of BasicSR's RRDBNet as this network's; others stay as they are."""
-        return to_diffsr_keys(state)
+        """Keys of BasicSR's RRDBNet as this network's, and its part of a whole diffusion network; others stay."""
+        part = {key.removeprefix("rrdb."): value for key, value in state.items() if key.startswith("rrdb.")}
+        return to_diffsr_keys(part or state)
 
 
 def to_diffsr_keys(state: Mapping[str, V]) -> dict[str, V]:

@@ -59,6 +59,11 @@ def _diffusion(options: Options) -> list[Problem]:
         problems.append(Problem(("val", "sampling", "eta"), message))
     if process.modulation not in ("none", "invertible") and process.profile != "flat":
         problems.append(Problem(("diffusion", "profile"), "is of modulation invertible alone"))
+    sr_scale = options.network_g.arguments.get("sr_scale", 4)
+    if options.network_g.type == "DiffSR" and sr_scale != options.scale:
+        problems.append(Problem(("scale",), f"is {options.scale}, network_g.sr_scale is {sr_scale}; make them equal"))
+    if val.window_size is not None:
+        problems.append(Problem(("val", "window_size"), "is the network's own matter in diffusion; leave it out"))
     if val.self_ensemble:
         problems.append(Problem(("val", "self_ensemble"), "averages images of one pass; a diffusion network has none"))
     if options.compile:
@@ -69,6 +74,9 @@ def _diffusion(options: Options) -> list[Problem]:
 def _diffusion_training(options: Options) -> list[Problem]:
     """What the training of a diffusion network needs."""
     problems = []
+    if options.train is not None and options.train.pixel_opt.type == "PSNRLoss":
+        message = "is of images, not of noise; take L1Loss (as released) or MSELoss"
+        problems.append(Problem(("train", "pixel_opt", "type"), message))
     mixes = options.train is not None and options.train.mixing_augs is not None and options.train.mixing_augs.mixup
     for key, dataset in options.phase("train").items() if options.process.needs_masks else ():
         if dataset.masks is None:

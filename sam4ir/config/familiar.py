@@ -39,6 +39,8 @@ def as_ours(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
             block = block.get(outer) if isinstance(block, dict) else None
         if isinstance(block, dict) and key in block and block[key] is None:
             del block[str(key)]
+    if isinstance(ours.get("datasets"), dict):  # val: ~ is no validation set
+        ours["datasets"] = {k: v for k, v in ours["datasets"].items() if v is not None or str(k).startswith("train")}
     datasets, train, val = (ours.get(key) for key in ("datasets", "train", "val"))
     problems: list[Problem] = []
     for name, block in datasets.items() if isinstance(datasets, dict) else ():

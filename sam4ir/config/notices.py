@@ -24,9 +24,27 @@ def notices(options: Options) -> list[str]:
         for key in ("crop_size", "overlap", "max_minibatch"):
             if key in given.get("val", {}):
                 found.append(f"val.{key} has no effect: without grids: true images are restored whole")
+    if options.diffuses:
+        found += _diffusion(options, given)
     for key, loader in options.phase("train").items():
         found += _stages(f"datasets.{key}", loader, options.train)
     return found
+
+
+def _diffusion(options: Options, given: Mapping[str, Any]) -> list[str]:
+    """Keys of the diffusion that another one switches off, and masks that it does not look at."""
+    process, found = options.process, []
+    of_schedule = {"cosine": ("beta_start", "beta_end"), "linear": ("s",)}[process.schedule]
+    reasons = dict.fromkeys(of_schedule, f"schedule {process.schedule} has none")
+    if process.modulation == "none":
+        reasons |= dict.fromkeys(("strength", "profile", "mean"), "modulation is none")
+    for key in reasons.keys() & given.get("diffusion", {}).keys():
+        found.append(f"diffusion.{key} has no effect: {reasons[key]}")
+    for key, loader in options.phase("train").items():
+        if loader.masks is not None and not process.needs_masks:
+            why = "modulation is none" if process.modulation == "none" else "strength is 0"
+            found.append(f"datasets.{key}.masks has no effect: diffusion.{why}")
+    return sorted(found)
 
 
 def _places(values: Any, pattern: tuple[str, ...]) -> Iterator[tuple[str, ...]]:

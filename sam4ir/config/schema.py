@@ -277,8 +277,8 @@ class SamplingOptions(_Options):
 class ValOptions(_Options):
     """Validation during training, and the test of test.py.
 
-    samples: images that a diffusion network makes of each. published: a table of published figures that is printed
-    beside ours (engine.published).
+    samples: images that a diffusion network makes of each in test.py. published: a table of published figures that is
+    printed beside ours (engine.published).
     """
 
     val_freq: Positive | None = None

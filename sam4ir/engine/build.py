@@ -12,23 +12,26 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from sam4ir.archs.infer import infer, shapes_of
 from sam4ir.config.paths import RunPaths
-from sam4ir.config.schema import Block, DatasetOptions, Options, ValOptions
+from sam4ir.config.schema import Block, DatasetOptions, DiffusionOptions, Options, ValOptions
 from sam4ir.config.signature import accepts, block_arguments
 from sam4ir.diffusion.process import Process
 from sam4ir.diffusion.schedule import noise_schedule
 from sam4ir.engine.inference import Inference, PlainWay, Way
 from sam4ir.engine.sampling import DEFAULT_STEPS, DiffusionWay, OnStep, Sampling
 from sam4ir.engine.validate import Metric
-from sam4ir.engine.weights import load_weights
+from sam4ir.engine.weights import WeightsFileError, facts_of, load_weights, locate
 from sam4ir.metrics.official import protocol_of
 from sam4ir.models.restoration import frozen, restore
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, METRICS, Registry
 from sam4ir.utils.dist import World
 from sam4ir.utils.rng import torch_stream
+from sam4ir.utils.weights import read_weights
 
 M = TypeVar("M", bound=nn.Module)
 ALONE = World()
+DIFFUSION_ENTRY = "diffusion"  # of weights files: what sampling must know beside the network
 
 
 class BuildError(ValueError):
@@ -131,17 +134,39 @@ def network(block: Block, label: str, options: Options, device: torch.device) ->
 def pretrained(net: nn.Module, options: Options) -> bool:
     """Load path.pretrain_network_g, a file or a name of the zoo, into a network; False where none is named.
 
-    path.pretrain_network_c goes into the RRDB of a diffusion network before.
+    path.pretrain_network_c goes into the RRDB of a diffusion network, unless that one's weights are named as a whole.
     """
     path = options.path
-    if path.pretrain_network_c and isinstance(rrdb := getattr(net, "rrdb", None), nn.Module):
+    if path.pretrain_network_c and not (path.pretrain_network_g and path.strict_load_g):
         with naming("path.pretrain_network_c"):
-            load_weights(rrdb, path.pretrain_network_c)
+            rrdb = getattr(net, "rrdb", None)
+            if not isinstance(rrdb, nn.Module):
+                raise ValueError(f"{type(net).__name__} has no RRDB (an attribute `rrdb`) that it could go into")
+            _load_rrdb(rrdb, path.pretrain_network_c)
     if not path.pretrain_network_g:
         return False
     with naming("path.pretrain_network_g"):
         load_weights(net, path.pretrain_network_g, path.param_key_g or path.param_key, path.strict_load_g)
     return True
+
+
+def _load_rrdb(rrdb: nn.Module, source: str) -> None:
+    """The weights of an RRDB into that of a diffusion network; where they do not fit, the arguments that would."""
+    try:
+        load_weights(rrdb, source)
+    except WeightsFileError as error:
+        fit = infer(shapes_of(read_weights(locate(source)).state))
+        given = {} if fit is None else fit.arguments
+        feat, blocks, growth = (
+            next((given[name] for name in names if name in given), None)
+            for names in (("num_feat", "nf"), ("num_block", "nb"), ("num_grow_ch", "gc"))
+        )
+        if feat is None:
+            raise
+        advice = f"set network_g.rrdb_num_feat: {feat} and rrdb_num_block: {blocks}"
+        if 2 * (growth or 0) != feat:
+            advice = f"its growth {growth} must be half of its {feat} features; train one with num_grow_ch: {feat // 2}"
+        raise WeightsFileError(f"{source}: does not fit the RRDB of network_g; {advice}") from error
 
 
 def dataset(key: str, block: DatasetOptions, options: Options, **handed: Any) -> Any:
@@ -173,6 +198,32 @@ def process(options: Options) -> Process:
             own.schedule, own.timesteps, s=own.s, beta_start=own.beta_start, beta_end=own.beta_end
         )
         return Process(schedule, own.modulation, own.strength, own.target, own.profile)
+
+
+def trained_diffusion(source: str) -> DiffusionOptions | None:
+    """The diffusion that weights were trained with, where their file says it (the released ones do not)."""
+    told = facts_of(source, DIFFUSION_ENTRY)
+    return DiffusionOptions.model_validate(dict(told)) if told else None
+
+
+def check_diffusion(options: Options, source: str) -> None:
+    """Raise BuildError where weights were trained for another reverse process than the options describe."""
+    told = trained_diffusion(source) if options.diffuses else None
+    if told is None:
+        return
+    own = options.process
+    names = ["schedule", "timesteps", "target", *(["s"] if own.schedule == "cosine" else ["beta_start", "beta_end"])]
+    for name in names:
+        if getattr(told, name) != getattr(own, name):
+            raise BuildError(
+                f"diffusion.{name} is {getattr(own, name)}, but {source} was trained with {getattr(told, name)}; "
+                "an image is made with what the network was trained with"
+            )
+    if (told.modulation == "paper") != (own.modulation == "paper"):
+        raise BuildError(
+            f"diffusion.modulation is {own.modulation}, but {source} was trained with {told.modulation}: with paper "
+            "the estimate means something else, and only one sampler can follow it"
+        )
 
 
 def sampling(options: Options) -> Sampling:

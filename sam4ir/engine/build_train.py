@@ -28,6 +28,7 @@ from sam4ir.distill.spd import SemanticPriorsDistillation
 from sam4ir.distill.spf import SemanticPriorsFusion
 from sam4ir.engine.build import (
     ALONE,
+    DIFFUSION_ENTRY,
     BuildError,
     channels_of,
     check_images,
@@ -111,7 +112,7 @@ def measured_spe(options: Options) -> float:
     store = mask_store(key, block)
     data = dataset(key, block, options)
     total, count = 0.0, 0
-    for index in range(0, len(data), max(len(data) // SPE_IMAGES, 1)):
+    for index in range(0, len(data), -(-len(data) // SPE_IMAGES)):
         record = store.read(data.key(index))
         spe = spe_map(record, 0, 0, *record.size, mean=options.process.mean)
         covered = record.list_map(0, 0, *record.size) > 0
@@ -213,7 +214,8 @@ def trained(options: Options, device: torch.device, world: World = ALONE, channe
     optimisers = {label: _optimiser(options, net, label, starts[label]) for label, net in networks.items()}
     shared = {label: _shared(net, options, device, world) for label, net in networks.items()}
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
-    return Trained(_model(options, shared, emas, device), optimisers, emas, scaler, tuple(shared.values()))
+    told = {DIFFUSION_ENTRY: options.process.model_dump()} if options.diffuses else {}
+    return Trained(_model(options, shared, emas, device), optimisers, emas, scaler, tuple(shared.values()), told)
 
 
 def _model(options: Options, networks: Mapping[str, nn.Module], emas: Mapping[str, Ema], device: torch.device) -> Model:
@@ -222,7 +224,8 @@ def _model(options: Options, networks: Mapping[str, nn.Module], emas: Mapping[st
     loss = _loss(train.pixel_opt, "train.pixel_opt", device)
     if options.diffuses:
         measure = functools.partial(measured_spe, options)
-        return SamDiffSR(networks["g"], process(options), loss, options.manual_seed, measure)
+        encoding = f"SPE, mean over the {options.process.mean}"
+        return SamDiffSR(networks["g"], process(options), loss, options.manual_seed, measure, encoding)
     if not options.distills:
         return Restoration(networks["g"], loss, options.manual_seed)
     return SamDistill(

@@ -28,6 +28,7 @@ from sam4ir.engine.metric import prepared
 from sam4ir.engine.stages import Stage
 from sam4ir.engine.step import Step
 from sam4ir.engine.validate import Stages, evaluate
+from sam4ir.engine.weights import locate
 from sam4ir.utils.cli import USER_ERROR
 from sam4ir.utils.dist import PeerError, World
 from sam4ir.utils.memory import in_words, peak_memory, reset_peak
@@ -90,6 +91,7 @@ def check(options: Options, resume: bool = False, world: World = build.ALONE) ->
                 build.dataset(key, block, options)
     if world.main:
         _folder(options, resume, findings)
+        _weights_files(options, findings)
     with findings.judging():
         sets = build_train.data_sets(options) if findings.problems == before else None
     if sets is not None:
@@ -118,6 +120,15 @@ def _folder(options: Options, resume: bool, findings: Findings) -> None:
         there = next(p for p in (paths.run.absolute(), *paths.run.absolute().parents) if p.exists())
         if not os.access(there, os.W_OK):
             raise ValueError(f"{there}: cannot be written; set path.root to a folder of yours")
+
+
+def _weights_files(options: Options, findings: Findings) -> None:
+    """Whether the weights that the run begins with are there."""
+    path = options.path
+    for key, source in {"g": path.pretrain_network_g, "c": path.pretrain_network_c}.items():
+        with findings.judging(), build.naming(f"path.pretrain_network_{key}"):
+            if source and not locate(source).is_file():
+                raise ValueError(f"{source}: no such weights file")
 
 
 def _checkpoint(options: Options, resume: bool, trained: Trained, findings: Findings) -> None:

@@ -50,7 +50,7 @@ class Progress:
 @dataclass
 class Trained:
     """The parts of a run. scaler: of the loss, for float16; off otherwise. shared: the networks as they are called,
-    wrapped where there are several processes.
+    wrapped where there are several processes. told: plain values that weights files say beside the weights.
     """
 
     model: Model
@@ -58,6 +58,7 @@ class Trained:
     emas: Mapping[str, Ema]
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     shared: tuple[nn.Module, ...] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
@@ -78,7 +79,7 @@ def _cpu(network: nn.Module) -> dict[str, Tensor]:
 def save(paths: RunPaths, trained: Trained, progress: Progress, options_text: str) -> Path:
     """Write the checkpoint of progress.iteration; returns its state file."""
     for label, network in trained.model.networks.items():
-        weights = {"params": _cpu(network)}
+        weights: dict[str, Any] = {"params": _cpu(network), **trained.told}
         if trained.emas[label].on:
             weights["params_ema"] = _cpu(trained.emas[label].module)
         save_tensors(weights, paths.network(label, progress.iteration))

@@ -49,6 +49,7 @@ def restorer(options: Options, weights: str, on_step: OnStep | None = None) -> R
     load_weights(network, weights)
     network.eval()
     if options.diffuses:
+        build.check_diffusion(options, weights)
         build.check_images(network, options, device)
         return Restorer(build.way(options, network, on_step), device, 3)
     with torch.inference_mode():

@@ -47,9 +47,9 @@ class DiffusionWay:
     """Images by sampling. network: archs.diffusion_sr.DiffSR or one like it. scale: output pixels per input pixel.
     on_step: told (done, of how many) after each step.
 
-    The noise is drawn for the whole canvas, from (seed, key, sample) alone: an image does not depend on others, on the
-    processes that share a data set, or on the tiles. Tiles are blended at each step, before the sampler sees the
-    estimate, so neighbours follow one trajectory.
+    The noise is drawn for the whole canvas, from (seed, key, sample) alone: it does not depend on other images, on the
+    processes that share a data set, or on tiles. Tiles are blended at each step, before the sampler sees the estimate,
+    so neighbours follow one trajectory; the condition is made of the whole image, without tiles.
     """
 
     network: nn.Module

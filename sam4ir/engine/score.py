@@ -90,6 +90,7 @@ class Bench:
                 "path.pretrain_network_g: is required for a test; name the .pth file of the network, here or by "
                 "test.py --weights"
             )
+        build.check_diffusion(options, options.path.pretrain_network_g or "")
         for dataset in self.data.values():
             build.check_images(network, options, self.device, build.channels_of(dataset))
         return Stages(build.way(options, network), self.device)

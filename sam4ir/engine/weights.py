@@ -71,6 +71,13 @@ def load_weights(network: nn.Module, source: str | Path, key: str | None = None,
     log.info("%s loaded the weights %s", type(network).__name__, weights)
 
 
+def facts_of(source: str | Path, entry: str) -> Mapping[str, Any]:
+    """What a weights file says beside its weights under a name; nothing where it says nothing."""
+    content = read_file(locate(source))
+    told = content.get(entry) if isinstance(content, Mapping) else None
+    return told if isinstance(told, Mapping) else {}
+
+
 def network_block(source: str | Path) -> dict[str, Any]:
     """{type, argument ...} of the network that weights belong to: the zoo's record, or read off their shapes.
 

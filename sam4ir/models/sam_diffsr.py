@@ -38,7 +38,10 @@ class DiffusionNetwork(Protocol):
 
 
 def upsampled(lq: Tensor, size: Sequence[int]) -> Tensor:
-    """Bicubic LR images (b, 3, h, w) in [0, 1] on the grid of HR, in the [-1, 1] scale, unclamped."""
+    """Bicubic LR images (b, 3, h, w) in [0, 1] on the grid of HR, in the [-1, 1] scale, unclamped.
+
+    Of a training crop: its outer 6 HR pixels differ from the crop of the whole image's, as LR is mirrored at the crop.
+    """
     with torch.autocast(lq.device.type, enabled=False):
         return 2 * resize_to(lq.float(), (size[0], size[1])) - 1
 
@@ -59,7 +62,8 @@ class SamDiffSR:
     network: (x_t, t, lq, lq_up) -> estimate; wrapped where several processes train it. process: the forward process.
     loss: (estimate, target) -> scalar. seed: timestep and noise of a sample are functions of it and of the sample's
     number, so they do not depend on micro-batches and processes. measure_spe: the RMS of the encoding over covered
-    training pixels; asked once, by a run whose modulation needs it, and kept in its checkpoints.
+    training pixels; asked once, by a run whose modulation needs it, and kept in its checkpoints. encoding: what that is
+    the RMS of; with another one it is measured anew.
     """
 
     def __init__(
@@ -69,12 +73,14 @@ class SamDiffSR:
         loss: Loss,
         seed: int = 0,
         measure_spe: Callable[[], float] | None = None,
+        encoding: str = "",
     ) -> None:
         self.network = network
         self.process = process
         self.loss = loss
         self.seed = seed
         self.measure_spe = measure_spe
+        self.encoding = encoding
         self.spe_rms: float | None = None
 
     @property
@@ -128,7 +134,7 @@ class SamDiffSR:
         return None
 
     def state(self) -> dict[str, Any]:
-        return {} if self.spe_rms is None else {"spe_rms": self.spe_rms}
+        return {} if self.spe_rms is None else {"spe_rms": self.spe_rms, "encoding": self.encoding}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.spe_rms = state.get("spe_rms")
+        self.spe_rms = state.get("spe_rms") if state.get("encoding") == self.encoding else None

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,12 +14,18 @@ import torch
 from conftest import World
 from test_training import assert_same_run, records
 
-from sam4ir.config.load import OptionsError, load_options
+from sam4ir.config.load import OptionsError, load_options, notices
 from sam4ir.config.schema import Options
+from sam4ir.data.masks import MaskStore
+from sam4ir.data.transforms import Flip
+from sam4ir.diffusion.process import Process
+from sam4ir.diffusion.schedule import cosine_schedule, linear_schedule
 from sam4ir.engine import build, build_train
 from sam4ir.engine.build import BuildError
 from sam4ir.engine.loop import Trainer
+from sam4ir.engine.sampling import Sampling
 from sam4ir.engine.score import score
+from sam4ir.priors.spe import spe_map
 from sam4ir.utils.image import read_image, write_image
 from sam4ir.utils.resize import imresize
 
@@ -196,6 +203,9 @@ def test_restore_draws_samples_by_seed_and_keeps_the_images_that_are_there(world
         ("val:sampling:eta=0.5", "only sampler: ddim"),
         ("val:self_ensemble=true", "one pass"),
         ("compile=true", "compile"),
+        ("scale=8", "sr_scale is 4"),
+        ("train:pixel_opt:type=PSNRLoss", "not of noise"),
+        ("val:window_size=8", "window_size"),
         ("model_type=SRModel", "SAMDiffSRModel"),
     ],
 )
@@ -211,11 +221,90 @@ def test_paper_cannot_be_sampled_by_solvers(world: World, diffusion: dict) -> No
     assert build.sampling(options).sampler == "ddpm"
 
 
+def test_every_key_of_diffusion_and_sampling_arrives(world: World, diffusion: dict) -> None:
+    given = {"schedule": "linear", "timesteps": 30, "beta_start": 1e-3, "beta_end": 0.05, "target": "v"}
+    given |= {"modulation": "invertible", "strength": 0.7, "profile": "signal"}
+    sampling = {"sampler": "ddim", "steps": 7, "spacing": "uniform", "eta": 0.5, "seed": 9, "precision": "bf16"}
+    val = {"sampling": sampling, "grids": True, "crop_size": 16, "overlap": 5, "max_minibatch": 3}
+    options = options_of(world, {**diffusion, "diffusion": given, "val": val})
+    process = build.process(options)
+    wanted = Process(linear_schedule(30, 1e-3, 0.05), "invertible", 0.7, "v", "signal")
+    assert torch.equal(process.schedule.betas, wanted.schedule.betas)
+    assert [getattr(process, n) for n in FACTS] == [getattr(wanted, n) for n in FACTS]
+    assert build.sampling(options) == Sampling("ddim", 7, "uniform", 0.5, 9, "bf16", 16, 5, 3)
+    cosine = options_of(world, {**diffusion, "diffusion": {"modulation": "none", "s": 0.02, "timesteps": 30}})
+    assert torch.equal(build.process(cosine).schedule.betas, cosine_schedule(30, 0.02).betas)
+
+
+FACTS = ("modulation", "strength", "target", "profile")
+
+
+@pytest.mark.parametrize("mean", ["image", "region"])
+def test_samples_carry_the_encoding_that_is_asked_for(
+    world: World, diffusion: dict, mean: Literal["image", "region"]
+) -> None:
+    options = options_of(world, diffusion, f"diffusion:mean={mean}")
+    data = build_train.data_sets(options).train.with_gt_size(None)
+    found = data.get(2, np.random.default_rng(5)).spe[0].numpy()
+    record = MaskStore(world.root / "masks.lmdb").read("photo_2")
+    whole = spe_map(record, 0, 0, 40, 52, mean)
+    turned = [flip.apply(whole) for flip in (Flip(h, v, t) for h in (0, 1) for v in (0, 1) for t in (0, 1))]
+    assert any(a.shape == found.shape and np.array_equal(a, found) for a in turned)
+
+
+def test_the_rrdb_s_own_file_is_not_needed_beside_the_weights_of_the_whole_network(
+    world: World, diffusion: dict, rrdb: Path
+) -> None:
+    run = train(world, diffusion, "train:total_iter=2")
+    rrdb.unlink()
+    again = options_of(world, diffusion, f"path:pretrain_network_g={run / 'models' / 'net_g_latest.pth'}")
+    assert build.pretrained(build.network(again.network_g, "g", again, CPU), again)
+
+
+def test_weights_alone_tell_restore_their_diffusion(world: World, diffusion: dict) -> None:
+    run = train(world, diffusion, "train:total_iter=2", "diffusion:target=v")
+    alone = world.root / "alone.pth"
+    alone.write_bytes((run / "models" / "net_g_latest.pth").read_bytes())
+    write_image(world.root / "low" / "a.png", read_image(world.root / "gt" / "photo_0.png")[::4, ::4])
+    given = ["--input", str(world.root / "low"), "--sampler", "ddim", "--steps", "2", "--output"]
+    told = restore(world, "--weights", str(alone), *given, str(world.root / "alone"))
+    assert "timesteps: 20" in told
+    assert "target: v" in told
+    restore(world, "--weights", str(run / "models" / "net_g_latest.pth"), *given, str(world.root / "with"))
+    assert (read_image(world.root / "alone" / "a.png") == read_image(world.root / "with" / "a.png")).all()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("diffusion:target=v", "target is v, but .* with noise"),
+        ("diffusion:timesteps=30", "timesteps is 30, but .* with 20"),
+        ("diffusion:modulation=paper", "modulation is paper"),
+    ],
+)
+def test_weights_are_not_sampled_by_another_process_than_theirs(
+    world: World, diffusion: dict, override: str, message: str
+) -> None:
+    weights = train(world, diffusion, "train:total_iter=2") / "models" / "net_g_latest.pth"
+    tested = {**diffusion, "train": None, "datasets": {"test": diffusion["datasets"]["val"]}}
+    tested["path"] = {"root": str(world.root), "pretrain_network_g": str(weights)}
+    with pytest.raises(BuildError, match=message):
+        score(options_of(world, {**tested, "name": "t"}, override, "val:sampling:sampler=ddpm"))
+
+
+def test_keys_that_another_key_switches_off_are_told(world: World, diffusion: dict) -> None:
+    given = ("diffusion:modulation=none", "diffusion:mean=region", "diffusion:beta_end=0.5")
+    told = "\n".join(notices(options_of(world, diffusion, *given)))
+    for key in ("diffusion.strength", "diffusion.mean", "diffusion.beta_end", "datasets.train.masks"):
+        assert f"{key} has no effect" in told
+    assert notices(options_of(world, diffusion)) == []
+
+
 def test_another_network_or_scale_is_refused_before_training(world: World, diffusion: dict) -> None:
-    with pytest.raises(BuildError, match="no diffusion network"):
+    with pytest.raises(BuildError, match="has no RRDB"):
         train(world, {**diffusion, "network_g": RRDB})
-    with pytest.raises(BuildError, match="network_g"):
-        train(world, diffusion, "scale=8")
+    with pytest.raises(BuildError, match=r"rrdb_num_feat: 8 and rrdb_num_block: 2"):
+        train(world, {**diffusion, "network_g": {**NETWORK, "rrdb_num_feat": 16}})
 
 
 def test_tiles_that_leave_nothing_of_their_own_are_refused_before_any_work(world: World, diffusion: dict) -> None:

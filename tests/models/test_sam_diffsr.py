@@ -11,6 +11,7 @@ from sam4ir.diffusion.process import Process
 from sam4ir.diffusion.schedule import cosine_schedule
 from sam4ir.losses.pixel import L1Loss
 from sam4ir.models.sam_diffsr import SamDiffSR, image_of, residual, upsampled
+from sam4ir.utils.resize import imresize
 
 
 class Denoiser(nn.Module):
@@ -21,7 +22,7 @@ class Denoiser(nn.Module):
         self.mix = nn.Conv2d(6, 3, 3, padding=1)
 
     def forward(self, x_t: Tensor, t: Tensor, lq: Tensor, lq_up: Tensor) -> Tensor:
-        out: Tensor = self.mix(torch.cat([x_t, lq_up], 1)) + 0.01 * t.view(-1, 1, 1, 1) + lq.mean()
+        out: Tensor = self.mix(torch.cat([x_t, lq_up], 1)) + 0.01 * t.view(-1, 1, 1, 1) + lq.mean((1, 2, 3), True)
         return out
 
 
@@ -63,6 +64,11 @@ def test_an_even_image_is_up_sampled_to_itself_in_the_signed_scale() -> None:
     torch.testing.assert_close(upsampled(torch.full((1, 3, 4, 5), 0.25), (16, 20)), torch.full((1, 3, 16, 20), -0.5))
 
 
+def test_up_sampling_is_matlab_s_bicubic() -> None:
+    image = torch.rand(1, 3, 6, 7)
+    torch.testing.assert_close(upsampled(image, (24, 28)), 2 * imresize(image, 4) - 1)
+
+
 def test_the_loss_of_a_batch_is_the_mean_over_its_samples_however_it_is_split() -> None:
     m = model("invertible", 0.3)
     parts = [loss(m, batch((number,))) for number in (4, 9, 11)]
@@ -102,6 +108,10 @@ def test_the_scale_of_the_encoding_is_measured_once_and_kept_in_the_state() -> N
     resumed = model("invertible", 0.3, rms=9.0)
     resumed.load_state(m.state())
     assert loss(resumed, batch()) == first
+    other = model("invertible", 0.3, rms=9.0)
+    other.encoding = "another"
+    other.load_state(m.state())
+    assert loss(other, batch()) == loss(model("invertible", 0.3, rms=9.0), batch())
     assert loss(model("invertible", 0.3, rms=9.0), batch()) != first
 
 
