@@ -91,7 +91,6 @@ def check(options: Options, resume: bool = False, world: World = build.ALONE) ->
                 build.dataset(key, block, options)
     if world.main:
         _folder(options, resume, findings)
-        _weights_files(options, findings)
     with findings.judging():
         sets = build_train.data_sets(options) if findings.problems == before else None
     if sets is not None:
@@ -106,6 +105,7 @@ def check(options: Options, resume: bool = False, world: World = build.ALONE) ->
             _steps(options, sets, stages, trained, world, findings)
             _validation(options, sets, trained, world, findings)
     if sets is None:
+        _weights_files(options, findings)
         findings.say("time and memory were not measured, since not all data can be read")
     findings.problems = world.largest(findings.problems)
     return _verdict(options, findings)
@@ -123,7 +123,7 @@ def _folder(options: Options, resume: bool, findings: Findings) -> None:
 
 
 def _weights_files(options: Options, findings: Findings) -> None:
-    """Whether the weights that the run begins with are there."""
+    """Whether the weights that the run begins with are there, where no network is built that would ask for them."""
     path = options.path
     for key, source in {"g": path.pretrain_network_g, "c": path.pretrain_network_c}.items():
         with findings.judging(), build.naming(f"path.pretrain_network_{key}"):
