@@ -15,7 +15,7 @@ from sam4ir.config.load import load_options
 from sam4ir.config.schema import Options
 from sam4ir.data.sample import Batch
 from sam4ir.diffusion.noise import SeededNoise
-from sam4ir.engine import build
+from sam4ir.engine import build, ways
 from sam4ir.engine.bench import Agreement, Aim, Contest, Form, relative_error
 from sam4ir.engine.sampling import DiffusionWay, Sampling
 from sam4ir.models.sam_diffsr import residual, upsampled
@@ -77,7 +77,7 @@ def batch_of(number: int, side: int, device: torch.device) -> Batch:
 def reference(options: Options, state: Mapping[str, Tensor], device: torch.device) -> ReferenceDiffusion:
     """The reference form of an option file's network and process, with the weights of ours."""
     given = {k: v for k, v in options.network_g.arguments.items() if k != "sr_scale"}
-    network = ReferenceDiffusion(build.process(options).schedule.betas, **given)
+    network = ReferenceDiffusion(ways.process(options).schedule.betas, **given)
     network.load_state_dict(dict(state))
     return network.to(device)
 
@@ -148,7 +148,7 @@ def compared_pair(options: Options, first: ReferenceDiffusion, batch: Batch) -> 
     random = torch.Generator().manual_seed(3)
     t = torch.randint(0, 100, (len(x_0),), generator=random).to(x_0.device)
     noise = torch.randn(x_0.shape, generator=random).to(x_0.device)
-    x_t, target = build.process(options).training_pair(x_0, t, noise, batch.spe)
+    x_t, target = ways.process(options).training_pair(x_0, t, noise, batch.spe)
     released = first.q_sample(x_0, t, noise, batch.spe)
     return Pair(x_t, t, target, relative_error([x_t, target], released))
 
@@ -185,7 +185,7 @@ def sampling(size: str, setting: Setting) -> Contest:
     lq = batch_of(1, side, setting.device).lq
     lq_up = upsampled(lq, (side, side))
     noise = SeededNoise([derived_seed(0, "sampling", KEY, 0)], (3, side, side), setting.device)
-    process = build.process(options)
+    process = ways.process(options)
 
     def chain(sampler: str, steps: int, precision: Literal["fp32", "bf16"]) -> Callable[[], Tensor]:
         way = DiffusionWay(ours, process, SCALE, Sampling(sampler, steps, precision=precision))

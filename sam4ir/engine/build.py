@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,14 +13,10 @@ from torch import nn
 
 from sam4ir.archs.infer import infer, shapes_of
 from sam4ir.config.paths import RunPaths
-from sam4ir.config.schema import Block, DatasetOptions, DiffusionOptions, Options, ValOptions
+from sam4ir.config.schema import Block, DatasetOptions, Options
 from sam4ir.config.signature import accepts, block_arguments
-from sam4ir.diffusion.process import Process
-from sam4ir.diffusion.schedule import noise_schedule
-from sam4ir.engine.inference import Inference, PlainWay, Way
-from sam4ir.engine.sampling import DEFAULT_STEPS, DiffusionWay, OnStep, Sampling
 from sam4ir.engine.validate import Metric
-from sam4ir.engine.weights import WeightsFileError, facts_of, load_weights, locate
+from sam4ir.engine.weights import WeightsFileError, load_weights, locate
 from sam4ir.metrics.official import protocol_of
 from sam4ir.models.restoration import frozen, restore
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, METRICS, Registry
@@ -188,79 +183,6 @@ def metrics(options: Options) -> dict[str, Metric]:
             protocol, arguments = protocol_of(block.type, given, basicsr=options.model_type == "SRModel")
         found[name] = Metric(name, protocol, METRICS.get(protocol), arguments, options.val.use_image)  # type: ignore[union-attr]
     return found
-
-
-def process(options: Options) -> Process:
-    """The diffusion that `diffusion` describes."""
-    own = options.process
-    with naming("diffusion"):
-        schedule = noise_schedule(
-            own.schedule, own.timesteps, s=own.s, beta_start=own.beta_start, beta_end=own.beta_end
-        )
-        return Process(schedule, own.modulation, own.strength, own.target, own.profile)
-
-
-def trained_diffusion(source: str) -> DiffusionOptions | None:
-    """The diffusion that weights were trained with, where their file says it (the released ones do not)."""
-    told = facts_of(source, DIFFUSION_ENTRY)
-    return DiffusionOptions.model_validate(dict(told)) if told else None
-
-
-def check_diffusion(options: Options, source: str) -> None:
-    """Raise BuildError where weights were trained for another reverse process than the options describe."""
-    told = trained_diffusion(source) if options.diffuses else None
-    if told is None:
-        return
-    own = options.process
-    names = ["schedule", "timesteps", "target", *(["s"] if own.schedule == "cosine" else ["beta_start", "beta_end"])]
-    for name in names:
-        if getattr(told, name) != getattr(own, name):
-            raise BuildError(
-                f"diffusion.{name} is {getattr(own, name)}, but {source} was trained with {getattr(told, name)}; "
-                "an image is made with what the network was trained with"
-            )
-    if (told.modulation == "paper") != (own.modulation == "paper"):
-        raise BuildError(
-            f"diffusion.modulation is {own.modulation}, but {source} was trained with {told.modulation}: with paper "
-            "the estimate means something else, and only one sampler can follow it"
-        )
-
-
-def sampling(options: Options) -> Sampling:
-    """How a diffusion network makes images, as `val` says."""
-    run, own = inference(options), (options.val or ValOptions()).sampling
-    sampler = own.sampler or Sampling.sampler
-    steps = own.steps or min(DEFAULT_STEPS[sampler], options.process.timesteps)
-    return Sampling(sampler, steps, own.spacing, own.eta, own.seed, own.precision, run.tile, run.overlap, run.batch)
-
-
-def _fitting(how: Sampling, net: nn.Module) -> Sampling:
-    """The sampling with tiles that the network can take. Raises BuildError where too little of a tile is its own."""
-    if how.tile is None:
-        return how
-    multiple, smallest = int(net.multiple), int(net.smallest)  # type: ignore[arg-type]
-    tile = max(how.tile // multiple, 1) * multiple
-    if tile < smallest or how.overlap >= tile:
-        raise BuildError(
-            f"val.crop_size: tiles of {how.tile} become {tile}, as the network needs multiples of {multiple}; they "
-            f"must be {smallest} at least and larger than the overlap of {how.overlap}"
-        )
-    return dataclasses.replace(how, tile=tile)
-
-
-def way(options: Options, net: nn.Module, on_step: OnStep | None = None) -> Way:
-    """How an image goes through a network, as the option file says. on_step: see engine.sampling."""
-    if options.diffuses:
-        return DiffusionWay(net, process(options), options.scale, _fitting(sampling(options), net), on_step)
-    return PlainWay(net, inference(options))
-
-
-def inference(options: Options) -> Inference:
-    """How images go through the network, as `val` says."""
-    val = options.val or ValOptions()
-    tile = val.crop_size if val.grids else None
-    overlap = val.overlap if val.overlap is not None else (tile or 0) // 8
-    return Inference(tile, overlap, val.max_minibatch, val.window_size or 1, val.self_ensemble, options.scale)
 
 
 def run_paths(options: Options) -> RunPaths:

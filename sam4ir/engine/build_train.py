@@ -38,12 +38,12 @@ from sam4ir.engine.build import (
     network,
     placed,
     pretrained,
-    process,
 )
 from sam4ir.engine.checkpoint import Trained
 from sam4ir.engine.ema import Ema
 from sam4ir.engine.optim import Optimiser, learning_rate
 from sam4ir.engine.stages import Stage, stages
+from sam4ir.engine.ways import process
 from sam4ir.models.restoration import Loss, Model, Restoration
 from sam4ir.models.sam_diffsr import SamDiffSR
 from sam4ir.models.sam_distill import Refiner, SamDistill, Schedule, Term

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from sam4ir.config.load import notices
 from sam4ir.config.schema import Options
-from sam4ir.engine import build, build_train, checkpoint
+from sam4ir.engine import build, build_train, checkpoint, ways
 from sam4ir.engine.batches import stage_batches
 from sam4ir.engine.checkpoint import Trained
 from sam4ir.engine.metric import prepared
@@ -254,7 +254,7 @@ def _validation(options: Options, sets: build_train.Sets, trained: Trained, worl
     device = build.device_of(options, world)
     emas = trained.emas
     refiner = emas["r"].module if val.refiner and "r" in emas else None
-    stages = Stages(build.way(options, emas["g"].module), device, refiner)
+    stages = Stages(ways.way(options, emas["g"].module), device, refiner)
     runs, total = -(-train.total_iter // val.val_freq), 0.0
     metrics = prepared(build.metrics(options), device)
     for name, data in sets.val.items():

@@ -18,7 +18,7 @@ from sam4ir.config.load import changes, dump_options, notices
 from sam4ir.config.schema import Options
 from sam4ir.data.loader import WorkerDiedError
 from sam4ir.data.sample import Batch
-from sam4ir.engine import build, build_train, checkpoint
+from sam4ir.engine import build, build_train, checkpoint, ways
 from sam4ir.engine.batches import stage_batches
 from sam4ir.engine.checkpoint import Progress
 from sam4ir.engine.compiled import compile_if_faster
@@ -326,7 +326,7 @@ class Trainer:
         refiner = emas["r"].module if val.refiner and "r" in emas else None
         for ema in emas.values():
             self.world.share_buffers(ema.module)
-        stages = Stages(build.way(self.options, emas["g"].module), self.device, refiner)
+        stages = Stages(ways.way(self.options, emas["g"].module), self.device, refiner)
         scores: list[Score] = []
         sets: list[SetScore] = []
         for name, data in self.sets.val.items():

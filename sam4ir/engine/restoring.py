@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from sam4ir.config.schema import Options
-from sam4ir.engine import build
+from sam4ir.engine import build, ways
 from sam4ir.engine.inference import Way
 from sam4ir.engine.sampling import OnStep
 from sam4ir.engine.weights import load_weights
@@ -49,12 +49,12 @@ def restorer(options: Options, weights: str, on_step: OnStep | None = None) -> R
     load_weights(network, weights)
     network.eval()
     if options.diffuses:
-        build.check_diffusion(options, weights)
+        ways.check_diffusion(options, weights)
         build.check_images(network, options, device)
-        return Restorer(build.way(options, network, on_step), device, 3)
+        return Restorer(ways.way(options, network, on_step), device, 3)
     with torch.inference_mode():
         channels = image_channels(network, device)
-    return Restorer(build.way(options, network), device, channels)
+    return Restorer(ways.way(options, network), device, channels)
 
 
 def image_channels(network: nn.Module, device: torch.device) -> Literal[1, 3]:

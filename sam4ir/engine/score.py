@@ -14,7 +14,7 @@ import torch
 
 from sam4ir.config.load import dump_options, notices
 from sam4ir.config.schema import Options, ValOptions
-from sam4ir.engine import build, published
+from sam4ir.engine import build, published, ways
 from sam4ir.engine.log import console
 from sam4ir.engine.metric import Metric, lower_is_better, prepared
 from sam4ir.engine.report import Score, SetScore, means, plain, text_table
@@ -90,10 +90,10 @@ class Bench:
                 "path.pretrain_network_g: is required for a test; name the .pth file of the network, here or by "
                 "test.py --weights"
             )
-        build.check_diffusion(options, options.path.pretrain_network_g or "")
+        ways.check_diffusion(options, options.path.pretrain_network_g or "")
         for dataset in self.data.values():
             build.check_images(network, options, self.device, build.channels_of(dataset))
-        return Stages(build.way(options, network), self.device)
+        return Stages(ways.way(options, network), self.device)
 
 
 def bench(options: Options, world: World) -> Bench:

@@ -20,7 +20,7 @@ from sam4ir.data.masks import MaskStore
 from sam4ir.data.transforms import Flip
 from sam4ir.diffusion.process import Process
 from sam4ir.diffusion.schedule import cosine_schedule, linear_schedule
-from sam4ir.engine import build, build_train
+from sam4ir.engine import build, build_train, ways
 from sam4ir.engine.build import BuildError
 from sam4ir.engine.loop import Trainer
 from sam4ir.engine.sampling import Sampling
@@ -218,7 +218,7 @@ def test_paper_cannot_be_sampled_by_solvers(world: World, diffusion: dict) -> No
     with pytest.raises(OptionsError, match="ddpm"):
         options_of(world, diffusion, "diffusion:modulation=paper")
     options = options_of(world, diffusion, "diffusion:modulation=paper", "val:sampling:sampler=~")
-    assert build.sampling(options).sampler == "ddpm"
+    assert ways.sampling(options).sampler == "ddpm"
 
 
 def test_every_key_of_diffusion_and_sampling_arrives(world: World, diffusion: dict) -> None:
@@ -227,13 +227,13 @@ def test_every_key_of_diffusion_and_sampling_arrives(world: World, diffusion: di
     sampling = {"sampler": "ddim", "steps": 7, "spacing": "uniform", "eta": 0.5, "seed": 9, "precision": "bf16"}
     val = {"sampling": sampling, "grids": True, "crop_size": 16, "overlap": 5, "max_minibatch": 3}
     options = options_of(world, {**diffusion, "diffusion": given, "val": val})
-    process = build.process(options)
+    process = ways.process(options)
     wanted = Process(linear_schedule(30, 1e-3, 0.05), "invertible", 0.7, "v", "signal")
     assert torch.equal(process.schedule.betas, wanted.schedule.betas)
     assert [getattr(process, n) for n in FACTS] == [getattr(wanted, n) for n in FACTS]
-    assert build.sampling(options) == Sampling("ddim", 7, "uniform", 0.5, 9, "bf16", 16, 5, 3)
+    assert ways.sampling(options) == Sampling("ddim", 7, "uniform", 0.5, 9, "bf16", 16, 5, 3)
     cosine = options_of(world, {**diffusion, "diffusion": {"modulation": "none", "s": 0.02, "timesteps": 30}})
-    assert torch.equal(build.process(cosine).schedule.betas, cosine_schedule(30, 0.02).betas)
+    assert torch.equal(ways.process(cosine).schedule.betas, cosine_schedule(30, 0.02).betas)
 
 
 FACTS = ("modulation", "strength", "target", "profile")
@@ -312,9 +312,9 @@ def test_tiles_that_leave_nothing_of_their_own_are_refused_before_any_work(world
     deep = {**diffusion, "network_g": {**NETWORK, "dim_mults": [1, 2, 2, 2, 2]}}  # LR in multiples of 4
     options = options_of(world, {**deep, "val": tiles})
     network = build.network(options.network_g, "g", options, CPU)
-    assert build.way(options, network).how.tile == 8
+    assert ways.way(options, network).how.tile == 8
     with pytest.raises(BuildError, match="overlap of 8"):
-        build.way(options_of(world, {**deep, "val": {**tiles, "overlap": 8}}), network)
+        ways.way(options_of(world, {**deep, "val": {**tiles, "overlap": 8}}), network)
 
 
 def test_maps_of_encodings_cannot_be_divided_by_the_masks_area(world: World, diffusion: dict) -> None:
