@@ -13,15 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import World
+from test_diffusion_runs import NETWORK, RRDB, values
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMON = ["train:total_iter=6", "train:total_batch=4", "datasets:train:batch_size_per_gpu=1"]
 
 
 def command(
-    world: World, processes: int, *force: str, sam: bool = False, flags: tuple[str, ...] = (), resume: bool = False
+    world: World,
+    processes: int,
+    *force: str,
+    sam: bool = False,
+    flags: tuple[str, ...] = (),
+    resume: bool = False,
+    content: dict | None = None,
 ) -> list[str]:
-    options = world.write(world.values(sam), f"{'sam' if sam else 'plain'}.yml")
+    options = world.write(content or world.values(sam), f"{'sam' if sam else 'plain'}.yml")
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", *flags]
     own = ["train.py", "-opt", str(options), *(["--auto_resume"] if resume else []), "--force_yml", *force]
     return [sys.executable, *(torchrun if processes > 1 else []), *own]
@@ -69,7 +76,7 @@ def assert_close_runs(a: Path, b: Path, iteration: int) -> None:
     assert files
     for file in files:
         first, second = (torch.load(f, weights_only=True) for f in (file, b / "models" / file.name))
-        for kind in first:
+        for kind in ("params", "params_ema"):
             for key, value in first[kind].items():
                 torch.testing.assert_close(second[kind][key], value, rtol=1e-3, atol=1e-5)
     assert (a / "validation.csv").read_text().count("\n") == (b / "validation.csv").read_text().count("\n")
@@ -92,6 +99,21 @@ def test_four_processes_train_as_one_large_batch(world: World, sam: bool) -> Non
     train(world, 4, "name=four", *COMMON, sam=sam)
     train(world, 1, "name=one", *whole, sam=sam)
     assert_close_runs(world.root / "experiments" / "one", world.root / "experiments" / "four", 6)
+
+
+@pytest.mark.slow
+def test_a_diffusion_network_learns_alike_in_two_processes(world: World) -> None:
+    train(world, 1, "name=rrdb", "train:total_iter=2", content=values(world, "SRModel", RRDB))
+    path = {"root": str(world.root), "pretrain_network_c": str(world.root / "experiments/rrdb/models/net_g_latest.pth")}
+    diffusion = {"modulation": "invertible", "strength": 0.3, "timesteps": 20}
+    content = {**values(world, "SAMDiffSRModel", NETWORK), "path": path, "diffusion": diffusion}
+    for name, processes in (("one", 1), ("two", 2)):
+        train(world, processes, f"name={name}", "val:sampling:steps=2", *COMMON, content=content)
+    one, two = (world.root / "experiments" / name for name in ("one", "two"))
+    assert_close_runs(one, two, 6)
+    states = [torch.load(f / "training_states" / "6.state", weights_only=True)["model"] for f in (one, two)]
+    assert states[0] == states[1]
+    assert states[0]["spe_rms"] > 0
 
 
 @pytest.mark.slow
