@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sam4ir.config.load import load_options
 from sam4ir.data.sample import Sample
-from sam4ir.engine import build, metric
+from sam4ir.engine import metric, ways
 from sam4ir.engine import score as scoring
 from sam4ir.engine.inference import Inference, PlainWay
 from sam4ir.engine.metric import Metric, MetricBuildError, prepared
@@ -261,7 +261,7 @@ def test_test_py_writes_metrics_of_sets_and_samples_and_they_are_read_back(
     values = sr_values(world)
     values["val"]["save_img"] = True
     values["val"]["metrics"]["fid"] = {"type": "small_fid"}
-    monkeypatch.setattr(build, "way", lambda options, network: Noisy())
+    monkeypatch.setattr(ways, "way", lambda options, network: Noisy())
     options = load_options(world.write(values))
     text = score(options.model_copy(update={"val": options.val.model_copy(update={"samples": 2})}))
     folder = world.root / "results" / "sr"
