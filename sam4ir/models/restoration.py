@@ -112,18 +112,11 @@ def frozen(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-class Restoration:
-    """A network that learns to restore from pairs.
+class OneNetwork:
+    """What models that train one network have in common. network: wrapped where several processes train it."""
 
-    network: lq (b, c, h, w) -> restored or list of stage outputs; wrapped where several processes train it.
-    loss: (output, gt) -> scalar.
-    seed: the network's own random stream (dropout) is a function of it and the sample number.
-    """
-
-    def __init__(self, network: nn.Module, loss: Loss, seed: int = 0) -> None:
+    def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.loss = loss
-        self.seed = seed
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
@@ -131,13 +124,6 @@ class Restoration:
 
     def active(self, iteration: int) -> tuple[str, ...]:
         return ("g",)
-
-    def losses(self, batch: TrainingBatch, iteration: int, measure: bool) -> Losses:
-        gt = ground_truth(batch)
-        with torch_stream(self.seed, "g", batch.numbers[0]):
-            output = self.network(batch.lq)
-        measures = {"psnr": batch_psnr(final(output), gt)} if measure else {}
-        return Losses({"pix": reconstruction(self.loss, output, gt)}, measures)
 
     def end_step(self, mean: Mean) -> None:
         return None
@@ -147,3 +133,24 @@ class Restoration:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         return None
+
+
+class Restoration(OneNetwork):
+    """A network that learns to restore from pairs.
+
+    network: lq (b, c, h, w) -> restored or list of stage outputs; wrapped where several processes train it.
+    loss: (output, gt) -> scalar.
+    seed: the network's own random stream (dropout) is a function of it and the sample number.
+    """
+
+    def __init__(self, network: nn.Module, loss: Loss, seed: int = 0) -> None:
+        super().__init__(network)
+        self.loss = loss
+        self.seed = seed
+
+    def losses(self, batch: TrainingBatch, iteration: int, measure: bool) -> Losses:
+        gt = ground_truth(batch)
+        with torch_stream(self.seed, "g", batch.numbers[0]):
+            output = self.network(batch.lq)
+        measures = {"psnr": batch_psnr(final(output), gt)} if measure else {}
+        return Losses({"pix": reconstruction(self.loss, output, gt)}, measures)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sam4ir.diffusion.process import Process
-from sam4ir.models.restoration import Loss, Losses, Mean, TrainingBatch, bare, ground_truth
+from sam4ir.models.restoration import Loss, Losses, OneNetwork, TrainingBatch, ground_truth
 from sam4ir.utils.resize import resize_to
 from sam4ir.utils.rng import derived_seed, generator
 
@@ -56,7 +56,7 @@ def image_of(x_0: Tensor, lq_up: Tensor) -> Tensor:
     return ((x_0.clamp(-1, 1) / RESIDUAL_SCALE + lq_up) + 1) / 2
 
 
-class SamDiffSR:
+class SamDiffSR(OneNetwork):
     """Training of a diffusion network.
 
     network: (x_t, t, lq, lq_up) -> estimate; wrapped where several processes train it. process: the forward process.
@@ -75,20 +75,13 @@ class SamDiffSR:
         measure_spe: Callable[[], float] | None = None,
         encoding: str = "",
     ) -> None:
-        self.network = network
+        super().__init__(network)
         self.process = process
         self.loss = loss
         self.seed = seed
         self.measure_spe = measure_spe
         self.encoding = encoding
         self.spe_rms: float | None = None
-
-    @property
-    def networks(self) -> Mapping[str, nn.Module]:
-        return {"g": bare(self.network)}
-
-    def active(self, iteration: int) -> tuple[str, ...]:
-        return ("g",)
 
     def losses(self, batch: TrainingBatch, iteration: int, measure: bool) -> Losses:
         gt = ground_truth(batch)
@@ -129,9 +122,6 @@ class SamDiffSR:
                 raise ValueError("modulation invertible needs the RMS of the position encoding")
             self.spe_rms = self.measure_spe()
         return self.spe_rms
-
-    def end_step(self, mean: Mean) -> None:
-        return None
 
     def state(self) -> dict[str, Any]:
         return {} if self.spe_rms is None else {"spe_rms": self.spe_rms, "encoding": self.encoding}
