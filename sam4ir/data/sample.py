@@ -132,16 +132,24 @@ class MaskReader:
             )
         return record
 
-    def read(self, key: str, image: str, size: tuple[int, int], placement: Placement) -> dict[str, Tensor]:
+    def read(
+        self,
+        key: str,
+        image: str,
+        size: tuple[int, int],
+        placement: Placement,
+        used: tuple[int, int] | None = None,
+    ) -> dict[str, Tensor]:
         """The Sample fields that come from masks: regions densified, spe with a channel axis; {} without masks.
 
         image: what messages call the GT image; size: its (h, w); placement: on its grid, mirrored as the image is.
+        used: the (h, w) of it that samples show, from its first pixel on, at whose border they are mirrored.
         Raises ValueError naming store and image where the record is missing or of another size.
         """
         record = self.record(key, image, size)
         if record is None:
             return {}
-        part = placement.window.inside(size)
+        part = placement.window.inside(used or size)
         cut = {name: view(record, part) for name, view in self._views.items()}
         if part != placement.window:
             cut = {name: placement.window.mirrored(array, part) for name, array in cut.items()}

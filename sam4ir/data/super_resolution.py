@@ -11,7 +11,7 @@ from torch import Tensor
 from sam4ir.data.cropped import Colour, CroppedDataset
 from sam4ir.data.sample import MaskReader, MaskStoreLike, MaskViews, Sample
 from sam4ir.data.sources import IoBackend, open_source, select_keys
-from sam4ir.data.transforms import Flip, Placement, Window, augmentation, refuse_normalization
+from sam4ir.data.transforms import Placement, Window, augmentation, refuse_normalization
 from sam4ir.utils.image import to_float_tensor, to_grey
 from sam4ir.utils.resize import SUPPORT, shrunk_pixels
 
@@ -77,7 +77,7 @@ class SuperResolutionDataset(CroppedDataset):
             used = image[: h * self.scale, : w * self.scale]
             gt = self._pixels(used, on_gt)
             lq = self._shrunk(used, on_lq)
-        fields = self._read_masks(key, size, (h * self.scale, w * self.scale), on_gt)
+        fields = self._masks.read(key, self._gt.where(key), size, on_gt, used=(h * self.scale, w * self.scale))
         return Sample(key, lq, gt, fields.get("regions"), fields.get("spe"))
 
     def _lq_size(self, index: int, size: tuple[int, int]) -> tuple[int, int]:
@@ -100,19 +100,6 @@ class SuperResolutionDataset(CroppedDataset):
         fine = shrunk_pixels(around if self.channels == 3 else to_grey(around), self.scale, rounded=False)
         values = on_lq.flip.apply(_cut(fine, margin))
         return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), np.float32))
-
-    def _read_masks(
-        self, key: str, size: tuple[int, int], used: tuple[int, int], placement: Placement
-    ) -> dict[str, Tensor]:
-        """The mask fields; where the window leaves the used part of the image, mirrored at that part's border."""
-        window, where = placement.window, self._gt.where(key)
-        part = window.inside(used)
-        if part == window:
-            return self._masks.read(key, where, size, placement)
-        inner = self._masks.read(key, where, size, Placement(part, Flip()))
-        outer = (field[0].numpy() if name == "spe" else field.numpy() for name, field in inner.items())
-        turned = [torch.from_numpy(placement.flip.apply(window.mirrored(a, part)).copy()) for a in outer]
-        return {name: a[None] if name == "spe" else a for name, a in zip(inner, turned, strict=True)}
 
 
 def _cut(image: np.ndarray, margin: int) -> np.ndarray:

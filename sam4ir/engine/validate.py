@@ -15,8 +15,7 @@ from tqdm import tqdm
 from sam4ir.data.loader import eval_samples
 from sam4ir.data.sample import Sample
 from sam4ir.engine.inference import Way
-from sam4ir.engine.metric import Metric as Metric
-from sam4ir.engine.metric import Pixels as Pixels
+from sam4ir.engine.metric import Metric, Pixels
 from sam4ir.engine.report import Score, SetScore
 from sam4ir.models.restoration import final, frozen
 from sam4ir.utils.dist import World

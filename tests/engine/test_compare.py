@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from sam4ir.engine.compare import Choice, CompareError, compare, compare_seeds, extremes
+from sam4ir.engine.metric import Metric
 from sam4ir.engine.paired import bootstrap_interval, paired, t_interval
 from sam4ir.engine.report import Score
 from sam4ir.engine.results import Result, ResultError, read_result, read_results
-from sam4ir.engine.validate import Metric
 from sam4ir.metrics.psnr import psnr
 
 ROOT = Path(__file__).parents[2]

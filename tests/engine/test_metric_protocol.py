@@ -17,7 +17,8 @@ from sam4ir.data.noisy import GaussianDenoisingDataset
 from sam4ir.engine import build
 from sam4ir.engine import metric as metric_module
 from sam4ir.engine.inference import Inference, PlainWay
-from sam4ir.engine.validate import Metric, Pixels, Stages, evaluate
+from sam4ir.engine.metric import Metric, Pixels
+from sam4ir.engine.validate import Stages, evaluate
 from sam4ir.metrics.psnr import psnr, psnr_y
 from sam4ir.metrics.ssim import ssim, ssim3d
 from sam4ir.registry import METRICS
