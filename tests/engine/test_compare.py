@@ -352,6 +352,11 @@ def test_folders_without_results_are_named(tmp_path: Path):
         read_result(tmp_path, "run")
     with pytest.raises(ResultError, match="no such file or folder"):
         read_result(tmp_path / "missing", "run")
+    for name in ("net_g_20", "net_g_10"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(ResultError, match="several weights; name one of its folders: net_g_10, net_g_20"):
+        read_result(tmp_path, "run")
 
 
 def test_results_of_one_name_are_told_apart_by_their_paths(tmp_path: Path):
