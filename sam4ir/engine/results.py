@@ -79,9 +79,9 @@ def read_result(path: Path, name: str) -> Result:
         for file in (path / "summary.json", path / "metrics.csv"):
             if file.is_file():
                 return read_result(file, name)
-        several = sorted(file.parent.name for file in path.glob("*/summary.json"))
+        several = ", ".join(sorted(file.parent.name for file in path.glob("*/summary.json")))
         if several:
-            raise ResultError(f"{path}: holds results of several weights; name one of its folders: {', '.join(several)}")
+            raise ResultError(f"{path}: holds results of several weights; name one of its folders: {several}")
         raise ResultError(f"{path}: holds neither summary.json nor metrics.csv; name a results/<name> folder")
     if not path.is_file():
         raise ResultError(f"{path}: no such file or folder; name a results/<name> folder of test.py")
