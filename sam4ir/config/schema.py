@@ -278,7 +278,7 @@ class ValOptions(_Options):
     """Validation during training, and the test of test.py.
 
     samples: images that a diffusion network makes of each in test.py. published: a table of published figures that is
-    printed beside ours (engine.published).
+    printed beside ours (engine.published). max_minibatch: tiles at once (engine.ways has the default).
     """
 
     val_freq: Positive | None = None
@@ -292,7 +292,7 @@ class ValOptions(_Options):
     grids: bool = False
     crop_size: Positive | None = None
     overlap: Count | None = None
-    max_minibatch: Positive = 8
+    max_minibatch: Positive | None = None
     window_size: Positive | None = None
     self_ensemble: bool = False
     random_crop_num: Count | None = None

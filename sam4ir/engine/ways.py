@@ -14,6 +14,9 @@ from sam4ir.engine.inference import Inference, PlainWay, Way
 from sam4ir.engine.sampling import DEFAULT_STEPS, DiffusionWay, OnStep, Sampling
 from sam4ir.engine.weights import facts_of
 
+TILES_AT_ONCE = 8  # where val.max_minibatch is left out, as in BasicSR's forks ...
+DIFFUSION_TILE = 128  # ... and of a diffusion network no more LR pixels at once than a tile of this side has
+
 
 def process(options: Options) -> Process:
     """The diffusion that `diffusion` describes."""
@@ -56,7 +59,10 @@ def sampling(options: Options) -> Sampling:
     run, own = inference(options), (options.val or ValOptions()).sampling
     sampler = own.sampler or Sampling.sampler
     steps = own.steps or min(DEFAULT_STEPS[sampler], options.process.timesteps)
-    return Sampling(sampler, steps, own.spacing, own.eta, own.seed, own.precision, run.tile, run.overlap, run.batch)
+    batch = run.batch
+    if run.tile and (options.val is None or options.val.max_minibatch is None):
+        batch = min(run.batch, max(1, DIFFUSION_TILE**2 // run.tile**2))
+    return Sampling(sampler, steps, own.spacing, own.eta, own.seed, own.precision, run.tile, run.overlap, batch)
 
 
 def _fitting(how: Sampling, net: nn.Module) -> Sampling:
@@ -85,4 +91,5 @@ def inference(options: Options) -> Inference:
     val = options.val or ValOptions()
     tile = val.crop_size if val.grids else None
     overlap = val.overlap if val.overlap is not None else (tile or 0) // 8
-    return Inference(tile, overlap, val.max_minibatch, val.window_size or 1, val.self_ensemble, options.scale)
+    batch = val.max_minibatch or TILES_AT_ONCE
+    return Inference(tile, overlap, batch, val.window_size or 1, val.self_ensemble, options.scale)

@@ -236,6 +236,13 @@ def test_every_key_of_diffusion_and_sampling_arrives(world: World, diffusion: di
     assert torch.equal(ways.process(cosine).schedule.betas, cosine_schedule(30, 0.02).betas)
 
 
+@pytest.mark.parametrize(("tile", "at_once"), [(16, 8), (64, 4), (100, 1), (128, 1), (512, 1)])
+def test_as_many_tiles_at_once_as_one_of_128_has_pixels(world: World, diffusion: dict, tile: int, at_once: int) -> None:
+    val = {"grids": True, "crop_size": tile}
+    assert ways.sampling(options_of(world, {**diffusion, "val": val})).batch == at_once
+    assert ways.sampling(options_of(world, {**diffusion, "val": {**val, "max_minibatch": 5}})).batch == 5
+
+
 FACTS = ("modulation", "strength", "target", "profile")
 
 
