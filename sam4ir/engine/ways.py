@@ -59,10 +59,7 @@ def sampling(options: Options) -> Sampling:
     run, own = inference(options), (options.val or ValOptions()).sampling
     sampler = own.sampler or Sampling.sampler
     steps = own.steps or min(DEFAULT_STEPS[sampler], options.process.timesteps)
-    batch = run.batch
-    if run.tile and (options.val is None or options.val.max_minibatch is None):
-        batch = min(run.batch, max(1, DIFFUSION_TILE**2 // run.tile**2))
-    return Sampling(sampler, steps, own.spacing, own.eta, own.seed, own.precision, run.tile, run.overlap, batch)
+    return Sampling(sampler, steps, own.spacing, own.eta, own.seed, own.precision, run.tile, run.overlap, run.batch)
 
 
 def _fitting(how: Sampling, net: nn.Module) -> Sampling:
@@ -91,5 +88,7 @@ def inference(options: Options) -> Inference:
     val = options.val or ValOptions()
     tile = val.crop_size if val.grids else None
     overlap = val.overlap if val.overlap is not None else (tile or 0) // 8
-    batch = val.max_minibatch or TILES_AT_ONCE
-    return Inference(tile, overlap, batch, val.window_size or 1, val.self_ensemble, options.scale)
+    batch = TILES_AT_ONCE
+    if options.diffuses and tile:
+        batch = min(batch, max(1, DIFFUSION_TILE**2 // tile**2))
+    return Inference(tile, overlap, val.max_minibatch or batch, val.window_size or 1, val.self_ensemble, options.scale)
