@@ -39,10 +39,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     arguments = parse()
     from sam4ir.config.load import load_options
-    from sam4ir.engine import curves
     from sam4ir.engine.build import wants_cuda
-    from sam4ir.engine.report import printable
-    from sam4ir.engine.score import score, with_published
+    from sam4ir.engine.evaluate import curves
+    from sam4ir.engine.evaluate.report import printable
+    from sam4ir.engine.evaluate.score import score, with_published
     from sam4ir.utils import dist
 
     options = load_options(arguments.opt, arguments.force_yml)

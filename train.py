@@ -29,8 +29,8 @@ def main() -> int:
     from sam4ir.config.debug import debugged
     from sam4ir.config.load import load_options
     from sam4ir.engine.build import wants_cuda
-    from sam4ir.engine.check import check
-    from sam4ir.engine.loop import Interrupted, Trainer
+    from sam4ir.engine.train.check import check
+    from sam4ir.engine.train.loop import Interrupted, Trainer
     from sam4ir.utils import dist
 
     options = load_options(arguments.opt, arguments.force_yml)

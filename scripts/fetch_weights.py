@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sam4ir.priors.zoo import ENTRIES, Entry, WeightsError, cache_folder, cached, resolve
+from sam4ir.priors.zoo.weights import ENTRIES, Entry, WeightsError, cache_folder, cached, resolve
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,8 +25,8 @@ import torch
 
 from sam4ir.data.sources import open_source, select_keys
 from sam4ir.engine.interrupt import Interrupted, Signals
-from sam4ir.engine.mask_run import Place, RecordMaker, Report, Share, generate_masks
-from sam4ir.engine.mask_setup import SETTINGS, Made, device_of, load_generator, load_restorer, meta_of
+from sam4ir.engine.make_masks.build import SETTINGS, Made, device_of, load_generator, load_restorer, meta_of
+from sam4ir.engine.make_masks.run import Place, RecordMaker, Report, Share, generate_masks
 from sam4ir.utils import cli
 from sam4ir.utils.dist import World, restarted, world
 

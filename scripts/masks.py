@@ -30,19 +30,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from sam4ir.data.mask_control import KINDS, make_control
-from sam4ir.data.mask_crop import crop_by_table, crop_images
-from sam4ir.data.mask_export import SUFFIXES, export
-from sam4ir.data.mask_formats import FORMATS, find_masks
-from sam4ir.data.mask_info import look
-from sam4ir.data.mask_intake import import_masks
-from sam4ir.data.mask_jobs import Filled, refuse_same
-from sam4ir.data.mask_labels import LabelRules
-from sam4ir.data.mask_pictures import SHEET_IMAGES, SHEET_PANEL, chosen_keys, contact_sheet, panels, side_by_side
-from sam4ir.data.mask_verify import verify
-from sam4ir.data.masks import SOURCES, MaskStore
-from sam4ir.data.prepare_windows import Crop
+from sam4ir.data.masks.control import KINDS, make_control
+from sam4ir.data.masks.crop import crop_by_table, crop_images
+from sam4ir.data.masks.exporter import SUFFIXES, export
+from sam4ir.data.masks.fill import Filled, refuse_same
+from sam4ir.data.masks.formats import FORMATS, find_masks
+from sam4ir.data.masks.importer import import_masks
+from sam4ir.data.masks.info import look
+from sam4ir.data.masks.labels import LabelRules
+from sam4ir.data.masks.pictures import SHEET_IMAGES, SHEET_PANEL, chosen_keys, contact_sheet, panels, side_by_side
+from sam4ir.data.masks.store import SOURCES, MaskStore
+from sam4ir.data.masks.verify import verify
 from sam4ir.data.sources import open_source, read
+from sam4ir.data.windows import Crop
 from sam4ir.priors.spe import spe_map
 from sam4ir.utils import cli
 from sam4ir.utils.files import write_text

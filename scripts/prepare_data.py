@@ -23,11 +23,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sam4ir.data.prepare import check_space, gigabytes, run, snippet
-from sam4ir.data.prepare_make import Plan, estimate
-from sam4ir.data.prepare_parts import Choice, Job, Part, Summary
-from sam4ir.data.prepare_recipes import RECIPES, folder
-from sam4ir.data.prepare_tree import Tree
+from sam4ir.data.prepare.make import Plan, estimate
+from sam4ir.data.prepare.parts import Choice, Job, Part, Summary
+from sam4ir.data.prepare.recipes import RECIPES, folder
+from sam4ir.data.prepare.run import check_space, gigabytes, run, snippet
+from sam4ir.data.prepare.tree import Tree
 from sam4ir.utils import cli
 
 STOPPED = 130

@@ -26,7 +26,7 @@ import numpy as np
 
 from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.noisy import GaussianDenoisingDataset
-from sam4ir.priors.zoo import WeightsError, resolve
+from sam4ir.priors.zoo.weights import WeightsError, resolve
 from sam4ir.utils import cli
 from sam4ir.utils.files import write_text
 from sam4ir.utils.image import read_image, to_uint8, write_image

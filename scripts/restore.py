@@ -28,8 +28,8 @@ from sam4ir.config.consistency import consistency
 from sam4ir.config.load import load_options
 from sam4ir.config.schema import DIFFUSION_MODEL, Block, DiffusionOptions, Options, SamplingOptions, ValOptions
 from sam4ir.diffusion.samplers import SAMPLERS
-from sam4ir.engine.restoring import Restorer, restorer
-from sam4ir.engine.ways import trained_diffusion
+from sam4ir.engine.restore.build import trained_diffusion
+from sam4ir.engine.restore.images import Restorer, restorer
 from sam4ir.engine.weights import flow, network_block
 from sam4ir.utils import cli
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, read_image, write_image

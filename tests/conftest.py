@@ -17,7 +17,7 @@ from pycocotools import mask as coco
 
 from sam4ir.config.load import load_options
 from sam4ir.config.schema import Options
-from sam4ir.data.masks import MaskStoreWriter
+from sam4ir.data.masks.store import MaskStoreWriter
 from sam4ir.utils.image import write_image
 
 NETWORK = {"type": "NAFNet", "width": 4, "enc_blk_nums": [1], "middle_blk_num": 1, "dec_blk_nums": [1]}

@@ -11,9 +11,9 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-import _benchmark_diffusion as contests  # noqa: E402  (scripts are no package)
 import benchmark as script  # noqa: E402
-from _benchmark_networks import Setting  # noqa: E402
+import benchmarks.diffusion as contests  # noqa: E402  (scripts are no package)
+from benchmarks.networks import Setting  # noqa: E402
 
 CPU = torch.device("cpu")
 

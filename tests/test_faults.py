@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import World, photograph
-from engine.test_training import assert_same_run, records
+from engine.train.test_training import assert_same_run, records
 
 from sam4ir.data.lmdb_io import LmdbWriter
 

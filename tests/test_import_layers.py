@@ -14,7 +14,7 @@ import pytest
 
 from sam4ir import registry
 from sam4ir.metrics.kinds import SetMetric, traits_of
-from sam4ir.priors import zoo
+from sam4ir.priors.zoo import weights as zoo
 from sam4ir.registry import Registry
 
 ROOT = Path(__file__).parents[1]
@@ -84,15 +84,15 @@ def test_imports_point_downward(file: Path) -> None:
         ("import torch\nfrom sam4ir.utils import image\nfrom sam4ir.data import sample", "sam4ir.data.paired", 0),
         ("from sam4ir.engine import build\nfrom scripts import masks", "train", 0),
         ("from . import size\nfrom .layers import LayerNorm2d", "sam4ir.archs.nafnet", 0),
-        ("from sam4ir import regions, registry", "sam4ir.data.masks", 0),
+        ("from sam4ir import regions, registry", "sam4ir.data.masks.store", 0),
         ("from sam4ir.engine import build", "sam4ir.models.restoration", 1),
-        ("def f():\n    import sam4ir.priors.spe", "sam4ir.data.masks", 1),
-        ("if True:\n    from ..priors import spe", "sam4ir.data.masks", 1),
+        ("def f():\n    import sam4ir.priors.spe", "sam4ir.data.masks.store", 1),
+        ("if True:\n    from ..priors import spe", "sam4ir.data.paired", 1),
         ("from ..priors.zoo import resolve", "sam4ir.data", 0),
         ("import importlib\nimportlib.import_module('sam4ir.config.load')", "sam4ir.archs.nafnet", 1),
         ("from sam4ir import registry", "sam4ir.utils.image", 1),
         ("from sam4ir import registry", "sam4ir", 1),
-        ("from sam4ir.extras import more", "sam4ir.engine.loop", 1),
+        ("from sam4ir.extras import more", "sam4ir.engine.train.loop", 1),
     ],
 )
 def test_the_check_itself(source: str, module: str, wrong: int) -> None:
@@ -115,7 +115,7 @@ import sam4ir
 for name in ("sam4ir", "sam4ir.archs.nafnet", "sam4ir.archs.hinet", "sam4ir.archs.restormer", "sam4ir.config.load"):
     __import__(name)
     print(name, [m for m in {heavy} if m in sys.modules])
-for name in ("sam4ir.engine.inference", "sam4ir.engine.score"):
+for name in ("sam4ir.engine.restore.one_pass", "sam4ir.engine.evaluate.score"):
     __import__(name)
     print(name, [m for m in {heavy[:3]} if m in sys.modules])
 """

@@ -16,9 +16,10 @@ from conftest import World
 
 from sam4ir.config.load import load_options
 from sam4ir.data.lmdb_io import LmdbWriter
-from sam4ir.data.masks import MaskStore, MaskStoreError
-from sam4ir.engine import build, mask_setup
-from sam4ir.engine.mask_run import Share
+from sam4ir.data.masks.store import MaskStore, MaskStoreError
+from sam4ir.engine import build
+from sam4ir.engine.make_masks import build as mask_setup
+from sam4ir.engine.make_masks.run import Share
 from sam4ir.utils.image import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,7 +165,7 @@ def test_own_points_replace_the_grid(world: World, tmp_path: Path) -> None:
 
 
 def test_the_command_line_has_every_setting_of_the_generator_with_its_default() -> None:
-    from sam4ir.priors.automatic_masks import AutomaticMaskSettings
+    from sam4ir.priors.sam.automatic_masks import AutomaticMaskSettings
 
     fields = AutomaticMaskSettings.__dataclass_fields__
     assert set(fields) == set(mask_setup.SETTINGS)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
-from sam4ir.data import mask_intake
-from sam4ir.data.masks import MaskStore
+from sam4ir.data.masks import importer as mask_intake
+from sam4ir.data.masks.store import MaskStore
 from sam4ir.priors.spe import spe_map
 from sam4ir.regions import mask_to_runs, rotary_table
 from sam4ir.utils.image import read_image, write_image

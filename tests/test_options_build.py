@@ -20,9 +20,9 @@ from sam4ir.config.load import load_options, notices
 from sam4ir.config.schema import Block, DatasetOptions, Options
 from sam4ir.config.signature import accepts, block_arguments
 from sam4ir.config.yaml_text import parse
-from sam4ir.data.prepare_recipes import RECIPES as PREPARED
-from sam4ir.engine import published
-from sam4ir.engine.stages import stages
+from sam4ir.data.prepare.recipes import RECIPES as PREPARED
+from sam4ir.engine.evaluate import published
+from sam4ir.engine.train.stages import stages
 from sam4ir.models.restoration import final
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
 

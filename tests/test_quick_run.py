@@ -124,7 +124,7 @@ def test_wrong_input_gives_one_clear_message_and_no_traceback(world: World, case
 @pytest.mark.parametrize("sam", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_killed_with_9_and_resumed_equals_uninterrupted_to_the_last_bit(world: World, sam: bool, workers: int) -> None:
-    from engine.test_training import assert_same_run
+    from engine.train.test_training import assert_same_run
 
     common = ["train:total_iter=60", "logger:save_checkpoint_freq=25", f"datasets:train:num_worker_per_gpu={workers}"]
     options = world.write(world.values(sam))

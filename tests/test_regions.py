@@ -13,7 +13,7 @@ from pycocotools import mask as coco
 
 from sam4ir import regions
 
-GOLDEN = Path(__file__).parent / "data" / "golden_spe.npz"
+GOLDEN = Path(__file__).parent / "golden" / "golden_spe.npz"
 SIZES = st.tuples(st.integers(1, 19), st.integers(1, 23))
 MASKS = SIZES.flatmap(lambda size: hnp.arrays(bool, size))
 STACKS = st.tuples(st.integers(0, 7), SIZES).flatmap(lambda s: hnp.arrays(bool, (s[0], *s[1])))

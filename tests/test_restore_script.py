@@ -12,9 +12,9 @@ import pytest
 import torch
 from conftest import photograph
 
-from sam4ir.priors import zoo
-from sam4ir.priors.sources import Url
-from sam4ir.priors.zoo import Entry, Network
+from sam4ir.priors.zoo import weights as zoo
+from sam4ir.priors.zoo.sources import Url
+from sam4ir.priors.zoo.weights import Entry, Network
 from sam4ir.registry import ARCHS
 from sam4ir.utils.image import read_image, write_image
 

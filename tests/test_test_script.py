@@ -14,8 +14,8 @@ from types import ModuleType
 import pytest
 import torch
 from conftest import World
-from engine.test_curves import run_folder
-from engine.test_evaluation import own_parts, sr_values  # noqa: F401
+from engine.evaluate.test_curves import run_folder
+from engine.evaluate.test_evaluation import own_parts, sr_values  # noqa: F401
 from test_quick_run import ROOT, call
 
 from sam4ir.utils import cli

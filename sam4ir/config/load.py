@@ -11,8 +11,8 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from sam4ir.config.consistency import consistency
-from sam4ir.config.familiar import GEOMETRIC, as_ours, is_placeholder, takes_geometric
 from sam4ir.config.notices import notices as notices
+from sam4ir.config.official import GEOMETRIC, as_ours, is_placeholder, takes_geometric
 from sam4ir.config.schema import DatasetOptions, Options
 from sam4ir.config.signature import check_block, validate
 from sam4ir.config.yaml_text import DEEPEST, Path, Problem, dump, parse

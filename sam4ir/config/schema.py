@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from sam4ir.config.familiar import (
+from sam4ir.config.official import (
     CROP_SIDES,
     ENSEMBLE,
     GEOMETRIC,
@@ -84,7 +84,7 @@ class DatasetOptions(Block):
     iterations with patches of gt_sizes[k] and micro-batches of mini_batch_sizes[k]; gt_size and batch_size_per_gpu
     then stand for nothing.
     degradations: made on the fly on clean images, one after the other.
-    without_effect: keys of official files that the data set has no use for; config/familiar.py puts them here.
+    without_effect: keys of official files that the data set has no use for; config/official.py puts them here.
     """
 
     name: FolderName | None = None
@@ -263,7 +263,8 @@ class DiffusionOptions(_Options):
 class SamplingOptions(_Options):
     """How a diffusion network makes an image. seed: with the image's name it fixes the noise.
 
-    steps left out are the sampler's default (engine.sampling). spacing: of the times. precision: of the network.
+    steps left out are the sampler's default (engine.restore.sampling). spacing: of the times. precision: of the
+    network.
     """
 
     sampler: Literal["ddpm", "ddim", "dpm_solver_2m"] | None = None
@@ -278,7 +279,8 @@ class ValOptions(_Options):
     """Validation during training, and the test of test.py.
 
     samples: images that a diffusion network makes of each in test.py. published: a table of published figures that is
-    printed beside ours (engine.published). max_minibatch: tiles at once (engine.ways has the default).
+    printed beside ours (engine.evaluate.published). max_minibatch: tiles at once (engine.restore.build has the
+    default).
     """
 
     val_freq: Positive | None = None
@@ -422,7 +424,7 @@ def _data_set_spellings(name: str, properties: dict[str, Any]) -> None:
 
 
 def _official_spellings(definitions: dict[str, Any]) -> None:
-    """Keys that config/familiar.py brings into ours."""
+    """Keys that config/official.py brings into ours."""
     definitions["TrainOptions"]["properties"][MIXUP] = {"type": "boolean"}
     val = definitions["ValOptions"]["properties"]
     val[ENSEMBLE] = {"enum": [1, 8]}

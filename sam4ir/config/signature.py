@@ -26,7 +26,7 @@ from pydantic import (
 )
 from pydantic_core import to_json
 
-from sam4ir.config.wording import problems_of
+from sam4ir.config.messages import problems_of
 from sam4ir.config.yaml_text import Path, Problem
 from sam4ir.registry import Registry, UnknownNameError
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from sam4ir.data.cropped import Colour
-from sam4ir.data.degradations import GaussianNoise, checked
-from sam4ir.data.degraded import DegradedImageDataset
+from sam4ir.data.degrade.dataset import DegradedImageDataset
+from sam4ir.data.degrade.noise import GaussianNoise, checked
 from sam4ir.data.sample import MaskStoreLike, MaskViews
 from sam4ir.data.sources import IoBackend
 from sam4ir.registry import near_miss

@@ -112,5 +112,5 @@ def _context() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "sam4ir.data.masks", "sam4ir.data.sources"])
+    context.set_forkserver_preload([__name__, "sam4ir.data.masks.store", "sam4ir.data.sources"])
     return context

@@ -1,4 +1,4 @@
-"""Options -> parts: what training and inference share. Knows no SAM, no VGG and no masks; build_train.py adds those."""
+"""Options -> parts: what training and inference share. Knows no SAM, no VGG and no masks; train/build.py adds those."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sam4ir.archs.infer import infer, shapes_of
 from sam4ir.config.paths import RunPaths
 from sam4ir.config.schema import Block, DatasetOptions, Options
 from sam4ir.config.signature import accepts, block_arguments
-from sam4ir.engine.metric import Metric
+from sam4ir.engine.evaluate.metric import Metric
 from sam4ir.engine.weights import WeightsFileError, load_weights, locate
 from sam4ir.metrics.official import protocol_of
 from sam4ir.models.restoration import frozen, restore

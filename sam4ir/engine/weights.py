@@ -26,12 +26,12 @@ def locate(source: str | Path) -> Path:
     """The file that `source` means: a path, `zoo:NAME`, or a bare NAME of the zoo where no file is called so.
 
     Weights of the zoo are fetched where they are not in the cache. Raises WeightsFileError for what is neither, and
-    priors.zoo.WeightsError where the zoo cannot give them.
+    priors.zoo.weights.WeightsError where the zoo cannot give them.
     """
     name = zoo_name(source)
     if name is None:
         return Path(source)
-    from sam4ir.priors import zoo  # a plain network of one's own needs no zoo
+    from sam4ir.priors.zoo import weights as zoo  # a plain network of one's own needs no zoo
 
     if name not in zoo.ENTRIES and not str(source).startswith(ZOO):
         near = near_miss(name, zoo.ENTRIES) or ";"
@@ -85,7 +85,7 @@ def network_block(source: str | Path) -> dict[str, Any]:
     """
     name, path = zoo_name(source), locate(source)
     if name is not None:
-        from sam4ir.priors.zoo import find
+        from sam4ir.priors.zoo.weights import find
 
         recorded = find(name).network
         if recorded is not None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam4ir.priors.zoo import WeightsError, load_state
+from sam4ir.priors.zoo.weights import WeightsError, load_state
 from sam4ir.registry import near_miss
 
 Variant = Literal["vgg16", "vgg19"]
@@ -25,7 +25,7 @@ class VGGFeatures(nn.Module):
     """Activations of a frozen VGG, built only as deep as the deepest layer asked for.
 
     variant: vgg16 or vgg19. layers: any of relu1_1 .. relu5_3 (vgg16) or relu5_4 (vgg19), relu{block}_{number}.
-    weights: None for the ImageNet weights of the variant (priors/zoo.py, fetched once), a file with torchvision's
+    weights: None for the ImageNet weights of the variant (priors/zoo, fetched once), a file with torchvision's
     keys, or 'random' for He-initialised weights of a fixed seed: for tests, meaningless as a prior.
     It always stays in eval mode, and no parameter takes a gradient; the gradient flows to the image only.
     Raises ValueError for unknown, repeated or no layers, WeightsError for weights that cannot be had or do not fit.

@@ -19,7 +19,7 @@ Mean = Literal["image", "region"]
 
 
 class MaskRecordLike(Protocol):
-    """What the encoding needs of an image's mask record (data.mask_record.MaskRecord)."""
+    """What the encoding needs of an image's mask record (data.masks.record.MaskRecord)."""
 
     @property
     def name(self) -> str: ...  # what messages call it

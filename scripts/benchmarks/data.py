@@ -12,25 +12,25 @@ from typing import Any
 import cv2
 import lmdb
 import numpy as np
-import reference_forms
 import torch
 from pycocotools import mask as coco
 from torch import Tensor, device
 
+from benchmarks import reference_forms
+from benchmarks.timing import Agreement, Aim, Contest, Form
 from sam4ir import regions
 from sam4ir.data.lmdb_io import LmdbWriter
-from sam4ir.data.mask_import import read_sam_json, record_from_sam
-from sam4ir.data.masks import MaskStore, MaskStoreWriter
+from sam4ir.data.masks.from_sam import read_sam_json, record_from_sam
+from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
 from sam4ir.data.paired import PairedImageDataset
 from sam4ir.data.transforms import Placement, augmentation
-from sam4ir.engine.bench import Agreement, Aim, Contest, Form
-from sam4ir.engine.mask_run import Place, generate_masks
+from sam4ir.engine.make_masks.run import Place, generate_masks
 from sam4ir.priors.spe import spe_map, spe_of_runs
 from sam4ir.utils.image import encode_png, write_image
 from sam4ir.utils.memory import in_words, peak_memory, reset_peak
 from sam4ir.utils.rng import generator
 
-QUICKSTART = Path(__file__).resolve().parents[1] / "datasets" / "quickstart" / "masks.lmdb"
+QUICKSTART = Path(__file__).resolve().parents[2] / "datasets" / "quickstart" / "masks.lmdb"
 HD = 720, 1280
 SUB_IMAGE = 512
 PATCH = 256

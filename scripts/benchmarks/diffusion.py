@@ -7,17 +7,18 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 import torch
-from _benchmark_networks import OPTIONS, OurStep, Setting, noisy_batch
-from reference_diffusion import ReferenceDiffusion, optimiser
 from torch import Tensor, nn
 
+from benchmarks.networks import OPTIONS, OurStep, Setting, noisy_batch
+from benchmarks.reference_diffusion import ReferenceDiffusion, optimiser
+from benchmarks.timing import Agreement, Aim, Contest, Form, relative_error
 from sam4ir.config.load import load_options
 from sam4ir.config.schema import Options
 from sam4ir.data.sample import Batch
 from sam4ir.diffusion.noise import SeededNoise
-from sam4ir.engine import build, ways
-from sam4ir.engine.bench import Agreement, Aim, Contest, Form, relative_error
-from sam4ir.engine.sampling import DiffusionWay, Sampling
+from sam4ir.engine import build
+from sam4ir.engine.restore import build as ways
+from sam4ir.engine.restore.sampling import DiffusionWay, Sampling
 from sam4ir.models.sam_diffsr import residual, upsampled
 from sam4ir.utils.rng import derived_seed
 

@@ -9,20 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import reference_forms
 import torch
 from torch import Tensor, nn
 
+from benchmarks import reference_forms
+from benchmarks.timing import Agreement, Aim, Contest, Form, relative_error
 from sam4ir.config.load import load_options
 from sam4ir.config.schema import Options
 from sam4ir.data.sample import Batch
-from sam4ir.engine import build, build_train
-from sam4ir.engine.bench import Agreement, Aim, Contest, Form, relative_error
-from sam4ir.engine.step import Step
+from sam4ir.engine import build
+from sam4ir.engine.train import build as build_train
+from sam4ir.engine.train.step import Step
 from sam4ir.models.restoration import Loss, final, reconstruction, restore
 from sam4ir.registry import LOSSES
 
-OPTIONS = Path(__file__).resolve().parents[1] / "options" / "train"
+OPTIONS = Path(__file__).resolve().parents[2] / "options" / "train"
 SAM4IR = OPTIONS / "denoising" / "nafnet_w32_sidd_sam4ir.yml"
 REGIONS_A_SIDE = 5
 TINY = {

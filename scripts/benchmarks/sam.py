@@ -13,10 +13,10 @@ import torch
 from pycocotools import mask as coco
 from segment_anything import SamAutomaticMaskGenerator
 
+from benchmarks.timing import Agreement, Aim, Contest, Form
 from sam4ir.data.sources import open_source, read
-from sam4ir.engine.bench import Agreement, Aim, Contest, Form
-from sam4ir.priors.automatic_masks import PRECISIONS, AutomaticMaskGenerator, AutomaticMaskSettings
-from sam4ir.priors.sam import build_sam, load_sam
+from sam4ir.priors.sam.automatic_masks import PRECISIONS, AutomaticMaskGenerator, AutomaticMaskSettings
+from sam4ir.priors.sam.load import build_sam, load_sam
 from sam4ir.utils.image import eight_bits
 
 Generate = Callable[[np.ndarray], list[dict[str, Any]]]

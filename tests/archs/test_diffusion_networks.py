@@ -21,7 +21,7 @@ from sam4ir.archs.layers import checkpoint_blocks
 from sam4ir.archs.rrdb import DiffSRRRDBNet, RRDBNet, to_basicsr_keys, to_diffsr_keys
 from sam4ir.registry import ARCHS
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden_diffsr.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "golden_diffsr.npz"
 SMALL: dict[str, Any] = {"dim": 16, "dim_mults": [1, 2], "cond_dim": 8, "rrdb_num_block": 5}
 DEPLOYED: dict[str, Any] = {"hidden_size": 16, "dim_mults": [1, 2, 2], "rrdb_num_feat": 8, "rrdb_num_block": 5}
 

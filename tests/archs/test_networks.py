@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sam4ir.registry import ARCHS
 
-GOLDEN = Path(__file__).parents[1] / "data" / "golden_archs.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "golden_archs.npz"
 SIDD: dict[str, Any] = {"middle_blk_num": 12, "enc_blk_nums": [2, 2, 4, 8], "dec_blk_nums": [2, 2, 2, 2]}
 GOPRO: dict[str, Any] = {"middle_blk_num": 1, "enc_blk_nums": [1, 1, 1, 28], "dec_blk_nums": [1, 1, 1, 1]}
 NAF_TINY: dict[str, Any] = {"width": 8, "middle_blk_num": 1, "enc_blk_nums": [1, 1], "dec_blk_nums": [1, 1]}

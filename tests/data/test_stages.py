@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sam4ir.data.degradations import GaussianNoise
-from sam4ir.data.degrade_blur import GaussianBlur
+from sam4ir.data.degrade.blur import GaussianBlur
+from sam4ir.data.degrade.noise import GaussianNoise
 from sam4ir.data.loader import Mixup, train_batches
 from sam4ir.registry import DATASETS
 from sam4ir.utils.image import write_image

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sam4ir.data.mask_import import record_from_sam
-from sam4ir.data.mask_record import MaskRecord
-from sam4ir.data.masks import MaskStore, MaskStoreWriter
+from sam4ir.data.masks.from_sam import record_from_sam
+from sam4ir.data.masks.record import MaskRecord
+from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
 from sam4ir.data.paired import PairedImageDataset
 from sam4ir.data.sample import Sample
 from sam4ir.data.super_resolution import SuperResolutionDataset

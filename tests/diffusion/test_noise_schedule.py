@@ -11,7 +11,7 @@ import torch
 from sam4ir.diffusion.schedule import NoiseSchedule, cosine_schedule, linear_schedule, noise_schedule
 
 # float32 tables of SAM-DiffSR a18eaf6, cosine schedule of 100 steps
-GOLDEN = np.load(Path(__file__).parents[1] / "data" / "golden_diffusion.npz")
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "golden_diffusion.npz")
 
 
 @pytest.mark.parametrize(

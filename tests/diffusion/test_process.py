@@ -14,7 +14,7 @@ from sam4ir.diffusion.process import Modulation, Process, Target
 from sam4ir.diffusion.samplers import ddpm
 from sam4ir.diffusion.schedule import NoiseSchedule, cosine_schedule, linear_schedule
 
-GOLDEN = np.load(Path(__file__).parents[1] / "data" / "golden_diffusion.npz")  # SAM-DiffSR a18eaf6
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "golden_diffusion.npz")  # SAM-DiffSR a18eaf6
 COSINE = cosine_schedule(100)
 MODES: tuple[Modulation, ...] = ("none", "released", "paper", "invertible")
 TARGETS: tuple[Target, ...] = ("noise", "x_0", "v")

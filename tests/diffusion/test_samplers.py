@@ -25,7 +25,7 @@ from sam4ir.diffusion.samplers import (
 )
 from sam4ir.diffusion.schedule import NoiseSchedule, cosine_schedule, linear_schedule
 
-GOLDEN = np.load(Path(__file__).parents[1] / "data" / "golden_diffusion.npz")  # SAM-DiffSR a18eaf6
+GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "golden_diffusion.npz")  # SAM-DiffSR a18eaf6
 COSINE = Process(cosine_schedule(100))
 SHAPE = (3, 7, 9)  # odd, so that vectors end in the middle of an image
 

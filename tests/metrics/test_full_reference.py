@@ -16,7 +16,7 @@ from sam4ir.metrics.inputs import luma_rounded
 from sam4ir.metrics.psnr import psnr, psnr_y, psnr_y_rounded
 from sam4ir.metrics.ssim import ssim, ssim3d, ssim_uniform, ssim_y, ssim_y_replicate, ssim_y_rounded
 
-DATA = Path(__file__).parents[1] / "data"
+DATA = Path(__file__).parents[1] / "golden"
 GOLDEN = json.loads((DATA / "golden_metrics.json").read_text())
 SIMILARITIES = [ssim, ssim_y, ssim_y_rounded, ssim_y_replicate, ssim_uniform, ssim3d]
 METRICS = {f.__name__: f for f in (psnr, psnr_y, psnr_y_rounded, *SIMILARITIES)}

@@ -10,7 +10,7 @@ import torch
 from sam4ir.metrics.inputs import MetricError
 from sam4ir.metrics.lpips import SMALLEST, LpipsAlex
 
-PAIR = Path(__file__).parents[1] / "data" / "golden_metrics.npz"
+PAIR = Path(__file__).parents[1] / "golden" / "golden_metrics.npz"
 SHAPES = {
     **{f"features.{i}.weight": s for i, s in ((0, (64, 3, 11, 11)), (3, (192, 64, 5, 5)), (6, (384, 192, 3, 3)))},
     **{f"features.{i}.weight": s for i, s in ((8, (256, 384, 3, 3)), (10, (256, 256, 3, 3)))},
@@ -55,7 +55,7 @@ def test_values_are_those_of_the_authors_package(lpips, pair):
 
 @pytest.mark.weights
 def test_values_with_the_real_weights_are_those_of_the_authors_package(pair):
-    from sam4ir.priors.zoo import cached, load_state
+    from sam4ir.priors.zoo.weights import cached, load_state
 
     if cached("lpips_alex") is None:
         pytest.skip("python scripts/fetch_weights.py lpips_alex")

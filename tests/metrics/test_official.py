@@ -1,7 +1,7 @@
 """The official programs' metric names and every value that those programs gave on the golden pair.
 
 Origin of the values: NAFNet 2b4af71, HINet 4e72315, Restormer df766d5, BasicSR 8d56e3a and SAM-DiffSR a18eaf6 run on
-the CPU on (noisy, ref) of tests/data/golden_metrics.npz, and pyiqa; the two of Restormer's deraining script are of a
+the CPU on (noisy, ref) of tests/golden/golden_metrics.npz, and pyiqa; the two of Restormer's deraining script are of a
 transcription of its MATLAB file. `unit` cases were given float images in [0, 1], the others uint8.
 """
 
@@ -22,7 +22,7 @@ def _parameters(name):
     return inspect.signature(METRICS.get(name)).parameters
 
 
-PAIR = Path(__file__).parents[1] / "data" / "golden_metrics.npz"
+PAIR = Path(__file__).parents[1] / "golden" / "golden_metrics.npz"
 BORDER, LUMA = {"crop_border": 4}, {"test_y_channel": True}
 UINT8, UNIT = 255.0, 1.0
 

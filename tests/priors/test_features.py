@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from sam4ir.priors import features
-from sam4ir.priors.download import WeightsError
 from sam4ir.priors.features import VGGFeatures
-from sam4ir.priors.zoo import cached, load_state
+from sam4ir.priors.zoo.download import WeightsError
+from sam4ir.priors.zoo.weights import cached, load_state
 
 # torchvision's vgg.py: the convolutions' channels of configurations D (vgg16) and E (vgg19), M for pooling
 TORCHVISION = {

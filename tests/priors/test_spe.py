@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from sam4ir import regions
-from sam4ir.data.mask_import import record_from_sam
-from sam4ir.data.mask_record import MaskRecord
+from sam4ir.data.masks.from_sam import record_from_sam
+from sam4ir.data.masks.record import MaskRecord
 from sam4ir.priors.spe import spe_map, spe_of_runs
 
-GOLDEN = np.load(Path(__file__).resolve().parents[1] / "data" / "golden_spe.npz")  # four overlapping masks, 24x34
+GOLDEN = np.load(Path(__file__).resolve().parents[1] / "golden" / "golden_spe.npz")  # four overlapping masks, 24x34
 SIZE = (int(GOLDEN["size"][0]), int(GOLDEN["size"][1]))
 
 

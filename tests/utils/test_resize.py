@@ -14,7 +14,7 @@ from sam4ir.utils.resize import SUPPORT, imresize, resize_to, shrunk_pixels
 
 # BasicSR 8d56e3a, matlab_functions.imresize: the upper 24 rows of astronaut[:192, :240] / 255 shrunk to 1/4, and every
 # sixth pixel of astronaut[:48, :60] / 255 enlarged by 4
-GOLDEN = np.load(Path(__file__).resolve().parents[1] / "data" / "golden_resize.npz")
+GOLDEN = np.load(Path(__file__).resolve().parents[1] / "golden" / "golden_resize.npz")
 FACTORS = (2, 3, 4, 5, 8)
 
 

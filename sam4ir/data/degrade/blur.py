@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam4ir.data.degradations import Range, checked, drawn
+from sam4ir.data.degrade.noise import Range, checked, drawn
 
 # The generator of Boracchi and Foi that DeblurGAN uses: one exposure is 2,000 steps on a path 60 pixels long, and
 # each kernel draws its three forces uniformly from 0 to these, in multiples of anxiety.

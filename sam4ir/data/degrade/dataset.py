@@ -1,4 +1,4 @@
-"""Clean images, degraded on the fly by a chain of models (degradations.py)."""
+"""Clean images, degraded on the fly by a chain of models (noise.py, blur.py, rain.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of what spoils an image: noise, JPEG, quantisation. Blur and rain: degrade_blur.py, degrade_rain.py.
+"""Models of what spoils an image: noise, JPEG, quantisation. Blur and rain: blur.py, rain.py.
 
 Each is called with (c, h, w) float32, nominally in [0, 1], and a random stream, and returns a new tensor of the same
 shape. `margin`: how many pixels beyond a pixel's place its result depends on; a data set hands a crop over with so many

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam4ir.data.degradations import Range, checked, drawn
-from sam4ir.data.degrade_blur import circular_convolutions, transform_size, turned_grid
+from sam4ir.data.degrade.blur import circular_convolutions, transform_size, turned_grid
+from sam4ir.data.degrade.noise import Range, checked, drawn
 
 
 class RainStreaks:

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4ir import regions
-from sam4ir.data.mask_import import pixel_sha256, record_from_atoms, record_from_sam
-from sam4ir.data.mask_jobs import Filled, Made, crop_hint, fill, inherited
-from sam4ir.data.mask_labels import masks_of_labels
-from sam4ir.data.mask_record import MaskRecord, MaskStoreError
-from sam4ir.data.masks import MaskStore
+from sam4ir.data.masks.fill import Filled, Made, crop_hint, fill, inherited
+from sam4ir.data.masks.from_sam import pixel_sha256, record_from_atoms, record_from_sam
+from sam4ir.data.masks.labels import masks_of_labels
+from sam4ir.data.masks.record import MaskRecord, MaskStoreError
+from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sources import ImageSource, listed, read
 from sam4ir.utils.rng import generator
 

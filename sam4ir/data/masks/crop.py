@@ -13,12 +13,12 @@ import numpy as np
 
 from sam4ir import regions
 from sam4ir.data.lmdb_io import Encoding, LmdbReader, LmdbWriter, Packed, pack, read_image_keys, unpack_image
-from sam4ir.data.mask_import import pixel_sha256, record_from_atoms
-from sam4ir.data.mask_jobs import Filled, ImageSink, Made, fill, inherited
-from sam4ir.data.mask_record import MaskRecord, MaskStoreError
-from sam4ir.data.masks import MaskStore
-from sam4ir.data.prepare_windows import TABLE, Crop, Cut, SubImage, read_table
+from sam4ir.data.masks.fill import Filled, ImageSink, Made, fill, inherited
+from sam4ir.data.masks.from_sam import pixel_sha256, record_from_atoms
+from sam4ir.data.masks.record import MaskRecord, MaskStoreError
+from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sources import ImageSource, listed, read
+from sam4ir.data.windows import TABLE, Crop, Cut, SubImage, read_table
 from sam4ir.utils.files import atomic
 
 _TASKS_A_PROCESS = 24

@@ -16,8 +16,8 @@ from pycocotools import mask as coco
 from tqdm import tqdm
 
 from sam4ir import regions
-from sam4ir.data.mask_record import MaskRecord, MaskStoreError
-from sam4ir.data.masks import MaskStore
+from sam4ir.data.masks.record import MaskRecord, MaskStoreError
+from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sources import listed
 from sam4ir.data.workers import Failure, attempts, useful
 from sam4ir.utils.files import atomic

@@ -13,10 +13,10 @@ from typing import Any, Protocol, TypeVar
 from tqdm import tqdm
 
 from sam4ir.data.lmdb_io import Packed
-from sam4ir.data.mask_meta import holds_nothing, provenance_of
-from sam4ir.data.masks import MaskStore, MaskStoreError, MaskStoreWriter
-from sam4ir.data.prepare_windows import TABLE
+from sam4ir.data.masks.meta import holds_nothing, provenance_of
+from sam4ir.data.masks.store import MaskStore, MaskStoreError, MaskStoreWriter
 from sam4ir.data.sources import ImageSource
+from sam4ir.data.windows import TABLE
 from sam4ir.data.workers import TASKS_A_PROCESS, Failure, attempts, useful
 
 _SUB_IMAGE = re.compile(r"(.+)_s\d{3,}")

@@ -22,9 +22,9 @@ from typing import Any
 
 from sam4ir import regions
 from sam4ir.data.lmdb_io import key_of
-from sam4ir.data.mask_import import read_sam_json
-from sam4ir.data.mask_labels import METADATA, LabelRules, is_binary, read_binary_folder, read_label_map, read_spe_map
-from sam4ir.data.mask_record import MaskStoreError
+from sam4ir.data.masks.from_sam import read_sam_json
+from sam4ir.data.masks.labels import METADATA, LabelRules, is_binary, read_binary_folder, read_label_map, read_spe_map
+from sam4ir.data.masks.record import MaskStoreError
 from sam4ir.utils.image import read_labels
 
 FORMATS = ("sam", "samdiffsr", "spe", "labels", "binary")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sam4ir import regions
-from sam4ir.data.mask_record import MaskColumns, MaskStoreError, encode_record
+from sam4ir.data.masks.record import MaskColumns, MaskStoreError, encode_record
 
 Size = tuple[int, int]
 _LARGEST_SIDE = 1 << 31

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sam4ir.data.mask_formats import MaskFile, MaskFolder, read_masks
-from sam4ir.data.mask_import import pixel_sha256, record_from_sam
-from sam4ir.data.mask_jobs import Filled, Made, crop_hint, fill
-from sam4ir.data.mask_labels import SPE_SUM, LabelRules
-from sam4ir.data.mask_record import MaskStoreError
+from sam4ir.data.masks.fill import Filled, Made, crop_hint, fill
+from sam4ir.data.masks.formats import MaskFile, MaskFolder, read_masks
+from sam4ir.data.masks.from_sam import pixel_sha256, record_from_sam
+from sam4ir.data.masks.labels import SPE_SUM, LabelRules
+from sam4ir.data.masks.record import MaskStoreError
 from sam4ir.data.sources import ImageSource, listed, read
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sam4ir.data.mask_record import MaskRecord, MaskStoreError
-from sam4ir.data.masks import MaskStore
+from sam4ir.data.masks.record import MaskRecord, MaskStoreError
+from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.workers import TASKS_A_PROCESS, Failure, attempts, useful
 
 _WIDTH = 40  # of the longest bar, in characters

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4ir import regions
-from sam4ir.data.mask_record import MaskStoreError
+from sam4ir.data.masks.record import MaskStoreError
 from sam4ir.utils.image import read_labels
 
 MAX_LABELS = 10_000  # beyond, it is a photograph; atoms x masks would not fit into memory either

@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from sam4ir.data.mask_record import FORMAT_VERSION, READABLE_VERSIONS, MaskStoreError
+from sam4ir.data.masks.record import FORMAT_VERSION, READABLE_VERSIONS, MaskStoreError
 from sam4ir.utils.files import write_text
 
 try:

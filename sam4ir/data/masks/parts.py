@@ -18,9 +18,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from sam4ir.data import mask_meta
-from sam4ir.data.mask_record import MaskStoreError
-from sam4ir.data.masks import MaskStore, MaskStoreWriter
+from sam4ir.data.masks import meta as mask_meta
+from sam4ir.data.masks.record import MaskStoreError
+from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
 
 _MERGE_LOCK = ".merge.lock"
 _GONE = ".gone"  # a part whose records are in the store; what is left of it is rubbish

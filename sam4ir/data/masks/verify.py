@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from tqdm import tqdm
 
-from sam4ir.data.mask_import import pixel_sha256
-from sam4ir.data.mask_info import atom_pixels
-from sam4ir.data.mask_jobs import crop_hint
-from sam4ir.data.mask_record import MaskRecord, MaskStoreError
-from sam4ir.data.masks import MaskStore
-from sam4ir.data.prepare_windows import TABLE
+from sam4ir.data.masks.fill import crop_hint
+from sam4ir.data.masks.from_sam import pixel_sha256
+from sam4ir.data.masks.info import atom_pixels
+from sam4ir.data.masks.record import MaskRecord, MaskStoreError
+from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sources import ImageSource, listed
+from sam4ir.data.windows import TABLE
 from sam4ir.data.workers import Failure, attempts, useful
 
 

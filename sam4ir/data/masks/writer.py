@@ -10,10 +10,10 @@ from typing import Any
 
 import lmdb
 
-from sam4ir.data import mask_meta
 from sam4ir.data.lmdb_env import MAX_KEY, OpenLmdb, open_for_writing
-from sam4ir.data.mask_import import record_from_sam
-from sam4ir.data.mask_record import MaskStoreError, mask_count
+from sam4ir.data.masks import meta as mask_meta
+from sam4ir.data.masks.from_sam import record_from_sam
+from sam4ir.data.masks.record import MaskStoreError, mask_count
 
 
 class MaskStoreWriter:
@@ -26,7 +26,7 @@ class MaskStoreWriter:
     with new=True an existing one is moved aside (name.old1, ...) and a new one begun. Nothing is ever deleted.
     Each put is one transaction, on disk when it returns: an interrupted run loses nothing and goes on with
     `key in writer`. Other processes of this machine may write into the same store and read it meanwhile. On a network
-    file system one process alone may write and nobody may read meanwhile: data/mask_parts.py sees to that.
+    file system one process alone may write and nobody may read meanwhile: data/masks/parts.py sees to that.
     """
 
     def __init__(

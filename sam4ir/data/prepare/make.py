@@ -10,10 +10,10 @@ from typing import NamedTuple
 import numpy as np
 
 from sam4ir.data.lmdb_io import Encoding, Packed, pack
-from sam4ir.data.prepare_parts import Item, Job
-from sam4ir.data.prepare_sharpness import sharpest
-from sam4ir.data.prepare_tree import File
-from sam4ir.data.prepare_windows import Crop, Cut, SubImage, whole
+from sam4ir.data.prepare.parts import Item, Job
+from sam4ir.data.prepare.sharpness import sharpest
+from sam4ir.data.prepare.tree import File
+from sam4ir.data.windows import Crop, Cut, SubImage, whole
 from sam4ir.utils.image import encode_png, size_of
 from sam4ir.utils.resize import shrunk_pixels
 

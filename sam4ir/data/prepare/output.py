@@ -13,10 +13,10 @@ from typing import Any
 import cv2
 
 from sam4ir.data.lmdb_io import LmdbReader, LmdbWriter, append_text, read_image_keys
-from sam4ir.data.prepare_make import Made
-from sam4ir.data.prepare_parts import Job, Summary
-from sam4ir.data.prepare_windows import TABLE, Cut, read_table
+from sam4ir.data.prepare.make import Made
+from sam4ir.data.prepare.parts import Job, Summary
 from sam4ir.data.sources import listed
+from sam4ir.data.windows import TABLE, Cut, read_table
 from sam4ir.utils.files import write_text
 
 FORMAT = "sam4ir prepared data"

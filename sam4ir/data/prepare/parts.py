@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sam4ir.data.lmdb_io import Encoding
-from sam4ir.data.prepare_tree import File
-from sam4ir.data.prepare_windows import Crop
+from sam4ir.data.prepare.tree import File
+from sam4ir.data.windows import Crop
 
 Phase = Literal["train", "val", "test"]
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Literal
 
 from sam4ir.data.paired import pair_keys
-from sam4ir.data.prepare_parts import Choice, Item, Part, Phase, Store
-from sam4ir.data.prepare_tree import File, Tree, image_pattern, mat_block_count
-from sam4ir.data.prepare_windows import Crop
+from sam4ir.data.prepare.parts import Choice, Item, Part, Phase, Store
+from sam4ir.data.prepare.tree import File, Tree, image_pattern, mat_block_count
 from sam4ir.data.sources import FolderSource, listed
+from sam4ir.data.windows import Crop
 
 Builder = Callable[[Tree, Choice], list[Part]]
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from sam4ir.data.prepare_make import Estimate, Plan, estimate, make
-from sam4ir.data.prepare_output import Output
-from sam4ir.data.prepare_parts import Item, Job, Summary
+from sam4ir.data.prepare.make import Estimate, Plan, estimate, make
+from sam4ir.data.prepare.output import Output
+from sam4ir.data.prepare.parts import Item, Job, Summary
 from sam4ir.data.workers import Failure, attempts
 
 MAX_BAD = 20  # images that may be bad before the run stops; all are named

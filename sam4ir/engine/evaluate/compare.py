@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sam4ir.engine.paired import TIE, Paired, paired
-from sam4ir.engine.report import BASELINES
-from sam4ir.engine.results import Result
+from sam4ir.engine.evaluate.report import BASELINES
+from sam4ir.engine.evaluate.results import Result
+from sam4ir.engine.evaluate.statistics import TIE, Paired, paired
 
 LISTED = 20  # how many images a message names
 WHOLE = "the whole set"

@@ -17,11 +17,11 @@ from typing import Any
 
 from sam4ir.config.schema import Options
 from sam4ir.engine import build
-from sam4ir.engine.chart import Line, chart
-from sam4ir.engine.published import origin, rows_of
-from sam4ir.engine.report import BASELINES, columns, titled
-from sam4ir.engine.results import ResultError, read_summary
-from sam4ir.engine.score import Bench, ResultsExistError, begin, bench, published_table, saved_text, write
+from sam4ir.engine.evaluate.chart import Line, chart
+from sam4ir.engine.evaluate.published import origin, rows_of
+from sam4ir.engine.evaluate.report import BASELINES, columns, titled
+from sam4ir.engine.evaluate.results import ResultError, read_summary
+from sam4ir.engine.evaluate.score import Bench, ResultsExistError, begin, bench, published_table, saved_text, write
 from sam4ir.engine.weights import locate
 from sam4ir.utils.dist import World
 from sam4ir.utils.files import atomic, write_text

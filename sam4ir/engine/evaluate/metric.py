@@ -106,7 +106,7 @@ class Metric:
                 )
         if self.traits.weights is None:
             raise MetricBuildError(f"val.metrics.{self.name}: {self.type_name} takes a state but names no weights")
-        from sam4ir.priors import zoo  # metrics without a network need no zoo
+        from sam4ir.priors.zoo import weights as zoo  # metrics without a network need no zoo
 
         try:
             return zoo.load_state(self.traits.weights)

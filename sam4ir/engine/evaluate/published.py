@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sam4ir.engine.metric import Metric
-from sam4ir.engine.report import Means, columns
+from sam4ir.engine.evaluate.metric import Metric
+from sam4ir.engine.evaluate.report import Means, columns
 from sam4ir.registry import METRICS, near_miss
 
 Figures = Mapping[str, Mapping[str, float]]  # {data set: {quantity: value}}

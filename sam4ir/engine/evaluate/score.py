@@ -14,11 +14,13 @@ import torch
 
 from sam4ir.config.load import dump_options, notices
 from sam4ir.config.schema import Options, ValOptions
-from sam4ir.engine import build, published, ways
+from sam4ir.engine import build
+from sam4ir.engine.evaluate import published
+from sam4ir.engine.evaluate.metric import Metric, lower_is_better, prepared
+from sam4ir.engine.evaluate.report import Score, SetScore, means, plain, text_table
+from sam4ir.engine.evaluate.validate import Stages, evaluate
 from sam4ir.engine.log import console
-from sam4ir.engine.metric import Metric, lower_is_better, prepared
-from sam4ir.engine.report import Score, SetScore, means, plain, text_table
-from sam4ir.engine.validate import Stages, evaluate
+from sam4ir.engine.restore import build as ways
 from sam4ir.utils.dist import World
 from sam4ir.utils.files import atomic, write_text
 

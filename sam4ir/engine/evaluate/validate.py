@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from sam4ir.data.loader import eval_samples
 from sam4ir.data.sample import Sample
-from sam4ir.engine.inference import Way
-from sam4ir.engine.metric import Metric, Pixels
-from sam4ir.engine.report import Score, SetScore
+from sam4ir.engine.evaluate.metric import Metric, Pixels
+from sam4ir.engine.evaluate.report import Score, SetScore
+from sam4ir.engine.restore.one_pass import Way
 from sam4ir.models.restoration import final, frozen
 from sam4ir.utils.dist import World
 from sam4ir.utils.image import to_uint8, write_image

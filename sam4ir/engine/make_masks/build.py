@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from sam4ir.config.load import load_options
-from sam4ir.engine.restoring import restorer
+from sam4ir.engine.restore.images import restorer
 from sam4ir.engine.weights import locate
-from sam4ir.priors.download import sha256_of
+from sam4ir.priors.zoo.download import sha256_of
 from sam4ir.utils.dist import World
 
 GENERATOR = "sam4ir AutomaticMaskGenerator"
@@ -88,8 +88,8 @@ def load_generator(weights: str, given: Mapping[str, Any], precision: str, devic
 
     The main process goes first, so that weights are fetched once. Raises ValueError for unknown weights or settings.
     """
-    from sam4ir.priors.automatic_masks import AutomaticMaskGenerator, AutomaticMaskSettings
-    from sam4ir.priors.sam import LoadedSam, load_sam
+    from sam4ir.priors.sam.automatic_masks import AutomaticMaskGenerator, AutomaticMaskSettings
+    from sam4ir.priors.sam.load import LoadedSam, load_sam
 
     settings = AutomaticMaskSettings(**given)
     found: list[LoadedSam] = []

@@ -21,11 +21,11 @@ import numpy as np
 from tqdm import tqdm
 
 from sam4ir import regions
-from sam4ir.data import mask_parts
 from sam4ir.data.lmdb_env import network_filesystem
-from sam4ir.data.mask_import import pixel_sha256, record_from_atoms, record_from_sam
-from sam4ir.data.mask_record import MaskStoreError
-from sam4ir.data.masks import MaskStore, MaskStoreWriter
+from sam4ir.data.masks import parts as mask_parts
+from sam4ir.data.masks.from_sam import pixel_sha256, record_from_atoms, record_from_sam
+from sam4ir.data.masks.record import MaskStoreError
+from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
 from sam4ir.data.sources import ImageSource, read
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.utils.dist import PeerError, Tally, World

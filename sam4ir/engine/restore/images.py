@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from sam4ir.config.schema import Options
-from sam4ir.engine import build, ways
-from sam4ir.engine.inference import Way
-from sam4ir.engine.sampling import OnStep
+from sam4ir.engine import build
+from sam4ir.engine.restore import build as ways
+from sam4ir.engine.restore.one_pass import Way
+from sam4ir.engine.restore.sampling import OnStep
 from sam4ir.engine.weights import load_weights
 from sam4ir.models.restoration import restore
 from sam4ir.utils.image import to_float_tensor, to_grey, to_image

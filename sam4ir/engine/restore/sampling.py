@@ -13,7 +13,7 @@ from sam4ir.diffusion.noise import SeededNoise
 from sam4ir.diffusion.process import Process
 from sam4ir.diffusion.samplers import Spacing
 from sam4ir.diffusion.samplers import sample as draw
-from sam4ir.engine.inference import Area, blended, padded
+from sam4ir.engine.restore.one_pass import Area, blended, padded
 from sam4ir.models.sam_diffsr import image_of, upsampled
 from sam4ir.utils.rng import derived_seed
 

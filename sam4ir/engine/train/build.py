@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from sam4ir.archs.layers import checkpoint_blocks
 from sam4ir.config.schema import Block, DatasetOptions, OptimOptions, Options, SgrOptions, SpdOptions, TermOptions
 from sam4ir.config.signature import accepts, block_arguments
-from sam4ir.data.masks import MaskStore
+from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sample import MaskRecordLike, MaskViews
 from sam4ir.data.sources import listed
 from sam4ir.data.transforms import Window
@@ -39,11 +39,11 @@ from sam4ir.engine.build import (
     placed,
     pretrained,
 )
-from sam4ir.engine.checkpoint import Trained
-from sam4ir.engine.ema import Ema
-from sam4ir.engine.optim import Optimiser, learning_rate
-from sam4ir.engine.stages import Stage, stages
-from sam4ir.engine.ways import process
+from sam4ir.engine.restore.build import process
+from sam4ir.engine.train.checkpoint import Trained
+from sam4ir.engine.train.ema import Ema
+from sam4ir.engine.train.optim import Optimiser, learning_rate
+from sam4ir.engine.train.stages import Stage, stages
 from sam4ir.models.restoration import Loss, Model, Restoration
 from sam4ir.models.sam_diffsr import SamDiffSR
 from sam4ir.models.sam_distill import Refiner, SamDistill, Schedule, Term
@@ -325,7 +325,7 @@ def data_sets(options: Options) -> Sets:
 
 
 def stages_of(options: Options, loader: DatasetOptions, world: World) -> list[Stage]:
-    """The stages of the training; see engine/stages.py."""
+    """The stages of the training; see engine/train/stages.py."""
     assert options.train is not None
     with naming("datasets.train"):
         return stages(options.train, loader, world.size)

@@ -21,13 +21,16 @@ from tqdm import tqdm
 
 from sam4ir.config.load import notices
 from sam4ir.config.schema import Options
-from sam4ir.engine import build, build_train, checkpoint, ways
-from sam4ir.engine.batches import stage_batches
-from sam4ir.engine.checkpoint import Trained
-from sam4ir.engine.metric import prepared
-from sam4ir.engine.stages import Stage
-from sam4ir.engine.step import Step
-from sam4ir.engine.validate import Stages, evaluate
+from sam4ir.engine import build
+from sam4ir.engine.evaluate.metric import prepared
+from sam4ir.engine.evaluate.validate import Stages, evaluate
+from sam4ir.engine.restore import build as ways
+from sam4ir.engine.train import build as build_train
+from sam4ir.engine.train import checkpoint
+from sam4ir.engine.train.batches import stage_batches
+from sam4ir.engine.train.checkpoint import Trained
+from sam4ir.engine.train.stages import Stage
+from sam4ir.engine.train.step import Step
 from sam4ir.engine.weights import locate
 from sam4ir.utils.cli import USER_ERROR
 from sam4ir.utils.dist import PeerError, World

@@ -16,8 +16,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from sam4ir.config.paths import RunPaths
-from sam4ir.engine.ema import Ema
-from sam4ir.engine.optim import Optimiser
+from sam4ir.engine.train.ema import Ema
+from sam4ir.engine.train.optim import Optimiser
 from sam4ir.engine.weights import WeightsFileError, read_file
 from sam4ir.models.restoration import Model
 from sam4ir.utils.files import atomic, write_text

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from sam4ir.config.paths import RunPaths
-from sam4ir.engine.checkpoint import Progress
+from sam4ir.engine.evaluate.report import Score
 from sam4ir.engine.log import CsvTable, JsonLines, scalars
-from sam4ir.engine.report import Score
+from sam4ir.engine.train.checkpoint import Progress
 
 
 class Journal(Protocol):

@@ -18,18 +18,21 @@ from sam4ir.config.load import changes, dump_options, notices
 from sam4ir.config.schema import Options
 from sam4ir.data.loader import WorkerDiedError
 from sam4ir.data.sample import Batch
-from sam4ir.engine import build, build_train, checkpoint, ways
-from sam4ir.engine.batches import stage_batches
-from sam4ir.engine.checkpoint import Progress
-from sam4ir.engine.compiled import compile_if_faster
+from sam4ir.engine import build
+from sam4ir.engine.evaluate.metric import prepared
+from sam4ir.engine.evaluate.report import BASELINES, Score, SetScore, means
+from sam4ir.engine.evaluate.validate import Stages, evaluate
 from sam4ir.engine.interrupt import Interrupted, Signals
-from sam4ir.engine.journal import FileJournal, Journal, NoJournal
 from sam4ir.engine.log import Pace, console, message, set_aside
-from sam4ir.engine.metric import prepared
-from sam4ir.engine.report import BASELINES, Score, SetScore, means
-from sam4ir.engine.stages import Stage
-from sam4ir.engine.step import Outcome, Step
-from sam4ir.engine.validate import Stages, evaluate
+from sam4ir.engine.restore import build as ways
+from sam4ir.engine.train import build as build_train
+from sam4ir.engine.train import checkpoint
+from sam4ir.engine.train.batches import stage_batches
+from sam4ir.engine.train.checkpoint import Progress
+from sam4ir.engine.train.compiled import compile_if_faster
+from sam4ir.engine.train.journal import FileJournal, Journal, NoJournal
+from sam4ir.engine.train.stages import Stage
+from sam4ir.engine.train.step import Outcome, Step
 from sam4ir.utils.dist import PeerError, World, launch, restarted
 from sam4ir.utils.files import write_text
 from sam4ir.utils.memory import in_words, peak_memory, reset_peak

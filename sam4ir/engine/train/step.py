@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sam4ir.config.schema import Options
 from sam4ir.data.sample import Batch
-from sam4ir.engine.checkpoint import Trained
+from sam4ir.engine.train.checkpoint import Trained
 from sam4ir.utils.dist import World, peers
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -2,7 +2,7 @@
 
 The settings, results and their order are those of segment_anything.SamAutomaticMaskGenerator. In precision fp32 the
 masks are the same pixel for pixel, given the same embedding and as many points a batch. Faster, because the decoder
-repeats nothing (sam_decoder.py), masks are sorted out by their predicted IoU before they are enlarged, and are enlarged
+repeats nothing (decoder.py), masks are sorted out by their predicted IoU before they are enlarged, and are enlarged
 a few at a time, without the part that is padding.
 """
 
@@ -28,8 +28,8 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from sam4ir import regions
-from sam4ir.priors.sam import image_embedding
-from sam4ir.priors.sam_decoder import Arithmetic, ExactArithmetic, FoldedArithmetic, PointDecoder
+from sam4ir.priors.sam.decoder import Arithmetic, ExactArithmetic, FoldedArithmetic, PointDecoder
+from sam4ir.priors.sam.load import image_embedding
 from sam4ir.registry import near_miss
 
 Precision = Literal["fp32", "fast", "bf16"]
@@ -146,8 +146,9 @@ class _Found(NamedTuple):
 class AutomaticMaskGenerator:
     """Makes masks of images with a SAM.
 
-    sam: a model of priors/sam.py; it stays on its device. precision: one of PRECISIONS. encoder: image (h, w, 3) uint8
-    -> embedding (1, 256, 64, 64) float32; default priors/sam.image_embedding. Raises ValueError for another precision.
+    sam: a model of priors/sam/load.py; it stays on its device. precision: one of PRECISIONS. encoder: image (h, w, 3)
+    uint8 -> embedding (1, 256, 64, 64) float32; default priors/sam/load.py's
+    image_embedding. Raises ValueError for another precision.
     """
 
     def __init__(

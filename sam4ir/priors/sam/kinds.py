@@ -11,7 +11,7 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor
 
-from sam4ir.priors.tiny_vit import TinyViT
+from sam4ir.priors.sam.tiny_vit import TinyViT
 from sam4ir.registry import near_miss
 from sam4ir.utils.weights import WeightsFileError, read_weights
 

@@ -16,11 +16,11 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
-from sam4ir.priors import zoo
-from sam4ir.priors.download import WeightsError, recorded_sha256, sha256_of
-from sam4ir.priors.sam_kinds import KINDS, build_sam, construct, read_sam_state
-from sam4ir.priors.sam_vit import encode
-from sam4ir.priors.tiny_vit import TinyViT
+from sam4ir.priors.sam.kinds import KINDS, build_sam, construct, read_sam_state
+from sam4ir.priors.sam.tiny_vit import TinyViT
+from sam4ir.priors.sam.vit import encode
+from sam4ir.priors.zoo import weights as zoo
+from sam4ir.priors.zoo.download import WeightsError, recorded_sha256, sha256_of
 from sam4ir.registry import near_miss
 
 __all__ = ["KINDS", "LoadedSam", "build_sam", "image_embedding", "load_sam"]

@@ -8,7 +8,7 @@ from typing import IO, Any, Union
 
 import numpy as np
 
-from sam4ir.priors.download import WeightsError
+from sam4ir.priors.zoo.download import WeightsError
 
 ArrayTree = dict[str, Union[np.ndarray, "ArrayTree"]]
 

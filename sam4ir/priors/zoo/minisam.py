@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam4ir.priors.download import WeightsError
+from sam4ir.priors.zoo.download import WeightsError
 
 if TYPE_CHECKING:
     from onnx import GraphProto, NodeProto

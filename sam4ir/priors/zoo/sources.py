@@ -20,8 +20,8 @@ from typing import Protocol
 from safetensors.torch import save
 from torch import Tensor
 
-from sam4ir.priors.arrays import ArrayTree, read_arrays
-from sam4ir.priors.download import (
+from sam4ir.priors.zoo.arrays import ArrayTree, read_arrays
+from sam4ir.priors.zoo.download import (
     Inspect,
     UnreachableError,
     WeightsError,

@@ -15,8 +15,8 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from sam4ir.priors.download import Inspect, UnreachableError, WeightsError
-from sam4ir.priors.entries import ROWS, Entry, Network
+from sam4ir.priors.zoo.download import Inspect, UnreachableError, WeightsError
+from sam4ir.priors.zoo.entries import ROWS, Entry, Network
 from sam4ir.registry import ARCHS, near_miss
 from sam4ir.utils.weights import WeightsFileError, read_weights
 
@@ -102,7 +102,7 @@ def _inspection(entry: Entry) -> Inspect | None:
 
 def _require_sam(path: Path, kind: str) -> None:
     """Raise WeightsError unless a file would load strictly into a SAM of this kind."""
-    from sam4ir.priors.sam_kinds import read_sam_state  # needs segment-anything, which the other rows do without
+    from sam4ir.priors.sam.kinds import read_sam_state  # needs segment-anything, which the other rows do without
 
     try:
         found, _ = read_sam_state(path)
