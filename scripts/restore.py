@@ -29,7 +29,7 @@ from sam4ir.config.load import load_options
 from sam4ir.config.schema import DIFFUSION_MODEL, Block, DiffusionOptions, Options, SamplingOptions, ValOptions
 from sam4ir.diffusion.samplers import SAMPLERS
 from sam4ir.engine.restore.build import trained_diffusion
-from sam4ir.engine.restore.images import Restorer, restorer
+from sam4ir.engine.restore.images import ImageRestorer, image_restorer
 from sam4ir.engine.weights import flow, network_block
 from sam4ir.utils import cli
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, read_image, write_image
@@ -164,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     weights = given.weights or options.path.pretrain_network_g
     if not weights:
         raise ValueError(f"{given.opt}: path.pretrain_network_g names no weights; give --weights")
-    restored = restorer(options, weights, StepBar())
+    restored = image_restorer(options, weights, StepBar())
     return restore_all(work, given.output, restored, given.samples, given.overwrite)
 
 
@@ -182,7 +182,9 @@ class StepBar:
         self.bar.update(done - self.bar.n)
 
 
-def restore_all(work: list[tuple[Path, Path]], output: Path, restored: Restorer, samples: int, overwrite: bool) -> int:
+def restore_all(
+    work: list[tuple[Path, Path]], output: Path, restored: ImageRestorer, samples: int, overwrite: bool
+) -> int:
     """Write every restored image; tell what was kept and what could not be read."""
     kept, bad = 0, []
     for file, name in tqdm(work, unit="image", disable=None):

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 
 def test_the_released_form_of_the_full_network_has_our_keys():
     options = contests.options_of("full", Setting(CPU), "fp32")
-    betas = contests.ways.process(options).schedule.betas.to("meta")
+    betas = contests.restore_build.process(options).schedule.betas.to("meta")
     with torch.device("meta"):
         ours = contests.build.network(options.network_g, "g", options, torch.device("meta"))
         reference = contests.ReferenceDiffusion(betas)

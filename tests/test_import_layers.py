@@ -8,6 +8,7 @@ import subprocess
 import sys
 import typing
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,37 @@ def test_imports_point_downward(file: Path) -> None:
     module = module_name(file)
     assert part_of(module) in {None, "", *LAYER_OF}, f"{module} belongs to no layer"
     assert violations(file.read_text(encoding="utf-8"), module, file.name == "__init__.py") == []
+
+
+def neighbours(top: str) -> dict[str, set[str]]:
+    """For each folder and loose module of sam4ir/<top>, the others there that it imports."""
+    arrows: dict[str, set[str]] = {}
+    for file in sorted((ROOT / "sam4ir" / top).rglob("*.py")):
+        module = module_name(file)
+        own = module.split(".")[2:3]
+        if not own:
+            continue
+        for name in imported(file.read_text(encoding="utf-8"), module, file.name == "__init__.py"):
+            parts = name.split(".")
+            if parts[:2] == ["sam4ir", top] and len(parts) > 2 and parts[2] != own[0]:
+                arrows.setdefault(own[0], set()).add(parts[2])
+    return arrows
+
+
+@pytest.mark.parametrize("top", [top for layer in LAYERS for top in layer if (ROOT / "sam4ir" / top).is_dir()])
+def test_folders_of_a_layer_form_no_circle(top: str) -> None:
+    TopologicalSorter(neighbours(top)).prepare()  # raises CycleError naming the circle
+
+
+def test_folders_know_their_order() -> None:
+    """What the drawing in docs/architecture shows."""
+    engine, data, priors = neighbours("engine"), neighbours("data"), neighbours("priors")
+    assert not engine["restore"] & {"evaluate", "train", "make_masks"}
+    assert not engine["evaluate"] & {"train", "make_masks"}
+    assert not engine["make_masks"] & {"evaluate", "train"}
+    assert not data["masks"] & {"degrade", "prepare"}
+    assert not data["prepare"] & {"degrade", "masks"}
+    assert priors["sam"] == {"zoo"}
 
 
 @pytest.mark.parametrize(

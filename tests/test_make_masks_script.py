@@ -39,10 +39,10 @@ def halves(image: np.ndarray) -> list[dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def _no_sam(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fake(weights: str, given: Mapping[str, Any], precision: str, *_: object) -> mask_setup.Made:
+    def fake(weights: str, given: Mapping[str, Any], precision: str, *_: object) -> mask_setup.LoadedGenerator:
         settings = {"points_per_side": 32, **given}
         settings.pop("points_per_batch", None)
-        return mask_setup.Made(
+        return mask_setup.LoadedGenerator(
             halves, weights, "vit_b", "x.pth", "00" * 32, settings, dict(given), precision, "test", {"licence": "MIT"}
         )
 

@@ -23,7 +23,7 @@ from sam4ir.config.yaml_text import parse
 from sam4ir.data.prepare.recipes import RECIPES as PREPARED
 from sam4ir.engine.evaluate import published
 from sam4ir.engine.train.stages import stages
-from sam4ir.models.restoration import final
+from sam4ir.models.restoration import last_output
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
 
 OPTIONS = Path(__file__).parents[1] / "options"
@@ -61,7 +61,7 @@ def output_shape(network: str, channels: int, scale: int) -> tuple[int, ...]:
         assert {parameter.device.type for parameter in built.parameters()} == {"meta"}
         image = torch.zeros(1, channels, SIDE, SIDE)
         if not isinstance(built, DiffSR):
-            return tuple(final(built(image)).shape)
+            return tuple(last_output(built(image)).shape)
     built = built.to_empty(device="cpu")  # autocast, which it switches off for its times, knows no meta device
     x_t = torch.zeros(1, 3, 16 * scale, 16 * scale)
     assert built(x_t, torch.zeros(1), torch.zeros(1, channels, 16, 16), x_t).shape == x_t.shape

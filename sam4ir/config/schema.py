@@ -354,6 +354,11 @@ class Options(_Options):
         return self.model_type == "SAM4IRModel"
 
     @property
+    def basicsr(self) -> bool:
+        """Whether metric names mean what BasicSR means by them, not what NAFNet, HINet and Restormer do."""
+        return self.model_type == "SRModel"
+
+    @property
     def diffuses(self) -> bool:
         """Whether the network is a diffusion network."""
         return self.model_type == DIFFUSION_MODEL

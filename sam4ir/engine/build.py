@@ -15,11 +15,9 @@ from sam4ir.archs.infer import infer, shapes_of
 from sam4ir.config.paths import RunPaths
 from sam4ir.config.schema import Block, DatasetOptions, Options
 from sam4ir.config.signature import accepts, block_arguments
-from sam4ir.engine.evaluate.metric import Metric
 from sam4ir.engine.weights import WeightsFileError, load_weights, locate
-from sam4ir.metrics.official import protocol_of
-from sam4ir.models.restoration import frozen, restore
-from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, METRICS, Registry
+from sam4ir.models.restoration import eval_mode, restore
+from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, Registry
 from sam4ir.utils.dist import World
 from sam4ir.utils.rng import torch_stream
 from sam4ir.utils.weights import read_weights
@@ -91,7 +89,7 @@ def check_images(net: nn.Module, options: Options, device: torch.device, channel
     A pair of dual-pixel views (6 channels) becomes one RGB image; a diffusion network takes one step.
     """
     image = torch.zeros(1, channels, 16, 16, device=device)
-    with naming("network_g"), frozen(net):
+    with naming("network_g"), eval_mode(net):
         shape = tuple(_one_step(net, image, options) if options.diffuses else restore(net, image).shape)
         if shape != (1, min(channels, 3), 16 * options.scale, 16 * options.scale):
             raise ValueError(
@@ -114,7 +112,7 @@ def channels_of(data: Any) -> int:
     return int(getattr(data, "channels", 3))
 
 
-def placed(module: M, device: torch.device, channels_last: bool = True) -> M:
+def to_device(module: M, device: torch.device, channels_last: bool = True) -> M:
     """The module on the device, its weights in channels_last, the layout that all of ours run fastest in."""
     return module.to(device).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
@@ -123,7 +121,7 @@ def network(block: Block, label: str, options: Options, device: torch.device) ->
     """A network whose initial weights are a function of (manual_seed, label) alone."""
     with torch_stream(options.manual_seed, "init", label):
         built: nn.Module = make(ARCHS, block, f"network_{label}")
-    return placed(built, device, options.channels_last)
+    return to_device(built, device, options.channels_last)
 
 
 def pretrained(net: nn.Module, options: Options) -> bool:
@@ -172,17 +170,6 @@ def dataset(key: str, block: DatasetOptions, options: Options, **handed: Any) ->
             for i, degradation in enumerate(block.degradations)
         ]
     return make(DATASETS, block, f"datasets.{key}", scale=options.scale, **handed)
-
-
-def metrics(options: Options) -> dict[str, Metric]:
-    """Metric protocols by the names that the option file gives them; official names become the protocol they mean."""
-    found = {}
-    for name, block in options.val.metrics.items() if options.val is not None else ():
-        given = block_arguments(METRICS, block.type, block.arguments)
-        with naming(f"val.metrics.{name}"):
-            protocol, arguments = protocol_of(block.type, given, basicsr=options.model_type == "SRModel")
-        found[name] = Metric(name, protocol, METRICS.get(protocol), arguments, options.val.use_image)  # type: ignore[union-attr]
-    return found
 
 
 def run_paths(options: Options) -> RunPaths:

@@ -63,12 +63,12 @@ class Model(Protocol):
         """Take up what state() gave."""
 
 
-def final(output: Tensor | list[Tensor]) -> Tensor:
+def last_output(output: Tensor | list[Tensor]) -> Tensor:
     """The restored image of a network: its output, or the last of a list of stage outputs (HINet)."""
     return output[-1] if isinstance(output, (list, tuple)) else output
 
 
-def bare(network: nn.Module) -> nn.Module:
+def unwrapped(network: nn.Module) -> nn.Module:
     """The network inside a DistributedDataParallel wrapper; one that is not wrapped as it is."""
     return network.module if isinstance(network, DistributedDataParallel) else network
 
@@ -76,7 +76,7 @@ def bare(network: nn.Module) -> nn.Module:
 @torch.no_grad()
 def restore(network: nn.Module, lq: Tensor) -> Tensor:
     """The restored images of (b, c, h, w) degraded ones, float32, unclamped."""
-    return final(network(lq)).float()
+    return last_output(network(lq)).float()
 
 
 def reconstruction(loss: Loss, output: Tensor | list[Tensor], gt: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ def batch_psnr(restored: Tensor, gt: Tensor) -> float:
 
 
 @contextlib.contextmanager
-def frozen(network: nn.Module) -> Iterator[None]:
+def eval_mode(network: nn.Module) -> Iterator[None]:
     """Inside the block the network is in eval mode and no gradient is recorded; afterwards each module is as before."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
@@ -120,7 +120,7 @@ class OneNetwork:
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        return {"g": bare(self.network)}
+        return {"g": unwrapped(self.network)}
 
     def active(self, iteration: int) -> tuple[str, ...]:
         return ("g",)
@@ -152,5 +152,5 @@ class Restoration(OneNetwork):
         gt = ground_truth(batch)
         with torch_stream(self.seed, "g", batch.numbers[0]):
             output = self.network(batch.lq)
-        measures = {"psnr": batch_psnr(final(output), gt)} if measure else {}
+        measures = {"psnr": batch_psnr(last_output(output), gt)} if measure else {}
         return Losses({"pix": reconstruction(self.loss, output, gt)}, measures)

@@ -26,12 +26,12 @@ from sam4ir.models.restoration import (
     Losses,
     Mean,
     TrainingBatch,
-    bare,
     batch_psnr,
-    final,
-    frozen,
+    eval_mode,
     ground_truth,
+    last_output,
     reconstruction,
+    unwrapped,
 )
 from sam4ir.utils.rng import torch_stream
 
@@ -135,7 +135,7 @@ class SamDistill:
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        return {"g": bare(self.student), "r": bare(self.refiner)}
+        return {"g": unwrapped(self.student), "r": unwrapped(self.refiner)}
 
     def active(self, iteration: int) -> tuple[str, ...]:
         student = ("g",) if self.schedule.trains_student(iteration) else ()
@@ -162,11 +162,11 @@ class SamDistill:
         labels, count = self.regions(batch)
         student_learns = self.schedule.trains_student(iteration)
         refiner_learns = self.schedule.trains_refiner(iteration)
-        with torch_stream(self.seed, "g", batch.numbers[0]) if student_learns else frozen(self.student):
+        with torch_stream(self.seed, "g", batch.numbers[0]) if student_learns else eval_mode(self.student):
             y1 = self.student(batch.lq)
-        seen = (final(y1).detach(), labels, count, batch.lq)
+        seen = (last_output(y1).detach(), labels, count, batch.lq)
         second = self.refiner if refiner_learns else self.teacher
-        with torch_stream(self.seed, "r", batch.numbers[0]) if refiner_learns else frozen(second):
+        with torch_stream(self.seed, "r", batch.numbers[0]) if refiner_learns else eval_mode(second):
             y2 = second(*seen)
         terms, measures = {}, {}
         if student_learns:
@@ -174,19 +174,19 @@ class SamDistill:
         if refiner_learns:
             terms["refine"] = reconstruction(self.refine_loss, y2, gt)
         if measure:
-            measures = {"psnr": batch_psnr(final(y1), gt), "psnr_refiner": batch_psnr(final(y2), gt)}
+            measures = {"psnr": batch_psnr(last_output(y1), gt), "psnr_refiner": batch_psnr(last_output(y2), gt)}
         looked_at = {n: t for n, t in self._terms().items() if t.due(iteration) or measure}
         if looked_at and self.schedule.distills(iteration):
-            refined = final(y2).detach() if second is self.teacher else self._taught(seen)
-            lesson = Lesson(final(y1), refined, gt, labels, count)
+            refined = last_output(y2).detach() if second is self.teacher else self._taught(seen)
+            lesson = Lesson(last_output(y1), refined, gt, labels, count)
             taught = self._distil(looked_at, lesson, terms["pix"], iteration, measure)
             terms, measures = terms | taught.terms, measures | taught.measures
         return Losses(terms, measures)
 
     def _taught(self, seen: tuple[Tensor, Tensor, int, Tensor]) -> Tensor:
         """The image of the teacher that is not the raw refiner, (b, c, h, w) without gradient."""
-        with frozen(self.teacher):
-            return final(self.teacher(*seen))
+        with eval_mode(self.teacher):
+            return last_output(self.teacher(*seen))
 
     def _distil(
         self, looked_at: Mapping[str, Term], lesson: Lesson, pix: Tensor, iteration: int, measure: bool

@@ -17,8 +17,8 @@ from sam4ir.config.schema import Options
 from sam4ir.data.sample import Batch
 from sam4ir.diffusion.noise import SeededNoise
 from sam4ir.engine import build
-from sam4ir.engine.restore import build as ways
-from sam4ir.engine.restore.sampling import DiffusionWay, Sampling
+from sam4ir.engine.restore import build as restore_build
+from sam4ir.engine.restore.sampling import DiffusionRestorer, Sampling
 from sam4ir.models.sam_diffsr import residual, upsampled
 from sam4ir.utils.rng import derived_seed
 
@@ -78,7 +78,7 @@ def batch_of(number: int, side: int, device: torch.device) -> Batch:
 def reference(options: Options, state: Mapping[str, Tensor], device: torch.device) -> ReferenceDiffusion:
     """The reference form of an option file's network and process, with the weights of ours."""
     given = {k: v for k, v in options.network_g.arguments.items() if k != "sr_scale"}
-    network = ReferenceDiffusion(ways.process(options).schedule.betas, **given)
+    network = ReferenceDiffusion(restore_build.process(options).schedule.betas, **given)
     network.load_state_dict(dict(state))
     return network.to(device)
 
@@ -149,7 +149,7 @@ def compared_pair(options: Options, first: ReferenceDiffusion, batch: Batch) -> 
     random = torch.Generator().manual_seed(3)
     t = torch.randint(0, 100, (len(x_0),), generator=random).to(x_0.device)
     noise = torch.randn(x_0.shape, generator=random).to(x_0.device)
-    x_t, target = ways.process(options).training_pair(x_0, t, noise, batch.spe)
+    x_t, target = restore_build.process(options).training_pair(x_0, t, noise, batch.spe)
     released = first.q_sample(x_0, t, noise, batch.spe)
     return Pair(x_t, t, target, relative_error([x_t, target], released))
 
@@ -186,11 +186,11 @@ def sampling(size: str, setting: Setting) -> Contest:
     lq = batch_of(1, side, setting.device).lq
     lq_up = upsampled(lq, (side, side))
     noise = SeededNoise([derived_seed(0, "sampling", KEY, 0)], (3, side, side), setting.device)
-    process = ways.process(options)
+    process = restore_build.process(options)
 
     def chain(sampler: str, steps: int, precision: Literal["fp32", "bf16"]) -> Callable[[], Tensor]:
-        way = DiffusionWay(ours, process, SCALE, Sampling(sampler, steps, precision=precision))
-        return lambda: way(lq, KEY)
+        restorer = DiffusionRestorer(ours, process, SCALE, Sampling(sampler, steps, precision=precision))
+        return lambda: restorer(lq, KEY)
 
     forms = [Form("released form, fp32", lambda: first.chain(lq, lq_up, noise.start(), noise))]
     expected = first.chain(lq, lq_up, noise.start(), noise)

@@ -20,7 +20,7 @@ from sam4ir.data.sample import Batch
 from sam4ir.engine import build
 from sam4ir.engine.train import build as build_train
 from sam4ir.engine.train.step import Step
-from sam4ir.models.restoration import Loss, final, reconstruction, restore
+from sam4ir.models.restoration import Loss, last_output, reconstruction, restore
 from sam4ir.registry import LOSSES
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options" / "train"
@@ -108,10 +108,10 @@ class OurStep:
     """The training step that train.py takes with these options; calling it takes one."""
 
     def __init__(self, options: Options, device: torch.device, batch: Batch, state: dict[str, Tensor]) -> None:
-        self.trained = build_train.trained(options, device)
-        self.step = Step(self.trained, device, build.ALONE, options)
+        self.parts = build_train.build_parts(options, device)
+        self.step = Step(self.parts, device, build.ALONE, options)
         self.batch = batch
-        self.network = self.trained.model.networks["g"]
+        self.network = self.parts.model.networks["g"]
         self.network.load_state_dict(state)
 
     def __call__(self) -> None:
@@ -234,7 +234,7 @@ def inference(network: str, setting: Setting) -> Contest:
     options = setting.options(network, recipe.file, "fp32")
     ours = build.network(options.network_g, "g", options, setting.device).eval()
     first = reference(options, awake(ours)).to(setting.device).eval()
-    forms = [Form("reference fp32", no_gradient(lambda: final(first(image))))]
+    forms = [Form("reference fp32", no_gradient(lambda: last_output(first(image))))]
     expected = forms[0].run()
     for precision in setting.precisions:
         forms.append(inference_form(f"ours {precision}", ours, image, precision, expected))

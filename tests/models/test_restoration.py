@@ -8,7 +8,7 @@ from torch import nn
 
 from sam4ir.data.sample import Batch
 from sam4ir.losses.pixel import L1Loss, PSNRLoss
-from sam4ir.models.restoration import Restoration, batch_psnr, final, reconstruction, restore
+from sam4ir.models.restoration import Restoration, batch_psnr, last_output, reconstruction, restore
 
 
 def batch(number=0, b=2, h=8, w=6):
@@ -17,7 +17,7 @@ def batch(number=0, b=2, h=8, w=6):
     return Batch(lq, gt, keys=["a"] * b, numbers=list(range(number * b, (number + 1) * b)))
 
 
-class Stages(nn.Module):
+class Outputs(nn.Module):
     """Two stage outputs, as HINet gives."""
 
     def __init__(self):
@@ -38,7 +38,7 @@ def test_the_one_term_is_the_loss_of_the_output():
 
 
 def test_stage_outputs_are_summed_in_the_loss_and_the_last_is_the_image():
-    net, loss, data = Stages(), L1Loss(), batch()
+    net, loss, data = Outputs(), L1Loss(), batch()
     first, second = net(data.lq)
     terms, measures = Restoration(net, loss).losses(data, 1, True)
     assert terms["pix"].item() == pytest.approx(loss(first, data.gt).item() + loss(second, data.gt).item())
@@ -49,7 +49,7 @@ def test_stage_outputs_are_summed_in_the_loss_and_the_last_is_the_image():
 @pytest.mark.parametrize("kind", [list, tuple])
 def test_a_list_of_one_output_is_that_output(kind):
     image, gt = torch.rand(2, 1, 3, 4, 4)
-    assert final(kind([image])) is image
+    assert last_output(kind([image])) is image
     assert reconstruction(L1Loss(), kind([image]), gt).item() == L1Loss()(image, gt).item()
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4ir import regions
-from sam4ir.data.masks.fill import Filled, Made, crop_hint, fill, inherited
+from sam4ir.data.masks.fill import Filled, TaskResult, crop_hint, fill, inherited
 from sam4ir.data.masks.from_sam import pixel_sha256, record_from_atoms, record_from_sam
 from sam4ir.data.masks.labels import masks_of_labels
 from sam4ir.data.masks.record import MaskRecord, MaskStoreError
@@ -180,14 +180,14 @@ class MakeControl:
     like: MaskStore
     images: ImageSource | None = None
 
-    def __call__(self, task: ControlTask) -> Made:
+    def __call__(self, task: ControlTask) -> TaskResult:
         record = self.like.read(task.key)
         make: dict[Kind, Callable[[MaskRecord, ControlTask], bytes]] = {
             "grid": self._grid,
             "superpixels": self._superpixels,
             "shuffled": self._shuffled,
         }
-        return Made({task.key: make[self.kind](record, task)})
+        return TaskResult({task.key: make[self.kind](record, task)})
 
     def _grid(self, record: MaskRecord, task: ControlTask) -> bytes:
         return record_from_sam(masks_of_labels(grid(record.size, seen_regions(record)), {0}), record.size)

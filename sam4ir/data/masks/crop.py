@@ -13,7 +13,7 @@ import numpy as np
 
 from sam4ir import regions
 from sam4ir.data.lmdb_io import Encoding, LmdbReader, LmdbWriter, Packed, pack, read_image_keys, unpack_image
-from sam4ir.data.masks.fill import Filled, ImageSink, Made, fill, inherited
+from sam4ir.data.masks.fill import Filled, ImageSink, TaskResult, fill, inherited
 from sam4ir.data.masks.from_sam import pixel_sha256, record_from_atoms
 from sam4ir.data.masks.record import MaskRecord, MaskStoreError
 from sam4ir.data.masks.store import MaskStore
@@ -54,7 +54,7 @@ class CutImage:
     parts: ImageSource | None = None
     encoding: Encoding | None = None
 
-    def __call__(self, cut: Cut) -> Made:
+    def __call__(self, cut: Cut) -> TaskResult:
         record = self.store.read(cut.key)
         if record.size != tuple(cut.size):
             raise MaskStoreError(
@@ -68,7 +68,7 @@ class CutImage:
             b"" if other else _sha256(part, window, record) for part, window in zip(pixels, cut.windows, strict=True)
         ]
         images = {} if self.encoding is None else dict(zip(cut.keys, map(self._packed, pixels), strict=True))
-        return Made(dict(zip(cut.keys, cut_records(record, cut.windows, known), strict=True)), images)
+        return TaskResult(dict(zip(cut.keys, cut_records(record, cut.windows, known), strict=True)), images)
 
     def _pixels(self, cut: Cut, image: np.ndarray | None) -> Iterator[np.ndarray | None]:
         if image is not None:

@@ -33,7 +33,7 @@ T = TypeVar("T", bound=Task)
 
 
 @dataclass(frozen=True)
-class Made:
+class TaskResult:
     """What comes of a task: records by key, and the images that belong to them where images are made too."""
 
     records: Mapping[str, bytes]
@@ -94,7 +94,7 @@ def fill(
     path: Path,
     meta: Mapping[str, Any],
     tasks: Sequence[T],
-    make: Callable[[T], Made],
+    make: Callable[[T], TaskResult],
     workers: int = 1,
     new: bool = False,
     tasks_a_process: int = TASKS_A_PROCESS,
@@ -122,7 +122,7 @@ def fill(
     return done
 
 
-def _add_images(made: Made, images: ImageSink | None) -> None:
+def _add_images(made: TaskResult, images: ImageSink | None) -> None:
     for key, image in made.images.items():
         if images is not None:
             (images.check if key in images else images.add)(key, image)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sam4ir.data.masks.fill import Filled, Made, crop_hint, fill
+from sam4ir.data.masks.fill import Filled, TaskResult, crop_hint, fill
 from sam4ir.data.masks.formats import MaskFile, MaskFolder, read_masks
 from sam4ir.data.masks.from_sam import pixel_sha256, record_from_sam
 from sam4ir.data.masks.labels import SPE_SUM, LabelRules
@@ -26,7 +26,7 @@ class ReadFile:
     rules: LabelRules
     images: ImageSource | None = None
 
-    def __call__(self, file: MaskFile) -> Made:
+    def __call__(self, file: MaskFile) -> TaskResult:
         try:
             masks, size = read_masks(self.form, file.path, self.rules)
             sha256 = b""
@@ -36,7 +36,7 @@ class ReadFile:
                     raise MaskStoreError(f"{file.path}: is of size {list(size)}, the image {list(image.shape[:2])}")
                 size, sha256 = (image.shape[0], image.shape[1]), bytes.fromhex(pixel_sha256(image))
             sums = [mask[SPE_SUM] for mask in masks] if self.form == "spe" else None
-            return Made({file.key: record_from_sam(masks, size, sha256, sums)})
+            return TaskResult({file.key: record_from_sam(masks, size, sha256, sums)})
         except ValueError as error:
             known = str(error).startswith(str(file.path))
             raise MaskStoreError(str(error) if known else f"{file.path}: image {file.key!r}: {error}") from None

@@ -54,7 +54,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Made:
+class PreparedImages:
     """An item's values: for each sub-image one for each store."""
 
     cut: Cut
@@ -107,7 +107,7 @@ def _times(image: np.ndarray) -> str:
     return f"{image.shape[0]}x{image.shape[1]}"
 
 
-def make(item: Item, plan: Plan) -> Made:
+def make(item: Item, plan: Plan) -> PreparedImages:
     """An item's sub-images, cut and packed."""
     images, windows, size = load(item, plan)
     files = plan.files(item)
@@ -118,7 +118,7 @@ def make(item: Item, plan: Plan) -> Made:
         ]
         for window in windows
     ]
-    return Made(Cut(item.key, size, windows), values)
+    return PreparedImages(Cut(item.key, size, windows), values)
 
 
 def _packed(file: File | None, pixels: np.ndarray, plan: Plan) -> Packed:

@@ -13,7 +13,7 @@ from typing import Any
 import cv2
 
 from sam4ir.data.lmdb_io import LmdbReader, LmdbWriter, append_text, read_image_keys
-from sam4ir.data.prepare.make import Made
+from sam4ir.data.prepare.make import PreparedImages
 from sam4ir.data.prepare.parts import Job, Summary
 from sam4ir.data.sources import listed
 from sam4ir.data.windows import TABLE, Cut, read_table
@@ -104,7 +104,7 @@ class Output:
                 "remove the folder"
             )
 
-    def add(self, made: Made) -> None:
+    def add(self, made: PreparedImages) -> None:
         """Takes the values of one image."""
         for window, values in zip(made.cut.windows, made.values, strict=True):
             for writer, value in zip(self._writers, values, strict=True):

@@ -21,7 +21,15 @@ from sam4ir.engine.evaluate.chart import Line, chart
 from sam4ir.engine.evaluate.published import origin, rows_of
 from sam4ir.engine.evaluate.report import BASELINES, columns, titled
 from sam4ir.engine.evaluate.results import ResultError, read_summary
-from sam4ir.engine.evaluate.score import Bench, ResultsExistError, begin, bench, published_table, saved_text, write
+from sam4ir.engine.evaluate.score import (
+    ResultsExistError,
+    TestBed,
+    begin,
+    build_test_bed,
+    published_table,
+    saved_text,
+    write,
+)
 from sam4ir.engine.weights import locate
 from sam4ir.utils.dist import World
 from sam4ir.utils.files import atomic, write_text
@@ -135,7 +143,7 @@ def score_all(options: Options, sources: Sequence[str], overwrite: bool = False,
 
 
 def _score_due(options: Options, due: Sequence[Candidate], folder: Path, world: World) -> None:
-    on = bench(options, world)
+    on = build_test_bed(options, world)
     for number, candidate in enumerate(due, 1):
         log.info("%s, %d of %d.", candidate.source, number, len(due))
         _score_one(on, candidate, folder / candidate.name)
@@ -143,7 +151,7 @@ def _score_due(options: Options, due: Sequence[Candidate], folder: Path, world: 
             _publish(folder, options)
 
 
-def _score_one(on: Bench, candidate: Candidate, folder: Path) -> None:
+def _score_one(on: TestBed, candidate: Candidate, folder: Path) -> None:
     found = on.score(with_weights(on.options, candidate.source), folder, candidate.name)
     if on.world.main:
         write(folder, found, on.metrics, on.published(found), _origin(candidate))

@@ -16,11 +16,12 @@ from sam4ir.config.load import dump_options, notices
 from sam4ir.config.schema import Options, ValOptions
 from sam4ir.engine import build
 from sam4ir.engine.evaluate import published
+from sam4ir.engine.evaluate.build import build_metrics
 from sam4ir.engine.evaluate.metric import Metric, lower_is_better, prepared
 from sam4ir.engine.evaluate.report import Score, SetScore, means, plain, text_table
-from sam4ir.engine.evaluate.validate import Stages, evaluate
+from sam4ir.engine.evaluate.validate import Outputs, evaluate
 from sam4ir.engine.log import console
-from sam4ir.engine.restore import build as ways
+from sam4ir.engine.restore import build as restore_build
 from sam4ir.utils.dist import World
 from sam4ir.utils.files import atomic, write_text
 
@@ -41,7 +42,7 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class Bench:
+class TestBed:
     """What weights are scored on: test sets by name, metrics, device; built once for any number of weights."""
 
     options: Options
@@ -55,7 +56,7 @@ class Bench:
 
         With val.save_img images go to folder/visualization/<data set>/<image>_<suffix>.png.
         """
-        stages = self._stages(options)
+        outputs = self._outputs(options)
         val = options.val or ValOptions()
         scores: list[Score] = []
         sets: list[SetScore] = []
@@ -64,7 +65,7 @@ class Bench:
             found = evaluate(
                 name,
                 dataset,
-                stages,
+                outputs,
                 self.metrics,
                 seed=options.manual_seed,
                 world=self.world,
@@ -85,20 +86,20 @@ class Bench:
         protocols = {name: metric.protocol for name, metric in self.metrics.items()}
         return published.beside(table, means(found.scores, found.sets), protocols, self.options.scale)
 
-    def _stages(self, options: Options) -> Stages:
+    def _outputs(self, options: Options) -> Outputs:
         network = build.network(options.network_g, "g", options, self.device)
         if not build.pretrained(network, options):
             raise build.BuildError(
                 "path.pretrain_network_g: is required for a test; name the .pth file of the network, here or by "
                 "test.py --weights"
             )
-        ways.check_diffusion(options, options.path.pretrain_network_g or "")
+        restore_build.check_diffusion(options, options.path.pretrain_network_g or "")
         for dataset in self.data.values():
             build.check_images(network, options, self.device, build.channels_of(dataset))
-        return Stages(ways.way(options, network), self.device)
+        return Outputs(restore_build.build_restorer(options, network), self.device)
 
 
-def bench(options: Options, world: World) -> Bench:
+def build_test_bed(options: Options, world: World) -> TestBed:
     """Test sets and metrics of an option file, its networks for metrics included."""
     sets = options.scored
     if not sets:
@@ -107,9 +108,9 @@ def bench(options: Options, world: World) -> Bench:
             "sets are scored where the file does not train: --force_yml train=~)"
         )
     device = build.device_of(options, world)
-    metrics = prepared(build.metrics(options), device)
+    metrics = prepared(build_metrics(options.val, options.basicsr), device)
     data = {block.name or key: build.dataset(key, block, options) for key, block in sets.items()}
-    return Bench(options, world, device, data, metrics)
+    return TestBed(options, world, device, data, metrics)
 
 
 def score(options: Options, overwrite: bool = False, world: World = build.ALONE) -> str:
@@ -122,7 +123,7 @@ def score(options: Options, overwrite: bool = False, world: World = build.ALONE)
     """
     folder, text = build.run_paths(options).results, saved_text(options)
     begin(options, folder, text, overwrite, world)
-    on = bench(options, world)
+    on = build_test_bed(options, world)
     found = on.score(options, folder, options.name)
     if not world.main:
         return ""

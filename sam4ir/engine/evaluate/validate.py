@@ -16,18 +16,18 @@ from sam4ir.data.loader import eval_samples
 from sam4ir.data.sample import Sample
 from sam4ir.engine.evaluate.metric import Metric, Pixels
 from sam4ir.engine.evaluate.report import Score, SetScore
-from sam4ir.engine.restore.one_pass import Way
-from sam4ir.models.restoration import final, frozen
+from sam4ir.engine.restore.one_pass import Restorer
+from sam4ir.models.restoration import eval_mode, last_output
 from sam4ir.utils.dist import World
 from sam4ir.utils.image import to_uint8, write_image
 from sam4ir.utils.resize import imresize
 
 
 @dataclass(frozen=True)
-class Stages:
+class Outputs:
     """The images that are scored for a sample: restored by a way, refined by a refiner where there is one."""
 
-    way: Way
+    restorer: Restorer
     device: torch.device
     refiner: nn.Module | None = None
 
@@ -37,18 +37,18 @@ class Stages:
         number: which of several samples of the image, for ways that draw noise.
         """
         lq = sample.lq.unsqueeze(0).to(self.device)
-        with frozen(self.way.network):
-            restored = self.way(lq, sample.key, number)
+        with eval_mode(self.restorer.network):
+            restored = self.restorer(lq, sample.key, number)
         stages = {"restored": restored}
         if self.refiner is not None:
-            with frozen(self.refiner):
+            with eval_mode(self.refiner):
                 stages["refined"] = self._refine(self.refiner, restored, lq, sample)
         return {name: image[0].clamp(0, 1).cpu() for name, image in stages.items()}
 
     def _refine(self, refiner: nn.Module, restored: Tensor, lq: Tensor, sample: Sample) -> Tensor:
         labels = torch.zeros(lq.shape[-2:], dtype=torch.int64) if sample.regions is None else sample.regions
         labels = labels.unsqueeze(0).to(self.device)
-        return final(refiner(restored, labels, int(labels.max()), lq)).float()
+        return last_output(refiner(restored, labels, int(labels.max()), lq)).float()
 
 
 class Evaluation(NamedTuple):
@@ -102,7 +102,7 @@ class _Judge:
 def evaluate(
     name: str,
     dataset: Any,
-    stages: Stages,
+    outputs: Outputs,
     metrics: Mapping[str, Metric],
     *,
     seed: int,
@@ -131,7 +131,7 @@ def evaluate(
         judge = _Judge(name, sample, metrics)
         judge.add(_baselines(sample), 0)
         for number in range(samples):
-            restored = stages(sample, number)
+            restored = outputs(sample, number)
             if save_folder is not None:
                 _save(save_folder, sample.key, save_suffix, restored, number if samples > 1 else None)
             judge.add(restored, number)

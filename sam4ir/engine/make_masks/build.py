@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from sam4ir.config.load import load_options
-from sam4ir.engine.restore.images import restorer
+from sam4ir.engine.restore.images import image_restorer
 from sam4ir.engine.weights import locate
 from sam4ir.priors.zoo.download import sha256_of
 from sam4ir.utils.dist import World
@@ -39,7 +39,7 @@ SETTINGS: dict[str, tuple[type, str]] = {
 
 
 @dataclass(frozen=True)
-class Made:
+class LoadedGenerator:
     """A generator and what is to be told of it. settings: all but points_per_batch; changed: those not default."""
 
     generate: Callable[[np.ndarray], Sequence[Mapping[str, Any]]]
@@ -51,7 +51,7 @@ class Made:
     changed: Mapping[str, Any]
     precision: str
     made_on: str
-    told: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ def device_of(name: str, world: World) -> torch.device:
     return device
 
 
-def load_generator(weights: str, given: Mapping[str, Any], precision: str, device: torch.device, world: World) -> Made:
+def load_generator(
+    weights: str, given: Mapping[str, Any], precision: str, device: torch.device, world: World
+) -> LoadedGenerator:
     """The generator of a SAM. weights: a name of the zoo or a file. given: settings that are not left at default.
 
     The main process goes first, so that weights are fetched once. Raises ValueError for unknown weights or settings.
@@ -98,7 +100,7 @@ def load_generator(weights: str, given: Mapping[str, Any], precision: str, devic
     generator = AutomaticMaskGenerator(loaded.sam, settings, precision)  # type: ignore[arg-type]
     default = AutomaticMaskSettings()
     changed = {name: getattr(settings, name) for name in SETTINGS if getattr(settings, name) != getattr(default, name)}
-    return Made(
+    return LoadedGenerator(
         generator.generate,
         loaded.name,
         loaded.kind,
@@ -127,10 +129,12 @@ def load_restorer(option_file: Path, weights: str | None, device: torch.device) 
     path = locate(source)
     if not path.is_file():
         raise ValueError(f"{path}: no such weights file; give --restore-weights")
-    return Restored(restorer(options, str(path)), option_file.name, path.name, sha256_of(path))
+    return Restored(image_restorer(options, str(path)), option_file.name, path.name, sha256_of(path))
 
 
-def meta_of(made: Made, source: str, max_side: int | None, restored: Restored | None, scale: int = 1) -> dict[str, Any]:
+def meta_of(
+    made: LoadedGenerator, source: str, max_side: int | None, restored: Restored | None, scale: int = 1
+) -> dict[str, Any]:
     """What meta.json says; `versions`, `made_on` and `told` may differ between the runs of one store."""
     meta: dict[str, Any] = {
         "generator": GENERATOR,
@@ -143,7 +147,7 @@ def meta_of(made: Made, source: str, max_side: int | None, restored: Restored | 
         "max_side": max_side,
         "versions": {name: _version(name) for name in PACKAGES},
         "made_on": made.made_on,
-        "told": dict(made.told),
+        "told": dict(made.metadata),
     }
     if scale > 1:
         meta["scale"] = scale

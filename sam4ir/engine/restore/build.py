@@ -10,8 +10,8 @@ from sam4ir.config.schema import DiffusionOptions, Options, ValOptions
 from sam4ir.diffusion.process import Process
 from sam4ir.diffusion.schedule import noise_schedule
 from sam4ir.engine.build import DIFFUSION_ENTRY, BuildError, naming
-from sam4ir.engine.restore.one_pass import Inference, PlainWay, Way
-from sam4ir.engine.restore.sampling import DEFAULT_STEPS, DiffusionWay, OnStep, Sampling
+from sam4ir.engine.restore.one_pass import Inference, PlainRestorer, Restorer
+from sam4ir.engine.restore.sampling import DEFAULT_STEPS, DiffusionRestorer, OnStep, Sampling
 from sam4ir.engine.weights import facts_of
 
 TILES_AT_ONCE = 8  # where val.max_minibatch is left out, as in BasicSR's forks ...
@@ -76,11 +76,11 @@ def _fitting(how: Sampling, net: nn.Module) -> Sampling:
     return dataclasses.replace(how, tile=tile)
 
 
-def way(options: Options, net: nn.Module, on_step: OnStep | None = None) -> Way:
+def build_restorer(options: Options, net: nn.Module, on_step: OnStep | None = None) -> Restorer:
     """How an image goes through a network, as the option file says. on_step: see engine.restore.sampling."""
     if options.diffuses:
-        return DiffusionWay(net, process(options), options.scale, _fitting(sampling(options), net), on_step)
-    return PlainWay(net, inference(options))
+        return DiffusionRestorer(net, process(options), options.scale, _fitting(sampling(options), net), on_step)
+    return PlainRestorer(net, inference(options))
 
 
 def inference(options: Options) -> Inference:

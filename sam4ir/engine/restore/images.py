@@ -11,8 +11,8 @@ from torch import nn
 
 from sam4ir.config.schema import Options
 from sam4ir.engine import build
-from sam4ir.engine.restore import build as ways
-from sam4ir.engine.restore.one_pass import Way
+from sam4ir.engine.restore import build as restore_build
+from sam4ir.engine.restore.one_pass import Restorer
 from sam4ir.engine.restore.sampling import OnStep
 from sam4ir.engine.weights import load_weights
 from sam4ir.models.restoration import restore
@@ -20,10 +20,10 @@ from sam4ir.utils.image import to_float_tensor, to_grey, to_image
 
 
 @dataclass(frozen=True)
-class Restorer:
+class ImageRestorer:
     """A network on its device and how images go through it. channels: 3 for a network of RGB images, 1 for grey."""
 
-    way: Way
+    restorer: Restorer
     device: torch.device
     channels: Literal[1, 3]
 
@@ -35,11 +35,11 @@ class Restorer:
         """
         grey = self.channels == 1 and image.shape[2] == 3
         lq = to_float_tensor(to_grey(image) if grey else image).unsqueeze(0).to(self.device)
-        restored = to_image(self.way(lq, key, sample)[0].cpu(), image.dtype)
+        restored = to_image(self.restorer(lq, key, sample)[0].cpu(), image.dtype)
         return np.repeat(restored, 3, axis=2) if grey else restored
 
 
-def restorer(options: Options, weights: str, on_step: OnStep | None = None) -> Restorer:
+def image_restorer(options: Options, weights: str, on_step: OnStep | None = None) -> ImageRestorer:
     """The option file's network with these weights (a file or a name of the zoo); images go through it as `val` says.
 
     on_step: told (done, of how many) after each step of a diffusion network.
@@ -50,12 +50,12 @@ def restorer(options: Options, weights: str, on_step: OnStep | None = None) -> R
     load_weights(network, weights)
     network.eval()
     if options.diffuses:
-        ways.check_diffusion(options, weights)
+        restore_build.check_diffusion(options, weights)
         build.check_images(network, options, device)
-        return Restorer(ways.way(options, network, on_step), device, 3)
+        return ImageRestorer(restore_build.build_restorer(options, network, on_step), device, 3)
     with torch.inference_mode():
         channels = image_channels(network, device)
-    return Restorer(ways.way(options, network), device, channels)
+    return ImageRestorer(restore_build.build_restorer(options, network), device, channels)
 
 
 def image_channels(network: nn.Module, device: torch.device) -> Literal[1, 3]:

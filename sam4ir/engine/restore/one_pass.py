@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from sam4ir.models.restoration import restore
 
-Restorer = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor], Tensor]
 Area = tuple[slice, slice]
 
 
-class Way(Protocol):
+class Restorer(Protocol):
     """How a degraded image becomes a restored one, for plain and diffusion networks alike."""
 
     @property
@@ -34,7 +34,7 @@ class Way(Protocol):
 
 
 @dataclass(frozen=True)
-class PlainWay:
+class PlainRestorer:
     """One forward pass of a network, or one for each tile."""
 
     network: nn.Module
@@ -62,20 +62,20 @@ class Inference:
     scale: int = 1
 
     @torch.no_grad()
-    def __call__(self, restorer: Restorer, image: Tensor) -> Tensor:
+    def __call__(self, forward: Forward, image: Tensor) -> Tensor:
         """image (1, c, h, w) in [0, 1] -> (1, c, h scale, w scale) float32, unclamped."""
         height, width = image.shape[-2:]
         whole = padded(image, self.multiple)
-        run: Restorer = self._tiled(restorer) if self.tile else restorer
+        run: Forward = self._tiled(forward) if self.tile else forward
         restored = ensemble(run, whole) if self.self_ensemble else run(whole)
         return restored[..., : height * self.scale, : width * self.scale].float()
 
-    def _tiled(self, restorer: Restorer) -> Restorer:
+    def _tiled(self, forward: Forward) -> Forward:
         def run(image: Tensor) -> Tensor:
             assert self.tile is not None
             if max(image.shape[-2:]) <= self.tile:
-                return restorer(image)
-            return blend_tiles(restorer, image, self.tile, self.overlap, self.batch, self.scale)
+                return forward(image)
+            return blend_tiles(forward, image, self.tile, self.overlap, self.batch, self.scale)
 
         return run
 
@@ -103,11 +103,11 @@ def _ramp(length: int, overlap: int, device: torch.device) -> Tensor:
     return torch.minimum(place, length + 1 - place).clamp(max=overlap + 1)
 
 
-def blend_tiles(restorer: Restorer, image: Tensor, tile: int, overlap: int, batch: int, scale: int = 1) -> Tensor:
+def blend_tiles(forward: Forward, image: Tensor, tile: int, overlap: int, batch: int, scale: int = 1) -> Tensor:
     """Restore (1, c, h, w) tile by tile; where tiles overlap they are blended linearly, in float32."""
 
     def restored(areas: list[Area]) -> Tensor:
-        return restorer(torch.cat([image[..., rows, columns] for rows, columns in areas]))
+        return forward(torch.cat([image[..., rows, columns] for rows, columns in areas]))
 
     return blended(restored, (image.shape[-2], image.shape[-1]), tile, overlap, batch, image.device, scale)
 
@@ -151,12 +151,12 @@ def _groups(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int,
         yield items[i : i + size]
 
 
-def ensemble(restorer: Restorer, image: Tensor) -> Tensor:
+def ensemble(forward: Forward, image: Tensor) -> Tensor:
     """Mean over the eight flips and rotations of the image, each turned back (self-ensemble of EDSR)."""
     total: Tensor | None = None
     for flip, turns in itertools.product((False, True), range(4)):
         turned = torch.rot90(image.flip(-1) if flip else image, turns, (-2, -1))
-        back = torch.rot90(restorer(turned), -turns, (-2, -1))
+        back = torch.rot90(forward(turned), -turns, (-2, -1))
         back = (back.flip(-1) if flip else back).float()
         total = back if total is None else total + back
     assert total is not None

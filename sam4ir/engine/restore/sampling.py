@@ -43,7 +43,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class DiffusionWay:
+class DiffusionRestorer:
     """Images by sampling. network: archs.diffusion_sr.DiffSR or one like it. scale: output pixels per input pixel.
     on_step: told (done, of how many) after each step.
 

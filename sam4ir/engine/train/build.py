@@ -36,13 +36,13 @@ from sam4ir.engine.build import (
     make,
     naming,
     network,
-    placed,
     pretrained,
+    to_device,
 )
 from sam4ir.engine.restore.build import process
-from sam4ir.engine.train.checkpoint import Trained
 from sam4ir.engine.train.ema import Ema
 from sam4ir.engine.train.optim import Optimiser, learning_rate
+from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.train.stages import Stage, stages
 from sam4ir.models.restoration import Loss, Model, Restoration
 from sam4ir.models.sam_diffsr import SamDiffSR
@@ -180,7 +180,7 @@ def _sgr(block: SgrOptions | None, device: torch.device) -> tuple[SemanticGuided
 
     with naming("train.sgr_opt"):
         analyser = VGGFeatures(variant=block.variant, layers=block.layers, weights=block.weights)
-    analyser = placed(analyser, device)
+    analyser = to_device(analyser, device)
     relation = SemanticGuidedRelation(analyser, analyser.strides, block.min_cells, block.bf16)
     return relation, Term(block.target, _weight(block, "sgr"), block.every)
 
@@ -194,7 +194,7 @@ def _schedule(options: Options) -> Schedule:
     return Schedule(start_iter=start if start is not None else math.ceil(train.total_iter / 10))
 
 
-def trained(options: Options, device: torch.device, world: World = ALONE, channels: int = 3) -> Trained:
+def build_parts(options: Options, device: torch.device, world: World = ALONE, channels: int = 3) -> TrainingParts:
     """Model, optimisers and EMAs of a training run, from the start (before any checkpoint).
 
     channels: of the degraded images.
@@ -214,8 +214,10 @@ def trained(options: Options, device: torch.device, world: World = ALONE, channe
     optimisers = {label: _optimiser(options, net, label, starts[label]) for label, net in networks.items()}
     shared = {label: _shared(net, options, device, world) for label, net in networks.items()}
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
-    told = {DIFFUSION_ENTRY: options.process.model_dump()} if options.diffuses else {}
-    return Trained(_model(options, shared, emas, device), optimisers, emas, scaler, tuple(shared.values()), told)
+    metadata = {DIFFUSION_ENTRY: options.process.model_dump()} if options.diffuses else {}
+    return TrainingParts(
+        _model(options, shared, emas, device), optimisers, emas, scaler, tuple(shared.values()), metadata
+    )
 
 
 def _model(options: Options, networks: Mapping[str, nn.Module], emas: Mapping[str, Ema], device: torch.device) -> Model:
@@ -263,9 +265,9 @@ def _checkpoint_activations(networks: Mapping[str, nn.Module], options: Options)
             raise BuildError(f"checkpoint_activations: network_{label} has no blocks that can be computed again")
 
 
-def compilable(trained: Trained) -> dict[str, nn.Module]:
+def compilable(parts: TrainingParts) -> dict[str, nn.Module]:
     """What `compile` compiles, by label: the student, and the refiner's network without SPF."""
-    networks = trained.model.networks
+    networks = parts.model.networks
     return {label: net.network if isinstance(net, Refiner) else net for label, net in networks.items()}
 
 
@@ -286,7 +288,7 @@ def _refiner(options: Options, student: nn.Module, loaded: bool, device: torch.d
                 raise ValueError("student needs network_r to be the network of the student") from None
     with torch_stream(options.manual_seed, "init", "spf"):
         spf = make(FUSIONS, options.spf, "spf") if options.spf else SemanticPriorsFusion()
-    return Refiner(placed(spf, device, options.channels_last), second)
+    return Refiner(to_device(spf, device, options.channels_last), second)
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,14 @@ from tqdm import tqdm
 from sam4ir.config.load import notices
 from sam4ir.config.schema import Options
 from sam4ir.engine import build
+from sam4ir.engine.evaluate.build import build_metrics
 from sam4ir.engine.evaluate.metric import prepared
-from sam4ir.engine.evaluate.validate import Stages, evaluate
-from sam4ir.engine.restore import build as ways
+from sam4ir.engine.evaluate.validate import Outputs, evaluate
+from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.train import build as build_train
 from sam4ir.engine.train import checkpoint
 from sam4ir.engine.train.batches import stage_batches
-from sam4ir.engine.train.checkpoint import Trained
+from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.train.stages import Stage
 from sam4ir.engine.train.step import Step
 from sam4ir.engine.weights import locate
@@ -101,12 +102,12 @@ def check(options: Options, resume: bool = False, world: World = build.ALONE) ->
             _look_at(name, data, findings)
         with findings.judging():
             stages = build_train.stages_of(options, sets.loader, world)
-            trained = build_train.trained(options, device, world, sets.channels)
-            _weights(options, trained, findings)
-            _disk(options, trained, findings)
-            _checkpoint(options, resume, trained, findings)
-            _steps(options, sets, stages, trained, world, findings)
-            _validation(options, sets, trained, world, findings)
+            parts = build_train.build_parts(options, device, world, sets.channels)
+            _weights(options, parts, findings)
+            _disk(options, parts, findings)
+            _checkpoint(options, resume, parts, findings)
+            _steps(options, sets, stages, parts, world, findings)
+            _validation(options, sets, parts, world, findings)
     if sets is None:
         _weights_files(options, findings)
         findings.say("time and memory were not measured, since not all data can be read")
@@ -134,14 +135,14 @@ def _weights_files(options: Options, findings: Findings) -> None:
                 raise ValueError(f"{source}: no such weights file")
 
 
-def _checkpoint(options: Options, resume: bool, trained: Trained, findings: Findings) -> None:
+def _checkpoint(options: Options, resume: bool, parts: TrainingParts, findings: Findings) -> None:
     """Load what the run would go on from."""
     paths, state = build.run_paths(options), options.path.resume_state
     with findings.judging():
-        if resume and (found := checkpoint.find_resume(paths, trained, logging.getLogger("sam4ir"))):
+        if resume and (found := checkpoint.find_resume(paths, parts, logging.getLogger("sam4ir"))):
             findings.say(f"resume   from iteration {found[0].iteration}")
         elif state:
-            progress, _ = checkpoint.load(Path(state), trained)
+            progress, _ = checkpoint.load(Path(state), parts)
             findings.say(f"resume   {state}, iteration {progress.iteration}")
 
 
@@ -184,8 +185,8 @@ def _look_at(name: str, data: Any, findings: Findings) -> None:
     findings.say(f"data     {name}: {len(data)} images ({looked}) in {time.perf_counter() - begun:.1f} s")
 
 
-def _weights(options: Options, trained: Trained, findings: Findings) -> None:
-    for label, network in trained.model.networks.items():
+def _weights(options: Options, parts: TrainingParts, findings: Findings) -> None:
+    for label, network in parts.model.networks.items():
         findings.say(f"network  net_{label}: {_count(network) / 1e6:.3f} M parameters")
     if options.path.pretrain_network_g:
         findings.say(f"weights  {options.path.pretrain_network_g} fits network_g")
@@ -195,12 +196,12 @@ def _count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def _disk(options: Options, trained: Trained, findings: Findings) -> None:
+def _disk(options: Options, parts: TrainingParts, findings: Findings) -> None:
     """The checkpoints of the whole run against what is free where they go."""
     train, root = options.train, Path(options.path.root)
     assert train is not None
     copies = 2 + (2 if train.ema_decay else 1)  # two moments, the weights, their average
-    one = sum(4 * copies * _count(network) for network in trained.model.networks.values())
+    one = sum(4 * copies * _count(network) for network in parts.model.networks.values())
     number = -(-train.total_iter // options.logger.save_checkpoint_freq)
     there = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
     free = shutil.disk_usage(there).free
@@ -215,15 +216,15 @@ def _steps(
     options: Options,
     sets: build_train.Sets,
     stages: list[Stage],
-    trained: Trained,
+    parts: TrainingParts,
     world: World,
     findings: Findings,
 ) -> None:
     device = build.device_of(options, world)
-    step = Step(trained, device, world, options)
+    step = Step(parts, device, world, options)
     total = 0.0
-    parts = [part for stage in stages for part in _phases(options, stage)]
-    for number, stage in enumerate(parts, 1):
+    phases = [phase for stage in stages for phase in _phases(options, stage)]
+    for number, stage in enumerate(phases, 1):
         reset_peak(device)
         batches = stage_batches(sets, stage, options, world, sample=0, iterations=STEPS, workers=0)
         times, loading = [], []
@@ -249,21 +250,23 @@ def _steps(
     findings.seconds["training"] = total
 
 
-def _validation(options: Options, sets: build_train.Sets, trained: Trained, world: World, findings: Findings) -> None:
+def _validation(
+    options: Options, sets: build_train.Sets, parts: TrainingParts, world: World, findings: Findings
+) -> None:
     """One image of each validation set through the network and the metrics."""
     val, train = options.val, options.train
     if val is None or val.val_freq is None or train is None:
         return
     device = build.device_of(options, world)
-    emas = trained.emas
+    emas = parts.emas
     refiner = emas["r"].module if val.refiner and "r" in emas else None
-    stages = Stages(ways.way(options, emas["g"].module), device, refiner)
+    outputs = Outputs(restore_build.build_restorer(options, emas["g"].module), device, refiner)
     runs, total = -(-train.total_iter // val.val_freq), 0.0
-    metrics = prepared(build.metrics(options), device)
+    metrics = prepared(build_metrics(options.val, options.basicsr), device)
     for name, data in sets.val.items():
         reset_peak(device)
         begun = time.perf_counter()
-        evaluate(name, _First(data), stages, metrics, seed=options.manual_seed)
+        evaluate(name, _First(data), outputs, metrics, seed=options.manual_seed)
         seconds = time.perf_counter() - begun
         total += seconds * -(-len(data) // world.size) * runs
         memory = in_words(peak_memory(device))

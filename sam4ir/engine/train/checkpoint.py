@@ -16,10 +16,8 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 
 from sam4ir.config.paths import RunPaths
-from sam4ir.engine.train.ema import Ema
-from sam4ir.engine.train.optim import Optimiser
+from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.weights import WeightsFileError, read_file
-from sam4ir.models.restoration import Model
 from sam4ir.utils.files import atomic, write_text
 
 FORMAT = 1
@@ -47,20 +45,6 @@ class Progress:
     compiled: list[str] | None = None  # labels of the networks that run compiled; None before that was tried
 
 
-@dataclass
-class Trained:
-    """The parts of a run. scaler: of the loss, for float16; off otherwise. shared: the networks as they are called,
-    wrapped where there are several processes. told: plain values that weights files say beside the weights.
-    """
-
-    model: Model
-    optimisers: Mapping[str, Optimiser]
-    emas: Mapping[str, Ema]
-    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
-    shared: tuple[nn.Module, ...] = ()
-    told: Mapping[str, Any] = field(default_factory=dict)
-
-
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
     """torch.save, atomically. Raises OSError naming the file where the disk takes no more."""
     try:
@@ -76,20 +60,20 @@ def _cpu(network: nn.Module) -> dict[str, Tensor]:
     return {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
 
 
-def save(paths: RunPaths, trained: Trained, progress: Progress, options_text: str) -> Path:
+def save(paths: RunPaths, parts: TrainingParts, progress: Progress, options_text: str) -> Path:
     """Write the checkpoint of progress.iteration; returns its state file."""
-    for label, network in trained.model.networks.items():
-        weights: dict[str, Any] = {"params": _cpu(network), **trained.told}
-        if trained.emas[label].on:
-            weights["params_ema"] = _cpu(trained.emas[label].module)
+    for label, network in parts.model.networks.items():
+        weights: dict[str, Any] = {"params": _cpu(network), **parts.metadata}
+        if parts.emas[label].on:
+            weights["params_ema"] = _cpu(parts.emas[label].module)
         save_tensors(weights, paths.network(label, progress.iteration))
     state = {
         "format": FORMAT,
         "progress": vars(progress),
-        "optimizers": {label: o.state_dict() for label, o in trained.optimisers.items()},
-        "ema_updates": {label: e.updates for label, e in trained.emas.items()},
-        "model": trained.model.state(),
-        "scaler": trained.scaler.state_dict(),
+        "optimizers": {label: o.state_dict() for label, o in parts.optimisers.items()},
+        "ema_updates": {label: e.updates for label, e in parts.emas.items()},
+        "model": parts.model.state(),
+        "scaler": parts.scaler.state_dict(),
         "options": options_text,
         "rng": torch.get_rng_state(),
         "rng_cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
@@ -98,15 +82,15 @@ def save(paths: RunPaths, trained: Trained, progress: Progress, options_text: st
     return paths.state(progress.iteration)
 
 
-def publish_latest(paths: RunPaths, trained: Trained, iteration: int) -> None:
+def publish_latest(paths: RunPaths, parts: TrainingParts, iteration: int) -> None:
     """models/net_<label>_latest.pth: the last weights of the run under one name."""
-    for label in trained.model.networks:
+    for label in parts.model.networks:
         source = paths.network(label, iteration)
         with atomic(paths.network(label, "latest")) as part:
             part.write_bytes(source.read_bytes())
 
 
-def load(state_file: Path, trained: Trained) -> tuple[Progress, str]:
+def load(state_file: Path, parts: TrainingParts) -> tuple[Progress, str]:
     """Take up a checkpoint; the weights lie in ../models beside the state's folder.
 
     Returns where the run was, and the options (YAML) it was trained with.
@@ -118,22 +102,22 @@ def load(state_file: Path, trained: Trained) -> tuple[Progress, str]:
         raise CheckpointError(f"{state_file}: is no training state of this version")
     iteration = state["progress"]["iteration"]
     models = state_file.parent.parent / "models"
-    weights = {n: read_file(models / f"net_{n}_{iteration}.pth") for n in trained.model.networks}
-    for label, network in trained.model.networks.items():
+    weights = {n: read_file(models / f"net_{n}_{iteration}.pth") for n in parts.model.networks}
+    for label, network in parts.model.networks.items():
         _fill(network, weights[label]["params"], state_file)
-        if trained.emas[label].on:
+        if parts.emas[label].on:
             if "params_ema" not in weights[label]:
                 raise CheckpointError(f"{state_file}: was trained without EMA; set train.ema_decay to 0 to go on")
-            _fill(trained.emas[label].module, weights[label]["params_ema"], state_file)
-            trained.emas[label].updates = state["ema_updates"][label]
+            _fill(parts.emas[label].module, weights[label]["params_ema"], state_file)
+            parts.emas[label].updates = state["ema_updates"][label]
         if label not in state["optimizers"]:
             raise CheckpointError(
                 f"{state_file}: has no optimiser for net_{label}; resume with the run's own model_type"
             )
-        trained.optimisers[label].load_state_dict(state["optimizers"][label])
-    trained.model.load_state(state["model"])
-    if trained.scaler.is_enabled() and state.get("scaler"):
-        trained.scaler.load_state_dict(state["scaler"])
+        parts.optimisers[label].load_state_dict(state["optimizers"][label])
+    parts.model.load_state(state["model"])
+    if parts.scaler.is_enabled() and state.get("scaler"):
+        parts.scaler.load_state_dict(state["scaler"])
     torch.set_rng_state(state["rng"])
     if torch.cuda.is_available() and len(state["rng_cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["rng_cuda"])
@@ -150,7 +134,7 @@ def _fill(network: nn.Module, params: Mapping[str, Tensor], state_file: Path) ->
         ) from None
 
 
-def find_resume(paths: RunPaths, trained: Trained, log: Any) -> tuple[Progress, str] | None:
+def find_resume(paths: RunPaths, parts: TrainingParts, log: Any) -> tuple[Progress, str] | None:
     """The newest checkpoint of a run that is whole, loaded; None where there is none.
 
     One that is torn (a full disk, a copy cut short) is passed over with a warning for the one before.
@@ -158,7 +142,7 @@ def find_resume(paths: RunPaths, trained: Trained, log: Any) -> tuple[Progress, 
     states = [paths.state(i) for i in paths.saved_iterations()]
     for state_file in states:
         try:
-            return load(state_file, trained)
+            return load(state_file, parts)
         except WeightsFileError as error:
             log.warning("%s; trying the checkpoint before it", error)
     if states:

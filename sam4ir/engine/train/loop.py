@@ -19,12 +19,13 @@ from sam4ir.config.schema import Options
 from sam4ir.data.loader import WorkerDiedError
 from sam4ir.data.sample import Batch
 from sam4ir.engine import build
+from sam4ir.engine.evaluate.build import build_metrics
 from sam4ir.engine.evaluate.metric import prepared
 from sam4ir.engine.evaluate.report import BASELINES, Score, SetScore, means
-from sam4ir.engine.evaluate.validate import Stages, evaluate
+from sam4ir.engine.evaluate.validate import Outputs, evaluate
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.log import Pace, console, message, set_aside
-from sam4ir.engine.restore import build as ways
+from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.train import build as build_train
 from sam4ir.engine.train import checkpoint
 from sam4ir.engine.train.batches import stage_batches
@@ -71,8 +72,8 @@ class Trainer:
         seed_defaults(options.manual_seed)
         self.sets = build_train.data_sets(options)
         self.stages = build_train.stages_of(options, self.sets.loader, world)
-        self.trained = build_train.trained(options, self.device, world, self.sets.channels)
-        self.metrics = prepared(build.metrics(options), self.device)
+        self.parts = build_train.build_parts(options, self.device, world, self.sets.channels)
+        self.metrics = prepared(build_metrics(options.val, options.basicsr), self.device)
         self.lock: FileLock | None = None
         world.main_first(self._lock)
         self.log: logging.Logger = console(self.paths.run / f"train_{options.name}.log" if world.main else None)
@@ -80,7 +81,7 @@ class Trainer:
         self.progress = self._begin(resume)
         self.text = dump_options(options)
         self.journal = self._journal()
-        self.step = Step(self.trained, self.device, world, options)
+        self.step = Step(self.parts, self.device, world, options)
         self._compile()
         self.signals = Signals(patient=world.size > 1)
 
@@ -116,15 +117,15 @@ class Trainer:
         """The checkpoint to go on from, loaded: the one that the main process finds whole, in all of them."""
         state: Path | None = None
         if self.world.main:
-            found = checkpoint.find_resume(self.paths, self.trained, self.log) if resume else None
+            found = checkpoint.find_resume(self.paths, self.parts, self.log) if resume else None
             state = self.paths.state(found[0].iteration) if found is not None else None
             if found is None and self.options.path.resume_state:
                 state = Path(self.options.path.resume_state)
-                found = checkpoint.load(state, self.trained)
+                found = checkpoint.load(state, self.parts)
             self.world.from_main(state)
             return found
         state = self.world.from_main(state)
-        return checkpoint.load(state, self.trained) if state is not None else None
+        return checkpoint.load(state, self.parts) if state is not None else None
 
     def _journal(self) -> Journal:
         if not self.world.main:
@@ -137,7 +138,7 @@ class Trainer:
         """Compile what is faster so; a run keeps to what it found when it began."""
         if not self.options.compile:
             return
-        networks, progress = build_train.compilable(self.trained), self.progress
+        networks, progress = build_train.compilable(self.parts), self.progress
         if progress.compiled is None:
             size = (self.stages[0].gt_size or self.sets.loader.arguments.get("gt_size") or 256) // self.options.scale
             with torch_stream(self.options.manual_seed, "compile"):
@@ -213,7 +214,7 @@ class Trainer:
                 for iteration in range(start + 1, stage.end + 1):
                     self._iterate(iteration, stage, batches, pace)
         if self.world.main:
-            checkpoint.publish_latest(self.paths, self.trained, total)
+            checkpoint.publish_latest(self.paths, self.parts, total)
         self.log.info("Done: %s is trained; its weights are %s.", self.options.name, self.paths.network("g", "latest"))
 
     def _iterate(self, iteration: int, stage: Stage, batches: Iterator[Batch], pace: Pace) -> None:
@@ -264,7 +265,7 @@ class Trainer:
             record["replaced"] = replaced
             for line in replaced:
                 self.log.error("Iteration %d: image skipped: %s", progress.iteration, line)
-        lost = outcome.overflow and self.trained.scaler.get_scale() >= 1  # the scale may still fall
+        lost = outcome.overflow and self.parts.scaler.get_scale() >= 1  # the scale may still fall
         progress.skipped_in_a_row = 0 if outcome.taken or lost else progress.skipped_in_a_row + 1
         if not outcome.taken:
             progress.skipped += 1
@@ -295,9 +296,7 @@ class Trainer:
     def _print(self, values: Mapping[str, float], pace: Pace, times: tuple[float, float]) -> None:
         progress = self.progress
         eta, _ = pace.line(progress.iteration)
-        rates = [
-            self.trained.optimisers[n].rate(progress.iteration) for n in self.trained.model.active(progress.iteration)
-        ]
+        rates = [self.parts.optimisers[n].rate(progress.iteration) for n in self.parts.model.active(progress.iteration)]
         epoch = progress.sample // max(len(self.sets.train) * self.sets.loader.dataset_enlarge_ratio, 1)
         line = message(self.options.name, epoch, progress.iteration, rates, eta, times, values)
         self.log.info("%s peak memory: %s", line, in_words(peak_memory(self.device)))
@@ -320,16 +319,16 @@ class Trainer:
 
     def _save(self) -> None:
         if self.world.main:
-            checkpoint.save(self.paths, self.trained, self.progress, self.text)
+            checkpoint.save(self.paths, self.parts, self.progress, self.text)
             self.log.info("Saved checkpoint of iteration %d.", self.progress.iteration)
 
     def _validate(self) -> None:
         assert self.options.val is not None
-        val, emas, iteration = self.options.val, self.trained.emas, self.progress.iteration
+        val, emas, iteration = self.options.val, self.parts.emas, self.progress.iteration
         refiner = emas["r"].module if val.refiner and "r" in emas else None
         for ema in emas.values():
             self.world.share_buffers(ema.module)
-        stages = Stages(ways.way(self.options, emas["g"].module), self.device, refiner)
+        stages = Outputs(restore_build.build_restorer(self.options, emas["g"].module), self.device, refiner)
         scores: list[Score] = []
         sets: list[SetScore] = []
         for name, data in self.sets.val.items():

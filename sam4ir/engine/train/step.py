@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sam4ir.config.schema import Options
 from sam4ir.data.sample import Batch
-from sam4ir.engine.train.checkpoint import Trained
+from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.utils.dist import World, peers
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -41,14 +41,14 @@ class Step:
     fp16 the loss is scaled.
     """
 
-    def __init__(self, trained: Trained, device: torch.device, world: World, options: Options) -> None:
-        self.trained = trained
+    def __init__(self, parts: TrainingParts, device: torch.device, world: World, options: Options) -> None:
+        self.parts = parts
         self.device = device
         self.world = world
         reduced = options.precision != "fp32"
         self.autocast = torch.autocast(device.type, dtype=_TYPES[options.precision], enabled=reduced)
         self.layout = torch.channels_last if options.channels_last else torch.contiguous_format
-        self.wrapped = [network for network in trained.shared if isinstance(network, DistributedDataParallel)]
+        self.wrapped = [network for network in parts.shared if isinstance(network, DistributedDataParallel)]
         self.find_unused = options.find_unused_parameters
         self.checked: set[str] = set()
 
@@ -64,7 +64,7 @@ class Step:
                     totals[name] = totals.get(name, 0.0) + value / len(batches)
         self._check_unused(iteration)
         means = self.world.mean(torch.tensor(list(totals.values()), dtype=torch.float64)).tolist()
-        self.trained.model.end_step(self.world.mean)
+        self.parts.model.end_step(self.world.mean)
         return self._update(iteration, dict(zip(totals, means, strict=True)))
 
     @contextlib.contextmanager
@@ -79,9 +79,9 @@ class Step:
         on_device = batch.to(self.device, non_blocking=True)
         on_device.lq = on_device.lq.contiguous(memory_format=self.layout)
         with self.autocast:
-            terms, measures = self.trained.model.losses(on_device, iteration, measure)
+            terms, measures = self.parts.model.losses(on_device, iteration, measure)
         loss = torch.stack(list(terms.values())).sum() / rounds
-        self.trained.scaler.scale(loss).backward()
+        self.parts.scaler.scale(loss).backward()
         values = torch.stack([t.detach().float() for t in terms.values()]).tolist()  # one transfer for all terms
         return {f"l_{name}": value for name, value in zip(terms, values, strict=True)} | measures
 
@@ -91,13 +91,13 @@ class Step:
         DistributedDataParallel orders its buckets anew after the first pass, and sums of three or more processes
         depend on the order: without this a resumed run would differ in its first step.
         """
-        if not self.wrapped or self.find_unused or not set(self.trained.model.active(iteration)) - self.checked:
+        if not self.wrapped or self.find_unused or not set(self.parts.model.active(iteration)) - self.checked:
             return
         buffers = [(buffer, buffer.clone()) for network in self.wrapped for buffer in network.buffers()]
         self._backward(batch, iteration, False, 1)
         self._check_unused(iteration)
-        self.trained.model.end_step(lambda squares: squares * math.nan)  # what was measured does not count either
-        for optimiser in self.trained.optimisers.values():
+        self.parts.model.end_step(lambda squares: squares * math.nan)  # what was measured does not count either
+        for optimiser in self.parts.optimisers.values():
             optimiser.zero_grad()
         with torch.no_grad():
             for buffer, before in buffers:
@@ -105,8 +105,8 @@ class Step:
 
     def _check_unused(self, iteration: int) -> None:
         """Name what got no gradient: other processes would wait for it, and alone it would silently stay as it is."""
-        new = () if self.find_unused else set(self.trained.model.active(iteration)) - self.checked
-        networks = {label: self.trained.model.networks[label] for label in new}
+        new = () if self.find_unused else set(self.parts.model.active(iteration)) - self.checked
+        networks = {label: self.parts.model.networks[label] for label in new}
         unused = [
             f"net_{label}.{name}"
             for label, network in networks.items()
@@ -122,18 +122,18 @@ class Step:
         self.checked.update(networks)
 
     def _update(self, iteration: int, values: dict[str, float]) -> Outcome:
-        active, scaler = self.trained.model.active(iteration), self.trained.scaler
+        active, scaler = self.parts.model.active(iteration), self.parts.scaler
         for label in active:
-            scaler.unscale_(self.trained.optimisers[label].inner)
-        norms = torch.stack([self.trained.optimisers[label].gradient_norm() for label in active])
+            scaler.unscale_(self.parts.optimisers[label].inner)
+        norms = torch.stack([self.parts.optimisers[label].gradient_norm() for label in active])
         finite_loss = _finite(values)
         finite = finite_loss and bool(norms.isfinite().all())
         if finite:
             for label in active:
-                self.trained.optimisers[label].step(iteration)
-                self.trained.emas[label].update()
+                self.parts.optimisers[label].step(iteration)
+                self.parts.emas[label].update()
         scaler.update()
-        for optimiser in self.trained.optimisers.values():
+        for optimiser in self.parts.optimisers.values():
             optimiser.zero_grad()
         return Outcome(values, finite, overflow=scaler.is_enabled() and finite_loss and not finite)
 

@@ -50,6 +50,13 @@ def read_sam_state(path: Path) -> tuple[str, dict[str, Tensor]]:
     return nearest, state
 
 
+def require_kind(path: Path, kind: str) -> None:
+    """Raise WeightsFileError unless a weights file would load strictly into a SAM of this kind."""
+    found, _ = read_sam_state(path)
+    if found != kind:
+        raise WeightsFileError(f"{path}: is a SAM of kind {found}, not the {kind} it should be")
+
+
 def construct(kind: str) -> Sam:
     """As build_sam, in training mode and with gradients; on the meta device nothing is allocated or drawn."""
     if kind not in KINDS:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sam4ir.priors.zoo.download import Inspect, UnreachableError, WeightsError
 from sam4ir.priors.zoo.entries import ROWS, Entry, Network
-from sam4ir.registry import ARCHS, near_miss
+from sam4ir.registry import ARCHS, WEIGHT_CHECKS, near_miss
 from sam4ir.utils.weights import WeightsFileError, read_weights
 
 __all__ = ["ENTRIES", "Entry", "Network", "WeightsError", "cache_folder", "cached", "find", "load_state", "resolve"]
@@ -102,14 +102,10 @@ def _inspection(entry: Entry) -> Inspect | None:
 
 def _require_sam(path: Path, kind: str) -> None:
     """Raise WeightsError unless a file would load strictly into a SAM of this kind."""
-    from sam4ir.priors.sam.kinds import read_sam_state  # needs segment-anything, which the other rows do without
-
     try:
-        found, _ = read_sam_state(path)
-    except ValueError as error:
+        WEIGHT_CHECKS.get("sam")(path=path, kind=kind)
+    except WeightsFileError as error:
         raise WeightsError(str(error)) from error
-    if found != kind:
-        raise WeightsError(f"{path}: is a SAM of kind {found}, not the {kind} it should be")
 
 
 def _require_network(path: Path, network: Network) -> None:

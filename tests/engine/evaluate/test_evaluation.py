@@ -24,9 +24,9 @@ from sam4ir.engine.evaluate.metric import Metric, MetricBuildError, prepared
 from sam4ir.engine.evaluate.report import Score, SetScore, means, printable, text_table
 from sam4ir.engine.evaluate.results import read_result
 from sam4ir.engine.evaluate.score import score
-from sam4ir.engine.evaluate.validate import Stages, evaluate
-from sam4ir.engine.restore import build as ways
-from sam4ir.engine.restore.one_pass import Inference, PlainWay
+from sam4ir.engine.evaluate.validate import Outputs, evaluate
+from sam4ir.engine.restore import build as restore_build
+from sam4ir.engine.restore.one_pass import Inference, PlainRestorer
 from sam4ir.metrics.fid import FrechetDistance
 from sam4ir.metrics.frechet import frechet_distance
 from sam4ir.metrics.kinds import Traits, described
@@ -113,7 +113,7 @@ def of(name: str, function: object = None, uint8: bool = True) -> Metric:
 
 def measured(samples: int = 1, world: dist.World | None = None, count: int = 5, **metrics: Metric):
     metrics = metrics or {"psnr": of("psnr"), "small_fid": of("small_fid", SmallFid)}
-    stages = Stages(Noisy(), CPU)
+    stages = Outputs(Noisy(), CPU)
     return evaluate("Set5", Shrunk(count), stages, metrics, seed=0, samples=samples, world=world)
 
 
@@ -124,12 +124,12 @@ def features(images: list[Tensor]) -> Tensor:
 
 def test_a_metric_of_a_set_is_one_number_a_stage_beside_the_means_of_the_others() -> None:
     found = measured()
-    data, way = Shrunk(), Noisy()
+    data, restorer = Shrunk(), Noisy()
     samples = [data.get(i) for i in range(5)]
     gt = features([s.gt for s in samples])
     expected = {
         "bicubic": frechet_distance(features([imresize(s.lq, 2) for s in samples]), gt),
-        "restored": frechet_distance(features([way(s.lq[None], s.key)[0] for s in samples]), gt),
+        "restored": frechet_distance(features([restorer(s.lq[None], s.key)[0] for s in samples]), gt),
     }
     assert {s.stage: s.values["small_fid"] for s in found.sets} == pytest.approx(expected, abs=1e-9)
     assert [(s.dataset, s.images) for s in found.sets] == [("Set5", 5), ("Set5", 5)]
@@ -152,7 +152,7 @@ def test_the_small_image_is_scored_up_scaled_and_lr_psnr_sees_it() -> None:
 
 def test_without_ground_truth_nothing_is_scored() -> None:
     metrics = {"psnr": of("psnr"), "fid": of("fid", SmallFid)}
-    found = evaluate("set", Shrunk(gt=False), Stages(Noisy(), CPU), metrics, seed=0)
+    found = evaluate("set", Shrunk(gt=False), Outputs(Noisy(), CPU), metrics, seed=0)
     assert (found.scores, list(found.sets)) == ([], [])
 
 
@@ -262,7 +262,7 @@ def test_test_py_writes_metrics_of_sets_and_samples_and_they_are_read_back(
     values = sr_values(world)
     values["val"]["save_img"] = True
     values["val"]["metrics"]["fid"] = {"type": "small_fid"}
-    monkeypatch.setattr(ways, "way", lambda options, network: Noisy())
+    monkeypatch.setattr(restore_build, "build_restorer", lambda options, network: Noisy())
     options = load_options(world.write(values))
     text = score(options.model_copy(update={"val": options.val.model_copy(update={"samples": 2})}))
     folder = world.root / "results" / "sr"
@@ -378,7 +378,7 @@ def test_a_refiner_and_plain_ways_are_scored_as_before() -> None:
         def get(self, index: int, rng: object) -> Sample:
             return Sample("a", torch.full((3, 8, 8), 0.25), torch.full((3, 8, 8), 0.5))
 
-    stages = Stages(PlainWay(nn.Identity(), Inference()), CPU, Add())
+    stages = Outputs(PlainRestorer(nn.Identity(), Inference()), CPU, Add())
     found = evaluate("set", Same(), stages, {"psnr": of("psnr")}, seed=0)
     assert [s.stage for s in found.scores] == ["input", "restored", "refined"]
 

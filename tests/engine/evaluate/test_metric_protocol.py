@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from sam4ir.config.load import load_options
 from sam4ir.data.noisy import GaussianDenoisingDataset
-from sam4ir.engine import build
 from sam4ir.engine.evaluate import metric as metric_module
+from sam4ir.engine.evaluate.build import build_metrics
 from sam4ir.engine.evaluate.metric import Metric, Pixels
-from sam4ir.engine.evaluate.validate import Stages, evaluate
-from sam4ir.engine.restore.one_pass import Inference, PlainWay
+from sam4ir.engine.evaluate.validate import Outputs, evaluate
+from sam4ir.engine.restore.one_pass import Inference, PlainRestorer
 from sam4ir.metrics.psnr import psnr, psnr_y
 from sam4ir.metrics.ssim import ssim, ssim3d
 from sam4ir.registry import METRICS
@@ -64,7 +64,7 @@ def test_float_and_8_bit_values_are_nafnets(function, uint8: bool, expected: flo
 def test_float_predictions_are_clamped_and_not_rounded(world: World) -> None:
     metrics = {"float": Metric("float", "psnr", psnr, {}, uint8=False), "bytes": Metric("bytes", "psnr", psnr, {})}
     dataset = denoising(world)
-    stages = Stages(PlainWay(Brighter(), Inference()), torch.device("cpu"))
+    stages = Outputs(PlainRestorer(Brighter(), Inference()), torch.device("cpu"))
     scores = evaluate("set", dataset, stages, metrics, seed=0).scores
     restored = {s.image: s.values for s in scores if s.stage == "restored"}
     assert len(restored) == 5
@@ -81,7 +81,7 @@ def test_float_predictions_are_clamped_and_not_rounded(world: World) -> None:
 def test_each_image_is_rounded_once_for_all_metrics(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(metric_module, "to_uint8", lambda image, real=to_uint8: calls.append(1) or real(image))
-    stages = Stages(PlainWay(Brighter(), Inference()), torch.device("cpu"))
+    stages = Outputs(PlainRestorer(Brighter(), Inference()), torch.device("cpu"))
     assert len(evaluate("set", denoising(world), stages, every_metric(True), seed=0).scores) == 10
     assert len(calls) == 5 * 3  # ground truth, input and restored of five images
     calls.clear()
@@ -119,6 +119,7 @@ def test_the_protocol_names_range_and_every_argument() -> None:
 def test_reports_print_the_protocol_that_an_official_name_stands_for(world: World, model_type: str, name: str) -> None:
     block = {"type": "calculate_ssim", "crop_border": 0, "test_y_channel": False}
     values = world.values(model_type=model_type, val={"metrics": {"s": block}, "use_image": False})
-    metric = build.metrics(load_options(world.write(values)))["s"]
+    options = load_options(world.write(values))
+    metric = build_metrics(options.val, options.basicsr)["s"]
     assert metric.protocol == f"{name} on float images in [0, 1], crop_border 0"
     assert metric.function is {"ssim3d": ssim3d, "ssim": ssim}[name]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sam4ir.archs.diffusion_sr import DiffSR
 from sam4ir.diffusion.process import Process
 from sam4ir.diffusion.schedule import cosine_schedule
-from sam4ir.engine.restore.sampling import DiffusionWay, Sampling
+from sam4ir.engine.restore.sampling import DiffusionRestorer, Sampling
 from sam4ir.models.sam_diffsr import upsampled
 
 SCALE = 4
@@ -38,9 +38,9 @@ class Pixelwise(nn.Module):
         return 0.9 * x_t + 0.05 * condition + 0.02 * lq_up + 0.001 * t.view(-1, 1, 1, 1)
 
 
-def way(network: nn.Module | None = None, **how: object) -> DiffusionWay:
+def restorer(network: nn.Module | None = None, **how: object) -> DiffusionRestorer:
     sampling = dataclasses.replace(Sampling("ddim", 5), **how)  # type: ignore[arg-type]
-    return DiffusionWay(network or Pixelwise(), Process(cosine_schedule(20)), SCALE, sampling)
+    return DiffusionRestorer(network or Pixelwise(), Process(cosine_schedule(20)), SCALE, sampling)
 
 
 def small() -> DiffSR:
@@ -52,24 +52,24 @@ def small() -> DiffSR:
 def test_tiles_see_the_canvas_of_the_whole_image(sampler: str) -> None:
     lq = torch.rand(1, 3, 22, 31)
     network = Pixelwise()
-    tiled = way(network, sampler=sampler, tile=8, overlap=3, batch=4)(lq, "a")
+    tiled = restorer(network, sampler=sampler, tile=8, overlap=3, batch=4)(lq, "a")
     assert max(shape[-1] for shape in network.seen) == 8 * SCALE
     assert network.conditions == 1, "the condition is made once a chain"
-    torch.testing.assert_close(tiled, way(sampler=sampler)(lq, "a"), atol=2e-5, rtol=0)
+    torch.testing.assert_close(tiled, restorer(sampler=sampler)(lq, "a"), atol=2e-5, rtol=0)
 
 
 def test_an_image_depends_on_its_name_the_seed_and_the_number_of_the_sample_alone() -> None:
     lq = torch.rand(1, 3, 8, 8)
-    first = way()(lq, "a")
-    assert torch.equal(first, way()(lq, "a"))
-    for other in (way()(lq, "b"), way(seed=1)(lq, "a"), way()(lq, "a", 1)):
+    first = restorer()(lq, "a")
+    assert torch.equal(first, restorer()(lq, "a"))
+    for other in (restorer()(lq, "b"), restorer(seed=1)(lq, "a"), restorer()(lq, "a", 1)):
         assert not torch.equal(first, other)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 7), (17, 6)])
 def test_any_size_is_padded_and_cut_again(size: tuple[int, int]) -> None:
     network = small()
-    restored = way(network)(torch.rand(1, 3, *size), "a")
+    restored = restorer(network)(torch.rand(1, 3, *size), "a")
     assert restored.shape == (1, 3, SCALE * size[0], SCALE * size[1])
     assert restored.isfinite().all()
 
@@ -80,20 +80,20 @@ def test_a_network_that_sees_no_residual_gives_the_bicubic_image() -> None:
             return torch.zeros_like(x_t)
 
     lq = torch.rand(1, 3, 6, 6)
-    still = dataclasses.replace(way(Silent()), process=Process(cosine_schedule(20), target="x_0"))
+    still = dataclasses.replace(restorer(Silent()), process=Process(cosine_schedule(20), target="x_0"))
     torch.testing.assert_close(still(lq, "a"), (upsampled(lq, (24, 24)) + 1) / 2)
 
 
 def test_steps_are_told() -> None:
     told: list[tuple[int, int]] = []
-    dataclasses.replace(way(), on_step=lambda done, total: told.append((done, total)))(torch.rand(1, 3, 4, 4), "a")
+    dataclasses.replace(restorer(), on_step=lambda done, total: told.append((done, total)))(torch.rand(1, 3, 4, 4), "a")
     assert told == [(i, 5) for i in range(1, 6)]
 
 
 def test_tiles_of_a_real_network_differ_little_from_the_whole_and_bf16_as_well() -> None:
     network = small()
     lq = torch.rand(1, 3, 24, 24)
-    whole = way(network)(lq, "a")
-    tiled = way(network, tile=16, overlap=8)(lq, "a")
+    whole = restorer(network)(lq, "a")
+    tiled = restorer(network, tile=16, overlap=8)(lq, "a")
     assert 0 < (tiled - whole).abs().max() < 0.1
-    assert (way(network, precision="bf16")(lq, "a") - whole).abs().mean() < 0.02
+    assert (restorer(network, precision="bf16")(lq, "a") - whole).abs().mean() < 0.02

@@ -23,7 +23,7 @@ from sam4ir.diffusion.schedule import cosine_schedule, linear_schedule
 from sam4ir.engine import build
 from sam4ir.engine.build import BuildError
 from sam4ir.engine.evaluate.score import score
-from sam4ir.engine.restore import build as ways
+from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.restore.sampling import Sampling
 from sam4ir.engine.train import build as build_train
 from sam4ir.engine.train.loop import Trainer
@@ -220,7 +220,7 @@ def test_paper_cannot_be_sampled_by_solvers(world: World, diffusion: dict) -> No
     with pytest.raises(OptionsError, match="ddpm"):
         options_of(world, diffusion, "diffusion:modulation=paper")
     options = options_of(world, diffusion, "diffusion:modulation=paper", "val:sampling:sampler=~")
-    assert ways.sampling(options).sampler == "ddpm"
+    assert restore_build.sampling(options).sampler == "ddpm"
 
 
 def test_every_key_of_diffusion_and_sampling_arrives(world: World, diffusion: dict) -> None:
@@ -229,20 +229,20 @@ def test_every_key_of_diffusion_and_sampling_arrives(world: World, diffusion: di
     sampling = {"sampler": "ddim", "steps": 7, "spacing": "uniform", "eta": 0.5, "seed": 9, "precision": "bf16"}
     val = {"sampling": sampling, "grids": True, "crop_size": 16, "overlap": 5, "max_minibatch": 3}
     options = options_of(world, {**diffusion, "diffusion": given, "val": val})
-    process = ways.process(options)
+    process = restore_build.process(options)
     wanted = Process(linear_schedule(30, 1e-3, 0.05), "invertible", 0.7, "v", "signal")
     assert torch.equal(process.schedule.betas, wanted.schedule.betas)
     assert [getattr(process, n) for n in FACTS] == [getattr(wanted, n) for n in FACTS]
-    assert ways.sampling(options) == Sampling("ddim", 7, "uniform", 0.5, 9, "bf16", 16, 5, 3)
+    assert restore_build.sampling(options) == Sampling("ddim", 7, "uniform", 0.5, 9, "bf16", 16, 5, 3)
     cosine = options_of(world, {**diffusion, "diffusion": {"modulation": "none", "s": 0.02, "timesteps": 30}})
-    assert torch.equal(ways.process(cosine).schedule.betas, cosine_schedule(30, 0.02).betas)
+    assert torch.equal(restore_build.process(cosine).schedule.betas, cosine_schedule(30, 0.02).betas)
 
 
 @pytest.mark.parametrize(("tile", "at_once"), [(16, 8), (64, 4), (100, 1), (128, 1), (512, 1)])
 def test_as_many_tiles_at_once_as_one_of_128_has_pixels(world: World, diffusion: dict, tile: int, at_once: int) -> None:
     val = {"grids": True, "crop_size": tile}
-    assert ways.sampling(options_of(world, {**diffusion, "val": val})).batch == at_once
-    assert ways.sampling(options_of(world, {**diffusion, "val": {**val, "max_minibatch": 5}})).batch == 5
+    assert restore_build.sampling(options_of(world, {**diffusion, "val": val})).batch == at_once
+    assert restore_build.sampling(options_of(world, {**diffusion, "val": {**val, "max_minibatch": 5}})).batch == 5
 
 
 FACTS = ("modulation", "strength", "target", "profile")
@@ -321,9 +321,9 @@ def test_tiles_that_leave_nothing_of_their_own_are_refused_before_any_work(world
     deep = {**diffusion, "network_g": {**NETWORK, "dim_mults": [1, 2, 2, 2, 2]}}  # LR in multiples of 4
     options = options_of(world, {**deep, "val": tiles})
     network = build.network(options.network_g, "g", options, CPU)
-    assert ways.way(options, network).how.tile == 8
+    assert restore_build.build_restorer(options, network).how.tile == 8
     with pytest.raises(BuildError, match="overlap of 8"):
-        ways.way(options_of(world, {**deep, "val": {**tiles, "overlap": 8}}), network)
+        restore_build.build_restorer(options_of(world, {**deep, "val": {**tiles, "overlap": 8}}), network)
 
 
 def test_maps_of_encodings_cannot_be_divided_by_the_masks_area(world: World, diffusion: dict) -> None:

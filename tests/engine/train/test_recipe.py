@@ -37,13 +37,13 @@ def assert_close(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 def seen_shapes(trainer: Trainer) -> list[tuple[int, ...]]:
     """The shape of every micro-batch that the model gets."""
     shapes: list[tuple[int, ...]] = []
-    losses = trainer.trained.model.losses
+    losses = trainer.parts.model.losses
 
     def noting(batch, iteration, measure):
         shapes.append((iteration, *batch.lq.shape))
         return losses(batch, iteration, measure)
 
-    trainer.trained.model.losses = noting  # type: ignore[method-assign]
+    trainer.parts.model.losses = noting  # type: ignore[method-assign]
     return shapes
 
 
@@ -88,24 +88,24 @@ def test_fp16_training_stays_finite_and_close_to_fp32(world: World, sam: bool) -
     losses = {}
     for precision in ("fp32", "fp16"):
         trainer = Trainer(world.options(sam, (f"name={precision}", f"precision={precision}")), resume=False)
-        trainer.trained.scaler._init_scale = 64.0  # a scale that overflows skips steps, and then the runs differ
+        trainer.parts.scaler._init_scale = 64.0  # a scale that overflows skips steps, and then the runs differ
         trainer.run()
         losses[precision] = [r["l_pix"] for r in records(trainer.paths.run) if "l_pix" in r]
         assert trainer.progress.skipped == 0
     assert losses["fp16"] == pytest.approx(losses["fp32"], abs=0.5)
-    assert all(p.dtype == torch.float32 for p in trainer.trained.model.networks["g"].parameters())
+    assert all(p.dtype == torch.float32 for p in trainer.parts.model.networks["g"].parameters())
 
 
 def test_a_scale_that_overflows_is_lowered_and_the_run_goes_on_with_it(world: World) -> None:
     overrides = ("precision=fp16", "train:max_nonfinite=2", "name=scaled")
     trainer = Trainer(world.options(False, overrides), resume=False)
-    trainer.trained.scaler._init_scale = 2.0**30
+    trainer.parts.scaler._init_scale = 2.0**30
     trainer.run()
     skipped = [r["iter"] for r in records(trainer.paths.run) if r.get("skipped")]
     assert len(skipped) >= 3  # more than max_nonfinite in a row, and no error
     assert trainer.progress.skipped == len(skipped)
     again = Trainer(world.options(False, (*overrides, "train:total_iter=9")), resume=True)
-    assert again.trained.scaler.get_scale() == trainer.trained.scaler.get_scale() < 2.0**30
+    assert again.parts.scaler.get_scale() == trainer.parts.scaler.get_scale() < 2.0**30
     again.close()
 
 
@@ -175,5 +175,5 @@ def test_debug_does_everything_within_eight_iterations(world: World) -> None:
 def test_weight_decay_left_out_is_torchs_own(world: World, kind: str, given: str, holds: float) -> None:
     decay = f", weight_decay: {given}" if given else ""
     trainer = Trainer(world.options(False, (f"train:optim_g={{type: {kind}, lr: 1e-3{decay}}}",)), resume=False)
-    assert trainer.trained.optimisers["g"].inner.param_groups[0]["weight_decay"] == holds
+    assert trainer.parts.optimisers["g"].inner.param_groups[0]["weight_decay"] == holds
     trainer.close()

@@ -16,8 +16,8 @@ from sam4ir.config.load import load_options
 from sam4ir.data.loader import eval_samples
 from sam4ir.engine.build import BuildError
 from sam4ir.engine.evaluate.score import ResultsExistError, score
-from sam4ir.engine.evaluate.validate import Stages
-from sam4ir.engine.restore.one_pass import Inference, PlainWay
+from sam4ir.engine.evaluate.validate import Outputs
+from sam4ir.engine.restore.one_pass import Inference, PlainRestorer
 from sam4ir.engine.train.checkpoint import CheckpointError, RunExistsError
 from sam4ir.engine.train.loop import Interrupted, NonFiniteError, Trainer
 from sam4ir.engine.weights import WeightsFileError
@@ -166,14 +166,14 @@ def test_two_phases_train_the_refiner_and_then_the_student(world: World) -> None
 
 def test_a_loss_that_is_not_finite_skips_the_step_and_names_the_images(world: World) -> None:
     trainer = Trainer(world.options(False, ("name=nan", "train:max_nonfinite=3")), resume=False)
-    losses = trainer.trained.model.losses
+    losses = trainer.parts.model.losses
 
     def poisoned(batch, iteration, measure):
         terms, measures = losses(batch, iteration, measure)
         terms["pix"] = terms["pix"] * (float("nan") if iteration in {2, 5, 6, 7} else 1.0)
         return terms, measures
 
-    trainer.trained.model.losses = poisoned  # type: ignore[method-assign]
+    trainer.parts.model.losses = poisoned  # type: ignore[method-assign]
     with pytest.raises(NonFiniteError, match="3 times in a row up to iteration 7"):
         trainer.run()
     skipped = [r for r in records(trainer.paths.run) if r.get("skipped")]
@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_finite_skips_the_step_and_names_the_images(world: Wo
     assert all(name.startswith("photo_") for r in skipped for name in r["images"])
     state = torch.load(trainer.paths.state(4), weights_only=True)
     assert state["progress"]["skipped"] == 1
-    assert all(p.isfinite().all() for p in trainer.trained.model.networks["g"].parameters())
+    assert all(p.isfinite().all() for p in trainer.parts.model.networks["g"].parameters())
 
 
 def test_a_fresh_start_into_a_run_changes_nothing_and_says_how_to_go_on(world: World) -> None:
@@ -310,7 +310,7 @@ def test_two_phases_with_warm_up_begin_each_phase_at_a_small_rate(world: World) 
     )
     trainer = Trainer(options, resume=False)
     trainer.run()
-    rates = trainer.trained.optimisers
+    rates = trainer.parts.optimisers
     assert rates["r"].rate(1) == rates["g"].rate(5) == pytest.approx(2e-3 / 4)
 
 
@@ -347,7 +347,7 @@ def test_what_changed_since_the_checkpoint_is_said_and_holds(world: World, capsy
     out = capsys.readouterr().out
     assert "train.optim_g.weight_decay: None, now 0.5" in out
     assert "train.total_iter: 4, now 8" in out
-    assert trainer.trained.optimisers["g"].inner.param_groups[0]["weight_decay"] == 0.5
+    assert trainer.parts.optimisers["g"].inner.param_groups[0]["weight_decay"] == 0.5
     trainer.close()
 
 
@@ -411,10 +411,10 @@ def test_networks_are_scored_in_eval_mode_and_left_as_they_were(world: World) ->
     """Without EMA the raw refiner is scored: its mask drop-out must not take part."""
     overrides = ("train:ema_decay=0", "spf={type: SPF, width: 4, mask_dropout: 0.9}", "name=scored")
     trainer = Trainer(world.options(True, overrides), resume=False)
-    refiner = trainer.trained.model.networks["r"]
+    refiner = trainer.parts.model.networks["r"]
     torch.nn.init.normal_(refiner.spf.out.weight)
     refiner.network.eval()  # a module that was in eval mode stays in it
-    stages = Stages(PlainWay(trainer.trained.model.networks["g"], Inference()), trainer.device, refiner)
+    stages = Outputs(PlainRestorer(trainer.parts.model.networks["g"], Inference()), trainer.device, refiner)
     (sample,) = list(eval_samples(trainer.sets.val["small_val"], 0))[:1]
     first, second = stages(sample), stages(sample)
     assert torch.equal(first["refined"], second["refined"])

@@ -1,0 +1,31 @@
+"""The parts of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from sam4ir.engine.train.ema import Ema
+from sam4ir.engine.train.optim import Optimiser
+from sam4ir.models.restoration import Model
+
+
+@dataclass
+class TrainingParts:
+    """What one training run trains with; engine.train.build makes it from the options.
+
+    optimisers, emas: one for each label of model.networks. scaler: scales the loss for float16, off otherwise.
+    shared: the networks as the step calls them, wrapped where several processes train.
+    metadata: plain values that a weights file holds beside the weights.
+    """
+
+    model: Model
+    optimisers: Mapping[str, Optimiser]
+    emas: Mapping[str, Ema]
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
+    shared: tuple[nn.Module, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
