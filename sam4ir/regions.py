@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sam4ir.errors import UserError
+
 Size = tuple[int, int]
 Runs = NDArray[np.int64]
 
 
-class RleError(ValueError):
+class RleError(UserError):
     """Counts that are no run-length encoding of a mask of the stated size."""
 
 
@@ -243,7 +245,7 @@ def boundary(labels: NDArray[Any]) -> NDArray[np.bool_]:
 def densify(labels: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
     """Labels renumbered to 1..n in their order, 0 (no region) kept; (h, w) int64 and n."""
     if labels.size and labels.min() < 0:
-        raise ValueError(f"region labels must not be negative, got {int(labels.min())}")
+        raise UserError(f"region labels must not be negative, got {int(labels.min())}")
     highest = int(labels.max(initial=0))
     if highest > 4 * labels.size + 65536:  # a table would be larger than the map
         values, dense = np.unique(labels, return_inverse=True)

@@ -12,10 +12,12 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from sam4ir.errors import UserError
+
 T = TypeVar("T", bound=Callable[..., Any])
 
 
-class UnknownNameError(ValueError):
+class UnknownNameError(UserError):
     """A name that no table holds; the message tells the near miss and the known names."""
 
 
@@ -73,7 +75,7 @@ class Registry:
             if taken is not None and origin != (
                 taken if isinstance(taken, str) else f"{taken.__module__}:{taken.__qualname__}"
             ):
-                raise ValueError(f"{self.kind} {key!r} is registered already; give yours another name")
+                raise UserError(f"{self.kind} {key!r} is registered already; give yours another name")
             self._entries[key] = obj
             return obj
 

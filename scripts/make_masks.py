@@ -27,6 +27,7 @@ from sam4ir.data.sources import open_source, select_keys
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.make_masks.build import SETTINGS, LoadedGenerator, device_of, load_generator, load_restorer, meta_of
 from sam4ir.engine.make_masks.run import Place, RecordMaker, Report, Share, generate_masks
+from sam4ir.errors import UserError
 from sam4ir.utils import cli
 from sam4ir.utils.dist import World, restarted, world
 
@@ -97,7 +98,7 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
         try:
             found["point_grids"] = json.loads(found["point_grids"].read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ValueError(f"--point-grids: {given.point_grids} cannot be read as JSON ({error})") from None
+            raise UserError(f"--point-grids: {given.point_grids} cannot be read as JSON ({error})") from None
         found["points_per_side"] = None
     return found
 
@@ -105,19 +106,19 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
 def check(given: argparse.Namespace) -> None:
     """Options that contradict each other."""
     if (given.image == "restored") != (given.restore_opt is not None):
-        raise ValueError("--image restored and --restore-opt belong together: the option file of the restoring network")
+        raise UserError("--image restored and --restore-opt belong together: the option file of the restoring network")
     if given.overwrite and given.keys is None:
-        raise ValueError("--overwrite needs --keys, the list of images to make again; --new begins a whole new store")
+        raise UserError("--overwrite needs --keys, the list of images to make again; --new begins a whole new store")
     if given.restore_weights and given.restore_opt is None:
-        raise ValueError("--restore-weights needs --restore-opt")
+        raise UserError("--restore-weights needs --restore-opt")
     if given.max_side is not None and given.max_side < 1:
-        raise ValueError(f"--max-side: {given.max_side} must be above 0")
+        raise UserError(f"--max-side: {given.max_side} must be above 0")
     if given.threads is not None and given.threads < 1:
-        raise ValueError(f"--threads: {given.threads} must be above 0")
+        raise UserError(f"--threads: {given.threads} must be above 0")
     if given.scale < 1 or (given.scale > 1 and given.image != "lq"):
-        raise ValueError(f"--scale: {given.scale} must be 1 or more, and is for --image lq")
+        raise UserError(f"--scale: {given.scale} must be 1 or more, and is for --image lq")
     if given.store.suffix != ".lmdb":
-        raise ValueError(f"--store: {given.store} must end in .lmdb, so that it is told from a folder of files")
+        raise UserError(f"--store: {given.store} must end in .lmdb, so that it is told from a folder of files")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -142,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
 def make_masks(given: argparse.Namespace, joined: World, signals: Signals) -> int:
     """Everything between the command line and the exit status."""
     if given.shard is not None and joined.size > 1:
-        raise ValueError("--shard is for processes that run by themselves; torchrun and Slurm share the images out")
+        raise UserError("--shard is for processes that run by themselves; torchrun and Slurm share the images out")
     source = open_source(given.input, None, "--input")
     keys = select_keys(source, given.keys)
     device = device_of(given.device, joined)

@@ -43,6 +43,7 @@ from sam4ir.data.masks.store import SOURCES, MaskStore
 from sam4ir.data.masks.verify import verify
 from sam4ir.data.sources import open_source, read
 from sam4ir.data.windows import Crop
+from sam4ir.errors import UserError
 from sam4ir.priors.spe import spe_map
 from sam4ir.utils import cli
 from sam4ir.utils.files import write_text
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _stoppable(options: argparse.Namespace) -> int:
     try:
         if getattr(options, "workers", 1) < 1:
-            raise ValueError(f"--workers: {options.workers} must be at least 1")
+            raise UserError(f"--workers: {options.workers} must be at least 1")
         return int(options.run(options))
     except KeyboardInterrupt:
         print(f"stopped; {options.when_stopped}", file=sys.stderr)
@@ -250,7 +251,7 @@ def _setting(text: str) -> tuple[str, Any]:
 def run_info(options: argparse.Namespace) -> int:
     """Prints provenance and figures."""
     if options.sample < 1:
-        raise ValueError(f"--sample: {options.sample} must be at least 1 (--all looks at every record)")
+        raise UserError(f"--sample: {options.sample} must be at least 1 (--all looks at every record)")
     report = look(MaskStore(options.store), None if options.all else options.sample, options.workers)
     print(json.dumps(report.values(), indent=2, ensure_ascii=False) if options.json else report.text())
     return _told(report.bad)
@@ -275,14 +276,14 @@ def run_verify(options: argparse.Namespace) -> int:
 def run_view(options: argparse.Namespace) -> int:
     """One PNG a key, or all in one."""
     if options.output is None and options.contact_sheet is None:
-        raise ValueError("--output FOLDER or --contact-sheet FILE says where the pictures go; give one or both")
+        raise UserError("--output FOLDER or --contact-sheet FILE says where the pictures go; give one or both")
     if options.output is not None and options.output.is_file():
-        raise ValueError(f"--output: {options.output} is a file; give a folder for the pictures")
+        raise UserError(f"--output: {options.output} is a file; give a folder for the pictures")
     store = MaskStore(options.store)
     images = open_source(options.images, None, "--images") if options.images else None
     keys = chosen_keys(store, images, options.keys, options.number)
     if options.contact_sheet is not None and len(keys) > SHEET_IMAGES:
-        raise ValueError(
+        raise UserError(
             f"--contact-sheet: holds up to {SHEET_IMAGES} images, not {len(keys)}; choose with --number or --keys"
         )
     thumbnails = []
@@ -327,7 +328,7 @@ def _background(texts: Sequence[str]) -> tuple[int, ...]:
     try:
         return tuple(int(text, 0) for text in texts)
     except ValueError:
-        raise ValueError(f"--background: {' '.join(texts)} must be labels (whole numbers), or none") from None
+        raise UserError(f"--background: {' '.join(texts)} must be labels (whole numbers), or none") from None
 
 
 def run_export(options: argparse.Namespace) -> int:
@@ -349,12 +350,12 @@ def run_crop(options: argparse.Namespace) -> int:
             if getattr(options, n)
         ]
         if extra:
-            raise ValueError(f"{' and '.join(extra)}: --windows says how the images were cut; leave one of them out")
+            raise UserError(f"{' and '.join(extra)}: --windows says how the images were cut; leave one of them out")
         parts = open_source(options.images, None, "--images") if options.images else None
         done = crop_by_table(store, options.output, options.windows, parts, options.new, options.workers)
         return _filled(options.output, done)
     if options.images is None or options.crop_size is None or options.step is None:
-        raise ValueError("give --windows FILE of a prepared set, or --images PATH --crop-size N --step N")
+        raise UserError("give --windows FILE of a prepared set, or --images PATH --crop-size N --step N")
     images, crop = (
         open_source(options.images, None, "--images"),
         Crop(options.crop_size, options.step, options.thresh or 0),

@@ -28,6 +28,7 @@ from sam4ir.data.prepare.parts import Choice, Job, Part, Summary
 from sam4ir.data.prepare.recipes import RECIPES, folder
 from sam4ir.data.prepare.run import check_space, gigabytes, run, snippet
 from sam4ir.data.prepare.tree import Tree
+from sam4ir.errors import UserError
 from sam4ir.utils import cli
 
 STOPPED = 130
@@ -101,7 +102,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def prepare(options: argparse.Namespace) -> int:
     """Finds, verifies, tells, makes."""
     if options.workers < 1:
-        raise ValueError(f"--workers: {options.workers} must be at least 1")
+        raise UserError(f"--workers: {options.workers} must be at least 1")
     jobs = _jobs(options)
     _verify(options, jobs)
     jobs = [job for job in jobs if job.part.items]
@@ -140,7 +141,7 @@ def _parts(options: argparse.Namespace) -> list[Part]:
         return [folder(options.gt, options.lq, options.filename_tmpl, options.scale, choice)]
     tree = Tree(options.input)
     if not tree.files:
-        raise ValueError(f"--input: no images in {_names(options.input)}{_spare(tree.spare)}")
+        raise UserError(f"--input: no images in {_names(options.input)}{_spare(tree.spare)}")
     phases = RECIPES[options.recipe]
     parts = [p for phase, build in phases.items() if options.subset in (phase, "all") for p in build(tree, choice)]
     if any(part.problems for part in parts) and tree.spare:
@@ -154,7 +155,7 @@ def _verify(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
     found = "\n".join(f"  {job.folder}: {len(job.part.items)} images or pairs found" for job in jobs)
     print(found, flush=True)
     if not any(job.part.items for job in jobs):
-        raise ValueError(
+        raise UserError(
             f"--input: {_names(options.input)} holds nothing of {options.recipe}; the trees that are understood stand "
             "in datasets/README.md"
         )
@@ -164,7 +165,7 @@ def _verify(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
     if options.allow_incomplete:
         print(f"note: not as published, taken as it is:\n{text}", file=sys.stderr)
         return
-    raise ValueError(
+    raise UserError(
         f"{options.recipe} is not as published:\n{text}\nadd what is missing; or take a part of it with --subset, or "
         "what is there with --allow-incomplete"
     )

@@ -26,6 +26,7 @@ import numpy as np
 
 from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.noisy import GaussianDenoisingDataset
+from sam4ir.errors import UserError
 from sam4ir.priors.zoo.weights import WeightsError, resolve
 from sam4ir.utils import cli
 from sam4ir.utils.files import write_text
@@ -52,7 +53,7 @@ def lay_out_photographs() -> None:
     source = Path(data.__file__).parent
     for name in (*TRAIN, *TEST):
         if not (source / name).is_file():
-            raise ValueError(f"{source / name}: this scikit-image lacks the photograph; install scikit-image>=0.22")
+            raise UserError(f"{source / name}: this scikit-image lacks the photograph; install scikit-image>=0.22")
     (PHOTOS / "test").mkdir(parents=True, exist_ok=True)
     for name in TEST:
         shutil.copyfile(source / name, PHOTOS / "test" / name)
@@ -68,7 +69,7 @@ def call(script: str, *arguments: str) -> None:
     print("\n$ python", script, *arguments, flush=True)
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
     if code:
-        raise ValueError(f"{script} ended with exit code {code}; see its message above")
+        raise UserError(f"{script} ended with exit code {code}; see its message above")
 
 
 def train() -> None:

@@ -31,6 +31,7 @@ from sam4ir.diffusion.samplers import SAMPLERS
 from sam4ir.engine.restore.build import trained_diffusion
 from sam4ir.engine.restore.images import ImageRestorer, image_restorer
 from sam4ir.engine.weights import flow, network_block
+from sam4ir.errors import UserError
 from sam4ir.utils import cli
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, read_image, write_image
 
@@ -88,7 +89,7 @@ def run_options(weights: str | None, opt: Path | None, device: str | None) -> Op
     if path is not None:
         return load_options(path, [f"device={device}"] if device else [])
     if weights is None:
-        raise ValueError("--weights: name the weights, or an option file with path.pretrain_network_g by -opt")
+        raise UserError("--weights: name the weights, or an option file with path.pretrain_network_g by -opt")
     block = network_block(weights)
     print(f"network_g: {flow(block)} (told by the weights)")
     scale = block.get("sr_scale") or block.get("scale") or 1
@@ -96,7 +97,7 @@ def run_options(weights: str | None, opt: Path | None, device: str | None) -> Op
     try:
         return Options(name="restore", network_g=Block(**block), scale=scale, device=device or "auto", **kind)
     except ValidationError as error:
-        raise ValueError(f"--device: {device!r} is none; give auto, cpu, cuda, cuda:1 ... or mps") from error
+        raise UserError(f"--device: {device!r} is none; give auto, cpu, cuda, cuda:1 ... or mps") from error
 
 
 def _diffusion_of(weights: str) -> dict[str, Any]:
@@ -114,7 +115,7 @@ def as_asked(options: Options, given: argparse.Namespace) -> Options:
     names = ("sampler", "steps", "eta", "seed", "precision")
     asked = {name: value for name in names if (value := getattr(given, name)) is not None}
     for name in [*asked, *(["samples"] if given.samples > 1 else [])] if not options.diffuses else ():
-        raise ValueError(f"--{name}: is for diffusion networks; {options.network_g.type} restores in one pass")
+        raise UserError(f"--{name}: is for diffusion networks; {options.network_g.type} restores in one pass")
     if "sampler" in asked:  # steps and eta of the file are another sampler's
         asked = {"steps": None, "eta": 0.0, **asked}
     changes: dict[str, Any] = {"self_ensemble": given.self_ensemble or val.self_ensemble, "samples": given.samples}
@@ -124,18 +125,18 @@ def as_asked(options: Options, given: argparse.Namespace) -> Options:
         changes["overlap"] = given.overlap
     tile = given.tile or (val.crop_size if val.grids else None)
     if given.overlap is not None and not tile:
-        raise ValueError("--overlap: there are no tiles; add --tile")
+        raise UserError("--overlap: there are no tiles; add --tile")
     if given.overlap is not None and tile and given.overlap >= tile:
-        raise ValueError(f"--overlap: {given.overlap} must be smaller than the tile of {tile}")
+        raise UserError(f"--overlap: {given.overlap} must be smaller than the tile of {tile}")
     try:
         changes["sampling"] = SamplingOptions(**{**val.sampling.model_dump(), **asked})
     except ValidationError as error:
         first = error.errors()[0]
-        raise ValueError(f"--{first['loc'][0]}: {first['input']!r}: {first['msg']}") from error
+        raise UserError(f"--{first['loc'][0]}: {first['input']!r}: {first['msg']}") from error
     # training sets and their masks are of no concern here
     changed = options.model_copy(update={"val": val.model_copy(update=changes), "train": None, "datasets": {}})
     for problem in consistency(changed):
-        raise ValueError(f"--{problem.path[-1]!s}: {problem.message}")
+        raise UserError(f"--{problem.path[-1]!s}: {problem.message}")
     return changed
 
 
@@ -144,10 +145,10 @@ def images_in(place: Path) -> list[tuple[Path, Path]]:
     if place.is_file():
         return [(place, Path(place.stem + ".png"))]
     if not place.is_dir():
-        raise ValueError(f"{place}: no such image or folder")
+        raise UserError(f"{place}: no such image or folder")
     found = sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise ValueError(f"{place}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UserError(f"{place}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     shared = Counter(p.with_suffix("") for p in found)
     names = [p.relative_to(place) for p in found]
     return [
@@ -163,7 +164,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = as_asked(run_options(given.weights, given.opt, given.device), given)
     weights = given.weights or options.path.pretrain_network_g
     if not weights:
-        raise ValueError(f"{given.opt}: path.pretrain_network_g names no weights; give --weights")
+        raise UserError(f"{given.opt}: path.pretrain_network_g names no weights; give --weights")
     restored = image_restorer(options, weights, StepBar())
     return restore_all(work, given.output, restored, given.samples, given.overwrite)
 

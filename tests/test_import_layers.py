@@ -20,6 +20,7 @@ from sam4ir.registry import Registry
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
+    ("errors",),
     ("registry", "regions", "utils"),
     ("config", "archs", "losses", "metrics", "priors", "distill", "diffusion", "data"),
     ("models",),

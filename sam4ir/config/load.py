@@ -16,13 +16,14 @@ from sam4ir.config.official import GEOMETRIC, as_ours, is_placeholder, takes_geo
 from sam4ir.config.schema import DatasetOptions, Options
 from sam4ir.config.signature import check_block, validate
 from sam4ir.config.yaml_text import DEEPEST, Path, Problem, dump, parse
+from sam4ir.errors import UserError
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
 
 # as os.path.expandvars reads them
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
 
 
-class OptionsError(ValueError):
+class OptionsError(UserError):
     """An option file that cannot be used. `problems` lists all that is wrong with it."""
 
     def __init__(self, path: str, problems: Iterable[Problem]) -> None:

@@ -23,19 +23,20 @@ from sam4ir.config.official import (
     takes_geometric,
 )
 from sam4ir.config.signature import WHOLE, arguments_model
+from sam4ir.errors import UserError
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
 
 
 def _folder_name(value: str) -> str:
     """A text that may name one folder or file: it becomes part of paths."""
     if not value.strip():
-        raise ValueError(f"{value!r} is empty; it names a folder")
+        raise UserError(f"{value!r} is empty; it names a folder")
     if value.startswith(".") or value != value.strip():
-        raise ValueError(f"{value!r} names a folder, so it may not begin with a dot nor begin or end with a space")
+        raise UserError(f"{value!r} names a folder, so it may not begin with a dot nor begin or end with a space")
     if re.search(r'[/\\<>:"|?*]', value) or not value.isprintable():
-        raise ValueError(f'{value!r} names a folder, so it may not hold / \\ < > : " | ? * or control characters')
+        raise UserError(f'{value!r} names a folder, so it may not hold / \\ < > : " | ? * or control characters')
     if len(value.encode()) > 200:
-        raise ValueError(f"{value[:20]!r}... names a folder, so it may have 200 bytes at most")
+        raise UserError(f"{value[:20]!r}... names a folder, so it may have 200 bytes at most")
     return value
 
 
@@ -150,7 +151,7 @@ class TermOptions(_Options):
     @model_validator(mode="after")
     def _one_of_two(self) -> TermOptions:
         if self.loss_weight is not None and self.balance is not None:
-            raise ValueError("has loss_weight and balance; one sets the weight, the other measures it: keep one")
+            raise UserError("has loss_weight and balance; one sets the weight, the other measures it: keep one")
         return self
 
     @property
@@ -169,7 +170,7 @@ class SpdOptions(TermOptions):
     @model_validator(mode="after")
     def _pixel_gate_needs_a_curve(self) -> SpdOptions:
         if self.gate == "pixel" and self.criterion == "l1":
-            raise ValueError(
+            raise UserError(
                 "has gate pixel with criterion l1, whose gradient equals that of a gated L1 to the ground truth; "
                 "take criterion charbonnier"
             )
@@ -201,7 +202,7 @@ class DistillOptions(_Options):
     @model_validator(mode="after")
     def _phases(self) -> DistillOptions:
         if (self.schedule == "two_phase") != (self.refine_iter is not None):
-            raise ValueError("refine_iter belongs to schedule two_phase: give both or neither")
+            raise UserError("refine_iter belongs to schedule two_phase: give both or neither")
         return self
 
 
@@ -305,9 +306,9 @@ class ValOptions(_Options):
     @model_validator(mode="after")
     def _grid_has_a_size(self) -> ValOptions:
         if self.grids and self.crop_size is None:
-            raise ValueError("grids is true without crop_size; set crop_size to the side of a tile, such as 256")
+            raise UserError("grids is true without crop_size; set crop_size to the side of a tile, such as 256")
         if self.crop_size is not None and self.overlap is not None and self.overlap >= self.crop_size:
-            raise ValueError(f"overlap {self.overlap} is not smaller than crop_size {self.crop_size}")
+            raise UserError(f"overlap {self.overlap} is not smaller than crop_size {self.crop_size}")
         return self
 
 

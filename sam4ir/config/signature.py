@@ -28,6 +28,7 @@ from pydantic_core import to_json
 
 from sam4ir.config.messages import problems_of
 from sam4ir.config.yaml_text import Path, Problem
+from sam4ir.errors import UserError
 from sam4ir.registry import Registry, UnknownNameError
 
 _STRICT = ConfigDict(
@@ -125,7 +126,7 @@ def block_arguments(registry: Registry, type_name: str, arguments: Mapping[str, 
     model = arguments_model(registry.get(type_name), registry.handed)
     checked, problems = validate(model, arguments)
     if checked is None:
-        raise ValueError(f"{type_name}: " + "; ".join(map(str, problems)))
+        raise UserError(f"{type_name}: " + "; ".join(map(str, problems)))
     fields = {name: field for name, field in model.model_fields.items() if name in checked.model_fields_set}
     given = {field.alias or name: getattr(checked, name) for name, field in fields.items()}
     return {**given, **(checked.model_extra or {})}

@@ -13,6 +13,7 @@ from torch import Tensor
 from sam4ir.data.sample import MaskReader
 from sam4ir.data.sources import ImageSource
 from sam4ir.data.transforms import Augmentation, Placement, patch_side
+from sam4ir.errors import UserError
 from sam4ir.utils.image import to_float_tensor, to_grey
 
 Self = TypeVar("Self", bound="CroppedDataset")
@@ -39,7 +40,7 @@ class CroppedDataset:
         lq_views: int = 1,
     ) -> None:
         if gt_channels not in (1, 3):
-            raise ValueError(f"in_ch (channels): {gt_channels} must be 3 for RGB or 1 for grey")
+            raise UserError(f"in_ch (channels): {gt_channels} must be 3 for RGB or 1 for grey")
         self.scale = scale
         self.gt_channels = gt_channels
         self.channels = gt_channels * lq_views

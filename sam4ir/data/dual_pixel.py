@@ -8,6 +8,7 @@ from sam4ir.data.paired import AlignedDataset
 from sam4ir.data.sample import MaskReader, MaskStoreLike, MaskViews
 from sam4ir.data.sources import IoBackend
 from sam4ir.data.transforms import augmentation, refuse_normalization
+from sam4ir.errors import UserError
 
 
 class DualPixelDataset(AlignedDataset):
@@ -37,7 +38,7 @@ class DualPixelDataset(AlignedDataset):
         mask_views: MaskViews | None = None,
     ) -> None:
         if scale != 1:
-            raise ValueError(f"scale: {scale} must be 1 for defocus deblurring")
+            raise UserError(f"scale: {scale} must be 1 for defocus deblurring")
         refuse_normalization(mean, std)
         super().__init__(
             dataroot_gt,

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 
 import lmdb
 
+from sam4ir.errors import UserError
+
 T = TypeVar("T")
 
 MAX_READERS = 4096  # slots in lock.mdb, 64 bytes each; the first opener settles it, so all ask for the same
@@ -121,7 +123,7 @@ class OpenLmdb:
                 self.resize(0)
             except lmdb.ReadersFullError:
                 self.env.reader_check()
-        raise ValueError(f"{self.path}: all {MAX_READERS} places for readers are taken; end some of them")
+        raise UserError(f"{self.path}: all {MAX_READERS} places for readers are taken; end some of them")
 
     def _read_once(self, look: Callable[[Any], T], buffers: bool) -> T:
         self._enter()
@@ -162,7 +164,7 @@ class OpenLmdb:
                     self.resize(0)
         except lmdb.Error as error:
             free = shutil.disk_usage(self.path).free
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: cannot be written ({error}; its disk has {free / 1e6:.0f} MB free); what was stored "
                 "before is whole, make room and go on"
             ) from None
@@ -283,7 +285,7 @@ def open_for_writing(path: Path, map_size: int) -> OpenLmdb:
                 str(path.resolve()), map_size=map_size, lock=lock, max_readers=MAX_READERS, max_spare_txns=0
             )
         except lmdb.Error as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}: cannot be opened for writing ({error}); close its readers in this process, or begin a new "
                 "store"
             ) from None
@@ -301,14 +303,14 @@ def get(transaction: lmdb.Transaction, key: str, path: Path) -> Any:
     try:
         return transaction.get(key.encode())
     except lmdb.Error as error:
-        raise ValueError(f"{path}: key {key!r} cannot be read ({error}); copy or make the LMDB again") from None
+        raise UserError(f"{path}: key {key!r} cannot be read ({error}); copy or make the LMDB again") from None
 
 
 def _identity(path: Path, remedy: str) -> tuple[int, int]:
     try:
         status = (path / "data.mdb").stat()
     except OSError as error:
-        raise ValueError(f"{path}: no LMDB folder, data.mdb cannot be read ({error.strerror}); {remedy}") from None
+        raise UserError(f"{path}: no LMDB folder, data.mdb cannot be read ({error.strerror}); {remedy}") from None
     return status.st_dev, status.st_ino
 
 
@@ -350,7 +352,7 @@ def _check_length(env: lmdb.Environment, file: Path, remedy: str) -> None:
         present = file.stat().st_size
     except OSError as error:  # moved away since it was opened, as a merged part is
         env.close()
-        raise ValueError(f"{file}: cannot be read ({error.strerror}); {remedy}") from None
+        raise UserError(f"{file}: cannot be read ({error.strerror}); {remedy}") from None
     if present < needed:
         env.close()
-        raise ValueError(f"{file}: truncated, {present} of {needed} bytes are there; {remedy}")
+        raise UserError(f"{file}: truncated, {present} of {needed} bytes are there; {remedy}")

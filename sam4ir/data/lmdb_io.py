@@ -24,6 +24,7 @@ import lmdb
 import numpy as np
 
 from sam4ir.data.lmdb_env import OpenLmdb, get, open_shared
+from sam4ir.errors import UserError
 from sam4ir.utils.files import write_text
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, decode_image, encode_png, size_of
 
@@ -62,7 +63,7 @@ class LmdbReader:
         with self._env().begin(buffers=True) as transaction:
             value = get(transaction, key, self.path)
             if value is None:
-                raise ValueError(f"{self.path}: no value under key {key!r}")
+                raise UserError(f"{self.path}: no value under key {key!r}")
             yield value
 
     def keys(self) -> list[str]:
@@ -93,11 +94,11 @@ def read_image_keys(path: str | Path) -> list[str]:
     """The keys that an image LMDB's meta_info.txt lists, sorted. ValueError naming the folder where it is missing."""
     meta = Path(path) / "meta_info.txt"
     if not meta.parent.is_dir():
-        raise ValueError(f"{path}: no such folder; scripts/prepare_data.py makes the LMDBs of the recipes")
+        raise UserError(f"{path}: no such folder; scripts/prepare_data.py makes the LMDBs of the recipes")
     try:
         lines = meta.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: meta_info.txt cannot be read ({error.strerror}); "
             "the folder is no image LMDB, or making it was interrupted: make it again"
         ) from error
@@ -147,7 +148,7 @@ def append_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise ValueError(f"{path}: cannot be written ({error.strerror})") from None
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 @dataclass(frozen=True)
@@ -184,11 +185,11 @@ class LmdbWriter:
     ) -> None:
         self.path = Path(path)
         if self.path.suffix != ".lmdb":
-            raise ValueError(f"{path}: an LMDB folder's name must end in .lmdb")
+            raise UserError(f"{path}: an LMDB folder's name must end in .lmdb")
         if self.path.exists():
-            raise ValueError(f"{path}: exists already; remove it or choose another name")
+            raise UserError(f"{path}: exists already; remove it or choose another name")
         if encoding not in ("raw", "png"):
-            raise ValueError(f"encoding: {encoding!r} must be 'raw' or 'png'")
+            raise UserError(f"encoding: {encoding!r} must be 'raw' or 'png'")
         self.encoding: Encoding = encoding
         self._resume = resume
         self._part = self.path.with_name(self.path.name + ".part")
@@ -205,7 +206,7 @@ class LmdbWriter:
         try:
             return lmdb.open(str(self._part), map_size=map_size, sync=self._resume, readahead=False)
         except lmdb.Error as error:
-            raise ValueError(f"{self._part}: cannot be opened ({error}); remove it and begin anew") from None
+            raise UserError(f"{self._part}: cannot be opened ({error}); remove it and begin anew") from None
 
     def _stored(self) -> dict[str, str]:
         """{key: its meta_info line} of what earlier writers committed."""
@@ -215,7 +216,7 @@ class LmdbWriter:
             keys = [key.decode() for key in transaction.cursor().iternext(values=False)]
         lost = [key for key in keys if key not in lines]
         if lost:
-            raise ValueError(f"{self._journal}: lacks {len(lost)} keys of data.mdb; remove {self._part} and begin anew")
+            raise UserError(f"{self._journal}: lacks {len(lost)} keys of data.mdb; remove {self._part} and begin anew")
         if text and not text.endswith("\n"):
             write_text(self._journal, "".join(f"{line}\n" for line in lines.values()))
         return {key: lines[key] for key in keys}
@@ -237,9 +238,9 @@ class LmdbWriter:
         """Stores a value that was packed elsewhere (pack). ValueError where `key` is stored already."""
         size = len(key.encode())
         if not 0 < size <= _MAX_KEY_BYTES:
-            raise ValueError(f"{self.path}: key {key!r} has {size} bytes; LMDB takes 1 to {_MAX_KEY_BYTES}")
+            raise UserError(f"{self.path}: key {key!r} has {size} bytes; LMDB takes 1 to {_MAX_KEY_BYTES}")
         if key in self._meta:
-            raise ValueError(f"{self.path}: key {key!r} is stored already; two images have one name")
+            raise UserError(f"{self.path}: key {key!r} is stored already; two images have one name")
         h, w, c = packed.shape
         self._meta[key] = f"{key}.png ({h},{w},{c}) {packed.level}"
         self._pending[key] = packed.value
@@ -252,7 +253,7 @@ class LmdbWriter:
         with self._env.begin() as transaction:
             value: bytes | None = self._pending.get(key) or transaction.get(key.encode())
         if value is None:
-            raise ValueError(f"{self._part}: no value under key {key!r}")
+            raise UserError(f"{self._part}: no value under key {key!r}")
         return value
 
     def discard(self, keys: Iterable[str]) -> None:
@@ -285,7 +286,7 @@ class LmdbWriter:
                 self._env.set_mapsize(2 * self._env.info()["map_size"])
             except lmdb.Error as error:
                 free = shutil.disk_usage(self._part).free
-                raise ValueError(
+                raise UserError(
                     f"{self._part}: cannot be written ({error}; its disk has {free / 1e6:.0f} MB free)"
                 ) from None
 

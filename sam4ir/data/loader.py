@@ -19,6 +19,7 @@ import torch
 import torch.utils.data
 
 from sam4ir.data.sample import Batch, Dataset, Sample, collate
+from sam4ir.errors import UserError
 from sam4ir.utils.rng import generator
 
 T = TypeVar("T")
@@ -40,11 +41,11 @@ class SampleStream(torch.utils.data.Dataset[Any]):
         self, dataset: Dataset, seed: int, shuffle: bool = True, enlarge: int = 1, bad_images: BadImages = "stop"
     ) -> None:
         if bad_images not in ("stop", "skip"):
-            raise ValueError(f"bad_images: {bad_images!r} must be 'stop' or 'skip'")
+            raise UserError(f"bad_images: {bad_images!r} must be 'stop' or 'skip'")
         if enlarge < 1:
-            raise ValueError(f"dataset_enlarge_ratio: {enlarge} must be a positive integer")
+            raise UserError(f"dataset_enlarge_ratio: {enlarge} must be a positive integer")
         if not len(dataset):
-            raise ValueError("the dataset is empty: there is nothing to train on")
+            raise UserError("the dataset is empty: there is nothing to train on")
         self.dataset, self.seed, self.shuffle, self.enlarge = dataset, seed, shuffle, enlarge
         self.bad_images = bad_images
         self._order: tuple[int, np.ndarray] | None = None  # of the epoch asked for last
@@ -73,7 +74,7 @@ class SampleStream(torch.utils.data.Dataset[Any]):
                 skipped.append(str(error))
             rng = generator(self.seed, "replacement", number, attempt)
             index = int(rng.integers(len(self.dataset)))
-        raise ValueError(
+        raise UserError(
             f"bad_images: skip: sample {number} and {ATTEMPTS} images in its place cannot be read, the first because "
             f"of {skipped[0]}, the last of {skipped[-1]}; check the data set"
         )
@@ -99,7 +100,7 @@ class Mixup:
 
     def __post_init__(self) -> None:
         if not self.beta > 0:
-            raise ValueError(f"mixup_beta: {self.beta} must be positive")
+            raise UserError(f"mixup_beta: {self.beta} must be positive")
 
     def plan(self, seed: int, first: int, total_batch: int) -> tuple[float, Sequence[int]]:
         """(lam, the partner's number of each sample) of the total batch that begins with sample `first`."""
@@ -139,15 +140,15 @@ def train_batches(
     Raises ValueError for numbers that do not divide; a sample's ValueError or OSError arrives with its own message.
     """
     if batch_size < 1 or batch_size % world_size:
-        raise ValueError(f"batch_size: {batch_size} is shared by {world_size} ranks; make it a positive multiple")
+        raise UserError(f"batch_size: {batch_size} is shared by {world_size} ranks; make it a positive multiple")
     if (total_samples - start_sample) % batch_size:
-        raise ValueError(
+        raise UserError(
             f"samples {start_sample} to {total_samples} are no whole number of batches of {batch_size}; "
             "resume with a batch size that divides them"
         )
     total = total_batch or batch_size
     if total % batch_size or (mixup is not None and (total_samples - start_sample) % total):
-        raise ValueError(
+        raise UserError(
             f"total_batch: {total} must be a multiple of the batch of {batch_size}, and with mixup samples "
             f"{start_sample} to {total_samples} a whole number of total batches"
         )
@@ -184,11 +185,9 @@ def _mixed(sample: Sample, partner: Sample, lam: float) -> Sample:
     if sample is partner:
         return sample
     if sample.regions is not None or sample.spe is not None:
-        raise ValueError(
-            f"{sample.key}: mixup blends two images, whose masks cannot be blended; switch one of them off"
-        )
+        raise UserError(f"{sample.key}: mixup blends two images, whose masks cannot be blended; switch one of them off")
     if sample.gt is None or partner.gt is None or sample.lq.shape != partner.lq.shape:
-        raise ValueError(f"{sample.key} and {partner.key}: mixup needs samples with GT and of one size; set gt_size")
+        raise UserError(f"{sample.key} and {partner.key}: mixup needs samples with GT and of one size; set gt_size")
     return dataclasses.replace(
         sample,
         lq=sample.lq * lam + partner.lq * (1 - lam),
@@ -240,7 +239,7 @@ def _load(
 _END: Any = object()
 
 
-class WorkerDiedError(ValueError):
+class WorkerDiedError(UserError):
     """A process that loads images is gone; the message tells what most often helps."""
 
     def __init__(self, reason: str) -> None:

@@ -10,6 +10,7 @@ from sam4ir.data.degrade.dataset import DegradedImageDataset
 from sam4ir.data.degrade.noise import GaussianNoise, checked
 from sam4ir.data.sample import MaskStoreLike, MaskViews
 from sam4ir.data.sources import IoBackend
+from sam4ir.errors import UserError
 from sam4ir.registry import near_miss
 
 SIGMA_TYPES = ("constant", "random", "choice")
@@ -70,12 +71,12 @@ def _noise(sigma_type: str, sigma_range: float | Sequence[float] | None, sigma_t
     """The noise that the options ask for. Raises ValueError where they contradict each other or make no sense."""
     if sigma_test is not None:
         if sigma_range is not None or sigma_type != "constant":
-            raise ValueError(
+            raise UserError(
                 f"sigma_test: {sigma_test} is one sigma for validation; leave sigma_range and sigma_type out beside it"
             )
         return GaussianNoise(checked("sigma_test", sigma_test, 0)[0])
     if sigma_range is None:
-        raise ValueError("sigma_range is missing (sigma_test for validation): the noise level, in units of 0..255")
+        raise UserError("sigma_range is missing (sigma_test for validation): the noise level, in units of 0..255")
     sigmas = _sigmas(sigma_type, sigma_range)
     return GaussianNoise(sigmas if len(sigmas) > 1 else sigmas[0], choice=sigma_type == "choice")
 
@@ -83,15 +84,15 @@ def _noise(sigma_type: str, sigma_range: float | Sequence[float] | None, sigma_t
 def _sigmas(sigma_type: str, sigma_range: float | Sequence[float]) -> list[float]:
     """sigma_range as numbers >= 0: one for 'constant', low and high for 'random', any for 'choice'."""
     if sigma_type not in SIGMA_TYPES:
-        raise ValueError(
+        raise UserError(
             f"sigma_type: {sigma_type!r} must be one of {', '.join(SIGMA_TYPES)}{near_miss(sigma_type, SIGMA_TYPES)}"
         )
     sigmas = [float(s) for s in (sigma_range if isinstance(sigma_range, Sequence) else [sigma_range])]
     if not sigmas or min(sigmas) < 0:
-        raise ValueError(f"sigma_range: {sigma_range} must hold numbers >= 0, in units of 0..255")
+        raise UserError(f"sigma_range: {sigma_range} must hold numbers >= 0, in units of 0..255")
     wanted = {"constant": 1, "random": 2}.get(sigma_type, len(sigmas))
     if len(sigmas) != wanted:
-        raise ValueError(f"sigma_range: {sigma_range} must hold {wanted} number(s) for sigma_type: {sigma_type}")
+        raise UserError(f"sigma_range: {sigma_range} must hold {wanted} number(s) for sigma_type: {sigma_type}")
     if sigma_type == "random" and sigmas[0] > sigmas[1]:
-        raise ValueError(f"sigma_range: {sigma_range} must be [low, high] for sigma_type: random")
+        raise UserError(f"sigma_range: {sigma_range} must be [low, high] for sigma_type: random")
     return sigmas

@@ -14,6 +14,7 @@ from sam4ir.data.cropped import Colour, CroppedDataset
 from sam4ir.data.sample import MaskReader, MaskStoreLike, MaskViews, Sample
 from sam4ir.data.sources import ImageSource, IoBackend, listed, open_source, select_keys
 from sam4ir.data.transforms import Augmentation, Placement, augmentation, refuse_normalization
+from sam4ir.errors import UserError
 
 
 class AlignedDataset(CroppedDataset):
@@ -76,7 +77,7 @@ class AlignedDataset(CroppedDataset):
         """Raise ValueError unless the GT image is `scale` times as large as its LQ image."""
         h, w = lq_size
         if gt_size != (h * self.scale, w * self.scale):
-            raise ValueError(
+            raise UserError(
                 f"{self._gt.where(gt_key)} is {gt_size[0]}x{gt_size[1]} (h x w), but {source.where(lq_key)} is "
                 f"{h}x{w}, which with scale: {self.scale} makes {h * self.scale}x{w * self.scale}; "
                 "correct scale, or crop GT to a multiple of it"
@@ -152,7 +153,7 @@ def pair_keys(
     Raises ValueError with the names that lack a partner and, where one is found, the template that would do.
     """
     if filename_tmpl.count("{}") != 1:
-        raise ValueError(f"filename_tmpl: {filename_tmpl!r} must hold '{{}}' once, where the GT name goes")
+        raise UserError(f"filename_tmpl: {filename_tmpl!r} must hold '{{}}' once, where the GT name goes")
     pairs = [(key, _fill(filename_tmpl, key)) for key in gt_keys]
     lq_keys = set(lq.keys)
     lonely_gt = [key for key, partner in pairs if partner not in lq_keys]
@@ -167,7 +168,7 @@ def pair_keys(
     better = _fitting_template(gt_keys, lq_keys)
     if better is not None and better != filename_tmpl:
         lines.append(f"  filename_tmpl: {better!r} would pair {_fits(better, gt_keys, lq_keys)} of {len(pairs)}")
-    raise ValueError("\n".join(lines))
+    raise UserError("\n".join(lines))
 
 
 def _fill(template: str, key: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sam4ir.data.transforms import Placement, Window
+from sam4ir.errors import UserError
 from sam4ir.regions import densify
 
 
@@ -111,9 +112,9 @@ class MaskReader:
     def __init__(self, masks: MaskStoreLike | None = None, mask_views: MaskViews | None = None) -> None:
         views = dict(mask_views or {})
         if not views.keys() <= {"regions", "spe"}:
-            raise ValueError(f"mask_views: {sorted(views)} may hold 'regions' and 'spe' only")
+            raise UserError(f"mask_views: {sorted(views)} may hold 'regions' and 'spe' only")
         if masks is not None and not views:
-            raise ValueError(f"masks: {masks.path} is given without mask_views; say what to read of it")
+            raise UserError(f"masks: {masks.path} is given without mask_views; say what to read of it")
         self._masks = masks
         self._views = views
 
@@ -124,9 +125,9 @@ class MaskReader:
         try:
             record = self._masks.read(key)
         except ValueError as error:
-            raise ValueError(f"{image}: no masks: {error}") from error
+            raise UserError(f"{image}: no masks: {error}") from error
         if tuple(record.size) != size:
-            raise ValueError(
+            raise UserError(
                 f"{self._masks.path}: masks of {key!r} are {_size(record.size)}, their image {image} is {_size(size)}; "
                 "make the masks from the same folder as dataroot_gt"
             )
@@ -167,7 +168,7 @@ def collate(samples: Sequence[Sample], numbers: Sequence[int] | None = None) -> 
     for name in ("lq", "gt", "regions", "spe"):
         shapes = {None if (x := getattr(s, name)) is None else tuple(x.shape): s.key for s in samples}
         if len(shapes) > 1:
-            raise ValueError(
+            raise UserError(
                 f"a batch needs samples of one size, but {name} is "
                 f"{', '.join(f'{shape} for {key}' for shape, key in shapes.items())}; set gt_size, or batches of 1"
             )
@@ -191,7 +192,7 @@ def _stack(tensors: Sequence[Tensor | None]) -> Tensor | None:
 
 def _required(gt: Tensor | None, key: str) -> Tensor:
     if gt is None:
-        raise ValueError(f"{key}: the sample has no GT; a batch for training needs one")
+        raise UserError(f"{key}: the sample has no GT; a batch for training needs one")
     return gt
 
 

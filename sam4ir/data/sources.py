@@ -14,6 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from sam4ir.data.lmdb_io import LmdbReader, key_of, parse_meta_line, read_image_keys, unpack_image, unpack_size
+from sam4ir.errors import UserError
 from sam4ir.registry import near_miss
 from sam4ir.utils.image import IMAGE_SUFFIXES, read_image, read_size
 
@@ -51,12 +52,12 @@ class FolderSource:
         self.root = Path(root)
         if not self.root.is_dir():
             what = "is a file, give the folder that it lies in" if self.root.exists() else "no such folder"
-            raise ValueError(f"{root}: {what}")
+            raise UserError(f"{root}: {what}")
         self._files: dict[str, str] = {}
         for name in _image_files(self.root):
             other = self._files.setdefault(key_of(name), name)
             if other != name:
-                raise ValueError(f"{root}: {other} and {name} differ only in their suffix; remove one of them")
+                raise UserError(f"{root}: {other} and {name} differ only in their suffix; remove one of them")
         self.keys = sorted(self._files)
 
     @contextmanager
@@ -100,16 +101,16 @@ def open_source(dataroot: str | Path, io_backend: IoBackend | None, option: str)
     is_lmdb = Path(dataroot).suffix == ".lmdb"
     kind = _backend_type(io_backend) or ("lmdb" if is_lmdb else "disk")
     if (kind == "lmdb") != is_lmdb:
-        raise ValueError(
+        raise UserError(
             f"{option}: {dataroot} with io_backend.type: {kind}; a folder whose name ends in .lmdb is read with lmdb, "
             "any other with disk"
         )
     try:
         source: ImageSource = LmdbSource(dataroot) if is_lmdb else FolderSource(dataroot)
     except ValueError as error:
-        raise ValueError(f"{option}: {error}") from error
+        raise UserError(f"{option}: {error}") from error
     if not source.keys:
-        raise ValueError(f"{option}: {dataroot} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        raise UserError(f"{option}: {dataroot} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return source
 
 
@@ -124,12 +125,12 @@ def select_keys(source: ImageSource, meta_info_file: str | Path | None) -> list[
     try:
         lines = Path(meta_info_file).read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ValueError(f"meta_info_file: {meta_info_file} cannot be read ({error.strerror})") from error
+        raise UserError(f"meta_info_file: {meta_info_file} cannot be read ({error.strerror})") from error
     names = {_meta_key(line, known) for line in lines if line.strip()}
     if names - known:
-        raise ValueError(f"meta_info_file: {meta_info_file} names {listed(names - known)} that {source.root} lacks")
+        raise UserError(f"meta_info_file: {meta_info_file} names {listed(names - known)} that {source.root} lacks")
     if not names:
-        raise ValueError(f"meta_info_file: {meta_info_file} names no image")
+        raise UserError(f"meta_info_file: {meta_info_file} names no image")
     return sorted(names)
 
 
@@ -159,8 +160,8 @@ def _backend_type(io_backend: IoBackend | None) -> str | None:
         return None
     for name in io_backend:
         if name != "type":
-            raise ValueError(f"io_backend: unknown key {name!r}; its one key is 'type'")
+            raise UserError(f"io_backend: unknown key {name!r}; its one key is 'type'")
     kind = io_backend.get("type")
     if kind not in (None, "disk", "lmdb"):
-        raise ValueError(f"io_backend.type: {kind!r} must be 'disk' or 'lmdb'{near_miss(str(kind), ['disk', 'lmdb'])}")
+        raise UserError(f"io_backend.type: {kind!r} must be 'disk' or 'lmdb'{near_miss(str(kind), ['disk', 'lmdb'])}")
     return kind

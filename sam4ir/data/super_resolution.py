@@ -12,6 +12,7 @@ from sam4ir.data.cropped import Colour, CroppedDataset
 from sam4ir.data.sample import MaskReader, MaskStoreLike, MaskViews, Sample
 from sam4ir.data.sources import IoBackend, open_source, select_keys
 from sam4ir.data.transforms import Placement, Window, augmentation, refuse_normalization
+from sam4ir.errors import UserError
 from sam4ir.utils.image import to_float_tensor, to_grey
 from sam4ir.utils.resize import SUPPORT, shrunk_pixels
 
@@ -50,7 +51,7 @@ class SuperResolutionDataset(CroppedDataset):
     ) -> None:
         refuse_normalization(mean, std)
         if scale < 2:
-            raise ValueError(f"scale: {scale} must be at least 2 for super-resolution")
+            raise UserError(f"scale: {scale} must be at least 2 for super-resolution")
         self._quantize = quantize
         source = open_source(dataroot_gt, io_backend, "dataroot_gt")
         super().__init__(
@@ -84,7 +85,7 @@ class SuperResolutionDataset(CroppedDataset):
         h, w = (side // self.scale for side in size)
         if min(h, w) < 1:
             where = self._gt.where(self._keys[index])
-            raise ValueError(
+            raise UserError(
                 f"{where} is {size[0]}x{size[1]} (h x w), smaller than scale: {self.scale}; leave it out "
                 "(meta_info_file)"
             )

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from sam4ir.errors import UserError
+
 
 @dataclass(frozen=True)
 class Window:
@@ -161,9 +163,9 @@ def augmentation(
     positive multiple of scale.
     """
     if use_flip is not None and use_hflip and not use_flip:
-        raise ValueError("use_hflip: true and use_flip: false contradict each other; they are one option, keep one")
+        raise UserError("use_hflip: true and use_flip: false contradict each other; they are one option, keep one")
     if scale < 1:
-        raise ValueError(f"scale: {scale} must be a positive integer")
+        raise UserError(f"scale: {scale} must be a positive integer")
     return Augmentation(patch_side(gt_size, scale), use_hflip or bool(use_flip), use_rot)
 
 
@@ -172,7 +174,7 @@ def patch_side(gt_size: int | None, scale: int) -> int | None:
     if gt_size is None:
         return None
     if gt_size < 1 or gt_size % scale:
-        raise ValueError(f"gt_size: {gt_size} must be a positive multiple of scale: {scale}")
+        raise UserError(f"gt_size: {gt_size} must be a positive multiple of scale: {scale}")
     return gt_size // scale
 
 
@@ -182,7 +184,7 @@ def refuse_normalization(mean: Sequence[float] | None, std: Sequence[float] | No
     Networks, masks, metrics and saved images all take [0, 1] here; anything else raises ValueError.
     """
     if any(v != 0 for v in mean or ()) or any(v != 1 for v in std or ()):
-        raise ValueError(
+        raise UserError(
             f"mean {mean} and std {std}: images stay in [0, 1] here, in losses, metrics and files alike; "
             "leave mean and std out, or normalise inside your network"
         )

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from sam4ir.errors import UserError
+
 TABLE = "windows.jsonl"
 
 
@@ -49,7 +51,7 @@ class Crop:
 
     def __post_init__(self) -> None:
         if self.size < 1 or self.step < 1 or self.thresh < 0:
-            raise ValueError(
+            raise UserError(
                 f"crop size {self.size}, step {self.step}, thresh {self.thresh}: size and step must be at least 1, "
                 "thresh at least 0"
             )
@@ -104,7 +106,7 @@ def _starts(side: int, crop: int, step: int, thresh: int) -> list[int]:
 
 def _check_fits(size: tuple[int, int], crop: int) -> None:
     if min(size) < crop:
-        raise ValueError(
+        raise UserError(
             f"the image of {size[0]}x{size[1]} (h x w) is smaller than a sub-image of {crop}x{crop}; "
             "give a smaller --crop-size, or --no-crop"
         )
@@ -141,6 +143,6 @@ def read_table(path: Path) -> Iterator[Cut]:
             h, w = record["size"]
             yield Cut(record["key"], (h, w), [SubImage(*window) for window in record["windows"]])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}: line {number} is damaged ({error}); remove the folder and make it again"
             ) from None

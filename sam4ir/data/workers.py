@@ -18,6 +18,8 @@ from typing import Any, Generic, TypeVar
 
 import cv2
 
+from sam4ir.errors import UserError
+
 T = TypeVar("T")
 R = TypeVar("R")
 TASKS_A_PROCESS = 64  # a process costs seconds to start
@@ -62,7 +64,7 @@ def attempts(
                 waiting.popleft()
         except BrokenProcessPool:
             names = ", ".join(str(task)[:80] for task, _ in list(waiting)[: workers + 1])
-            raise ValueError(
+            raise UserError(
                 f"a worker process died at or after {names}; memory may be short: fewer --workers need less"
             ) from None
         finally:

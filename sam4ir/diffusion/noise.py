@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sam4ir.errors import UserError
 from sam4ir.utils.rng import derived_seed
 
 
@@ -24,7 +25,7 @@ class SeededNoise:
         self, seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device | str | None = None
     ) -> None:
         if not len(seeds) or len(shape) != 3:
-            raise ValueError(
+            raise UserError(
                 f"noise of {len(seeds)} seeds and shape {tuple(shape)}; expected a seed an image and (c, h, w)"
             )
         self.seeds = tuple(int(seed) for seed in seeds)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sam4ir.diffusion.schedule import NoiseSchedule
+from sam4ir.errors import UserError
 
 Modulation = Literal["none", "released", "paper", "invertible"]
 Target = Literal["noise", "x_0", "v"]
@@ -66,9 +67,9 @@ class Process:
         _one_of("modulation", self.modulation, get_args(Modulation))
         _one_of("target", self.target, get_args(Target))
         if not (math.isfinite(self.strength) and self.strength >= 0):
-            raise ValueError(f"strength is {self.strength}, expected a finite number from 0 on")
+            raise UserError(f"strength is {self.strength}, expected a finite number from 0 on")
         if self.modulation == "paper" and self.target != "noise":
-            raise ValueError(
+            raise UserError(
                 f"target is {self.target!r} with modulation 'paper', which is defined for 'noise' only "
                 "(its target adds the SPE to the noise); 'released' and 'invertible' take every target"
             )
@@ -103,7 +104,7 @@ class Process:
             return x_t, noise + self._at("paper_target", t, x_0) * encoding
         if self.modulation == "invertible":
             if isinstance(spe_rms, float) and not spe_rms > 0:
-                raise ValueError(f"spe_rms is {spe_rms}, expected more than 0: do the training images have masks?")
+                raise UserError(f"spe_rms is {spe_rms}, expected more than 0: do the training images have masks?")
             encoding = encoding / spe_rms
         shifted = noise + self._at(self.modulation, t, x_0) * encoding
         return signal * x_0 + sigma * shifted, self._target(x_0, t, shifted)
@@ -114,7 +115,7 @@ class Process:
         Raises ValueError for `paper`, where it would be off by (phi_t - (1 - abar_t)/sqrt(beta_t))/sqrt(abar_t) E.
         """
         if self.modulation == "paper":
-            raise ValueError(
+            raise UserError(
                 "modulation 'paper' does not tell x_0 from its prediction without the SPE; "
                 "sample with 'ddpm', or train 'released' or 'invertible'"
             )
@@ -140,7 +141,7 @@ class Process:
         """ValueError where no sampler has that name, or where it cannot sample this process."""
         _one_of("sampler", name, get_args(SamplerName))
         if self.modulation == "paper" and name != "ddpm":
-            raise ValueError(
+            raise UserError(
                 f"sampler is {name!r} with modulation 'paper', which can be sampled by 'ddpm' only: "
                 "its x_0 is not known without the SPE"
             )
@@ -177,17 +178,17 @@ class Process:
     def _check_shapes(self, x_0: Tensor, t: Tensor, noise: Tensor, spe: Tensor | None) -> None:
         b, _, h, w = x_0.shape
         if t.shape != (b,) or noise.shape != x_0.shape:
-            raise ValueError(
+            raise UserError(
                 f"x_0 is {tuple(x_0.shape)}, t {tuple(t.shape)}, noise {tuple(noise.shape)}; "
                 f"expected t ({b},) and noise of x_0's shape"
             )
         if spe is None and self.needs_spe:
-            raise ValueError(
+            raise UserError(
                 f"modulation {self.modulation!r} needs the SPE of the batch (b, 1, h, w), zeros for an image without "
                 "masks; with modulation 'none' or strength 0 no SPE is needed"
             )
         if spe is not None and spe.shape != (b, 1, h, w):
-            raise ValueError(f"spe is {tuple(spe.shape)}, expected {(b, 1, h, w)} as x_0 is {tuple(x_0.shape)}")
+            raise UserError(f"spe is {tuple(spe.shape)}, expected {(b, 1, h, w)} as x_0 is {tuple(x_0.shape)}")
 
 
 def _profile(profile: str | tuple[float, ...], schedule: NoiseSchedule) -> Tensor:
@@ -198,7 +199,7 @@ def _profile(profile: str | tuple[float, ...], schedule: NoiseSchedule) -> Tenso
     else:
         g = torch.tensor(profile, dtype=torch.float64)
         if g.shape != schedule.betas.shape or not bool(g.isfinite().all()) or not bool(g.any()):
-            raise ValueError(
+            raise UserError(
                 f"profile has {g.numel()} numbers, expected {schedule.timesteps} (one a step), finite and not all 0"
             )
     return g / g.square().mean().sqrt()
@@ -206,4 +207,4 @@ def _profile(profile: str | tuple[float, ...], schedule: NoiseSchedule) -> Tenso
 
 def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"{what} is {value!r}, expected one of {', '.join(known)}")
+        raise UserError(f"{what} is {value!r}, expected one of {', '.join(known)}")

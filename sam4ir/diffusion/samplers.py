@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sam4ir.diffusion.process import Process, SamplerName
 from sam4ir.diffusion.schedule import NoiseSchedule
+from sam4ir.errors import UserError
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[int], Tensor]
@@ -56,19 +57,19 @@ def timesteps(
     Raises ValueError unless 1 <= steps <= total, and for `logsnr` without a schedule of that length.
     """
     if not 1 <= steps <= total:
-        raise ValueError(f"steps is {steps}, expected 1 to {total}: the network was trained on {total} times")
+        raise UserError(f"steps is {steps}, expected 1 to {total}: the network was trained on {total} times")
     if spacing not in get_args(Spacing):
-        raise ValueError(f"spacing is {spacing!r}, expected one of {', '.join(get_args(Spacing))}")
+        raise UserError(f"spacing is {spacing!r}, expected one of {', '.join(get_args(Spacing))}")
     first = total - 1 if first is None else max(first, steps - 1)
     if not first < total:
-        raise ValueError(f"the first time is {first}, expected at most {total - 1}")
+        raise UserError(f"the first time is {first}, expected at most {total - 1}")
     if steps == 1:
         return [first]
     part = torch.linspace(0, 1, steps, dtype=torch.float64)
     if spacing == "uniform":
         return _distinct(first * part)[::-1]
     if schedule is None or schedule.timesteps != total:
-        raise ValueError(f"spacing 'logsnr' needs the noise schedule of {total} steps")
+        raise UserError(f"spacing 'logsnr' needs the noise schedule of {total} steps")
     table = schedule.log_snr[: first + 1]
     wanted = table[0] + (table[-1] - table[0]) * part
     return _distinct((table - wanted.unsqueeze(1)).abs().argmin(1))[::-1]
@@ -143,7 +144,7 @@ def ddim(
     spans = _spans(process, times)
     check_sampling(process, "ddim", len(times), eta)
     if eta > 0 and noise is None:
-        raise ValueError(f"ddim: eta is {eta} but there is no noise; give noise, or eta 0")
+        raise UserError(f"ddim: eta is {eta} but there is no noise; give noise, or eta 0")
     for i, (t, abar_t, abar_s) in enumerate(spans):
         x_0 = _estimate(process, denoise, x, t)
         variance = eta**2 * (1 - abar_t / abar_s) * (1 - abar_s) / (1 - abar_t)
@@ -214,7 +215,7 @@ def sample(
     if sampler == "dpm_solver_2m":
         return dpm_solver_2m(process, denoise, x, times, noise, on_step)
     if noise is None:
-        raise ValueError("sampler 'ddpm' needs noise; give a callable such as diffusion.noise.SeededNoise")
+        raise UserError("sampler 'ddpm' needs noise; give a callable such as diffusion.noise.SeededNoise")
     return ddpm(process, denoise, x, times, noise, on_step)
 
 
@@ -223,15 +224,15 @@ def check_sampling(process: Process, sampler: str, steps: int, eta: float = 0.0)
     process.check_sampler(sampler)
     timesteps(process.timesteps, steps)
     if not 0 <= eta <= 1:
-        raise ValueError(f"eta is {eta}, expected 0 (deterministic) to 1 (ddpm)")
+        raise UserError(f"eta is {eta}, expected 0 (deterministic) to 1 (ddpm)")
     if eta and sampler != "ddim":
-        raise ValueError(f"eta is {eta} with sampler {sampler!r}; only 'ddim' takes it, with others leave it 0")
+        raise UserError(f"eta is {eta} with sampler {sampler!r}; only 'ddim' takes it, with others leave it 0")
 
 
 def _spans(process: Process, times: Sequence[int]) -> list[tuple[int, float, float]]:
     """(t, abar_t, abar_s) of each step, s the time after it; the last step goes to abar = 1."""
     if not times or times[0] >= process.timesteps or times[-1] < 0 or any(t <= s for t, s in pairwise(times)):
-        raise ValueError(f"times are {list(times)}, expected falling numbers of 0..{process.timesteps - 1}")
+        raise UserError(f"times are {list(times)}, expected falling numbers of 0..{process.timesteps - 1}")
     abar = process.schedule.alpha_bar[list(times)].tolist()
     return list(zip(times, abar, [*abar[1:], 1.0], strict=True))
 

@@ -14,6 +14,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from sam4ir.errors import UserError
+
 ScheduleName = Literal["cosine", "linear"]
 
 
@@ -29,9 +31,9 @@ class NoiseSchedule:
     def __post_init__(self) -> None:
         betas = torch.as_tensor(self.betas, dtype=torch.float64, device="cpu")
         if betas.ndim != 1 or not len(betas):
-            raise ValueError(f"betas: shape is {tuple(betas.shape)}, expected (T,) with at least one step")
+            raise UserError(f"betas: shape is {tuple(betas.shape)}, expected (T,) with at least one step")
         if not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError(f"betas: from {betas.min().item():.4g} to {betas.max().item():.4g}, expected 0 < beta < 1")
+            raise UserError(f"betas: from {betas.min().item():.4g} to {betas.max().item():.4g}, expected 0 < beta < 1")
         object.__setattr__(self, "betas", betas)
 
     @property
@@ -127,9 +129,9 @@ def noise_schedule(
         return cosine_schedule(timesteps, s)
     if name == "linear":
         return linear_schedule(timesteps, beta_start, beta_end, last_beta)
-    raise ValueError(f"schedule is {name!r}, expected one of {', '.join(get_args(ScheduleName))}")
+    raise UserError(f"schedule is {name!r}, expected one of {', '.join(get_args(ScheduleName))}")
 
 
 def _check_timesteps(timesteps: int) -> None:
     if timesteps < 1:
-        raise ValueError(f"timesteps is {timesteps}, expected at least 1")
+        raise UserError(f"timesteps is {timesteps}, expected at least 1")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sam4ir.distill.pool import paint, region_sums
+from sam4ir.errors import UserError
 
 CRITERIA = ("l1", "charbonnier", "psnr")
 GATES = ("none", "region", "pixel")
@@ -76,4 +77,4 @@ def _squared_error(image: Tensor, gt: Tensor) -> Tensor:
 
 def _known(name: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"{name} is {value!r}; one of {', '.join(known)} would do")
+        raise UserError(f"{name} is {value!r}; one of {', '.join(known)} would do")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sam4ir.distill.pool import boundary_map, region_means_painted
+from sam4ir.errors import UserError
 
 
 class SemanticPriorsFusion(nn.Module):
@@ -23,7 +24,7 @@ class SemanticPriorsFusion(nn.Module):
     def __init__(self, channels: int = 3, width: int = 32, with_input: bool = False, mask_dropout: float = 0.0) -> None:
         super().__init__()
         if not 0 <= mask_dropout < 1:
-            raise ValueError(f"mask_dropout is {mask_dropout}; a probability in [0, 1) would do")
+            raise UserError(f"mask_dropout is {mask_dropout}; a probability in [0, 1) would do")
         self.with_input = with_input
         self.mask_dropout = mask_dropout
         self.embed = nn.Conv2d(channels, width, 3, padding=1)

@@ -16,6 +16,7 @@ from sam4ir.config.paths import RunPaths
 from sam4ir.config.schema import Block, DatasetOptions, Options
 from sam4ir.config.signature import accepts, block_arguments
 from sam4ir.engine.weights import WeightsFileError, load_weights, locate
+from sam4ir.errors import UserError
 from sam4ir.models.restoration import eval_mode, restore
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, Registry
 from sam4ir.utils.dist import World
@@ -27,7 +28,7 @@ ALONE = World()
 DIFFUSION_ENTRY = "diffusion"  # of weights files: what sampling must know beside the network
 
 
-class BuildError(ValueError):
+class BuildError(UserError):
     """A part that cannot be built; the message names its key in the option file."""
 
 
@@ -92,7 +93,7 @@ def check_images(net: nn.Module, options: Options, device: torch.device, channel
     with naming("network_g"), eval_mode(net):
         shape = tuple(_one_step(net, image, options) if options.diffuses else restore(net, image).shape)
         if shape != (1, min(channels, 3), 16 * options.scale, 16 * options.scale):
-            raise ValueError(
+            raise UserError(
                 f"{options.network_g.type} turns {tuple(image.shape)} into {shape}; scale is {options.scale}"
             )
 
@@ -102,7 +103,7 @@ def _one_step(net: nn.Module, image: torch.Tensor, options: Options) -> torch.Si
     side = image.shape[-1] * options.scale
     x_t = torch.zeros(1, 3, side, side, device=image.device)
     if not callable(getattr(net, "condition", None)):
-        raise ValueError(f"{type(net).__name__} is no diffusion network, which {options.model_type} needs; take DiffSR")
+        raise UserError(f"{type(net).__name__} is no diffusion network, which {options.model_type} needs; take DiffSR")
     estimate: torch.Tensor = net(x_t, torch.zeros(1, dtype=torch.int64, device=image.device), image, x_t)
     return estimate.shape
 
@@ -134,7 +135,7 @@ def pretrained(net: nn.Module, options: Options) -> bool:
         with naming("path.pretrain_network_c"):
             rrdb = getattr(net, "rrdb", None)
             if not isinstance(rrdb, nn.Module):
-                raise ValueError(f"{type(net).__name__} has no RRDB (an attribute `rrdb`) that it could go into")
+                raise UserError(f"{type(net).__name__} has no RRDB (an attribute `rrdb`) that it could go into")
             _load_rrdb(rrdb, path.pretrain_network_c)
     if not path.pretrain_network_g:
         return False

@@ -12,6 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sam4ir.errors import UserError
+
 Reduction = Literal["mean", "sum"]
 
 # BT.601 studio swing for R, G, B in [0, 1], on the 0..255 scale
@@ -24,7 +26,7 @@ class _PixelLoss(nn.Module):
     def __init__(self, loss_weight: float, reduction: Reduction) -> None:
         super().__init__()
         if reduction not in ("mean", "sum"):
-            raise ValueError(f"{type(self).__name__}: reduction is {reduction!r}, expected 'mean' or 'sum'")
+            raise UserError(f"{type(self).__name__}: reduction is {reduction!r}, expected 'mean' or 'sum'")
         self.loss_weight = loss_weight
         self.reduction = reduction
 
@@ -66,7 +68,7 @@ class CharbonnierLoss(_PixelLoss):
     def __init__(self, loss_weight: float = 1.0, reduction: Reduction = "mean", eps: float = 1e-12) -> None:
         super().__init__(loss_weight, reduction)
         if not eps > 0:
-            raise ValueError(f"CharbonnierLoss: eps is {eps}, expected more than 0 (the root has no gradient at 0)")
+            raise UserError(f"CharbonnierLoss: eps is {eps}, expected more than 0 (the root has no gradient at 0)")
         self.eps = eps
 
     def _elements(self, difference: Tensor) -> Tensor:
@@ -85,7 +87,7 @@ class PSNRLoss(nn.Module):
     def __init__(self, loss_weight: float = 1.0, reduction: Literal["mean"] = "mean", toY: bool = False) -> None:
         super().__init__()
         if reduction != "mean":
-            raise ValueError(f"PSNRLoss: reduction is {reduction!r}, only 'mean' is defined")
+            raise UserError(f"PSNRLoss: reduction is {reduction!r}, only 'mean' is defined")
         self.loss_weight = loss_weight
         self.to_y = toY
         self.register_buffer("luma", torch.tensor(LUMA_WEIGHTS).view(1, 3, 1, 1) / 255.0, persistent=False)
@@ -94,7 +96,7 @@ class PSNRLoss(nn.Module):
         """Scalar loss of two (b, c, h, w) tensors; ValueError for other shapes, and with toY where c is not 3."""
         if prediction.ndim != 4 or (self.to_y and prediction.shape[1] != 3):
             expected = "(b, 3, h, w)" if self.to_y else "(b, c, h, w)"
-            raise ValueError(f"PSNRLoss: prediction is {tuple(prediction.shape)}, expected {expected}")
+            raise UserError(f"PSNRLoss: prediction is {tuple(prediction.shape)}, expected {expected}")
         difference = _difference(self, prediction, target)
         if self.to_y:  # the offset of 16 cancels in the difference
             difference = (difference * self.luma.to(difference)).sum(dim=1, keepdim=True)
@@ -105,7 +107,7 @@ class PSNRLoss(nn.Module):
 def _difference(loss: nn.Module, prediction: Tensor, target: Tensor) -> Tensor:
     """prediction - target in float32 at least; no silent broadcasting."""
     if prediction.shape != target.shape:
-        raise ValueError(
+        raise UserError(
             f"{type(loss).__name__}: prediction is {tuple(prediction.shape)}, target is {tuple(target.shape)}: "
             "they must be equal (does the network's scale match the dataset's?)"
         )

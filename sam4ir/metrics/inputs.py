@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sam4ir.errors import UserError
+
 # BT.601 studio swing for R, G, B in [0, 1], on the 0..255 scale: Y = 65.481 R + 128.553 G + 24.966 B + 16
 LUMA_WEIGHTS = (65.481, 128.553, 24.966)
 LUMA_OFFSET = 16.0
 
 
-class MetricError(ValueError):
+class MetricError(UserError):
     """Images or settings that a metric is not defined for; the message names sizes and values."""
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from sam4ir.errors import UserError
 from sam4ir.utils.rng import torch_stream
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -88,7 +89,7 @@ def reconstruction(loss: Loss, output: Tensor | list[Tensor], gt: Tensor) -> Ten
 def ground_truth(batch: TrainingBatch) -> Tensor:
     """The batch's ground truth, which training needs."""
     if batch.gt is None:
-        raise ValueError("the training set has no ground-truth images; take a data set type with dataroot_gt")
+        raise UserError("the training set has no ground-truth images; take a data set type with dataroot_gt")
     return batch.gt
 
 

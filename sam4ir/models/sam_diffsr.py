@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sam4ir.diffusion.process import Process
+from sam4ir.errors import UserError
 from sam4ir.models.restoration import Loss, Losses, OneNetwork, TrainingBatch, ground_truth
 from sam4ir.utils.resize import resize_to
 from sam4ir.utils.rng import derived_seed, generator
@@ -111,7 +112,7 @@ class SamDiffSR(OneNetwork):
         if not self.process.needs_spe:
             return None
         if batch.spe is None:
-            raise ValueError("the batch has no position encoding; name a mask store as masks.store of its data set")
+            raise UserError("the batch has no position encoding; name a mask store as masks.store of its data set")
         return batch.spe
 
     def _rms(self) -> float:
@@ -119,7 +120,7 @@ class SamDiffSR(OneNetwork):
             return 1.0
         if self.spe_rms is None:
             if self.measure_spe is None:
-                raise ValueError("modulation invertible needs the RMS of the position encoding")
+                raise UserError("modulation invertible needs the RMS of the position encoding")
             self.spe_rms = self.measure_spe()
         return self.spe_rms
 

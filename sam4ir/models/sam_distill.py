@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sam4ir.distill.balance import TermWeight
 from sam4ir.distill.sgr import SemanticGuidedRelation
 from sam4ir.distill.spd import SemanticPriorsDistillation
+from sam4ir.errors import UserError
 from sam4ir.models.restoration import (
     Loss,
     Losses,
@@ -150,9 +151,9 @@ class SamDistill:
         if not self.masks:
             return torch.zeros(batch.lq.shape[0], *size, dtype=torch.int64, device=batch.lq.device), 0
         if batch.regions is None:
-            raise ValueError("the batch has no region labels; name a mask store as masks.store of its data set")
+            raise UserError("the batch has no region labels; name a mask store as masks.store of its data set")
         if batch.regions.shape[-2:] != size:
-            raise ValueError(
+            raise UserError(
                 f"region labels are {tuple(batch.regions.shape[-2:])}, their images {tuple(size)}; SPF needs scale 1"
             )
         return batch.regions, batch.region_count

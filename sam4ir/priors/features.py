@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam4ir.errors import UserError
 from sam4ir.priors.zoo.weights import WeightsError, load_state
 from sam4ir.registry import near_miss
 
@@ -86,7 +87,7 @@ class VGGFeatures(nn.Module):
     def _check_image(self, image: Tensor) -> None:
         least = max(self.strides.values())
         if image.ndim != 4 or image.shape[1] != 3 or min(image.shape[-2:]) < least:
-            raise ValueError(
+            raise UserError(
                 f"VGGFeatures: image is {tuple(image.shape)}, expected (b, 3, h, w) with h and w at least {least} "
                 f"for {', '.join(self.layers)}"
             )
@@ -107,18 +108,18 @@ class VGGFeatures(nn.Module):
 def _blocks(variant: str) -> dict[str, int]:
     """Layer name -> block (1..5), in the network's order."""
     if variant not in BLOCK_CONVOLUTIONS:
-        raise ValueError(f"VGGFeatures: variant is {variant!r}, expected vgg16 or vgg19")
+        raise UserError(f"VGGFeatures: variant is {variant!r}, expected vgg16 or vgg19")
     counts = BLOCK_CONVOLUTIONS[variant]
     return {f"relu{block}_{i}": block for block, count in enumerate(counts, 1) for i in range(1, count + 1)}
 
 
 def _check_layers(variant: str, layers: Sequence[str], known: list[str]) -> None:
     if isinstance(layers, str) or not layers or len(set(layers)) != len(layers):
-        raise ValueError(f"VGGFeatures: layers is {layers!r}, expected a list of different names")
+        raise UserError(f"VGGFeatures: layers is {layers!r}, expected a list of different names")
     for layer in layers:
         if layer not in known:
             near = near_miss(layer, known) or ";"
-            raise ValueError(f"VGGFeatures: {variant} has no layer {layer!r}{near} known: {', '.join(known)}")
+            raise UserError(f"VGGFeatures: {variant} has no layer {layer!r}{near} known: {', '.join(known)}")
 
 
 def _convolutions(plan: Sequence[tuple[str, int]]) -> dict[str, nn.Module]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4ir import regions
+from sam4ir.errors import UserError
 
 Mean = Literal["image", "region"]
 
@@ -61,7 +62,7 @@ def spe_of_runs(
     """
     for number, runs in enumerate(masks):
         if int(np.sum(runs)) != size[0] * size[1]:
-            raise ValueError(
+            raise UserError(
                 f"mask {number}: its runs cover {int(np.sum(runs))} pixels, the size {list(size)} has "
                 f"{size[0] * size[1]}"
             )
@@ -74,6 +75,6 @@ def _values(
 ) -> NDArray[np.float32]:
     """(n + 1,): 0 for no mask, then each mask's value."""
     if mean not in ("image", "region"):
-        raise ValueError(f"mean: {mean!r} must be 'image' (sum over h w) or 'region' (sum over the mask's area)")
+        raise UserError(f"mean: {mean!r} must be 'image' (sum over h w) or 'region' (sum over the mask's area)")
     pixels = size[0] * size[1] if mean == "image" else np.maximum(areas, 1)
     return np.concatenate(([0.0], scale * (sums / pixels))).astype(np.float32)

@@ -18,13 +18,15 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
+from sam4ir.errors import UserError
+
 T = TypeVar("T")
 Launcher = Literal["none", "pytorch", "slurm"]
 TIMEOUT = datetime.timedelta(minutes=30)
 _TORCHRUN = "torchrun --nproc_per_node=N train.py -opt FILE"
 
 
-class LaunchError(ValueError):
+class LaunchError(UserError):
     """A launcher that is asked for without what it sets."""
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam4ir.errors import UserError
 from sam4ir.utils.files import atomic
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
@@ -26,7 +27,7 @@ _JPEG_MAGIC = b"\xff\xd8"
 _PIXEL_MAX = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """An image that cannot be read or written; the message names it."""
 
 

@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sam4ir.errors import UserError
+
 Size = tuple[int, int]
 _CPU = torch.device("cpu")
 
@@ -35,7 +37,7 @@ def imresize(image: Tensor, scale: float) -> Tensor:
     Raises ValueError for a scale that is not above 0, and for integer images.
     """
     if not (scale > 0 and math.isfinite(scale)):
-        raise ValueError(f"scale: {scale} must be a finite number above 0")
+        raise UserError(f"scale: {scale} must be a finite number above 0")
     h, w = image.shape[-2:]
     size = math.ceil(h * scale - 1e-9), math.ceil(w * scale - 1e-9)  # 1e-9: sides times 1/3 stay whole
     return _resized(image, size, (float(scale), float(scale)))
@@ -44,7 +46,7 @@ def imresize(image: Tensor, scale: float) -> Tensor:
 def resize_to(image: Tensor, size: Size) -> Tensor:
     """The (..., h, w) image at another size (h, w), as MATLAB's imresize(image, size); otherwise as `imresize`."""
     if min(size) < 1:
-        raise ValueError(f"size: {size} must be (height, width), both at least 1")
+        raise UserError(f"size: {size} must be (height, width), both at least 1")
     h, w = image.shape[-2:]
     return _resized(image, size, (size[0] / max(h, 1), size[1] / max(w, 1)))
 
@@ -60,7 +62,7 @@ def shrunk_pixels(pixels: NDArray[Any], factor: int, rounded: bool = True) -> ND
     """
     h, w, c = pixels.shape
     if factor < 1 or min(h, w) < factor or h % factor or w % factor:
-        raise ValueError(f"pixels of {h}x{w} cannot be shrunk by {factor}; both sides must be multiples of it")
+        raise UserError(f"pixels of {h}x{w} cannot be shrunk by {factor}; both sides must be multiples of it")
     rows, columns = (_bands(side, side // factor, 1 / factor, torch.float64, _CPU) for side in (h, w))
     lines = rows.along_rows(torch.from_numpy(pixels.reshape(1, h, w * c).astype(np.float64)))
     planes = columns.along_columns(lines.view(h // factor, w, c).permute(2, 0, 1))
@@ -71,10 +73,10 @@ def shrunk_pixels(pixels: NDArray[Any], factor: int, rounded: bool = True) -> ND
 
 def _resized(image: Tensor, size: Size, scale: tuple[float, float]) -> Tensor:
     if not image.is_floating_point():
-        raise ValueError(f"image: {image.dtype} must be floating point, such as pixels / 255")
+        raise UserError(f"image: {image.dtype} must be floating point, such as pixels / 255")
     h, w = image.shape[-2:]
     if min(h, w) < 1:
-        raise ValueError(f"image: {h}x{w} is empty")
+        raise UserError(f"image: {h}x{w} is empty")
     dtype = torch.float32 if image.dtype in (torch.float16, torch.bfloat16) else image.dtype
     rows = _bands(h, size[0], scale[0], dtype, image.device)
     columns = _bands(w, size[1], scale[1], dtype, image.device)

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam4ir.errors import UserError
+
 PREFERRED = ("params_ema", "params", "state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")
 
 
-class WeightsFileError(ValueError):
+class WeightsFileError(UserError):
     """A weights file that cannot be read or does not fit; the message names it."""
 
 

@@ -20,6 +20,7 @@ from sam4ir.data.sample import Batch
 from sam4ir.engine import build
 from sam4ir.engine.train import build as build_train
 from sam4ir.engine.train.step import Step
+from sam4ir.errors import UserError
 from sam4ir.models.restoration import Loss, last_output, reconstruction, restore
 from sam4ir.registry import LOSSES
 
@@ -116,7 +117,7 @@ class OurStep:
 
     def __call__(self) -> None:
         if not self.step([self.batch], iteration=1, measure=False).taken:
-            raise ValueError("a step of the benchmark was not finite; its figures would mean nothing")
+            raise UserError("a step of the benchmark was not finite; its figures would mean nothing")
 
 
 class ReferenceStep:

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sam4ir.errors import UserError
+
 CONTROL_LIMITS = 0.95, 1.05
 PACKAGES = ("torch", "numpy", "opencv-python-headless", "lmdb", "zstandard", "pycocotools")
 
@@ -35,7 +37,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.rounds < 2 or self.warmup < 0:
-            raise ValueError(f"rounds {self.rounds}, warm-up {self.warmup}: quartiles need at least 2 and 0")
+            raise UserError(f"rounds {self.rounds}, warm-up {self.warmup}: quartiles need at least 2 and 0")
 
 
 class Agreement(NamedTuple):
@@ -213,7 +215,7 @@ def measure(contest: Contest, plan: Plan, device: torch.device) -> Result:
     runs = {form.name: (form.run, form.repeat) for form in contest.forms}
     runs[contest.again] = runs[contest.control]
     if len(runs) != len(contest.forms) + 1:
-        raise ValueError(f"{contest.name}: two forms have one name")
+        raise UserError(f"{contest.name}: two forms have one name")
     times = {name: Times([], []) for name in runs}
     for number in range(plan.warmup + plan.rounds):
         names = list(runs)

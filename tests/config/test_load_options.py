@@ -565,7 +565,7 @@ def test_parts_of_a_plugin_are_checked_like_ours(
         ("raise SystemExit(0)", "SystemExit: 0"),
         (
             "from sam4ir.registry import ARCHS\n@ARCHS.register()\nclass NAFNet: pass",
-            "ValueError: arch 'NAFNet' is registered already; give yours another name",
+            "UserError: arch 'NAFNet' is registered already; give yours another name",
         ),
     ],
 )

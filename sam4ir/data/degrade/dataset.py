@@ -12,6 +12,7 @@ from sam4ir.data.cropped import Colour, CroppedDataset
 from sam4ir.data.sample import MaskReader, MaskStoreLike, MaskViews, Sample
 from sam4ir.data.sources import IoBackend, open_source, select_keys
 from sam4ir.data.transforms import augmentation, refuse_normalization
+from sam4ir.errors import UserError
 from sam4ir.utils.rng import generator
 
 # (c, h, w) float32 -> the same shape; a `margin: int` attribute tells how far over a pixel's place it looks
@@ -48,9 +49,9 @@ class DegradedImageDataset(CroppedDataset):
         mask_views: MaskViews | None = None,
     ) -> None:
         if not degradations:
-            raise ValueError("degradations: name at least one, such as {type: GaussianNoise, sigma: 25}")
+            raise UserError("degradations: name at least one, such as {type: GaussianNoise, sigma: 25}")
         if scale != 1:
-            raise ValueError(f"scale: {scale} must be 1 here; degradations change no size")
+            raise UserError(f"scale: {scale} must be 1 here; degradations change no size")
         refuse_normalization(mean, std)
         self._chain = [(degrade, int(getattr(degrade, "margin", 0))) for degrade in degradations]
         self._noise_seed = noise_seed
@@ -81,7 +82,7 @@ class DegradedImageDataset(CroppedDataset):
             degraded = degrade(image, rng)
             if degraded.shape != image.shape:
                 name = getattr(degrade, "__name__", type(degrade).__name__)
-                raise ValueError(
+                raise UserError(
                     f"{name} turns {tuple(image.shape)} into {tuple(degraded.shape)}; a degradation keeps the shape"
                 )
             image = _cut(degraded, margin)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam4ir.errors import UserError
 from sam4ir.utils.image import jpeg
 
 Range = float | tuple[float, float]
@@ -27,7 +28,7 @@ def checked(
     ends = tuple(float(v) for v in value) if isinstance(value, Sequence) else (float(value),) * 2
     if len(ends) != 2 or not low <= ends[0] <= ends[1] <= high:
         limits = f", from {low:g}" * math.isfinite(low) + f", up to {high:g}" * math.isfinite(high)
-        raise ValueError(f"{name}: {value} must be a number or [low, high]{limits}")
+        raise UserError(f"{name}: {value} must be a number or [low, high]{limits}")
     return ends[0], ends[1]
 
 
@@ -39,7 +40,7 @@ def drawn(ends: tuple[float, float], rng: np.random.Generator) -> float:
 def _listed(sigma: float | Sequence[float]) -> list[float]:
     """A list of sigmas to choose from."""
     if not isinstance(sigma, Sequence) or not sigma:
-        raise ValueError(f"sigma: {sigma} must be a list of numbers for choice: true")
+        raise UserError(f"sigma: {sigma} must be a list of numbers for choice: true")
     return [checked("sigma", s, 0)[0] for s in sigma]
 
 
@@ -96,7 +97,7 @@ class Jpeg:
         low, high = checked("quality", quality, 1, 100)
         self._quality = int(low), int(high)
         if self._quality != (low, high):
-            raise ValueError(f"quality: {quality} must be whole numbers")
+            raise UserError(f"quality: {quality} must be whole numbers")
 
     def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         return jpeg(image, int(rng.integers(self._quality[0], self._quality[1] + 1)))
@@ -109,7 +110,7 @@ class Quantize:
 
     def __init__(self, bits: int = 8) -> None:
         if not 1 <= bits <= 16:
-            raise ValueError(f"bits: {bits} must be 1 to 16")
+            raise UserError(f"bits: {bits} must be 1 to 16")
         self._steps = float(2**bits - 1)
 
     def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:

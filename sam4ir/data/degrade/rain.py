@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sam4ir.data.degrade.blur import circular_convolutions, transform_size, turned_grid
 from sam4ir.data.degrade.noise import Range, checked, drawn
+from sam4ir.errors import UserError
 
 
 class RainStreaks:
@@ -41,9 +42,9 @@ class RainStreaks:
         light: Range = 0.8,
     ) -> None:
         if layers < 1:
-            raise ValueError(f"layers: {layers} must be at least 1")
+            raise UserError(f"layers: {layers} must be at least 1")
         if blend not in ("screen", "add"):
-            raise ValueError(f"blend: {blend!r} must be 'screen' or 'add'")
+            raise UserError(f"blend: {blend!r} must be 'screen' or 'add'")
         self._density, self._strength = checked("density", density, 0, 1), checked("strength", strength, 0, 1)
         self._length, self._width = checked("length", length, 1, 500), checked("width", width, 0.5, 50)
         self._angle, self._layers, self._blend = checked("angle", angle), layers, blend

@@ -24,6 +24,7 @@ from sam4ir.data.masks.labels import masks_of_labels
 from sam4ir.data.masks.record import MaskRecord, MaskStoreError
 from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sources import ImageSource, listed, read
+from sam4ir.errors import UserError
 from sam4ir.utils.rng import generator
 
 Kind = Literal["superpixels", "grid", "shuffled"]
@@ -50,7 +51,7 @@ def grid(size: tuple[int, int], count: int) -> Labels:
     """
     h, w = size
     if count > h * w:
-        raise ValueError(f"{count} regions do not fit in an image of {h}x{w} (h x w)")
+        raise UserError(f"{count} regions do not fit in an image of {h}x{w} (h x w)")
     if count == 0:
         return np.zeros(size, np.int64)
     rows = int(np.clip(round(np.sqrt(count * h / w)), 1, min(h, count)))
@@ -149,7 +150,7 @@ def partners(keys: list[str], seed: int) -> dict[str, str]:
     A function of the set of keys and the seed. Raises ValueError for fewer than two keys.
     """
     if len(keys) < 2:
-        raise ValueError("shuffled masks are another image's, so the store needs two images or more")
+        raise UserError("shuffled masks are another image's, so the store needs two images or more")
     order, rng = sorted(keys), generator(seed, "shuffled masks")
     for i in range(len(order) - 1, 0, -1):
         j = int(rng.integers(i))

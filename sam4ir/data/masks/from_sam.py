@@ -12,6 +12,7 @@ import numpy as np
 
 from sam4ir import regions
 from sam4ir.data.masks.record import MaskColumns, MaskStoreError, encode_record
+from sam4ir.errors import UserError
 
 Size = tuple[int, int]
 _LARGEST_SIDE = 1 << 31
@@ -122,26 +123,26 @@ def _checked(place: str, parse: Any, *arguments: Any) -> Any:
 
 def _segmentation(mask: Any) -> tuple[Size, regions.Runs]:
     if not isinstance(mask, Mapping):
-        raise ValueError(f"must be a dictionary, not {type(mask).__name__}")
+        raise UserError(f"must be a dictionary, not {type(mask).__name__}")
     if "segmentation" not in mask:
-        raise ValueError(f"has no key 'segmentation' (it has {', '.join(map(str, mask)) or 'none'})")
+        raise UserError(f"has no key 'segmentation' (it has {', '.join(map(str, mask)) or 'none'})")
     rle = mask["segmentation"]
     if isinstance(rle, np.ndarray):
         if rle.ndim != 2 or not rle.size:
-            raise ValueError(f"key 'segmentation' must be an (h, w) array, its shape is {rle.shape}")
+            raise UserError(f"key 'segmentation' must be an (h, w) array, its shape is {rle.shape}")
         return (rle.shape[0], rle.shape[1]), regions.mask_to_runs(rle)
     if not isinstance(rle, Mapping):
-        raise ValueError("key 'segmentation' must be COCO RLE {size, counts}; polygons are not read")
+        raise UserError("key 'segmentation' must be COCO RLE {size, counts}; polygons are not read")
     for key in ("size", "counts"):
         if key not in rle:
-            raise ValueError(f"key 'segmentation' has no {key!r}")
+            raise UserError(f"key 'segmentation' has no {key!r}")
     size = _size(rle["size"])
     if not isinstance(rle["counts"], (str, bytes, list, tuple, np.ndarray)):
-        raise ValueError("key 'segmentation.counts' must be a compressed string or a list of run lengths")
+        raise UserError("key 'segmentation.counts' must be a compressed string or a list of run lengths")
     try:
         return size, regions.parse_counts(rle["counts"], size)
     except regions.RleError as error:
-        raise ValueError(f"key 'segmentation.counts': {error}") from None
+        raise UserError(f"key 'segmentation.counts': {error}") from None
 
 
 def _size(value: Any) -> Size:
@@ -151,7 +152,7 @@ def _size(value: Any) -> Size:
         and len(value) == 2
         and all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and 0 < v < _LARGEST_SIDE for v in value)
     ):
-        raise ValueError(f"the size must be [height, width], two whole numbers above 0, not {value!r}")
+        raise UserError(f"the size must be [height, width], two whole numbers above 0, not {value!r}")
     return int(value[0]), int(value[1])
 
 
@@ -160,10 +161,10 @@ def _row(mask: Mapping[str, Any], runs: regions.Runs, size: Size) -> list[float]
     pixels = regions.area(runs)
     stated = _number(mask, "area", pixels)
     if stated != pixels:
-        raise ValueError(f"key 'area' is {stated:g}, but the segmentation covers {pixels} pixels")
+        raise UserError(f"key 'area' is {stated:g}, but the segmentation covers {pixels} pixels")
     bbox = mask.get("bbox", regions.box(runs, size))
     if not (isinstance(bbox, (list, tuple, np.ndarray)) and len(bbox) == 4):
-        raise ValueError(f"key 'bbox' must be four numbers [x, y, width, height], not {bbox!r}")
+        raise UserError(f"key 'bbox' must be four numbers [x, y, width, height], not {bbox!r}")
     corners = [_number({"bbox": v}, "bbox", 0.0) for v in bbox]
     scores = [_number(mask, key, float("nan")) for key in ("predicted_iou", "stability_score")]
     return [pixels, *corners, *scores]
@@ -172,5 +173,5 @@ def _row(mask: Mapping[str, Any], runs: regions.Runs, size: Size) -> list[float]
 def _number(mask: Mapping[str, Any], key: str, otherwise: float) -> float:
     value = mask.get(key, otherwise)
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise ValueError(f"key {key!r} must be a number, not {value!r}")
+        raise UserError(f"key {key!r} must be a number, not {value!r}")
     return float(value)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sam4ir import regions
 from sam4ir.data.masks.record import MaskStoreError
+from sam4ir.errors import UserError
 from sam4ir.utils.image import read_labels
 
 MAX_LABELS = 10_000  # beyond, it is a photograph; atoms x masks would not fit into memory either
@@ -107,17 +108,17 @@ def _npy(path: Path) -> NDArray[Any] | None:
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
-            raise ValueError(f"format version {version}")
+            raise UserError(f"format version {version}")
         read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read_header(file)
         held = path.stat().st_size - file.tell()
         if dtype.hasobject:
             if shape == () and held < 1000 and _PICKLED_NONE.search(file.read()):
                 return None
-            raise ValueError("it holds Python objects, not numbers")
+            raise UserError("it holds Python objects, not numbers")
         count = math.prod(shape)
         if held != count * dtype.itemsize:  # before anything of that size is allocated
-            raise ValueError(f"{held} bytes of data, {shape} {dtype} are {count * dtype.itemsize}")
+            raise UserError(f"{held} bytes of data, {shape} {dtype} are {count * dtype.itemsize}")
         return np.fromfile(file, dtype, count).reshape(shape, order="F" if fortran else "C")
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from sam4ir.data.masks.record import MaskRecord, MaskStoreError
 from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sources import ImageSource, listed
+from sam4ir.errors import UserError
 from sam4ir.utils.image import caption, eight_bits, resized
 
 Picture = NDArray[np.uint8]  # (h, w, 3) RGB
@@ -82,16 +83,16 @@ def chosen_keys(
     """
     known = set(images.keys) if images is not None else set()
     if images is not None and keys and set(keys) - known:
-        raise ValueError(f"--images: {images.root} lacks {listed(set(keys) - known)}")
+        raise UserError(f"--images: {images.root} lacks {listed(set(keys) - known)}")
     if keys:
         return list(keys)
     stored = store.keys()
     there = [key for key in stored if images is None or key in known]
     if not there:
         whose = f"--images: {images.root} has none of its images" if images is not None else "the store is empty"
-        raise ValueError(f"{store.path}: {whose}")
+        raise UserError(f"{store.path}: {whose}")
     if number is not None and number < 1:
-        raise ValueError(f"--number: {number} must be at least 1")
+        raise UserError(f"--number: {number} must be at least 1")
     count = len(there) if number is None else min(number, len(there))
     return [there[i * len(there) // count] for i in range(count)]
 

@@ -21,6 +21,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from sam4ir import regions
+from sam4ir.errors import UserError
 
 FORMAT_VERSION = 2
 READABLE_VERSIONS = (1, 2)
@@ -34,7 +35,7 @@ _LENGTHS = struct.Struct("<II")  # behind the header from version 2 on: bytes of
 _COLUMNS = ("area", "x", "y", "width", "height", "predicted_iou", "stability_score", "spe_sum")
 
 
-class MaskStoreError(ValueError):
+class MaskStoreError(UserError):
     """A mask store or record that is missing, damaged, foreign, or not about this image."""
 
 
@@ -233,7 +234,7 @@ class MaskRecord:
     def labels(self, top: int, left: int, h: int, w: int) -> NDArray[Any]:
         """(h, w) uint16 or uint32 atom labels of a window, image-wide numbers. ValueError outside the image."""
         if min(top, left) < 0 or min(h, w) < 1 or top + h > self.size[0] or left + w > self.size[1]:
-            raise ValueError(
+            raise UserError(
                 f"{self.name}: window top {top}, left {left}, size {h}x{w} does not lie in the image of "
                 f"{self.size[0]}x{self.size[1]}"
             )

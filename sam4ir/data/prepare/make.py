@@ -14,6 +14,7 @@ from sam4ir.data.prepare.parts import Item, Job
 from sam4ir.data.prepare.sharpness import sharpest
 from sam4ir.data.prepare.tree import File
 from sam4ir.data.windows import Crop, Cut, SubImage, whole
+from sam4ir.errors import UserError
 from sam4ir.utils.image import encode_png, size_of
 from sam4ir.utils.resize import shrunk_pixels
 
@@ -36,7 +37,7 @@ class Plan:
         crop = job.part.crop
         for divisor in divisors:
             if crop and (crop.size % divisor or crop.step % divisor):
-                raise ValueError(
+                raise UserError(
                     f"crop size {crop.size} and step {crop.step} must be multiples of the scale {divisor}, so that LQ "
                     "can be cut alike"
                 )
@@ -78,7 +79,7 @@ def load(item: Item, plan: Plan) -> Loaded:
     whole_gt = item.files[0].image()
     h, w = (side // plan.multiple * plan.multiple for side in whole_gt.shape[:2])
     if min(h, w) < 1:
-        raise ValueError(f"{item.files[0]} is {_times(whole_gt)} (h x w), too small to be shrunk by {plan.multiple}")
+        raise UserError(f"{item.files[0]} is {_times(whole_gt)} (h x w), too small to be shrunk by {plan.multiple}")
     gt = whole_gt[:h, :w]
     images = [gt]
     for file, divisor in list(zip(plan.files(item), plan.divisors, strict=True))[1:]:
@@ -86,7 +87,7 @@ def load(item: Item, plan: Plan) -> Loaded:
     try:
         windows = plan.crop.windows((h, w)) if plan.crop else whole((h, w))
     except ValueError as error:
-        raise ValueError(f"{item.files[0]}: {error}") from None
+        raise UserError(f"{item.files[0]}: {error}") from None
     if plan.crop and plan.crop.blunt and len(windows) > 1:
         windows = [windows[i] for i in sharpest([window.cut(gt) for window in windows], plan.crop.blunt)]
     return Loaded(images, windows, (whole_gt.shape[0], whole_gt.shape[1]))
@@ -97,7 +98,7 @@ def _partner(file: File, divisor: int, gt_file: File, gt: np.ndarray) -> np.ndar
     image = file.image()
     if (image.shape[0] * divisor, image.shape[1] * divisor) != gt.shape[:2]:
         times = f", which times {divisor} is not that size" if divisor != 1 else ""
-        raise ValueError(
+        raise UserError(
             f"{gt_file} is {_times(gt)} (h x w), but {file} is {_times(image)}{times}; they cannot be a pair"
         )
     return image

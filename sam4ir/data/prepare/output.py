@@ -17,6 +17,7 @@ from sam4ir.data.prepare.make import PreparedImages
 from sam4ir.data.prepare.parts import Job, Summary
 from sam4ir.data.sources import listed
 from sam4ir.data.windows import TABLE, Cut, read_table
+from sam4ir.errors import UserError
 from sam4ir.utils.files import write_text
 
 FORMAT = "sam4ir prepared data"
@@ -51,7 +52,7 @@ class Output:
         for path in self.job.stores():
             for there in (path, path.with_name(path.name + ".part")):
                 if there.exists():
-                    raise ValueError(f"{there}: exists already; remove it or choose another --output")
+                    raise UserError(f"{there}: exists already; remove it or choose another --output")
         write_text(self._part_record, json.dumps({"settings": self.job.settings()}) + "\n")
         self._part_table.unlink(missing_ok=True)
         self._writers = [LmdbWriter(path, self.job.encoding, resume=True) for path in self.job.stores()]
@@ -62,7 +63,7 @@ class Output:
             self._rewrite(self._part_table, self.done.values())
         gone = set(self.done) - {item.key for item in self.job.part.items}
         if gone:
-            raise ValueError(
+            raise UserError(
                 f"{self.job.folder}: holds {listed(gone)} that --input no longer has; bring them back, or remove the "
                 "folder and begin anew"
             )
@@ -75,7 +76,7 @@ class Output:
             self._writers.append(writer)
             there = set(writer.keys())
             if keys - there:
-                raise ValueError(
+                raise UserError(
                     f"{path}.part: lacks {listed(keys - there)} that are done; remove the folder, begin anew"
                 )
             writer.discard(there - keys)  # committed, but the image was not whole in every LMDB
@@ -84,13 +85,13 @@ class Output:
         record = _read_json(self._record)
         self._check_settings(record)
         if record.get("digest") != self.job.digest():
-            raise ValueError(
+            raise UserError(
                 f"{self._record}: the folder was made of {record.get('images')} images, --input now has "
                 f"{len(self.job.part.items)}, or of other names; remove the folder or choose another --output"
             )
         lost = [str(path) for path in self.job.stores() if not (path / "meta_info.txt").exists()]
         if lost:
-            raise ValueError(f"{self._record}: is there, but {' and '.join(lost)} is not; remove it to make them again")
+            raise UserError(f"{self._record}: is there, but {' and '.join(lost)} is not; remove it to make them again")
         self.finished = True
         self._sweep()
 
@@ -99,7 +100,7 @@ class Output:
         differing = [key for key in sorted({*known, *given}) if known.get(key) != given.get(key)]
         if differing:
             which = "; ".join(f"{key}: there {known.get(key)!r}, now {given.get(key)!r}" for key in differing)
-            raise ValueError(
+            raise UserError(
                 f"{self.job.folder}: holds a set that was made differently ({which}); choose another --output, or "
                 "remove the folder"
             )
@@ -130,7 +131,7 @@ class Output:
         keys = sorted(key for cut in cuts for key in cut.keys)
         for path in self.job.stores():
             if not keys == read_image_keys(path) == sorted(LmdbReader(path).keys()):
-                raise ValueError(f"{path}: its keys are not those of {self._part_table}; remove the folder, begin anew")
+                raise UserError(f"{path}: its keys are not those of {self._part_table}; remove the folder, begin anew")
         size = _disk_bytes(self.job.stores())
         record = {
             "format": FORMAT,
@@ -179,9 +180,9 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({error}); remove the folder and begin anew") from None
+        raise UserError(f"{path}: cannot be read ({error}); remove the folder and begin anew") from None
     if not isinstance(record, dict) or "settings" not in record:
-        raise ValueError(f"{path}: is not of a prepared set; choose another --output")
+        raise UserError(f"{path}: is not of a prepared set; choose another --output")
     return record
 
 

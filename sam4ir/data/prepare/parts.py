@@ -10,6 +10,7 @@ from typing import Any, Literal
 from sam4ir.data.lmdb_io import Encoding
 from sam4ir.data.prepare.tree import File
 from sam4ir.data.windows import Crop
+from sam4ir.errors import UserError
 
 Phase = Literal["train", "val", "test"]
 
@@ -72,11 +73,11 @@ class Choice:
         """The recipe's crop with the user's changes."""
         changed = any(value is not None for value in (self.crop_size, self.step, self.thresh))
         if self.no_crop and changed:
-            raise ValueError("--no-crop goes without --crop-size, --step and --thresh")
+            raise UserError("--no-crop goes without --crop-size, --step and --thresh")
         if self.no_crop or not (recipe or changed):
             return None
         if recipe is None and self.crop_size is None:
-            raise ValueError("--step and --thresh need --crop-size: without it images stay whole")
+            raise UserError("--step and --thresh need --crop-size: without it images stay whole")
         base = recipe or Crop(self.crop_size or 1, self.crop_size or 1)
         return replace(
             base,

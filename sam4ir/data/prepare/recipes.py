@@ -20,6 +20,7 @@ from sam4ir.data.prepare.parts import Choice, Item, Part, Phase, Store
 from sam4ir.data.prepare.tree import File, Tree, image_pattern, mat_block_count
 from sam4ir.data.sources import FolderSource, listed
 from sam4ir.data.windows import Crop
+from sam4ir.errors import UserError
 
 Builder = Callable[[Tree, Choice], list[Part]]
 
@@ -236,7 +237,7 @@ def _dpdd(split: Phase) -> Builder:
         }
         counts = {view: len(files) for view, files in views.items()}
         if len(set(counts.values())) != 1:
-            raise ValueError(f"{what}: the views have different numbers of images, {counts}; download the set again")
+            raise UserError(f"{what}: the views have different numbers of images, {counts}; download the set again")
         items = _sorted(
             Item(scene[1][0], tuple(file for _, file in scene)) for scene in zip(*views.values(), strict=True)
         )
@@ -274,10 +275,10 @@ def folder(gt: Path, lq: Path | None, filename_tmpl: str, scale: int, choice: Ch
     """
     source = FolderSource(gt)
     if not source.keys:
-        raise ValueError(f"--gt: {gt} holds no images")
+        raise UserError(f"--gt: {gt} holds no images")
     crop = choice.crop(None)
     if choice.make_lq and (lq is not None or scale < 2):
-        raise ValueError("--make-lq shrinks GT: it goes with --scale 2 or more, and without --lq")
+        raise UserError("--make-lq shrinks GT: it goes with --scale 2 or more, and without --lq")
     if lq is None:
         items = _sorted(Item(key, (File(source.where(key)),)) for key in source.keys)
         made = (Store(f"lq_x{scale}", "dataroot_lq", scale, made=True),) if choice.make_lq else ()
@@ -299,7 +300,7 @@ def _gather(tree: Tree, pattern: str, key: Callable[[re.Match[str]], str], found
         files = found.setdefault(match["role"].lower(), {})
         name = key(match)
         if name in files:
-            raise ValueError(f"{files[name]} and {file} are both {name!r}; keep one of them below --input")
+            raise UserError(f"{files[name]} and {file} are both {name!r}; keep one of them below --input")
         files[name] = file
     return found
 

@@ -21,6 +21,7 @@ from sam4ir.data.prepare.make import Estimate, Plan, estimate, make
 from sam4ir.data.prepare.output import Output
 from sam4ir.data.prepare.parts import Item, Job, Summary
 from sam4ir.data.workers import Failure, attempts
+from sam4ir.errors import UserError
 
 MAX_BAD = 20  # images that may be bad before the run stops; all are named
 
@@ -44,7 +45,7 @@ def run(job: Job, workers: int = 1, batch_bytes: int = _BATCH_BYTES, progress: b
         check_space(job, estimate(todo, plan))
         bad = _make_all(todo, plan, output, _useful_workers(todo, workers), batch_bytes, progress)
         if bad:
-            raise ValueError(_bad_text(job, bad))
+            raise UserError(_bad_text(job, bad))
         return output.finish()
 
 
@@ -55,7 +56,7 @@ def _alone(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise ValueError(f"{folder}: another process is preparing this folder; wait for it") from None
+        raise UserError(f"{folder}: another process is preparing this folder; wait for it") from None
     try:
         yield
     finally:
@@ -112,7 +113,7 @@ def check_space(job: Job, needed: Estimate) -> None:
     wanted = round(1.1 * needed.bytes(job.encoding))
     if wanted > free:
         png = f"; --encoding png would need about {gigabytes(needed.png)}" if job.encoding == "raw" else ""
-        raise ValueError(
+        raise UserError(
             f"{job.folder}: needs about {gigabytes(wanted)}, its disk has {gigabytes(free)} free{png}; choose another "
             "--output or make room"
         )

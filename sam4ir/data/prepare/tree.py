@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from sam4ir.errors import UserError
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, decode_image
 
 ARCHIVES = (".zip", ".tar")
@@ -78,12 +79,12 @@ class Tree:
         if path.is_dir():
             return self._folder(path)
         if not path.exists():
-            raise ValueError(f"--input: {path}: no such folder or archive")
+            raise UserError(f"--input: {path}: no such folder or archive")
         if path.name.lower().endswith(ARCHIVES):
             return _archive(path)
         if path.suffix.lower() in _LISTED:
             return iter([(path.name, File(str(path)))])
-        raise ValueError(f"--input: {path}: neither a folder nor a .zip or .tar; unpack it and name the folder")
+        raise UserError(f"--input: {path}: neither a folder nor a .zip or .tar; unpack it and name the folder")
 
     def _folder(self, root: Path) -> Iterator[tuple[str, File]]:
         for folder, folders, names in os.walk(root, followlinks=True):
@@ -119,7 +120,7 @@ def mat_block_count(file: File, shape: tuple[int, int, int]) -> int:
 
     arrays = [(name, size) for name, size, _ in _mat(io.whosmat, file.path) if len(size) == 5]
     if len(arrays) != 1 or tuple(arrays[0][1][2:]) != shape:
-        raise ValueError(
+        raise UserError(
             f"{file.path}: holds {arrays or 'no blocks'}, not one array of (scenes, blocks, *{shape}) uint8"
         )
     return int(arrays[0][1][0] * arrays[0][1][1])
@@ -156,7 +157,7 @@ def _archive(path: Path) -> Iterator[tuple[str, File]]:
     try:
         yield from _zip_members(path) if path.suffix.lower() == ".zip" else _tar_members(path)
     except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
-        raise ValueError(
+        raise UserError(
             f"--input: {path}: cannot be read as {path.suffix} ({error}); download it again, or, where it is "
             "compressed as a whole, unpack it"
         ) from None

@@ -11,12 +11,13 @@ from typing import Any
 from sam4ir.engine.evaluate.report import BASELINES
 from sam4ir.engine.evaluate.results import Result
 from sam4ir.engine.evaluate.statistics import TIE, Paired, paired
+from sam4ir.errors import UserError
 
 LISTED = 20  # how many images a message names
 WHOLE = "the whole set"
 
 
-class CompareError(ValueError):
+class CompareError(UserError):
     """Results that must not be compared; the message names them."""
 
 

@@ -31,6 +31,7 @@ from sam4ir.engine.evaluate.score import (
     write,
 )
 from sam4ir.engine.weights import locate
+from sam4ir.errors import UserError
 from sam4ir.utils.dist import World
 from sam4ir.utils.files import atomic, write_text
 from sam4ir.utils.image import write_image
@@ -42,7 +43,7 @@ _ITERATION = re.compile(r"(?:net_\w+|iter|model|model_ckpt_steps)_(\d+)")
 CHUNK = 1 << 20
 
 
-class WeightsListError(ValueError):
+class WeightsListError(UserError):
     """Weights to score that are not there."""
 
 

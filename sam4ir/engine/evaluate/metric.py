@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sam4ir.config.signature import accepts
+from sam4ir.errors import UserError
 from sam4ir.metrics.kinds import SetMetric, Traits, traits_of
 from sam4ir.registry import METRICS
 from sam4ir.utils.image import to_uint8
@@ -22,7 +23,7 @@ from sam4ir.utils.image import to_uint8
 CPU = torch.device("cpu")
 
 
-class MetricBuildError(ValueError):
+class MetricBuildError(UserError):
     """A metric that lacks what it needs; the message says what would do."""
 
 
@@ -124,7 +125,7 @@ class Metric:
         handed: dict[str, Tensor] = {}
         if self._looks_at_lq:
             if lq is None:
-                raise ValueError(f"{self.name}: {self.type_name} needs the degraded image")
+                raise UserError(f"{self.name}: {self.type_name} needs the degraded image")
             handed = {"lq": lq.form(self.uint8)[0]}
         pixels, white = image.form(self.uint8)
         value: float = self.measure(pixels, reference.form(self.uint8)[0], **handed, data_range=white)

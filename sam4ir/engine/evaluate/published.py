@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from sam4ir.engine.evaluate.metric import Metric
 from sam4ir.engine.evaluate.report import Means, columns
+from sam4ir.errors import UserError
 from sam4ir.registry import METRICS, near_miss
 
 Figures = Mapping[str, Mapping[str, float]]  # {data set: {quantity: value}}
 
 
-class PublishedError(ValueError):
+class PublishedError(UserError):
     """A table that is not known; the message names those that are."""
 
 

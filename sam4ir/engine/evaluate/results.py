@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sam4ir.errors import UserError
 from sam4ir.metrics.kinds import traits_of
 from sam4ir.registry import METRICS
 
@@ -20,7 +21,7 @@ Values = dict[str, dict[str, dict[str, dict[str, float]]]]  # {dataset: {stage: 
 SetValues = dict[str, dict[str, dict[str, float]]]  # {dataset: {stage: {metric: value}}}
 
 
-class ResultError(ValueError):
+class ResultError(UserError):
     """Scores that cannot be read; the message names their file."""
 
 

@@ -22,13 +22,14 @@ from sam4ir.engine.evaluate.report import Score, SetScore, means, plain, text_ta
 from sam4ir.engine.evaluate.validate import Outputs, evaluate
 from sam4ir.engine.log import console
 from sam4ir.engine.restore import build as restore_build
+from sam4ir.errors import UserError
 from sam4ir.utils.dist import World
 from sam4ir.utils.files import atomic, write_text
 
 log = logging.getLogger(__name__)
 
 
-class ResultsExistError(ValueError):
+class ResultsExistError(UserError):
     """Results of the same name, made with other options."""
 
 

@@ -15,6 +15,7 @@ import torch
 from sam4ir.config.load import load_options
 from sam4ir.engine.restore.images import image_restorer
 from sam4ir.engine.weights import locate
+from sam4ir.errors import UserError
 from sam4ir.priors.zoo.download import sha256_of
 from sam4ir.utils.dist import World
 
@@ -71,15 +72,15 @@ def device_of(name: str, world: World) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"--device: {name!r} is none; give auto, cpu, cuda, cuda:1 ... or mps") from None
+        raise UserError(f"--device: {name!r} is none; give auto, cpu, cuda, cuda:1 ... or mps") from None
     if device.type == "cuda":
         if device.index is not None and world.size > 1:
-            raise ValueError(f"--device: {name} is one device, asked for by {world.size} processes; give cuda")
+            raise UserError(f"--device: {name} is one device, asked for by {world.size} processes; give cuda")
         device = torch.device("cuda", world.cuda_index if device.index is None else device.index)
         if device.index >= torch.cuda.device_count():
-            raise ValueError(f"--device: {device} is asked for but torch finds {torch.cuda.device_count()}; give cpu")
+            raise UserError(f"--device: {device} is asked for but torch finds {torch.cuda.device_count()}; give cpu")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("--device: mps is asked for but torch finds none; give cpu")
+        raise UserError("--device: mps is asked for but torch finds none; give cpu")
     return device
 
 
@@ -125,10 +126,10 @@ def load_restorer(option_file: Path, weights: str | None, device: torch.device) 
     options = load_options(option_file, [f"device={device}"])
     source = weights or options.path.pretrain_network_g
     if not source:
-        raise ValueError(f"{option_file}: path.pretrain_network_g names no weights; give --restore-weights")
+        raise UserError(f"{option_file}: path.pretrain_network_g names no weights; give --restore-weights")
     path = locate(source)
     if not path.is_file():
-        raise ValueError(f"{path}: no such weights file; give --restore-weights")
+        raise UserError(f"{path}: no such weights file; give --restore-weights")
     return Restored(image_restorer(options, str(path)), option_file.name, path.name, sha256_of(path))
 
 

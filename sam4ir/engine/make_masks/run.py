@@ -28,6 +28,7 @@ from sam4ir.data.masks.record import MaskStoreError
 from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
 from sam4ir.data.sources import ImageSource, read
 from sam4ir.engine.interrupt import Interrupted, Signals
+from sam4ir.errors import UserError
 from sam4ir.utils.dist import PeerError, Tally, World
 from sam4ir.utils.image import eight_bits
 
@@ -49,7 +50,7 @@ class Share:
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
-            raise ValueError(f"shard {self.index}/{self.count}: the first number runs from 0 to {self.count - 1}")
+            raise UserError(f"shard {self.index}/{self.count}: the first number runs from 0 to {self.count - 1}")
 
     @property
     def name(self) -> str:
@@ -184,14 +185,14 @@ def generate_masks(
     cannot be written, or was made in another way.
     """
     if shard is not None and world.size > 1:
-        raise ValueError("--shard is for processes that run by themselves; torchrun and Slurm share the images out")
+        raise UserError("--shard is for processes that run by themselves; torchrun and Slurm share the images out")
     if place.overwrite and place.split:
-        raise ValueError(
+        raise UserError(
             "--overwrite: the first record of an image stays where processes write parts (--parts, network file "
             "systems); copy the store to a local disk, or begin a new one"
         )
     if shard is not None and place.new:
-        raise ValueError("--new with --shard: each shard would begin anew; name another --store, or move the old one")
+        raise UserError("--new with --shard: each shard would begin anew; name another --store, or move the old one")
     share = shard or Share(world.rank, world.size)
     with _output(place, share, keys, world) as output:
         shares = world.gather((len(output.todo) + output.found, output.found))

@@ -15,6 +15,7 @@ from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.restore.one_pass import Restorer
 from sam4ir.engine.restore.sampling import OnStep
 from sam4ir.engine.weights import load_weights
+from sam4ir.errors import UserError
 from sam4ir.models.restoration import restore
 from sam4ir.utils.image import to_float_tensor, to_grey, to_image
 
@@ -68,4 +69,4 @@ def image_channels(network: nn.Module, device: torch.device) -> Literal[1, 3]:
             reason = str(error).splitlines()[0]
         else:
             return 3 if channels == 3 else 1
-    raise ValueError(f"network_g: {type(network).__name__} restores neither RGB nor grey images ({reason})")
+    raise UserError(f"network_g: {type(network).__name__} restores neither RGB nor grey images ({reason})")

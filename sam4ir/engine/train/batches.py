@@ -8,7 +8,8 @@ from sam4ir.config.schema import Options
 from sam4ir.data.loader import Mixup, train_batches
 from sam4ir.data.sample import Batch
 from sam4ir.engine import build
-from sam4ir.engine.train.build import Sets, worker_count
+from sam4ir.engine.train.build import worker_count
+from sam4ir.engine.train.data import Sets
 from sam4ir.engine.train.stages import Stage
 from sam4ir.utils.dist import World
 

@@ -28,11 +28,13 @@ from sam4ir.engine.evaluate.validate import Outputs, evaluate
 from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.train import build as build_train
 from sam4ir.engine.train import checkpoint
+from sam4ir.engine.train import data as train_data
 from sam4ir.engine.train.batches import stage_batches
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.train.stages import Stage
 from sam4ir.engine.train.step import Step
 from sam4ir.engine.weights import locate
+from sam4ir.errors import UserError
 from sam4ir.utils.cli import USER_ERROR
 from sam4ir.utils.dist import PeerError, World
 from sam4ir.utils.memory import in_words, peak_memory, reset_peak
@@ -88,15 +90,15 @@ def check(options: Options, resume: bool = False, world: World = build.ALONE) ->
     sets, before = None, findings.problems
     for key, block in options.datasets.items():
         with findings.judging():
-            if build_train.views_of(options) and block.masks is not None:
-                build_train.mask_store(key, block)
+            if train_data.views_of(options) and block.masks is not None:
+                train_data.mask_store(key, block)
         with findings.judging():
             if not block.placeholder:
                 build.dataset(key, block, options)
     if world.main:
         _folder(options, resume, findings)
     with findings.judging():
-        sets = build_train.data_sets(options) if findings.problems == before else None
+        sets = train_data.data_sets(options) if findings.problems == before else None
     if sets is not None:
         for name, data in {"train": sets.train, **sets.val}.items() if world.main else ():
             _look_at(name, data, findings)
@@ -123,7 +125,7 @@ def _folder(options: Options, resume: bool, findings: Findings) -> None:
             checkpoint.refuse_overwrite(paths, options.path.resume_state)
         there = next(p for p in (paths.run.absolute(), *paths.run.absolute().parents) if p.exists())
         if not os.access(there, os.W_OK):
-            raise ValueError(f"{there}: cannot be written; set path.root to a folder of yours")
+            raise UserError(f"{there}: cannot be written; set path.root to a folder of yours")
 
 
 def _weights_files(options: Options, findings: Findings) -> None:
@@ -132,7 +134,7 @@ def _weights_files(options: Options, findings: Findings) -> None:
     for key, source in {"g": path.pretrain_network_g, "c": path.pretrain_network_c}.items():
         with findings.judging(), build.naming(f"path.pretrain_network_{key}"):
             if source and not locate(source).is_file():
-                raise ValueError(f"{source}: no such weights file")
+                raise UserError(f"{source}: no such weights file")
 
 
 def _checkpoint(options: Options, resume: bool, parts: TrainingParts, findings: Findings) -> None:
@@ -214,7 +216,7 @@ def _disk(options: Options, parts: TrainingParts, findings: Findings) -> None:
 
 def _steps(
     options: Options,
-    sets: build_train.Sets,
+    sets: train_data.Sets,
     stages: list[Stage],
     parts: TrainingParts,
     world: World,
@@ -251,7 +253,7 @@ def _steps(
 
 
 def _validation(
-    options: Options, sets: build_train.Sets, parts: TrainingParts, world: World, findings: Findings
+    options: Options, sets: train_data.Sets, parts: TrainingParts, world: World, findings: Findings
 ) -> None:
     """One image of each validation set through the network and the metrics."""
     val, train = options.val, options.train

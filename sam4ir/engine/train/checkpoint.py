@@ -18,17 +18,18 @@ from torch import Tensor, nn
 from sam4ir.config.paths import RunPaths
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.weights import WeightsFileError, read_file
+from sam4ir.errors import UserError
 from sam4ir.utils.files import atomic, write_text
 
 FORMAT = 1
 MARK = ".launch"
 
 
-class RunExistsError(ValueError):
+class RunExistsError(UserError):
     """A fresh start into a folder that holds a run."""
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be continued from."""
 
 

@@ -28,23 +28,25 @@ from sam4ir.engine.log import Pace, console, message, set_aside
 from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.train import build as build_train
 from sam4ir.engine.train import checkpoint
+from sam4ir.engine.train import data as train_data
 from sam4ir.engine.train.batches import stage_batches
 from sam4ir.engine.train.checkpoint import Progress
 from sam4ir.engine.train.compiled import compile_if_faster
 from sam4ir.engine.train.journal import FileJournal, Journal, NoJournal
 from sam4ir.engine.train.stages import Stage
 from sam4ir.engine.train.step import Outcome, Step
+from sam4ir.errors import UserError
 from sam4ir.utils.dist import PeerError, World, launch, restarted
 from sam4ir.utils.files import write_text
 from sam4ir.utils.memory import in_words, peak_memory, reset_peak
 from sam4ir.utils.rng import seed_defaults, torch_stream
 
 
-class NonFiniteError(ValueError):
+class NonFiniteError(UserError):
     """Training that does not recover from losses that are not finite."""
 
 
-class MemoryRunsOutError(ValueError):
+class MemoryRunsOutError(UserError):
     """A step that needs more memory than there is; the message tells what would need less."""
 
 
@@ -70,7 +72,7 @@ class Trainer:
         if not resume:
             world.main_first(lambda: checkpoint.refuse_overwrite(self.paths, options.path.resume_state))
         seed_defaults(options.manual_seed)
-        self.sets = build_train.data_sets(options)
+        self.sets = train_data.data_sets(options)
         self.stages = build_train.stages_of(options, self.sets.loader, world)
         self.parts = build_train.build_parts(options, self.device, world, self.sets.channels)
         self.metrics = prepared(build_metrics(options.val, options.basicsr), self.device)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from sam4ir.errors import UserError
+
 
 def constant(iteration: int, base_lr: float) -> float:
     """The base rate throughout."""
@@ -89,7 +91,7 @@ def vibrate(iteration: int, base_lr: float, total_iter: int) -> float:
     period = total_iter // 80
     half = period // 2
     if half < 1:
-        raise ValueError(f"total_iter {total_iter} is under 160, so that its eighty triangles have no iteration each")
+        raise UserError(f"total_iter {total_iter} is under 160, so that its eighty triangles have no iteration each")
     progress = iteration / total_iter
     envelope = 1 - progress * 8 / 3 if progress < 3 / 8 else 0.2 if progress < 5 / 8 else 0.1
     rise = iteration % period / half
@@ -114,6 +116,6 @@ def _period(iteration: int, periods: Sequence[int]) -> tuple[int, float]:
 def _same_length(name: str, values: Sequence[float], **others: Sequence[float]) -> None:
     for other, belonging in others.items():
         if len(belonging) != len(values):
-            raise ValueError(
+            raise UserError(
                 f"{len(values)} {name} but {len(belonging)} {other}; give one of {other} for each of {name}"
             )

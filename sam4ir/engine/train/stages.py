@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sam4ir.config.schema import DatasetOptions, TrainOptions
+from sam4ir.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def stages(train: TrainOptions, loader: DatasetOptions, processes: int) -> list[
         whole = total if total is not None else batch * processes
         if whole % (batch * processes):
             at = f" (patches of {size})" if size is not None else ""
-            raise ValueError(
+            raise UserError(
                 f"train.total_batch: {whole}{at} is no multiple of what {processes} process(es) compute at once, "
                 f"{processes} x {batch}; change total_batch, or the micro-batch (mini_batch_sizes or "
                 "batch_size_per_gpu), or the number of processes"

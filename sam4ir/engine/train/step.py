@@ -13,12 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from sam4ir.config.schema import Options
 from sam4ir.data.sample import Batch
 from sam4ir.engine.train.parts import TrainingParts
+from sam4ir.errors import UserError
 from sam4ir.utils.dist import World, peers
 
 _TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class UnusedParametersError(ValueError):
+class UnusedParametersError(UserError):
     """Parameters that no loss depends on; the message names them."""
 
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from sam4ir import regions
+from sam4ir.errors import UserError
 from sam4ir.priors.sam.decoder import Arithmetic, ExactArithmetic, FoldedArithmetic, PointDecoder
 from sam4ir.priors.sam.load import image_embedding
 from sam4ir.registry import near_miss
@@ -76,22 +77,22 @@ class AutomaticMaskSettings:
 
     def __post_init__(self) -> None:
         if (self.points_per_side is None) == (self.point_grids is None):
-            raise ValueError("give either points_per_side or point_grids, and the other one as None")
+            raise UserError("give either points_per_side or point_grids, and the other one as None")
         least = {"points_per_side": 1, "points_per_batch": 1, "crop_n_layers": 0, "min_mask_region_area": 0}
         for name, lowest in {**least, "crop_n_points_downscale_factor": 1}.items():
             value = getattr(self, name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < lowest):
-                raise ValueError(f"{name} is {value!r}, must be a whole number from {lowest}")
+                raise UserError(f"{name} is {value!r}, must be a whole number from {lowest}")
         for name in ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "crop_nms_thresh"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)!r}, must lie between 0 and 1")
+                raise UserError(f"{name} is {getattr(self, name)!r}, must lie between 0 and 1")
         if not 0 <= self.crop_overlap_ratio < 1:
-            raise ValueError(f"crop_overlap_ratio is {self.crop_overlap_ratio!r}, must be at least 0 and below 1")
+            raise UserError(f"crop_overlap_ratio is {self.crop_overlap_ratio!r}, must be at least 0 and below 1")
         if not self.stability_score_offset >= 0:
-            raise ValueError(f"stability_score_offset is {self.stability_score_offset!r}, must be at least 0")
+            raise UserError(f"stability_score_offset is {self.stability_score_offset!r}, must be at least 0")
         for number, grid in enumerate(self.grids()):
             if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid) or not ((grid >= 0) & (grid <= 1)).all():
-                raise ValueError(f"point_grids: grid {number} must be points [x, y] between 0 and 1")
+                raise UserError(f"point_grids: grid {number} must be points [x, y] between 0 and 1")
 
     def grids(self) -> list[NDArray[np.float64]]:
         """Points (n, 2), x and y in [0, 1], of each crop layer."""
@@ -99,7 +100,7 @@ class AutomaticMaskSettings:
             assert self.points_per_side is not None
             factor = self.crop_n_points_downscale_factor
             if self.points_per_side < factor**self.crop_n_layers:
-                raise ValueError(
+                raise UserError(
                     f"points_per_side is {self.points_per_side}: nothing is left of it in layer {self.crop_n_layers} "
                     f"with crop_n_points_downscale_factor {factor}"
                 )
@@ -108,7 +109,7 @@ class AutomaticMaskSettings:
             )
             return grids
         if len(self.point_grids) != self.crop_n_layers + 1:
-            raise ValueError(
+            raise UserError(
                 f"point_grids holds {len(self.point_grids)} grids, crop_n_layers {self.crop_n_layers} needs "
                 f"{self.crop_n_layers + 1}"
             )
@@ -160,7 +161,7 @@ class AutomaticMaskGenerator:
     ) -> None:
         if precision not in PRECISIONS:
             known = f"{near_miss(precision, PRECISIONS) or ';'} known: {', '.join(PRECISIONS)}"
-            raise ValueError(f"no precision is called {precision!r}{known}")
+            raise UserError(f"no precision is called {precision!r}{known}")
         self.settings = settings or AutomaticMaskSettings()
         self._sam = sam
         self._device = torch.device(sam.device)

@@ -11,6 +11,7 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor
 
+from sam4ir.errors import UserError
 from sam4ir.priors.sam.tiny_vit import TinyViT
 from sam4ir.registry import near_miss
 from sam4ir.utils.weights import WeightsFileError, read_weights
@@ -60,7 +61,7 @@ def require_kind(path: Path, kind: str) -> None:
 def construct(kind: str) -> Sam:
     """As build_sam, in training mode and with gradients; on the meta device nothing is allocated or drawn."""
     if kind not in KINDS:
-        raise ValueError(f"no SAM is of kind {kind!r}{near_miss(kind, KINDS) or ';'} known: {', '.join(KINDS)}")
+        raise UserError(f"no SAM is of kind {kind!r}{near_miss(kind, KINDS) or ';'} known: {', '.join(KINDS)}")
     if kind != "mobile_sam":
         return sam_model_registry[kind](checkpoint=None)
     transformer = TwoWayTransformer(depth=2, embedding_dim=_WIDTH, num_heads=8, mlp_dim=2048)

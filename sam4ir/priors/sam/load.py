@@ -16,6 +16,7 @@ from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+from sam4ir.errors import UserError
 from sam4ir.priors.sam.kinds import KINDS, build_sam, construct, read_sam_state
 from sam4ir.priors.sam.tiny_vit import TinyViT
 from sam4ir.priors.sam.vit import encode
@@ -76,9 +77,9 @@ def image_embedding(sam: Sam, image: np.ndarray, precision: str = "fp32") -> Ten
     SamPredictor: its longest side becomes 1024 pixels, normalised, zeros at the right and bottom.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise ValueError(f"image is {image.shape} of {image.dtype}, expected (h, w, 3) of uint8, RGB")
+        raise UserError(f"image is {image.shape} of {image.dtype}, expected (h, w, 3) of uint8, RGB")
     if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
+        raise UserError(f"precision is {precision!r}, expected one of {', '.join(PRECISIONS)}")
     side = sam.image_encoder.img_size
     resized = torch.from_numpy(ResizeLongestSide(side).apply_image(image).copy()).to(sam.device)
     x = sam.preprocess(resized.permute(2, 0, 1).contiguous()[None])

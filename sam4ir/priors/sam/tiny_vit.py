@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam4ir.errors import UserError
+
 
 class TinyViT(nn.Module):
     """The encoder: (b, 3, img_size, img_size), normalised as SAM does, to (b, out_chans, img_size / 16, .. / 16).
@@ -39,7 +41,7 @@ class TinyViT(nn.Module):
     ) -> None:
         super().__init__()
         if img_size % 16:
-            raise ValueError(f"img_size is {img_size}, which is no multiple of 16")
+            raise UserError(f"img_size is {img_size}, which is no multiple of 16")
         self.img_size = img_size
         self.patch_embed = PatchEmbed(embed_dims[0])
         stages: list[nn.Module] = [ConvStage(embed_dims[0], depths[0], embed_dims[1])]
@@ -60,7 +62,7 @@ class TinyViT(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-2:] != (self.img_size, self.img_size):
-            raise ValueError(f"x is {tuple(x.shape)}, the encoder takes (b, 3, {self.img_size}, {self.img_size})")
+            raise UserError(f"x is {tuple(x.shape)}, the encoder takes (b, 3, {self.img_size}, {self.img_size})")
         x = self.patch_embed(x.contiguous(memory_format=torch.channels_last))
         for stage in self.layers:
             x = stage(x)

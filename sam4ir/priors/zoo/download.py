@@ -22,6 +22,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from sam4ir.errors import UserError
 from sam4ir.priors.zoo.pages import Page, is_page
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ ROUNDS = 5  # connections for one file, as long as each brings it further
 _NETWORK_ERRORS = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 
 
-class WeightsError(ValueError):
+class WeightsError(UserError):
     """Weights that cannot be had, or are not what they should be; the message says what would do."""
 
 

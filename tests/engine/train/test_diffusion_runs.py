@@ -25,7 +25,7 @@ from sam4ir.engine.build import BuildError
 from sam4ir.engine.evaluate.score import score
 from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.restore.sampling import Sampling
-from sam4ir.engine.train import build as build_train
+from sam4ir.engine.train import data as train_data
 from sam4ir.engine.train.loop import Trainer
 from sam4ir.priors.spe import spe_map
 from sam4ir.utils.image import read_image, write_image
@@ -253,7 +253,7 @@ def test_samples_carry_the_encoding_that_is_asked_for(
     world: World, diffusion: dict, mean: Literal["image", "region"]
 ) -> None:
     options = options_of(world, diffusion, f"diffusion:mean={mean}")
-    data = build_train.data_sets(options).train.with_gt_size(None)
+    data = train_data.data_sets(options).train.with_gt_size(None)
     found = data.get(2, np.random.default_rng(5)).spe[0].numpy()
     record = MaskStore(world.root / "masks.lmdb").read("photo_2")
     whole = spe_map(record, 0, 0, 40, 52, mean)
@@ -330,16 +330,16 @@ def test_maps_of_encodings_cannot_be_divided_by_the_masks_area(world: World, dif
     meta = world.root / "masks.lmdb" / "meta.json"
     told = json.loads(meta.read_text())
     meta.write_text(json.dumps({**told, "imported": {"format": "spe"}}))
-    build_train.data_sets(options_of(world, diffusion))
+    train_data.data_sets(options_of(world, diffusion))
     with pytest.raises(BuildError, match="region"):
-        build_train.data_sets(options_of(world, diffusion, "diffusion:mean=region"))
+        train_data.data_sets(options_of(world, diffusion, "diffusion:mean=region"))
 
 
 def test_the_scale_of_the_encoding_is_that_of_its_covered_pixels(world: World, diffusion: dict) -> None:
     options = options_of(world, diffusion)
-    measured = build_train.measured_spe(options)
+    measured = train_data.measured_spe(options)
     ((key, block),) = options.phase("train").items()
-    data = build_train.masked_dataset(key, block, options, build_train.views_of(options))
+    data = train_data.masked_dataset(key, block, options, train_data.views_of(options))
     whole = data.with_gt_size(None)
     seen = [whole.get(i, np.random.default_rng(0)).spe for i in range(len(whole))]
     covered = torch.cat([spe[spe != 0] for spe in seen])
