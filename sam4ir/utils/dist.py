@@ -1,6 +1,6 @@
 """The processes of a run: the world that torchrun or Slurm started, or this process alone.
 
-One code path for one and many: a World of size 1 answers every question without any communication.
+One code path serves one process and many: a World of size 1 answers every question without communication.
 """
 
 from __future__ import annotations
@@ -27,24 +27,27 @@ _TORCHRUN = "torchrun --nproc_per_node=N train.py -opt FILE"
 
 
 class LaunchError(UserError):
-    """A launcher that is asked for without what it sets."""
+    """A launcher was asked for, but the environment variables that it sets are missing or do not fit."""
 
 
 class PeerError(ConnectionError):
     """The other processes of the run cannot be reached, most often because one of them has stopped."""
 
     def __init__(self, reason: str = "") -> None:
-        found = f" ({reason.strip().splitlines()[0][:200]})" if reason.strip() else ""
+        detail = ""
+        if reason.strip():
+            detail = f" ({reason.strip().splitlines()[0][:200]})"
         super().__init__(
-            f"the other processes of this run are lost{found}; where one has stopped, its message says why"
+            f"the other processes of this run are lost{detail}; where one has stopped, its message says why"
         )
 
 
 @dataclass(frozen=True)
 class World:
-    """Processes that train or score together.
+    """The processes that train or score together, as one of them sees them.
 
-    rank: this one's number; local_rank: its number on its machine; cuda_index: the CUDA device that is its own.
+    rank: the number of this process, from 0. size: how many there are. local_rank: its number on its own machine.
+    cuda_index: the CUDA device that it works on.
     """
 
     rank: int = 0
@@ -58,7 +61,7 @@ class World:
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """Element-wise mean over the processes; the same bits in each."""
+        """Return the element-wise mean over the processes; every process gets the same bits."""
         if self.size == 1:
             return values
         values = values.clone()
@@ -67,7 +70,7 @@ class World:
         return values / self.size
 
     def largest(self, value: int) -> int:
-        """The largest of the processes' values."""
+        """Return the largest of the processes' values."""
         if self.size == 1:
             return value
         tensor = torch.tensor([value])
@@ -76,7 +79,7 @@ class World:
         return int(tensor)
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes, by rank, in each of them."""
+        """Return the values of all processes, in the order of their ranks; every process gets all of them."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -85,7 +88,7 @@ class World:
         return values
 
     def from_main(self, value: T) -> T:
-        """The main process's value, in each of them."""
+        """Return the main process's value; every process gets it."""
         if self.size == 1:
             return value
         values: list[Any] = [value]
@@ -94,7 +97,7 @@ class World:
         return values[0]
 
     def main_first(self, action: Callable[[], None]) -> None:
-        """Run `action` in the main process; where it fails there the others do not go on either."""
+        """Run `action` in the main process. If it fails there, no process goes on."""
         failure: Exception | None = None
         if self.main:
             try:
@@ -105,20 +108,22 @@ class World:
             raise failure or PeerError("the main process cannot begin")
 
     def wait(self) -> None:
-        """Go on when all processes have come here."""
+        """Wait until all processes have called this."""
         self.largest(0)
 
     @torch.no_grad()
     def share_buffers(self, network: nn.Module) -> None:
-        """Give every process the main one's buffers (running statistics differ, since each saw other images)."""
-        for buffer in network.buffers() if self.size > 1 else ():
+        """Give every process the main one's buffers: running statistics differ, since each process saw other images."""
+        if self.size == 1:
+            return
+        for buffer in network.buffers():
             with peers():
                 torch.distributed.broadcast(buffer.data, 0)
 
 
 @contextlib.contextmanager
 def peers() -> Iterator[None]:
-    """Inside the block, what breaks between the processes is a PeerError."""
+    """Turn errors of communication inside the block into PeerError."""
     try:
         yield
     except RuntimeError as error:
@@ -129,11 +134,11 @@ def peers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def world(launcher: Launcher, cuda: bool) -> Iterator[World]:
-    """Join the processes that torchrun or Slurm started; a World of one where nobody started any.
+    """Join the processes that torchrun or Slurm started; yield a World of one where there are none.
 
-    launcher: 'none' joins what torchrun's environment variables tell, if they are there; 'pytorch' insists on them;
-    'slurm' makes them of Slurm's. cuda: collectives of CUDA tensors go through NCCL; all others through gloo.
-    Raises LaunchError where the launcher's variables are missing, and where a process finds no CUDA device of its own.
+    launcher: 'none' follows torchrun's environment variables if they are set; 'pytorch' insists on them; 'slurm' sets
+    them from Slurm's. cuda: whether collectives of CUDA tensors go through NCCL; all others go through gloo.
+    Raises LaunchError where the launcher's variables are missing, and where no CUDA device is left for a process.
     """
     if launcher == "slurm":
         _slurm()
@@ -159,33 +164,35 @@ _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 
 
 def _cuda_index(local_rank: int, launcher: Launcher) -> int:
-    """The device of a local rank; the only one where Slurm shows each of its tasks one."""
-    found = torch.cuda.device_count()
-    if launcher == "slurm" and found == 1:
+    """Return the device of a local rank. Slurm may show each task a single device, which is then number 0."""
+    count = torch.cuda.device_count()
+    if launcher == "slurm" and count == 1:
         return 0
-    if local_rank >= found:
+    if local_rank >= count:
         raise LaunchError(
-            f"process {local_rank} of this machine finds {found} CUDA devices; start as many processes as there are "
+            f"process {local_rank} of this machine finds {count} CUDA devices; start as many processes as there are "
             "(torchrun --nproc_per_node), or set device: cpu"
         )
     return local_rank
 
 
 def launch() -> str | None:
-    """What all restarts by one torchrun share, and no other launch; None without torchrun."""
+    """Return a name that all restarts by one torchrun share and no other launch has; None without torchrun."""
     if "TORCHELASTIC_RESTART_COUNT" not in os.environ:
         return None
-    own = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return own if own != "none" else f"agent {os.getppid()}"
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    if run_id == "none":
+        return f"agent {os.getppid()}"
+    return run_id
 
 
 def restarted() -> bool:
-    """Whether torchrun started this process anew after a failure (--max-restarts)."""
+    """Return whether torchrun started this process again after a failure (--max-restarts)."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def _slurm() -> None:
-    """torchrun's variables from Slurm's, for srun with one task a GPU."""
+    """Set torchrun's variables from Slurm's, for srun with one task for each GPU."""
     try:
         rank, size, local = (os.environ[k] for k in ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"))
         nodes = os.environ["SLURM_NODELIST"]
@@ -203,11 +210,11 @@ def _slurm() -> None:
 
 
 class Tally:
-    """Sums of counters over processes that never wait for each other while they work.
+    """Sum counters over processes that never wait for each other while they work.
 
-    Each process posts its counters as often as it likes; a sum goes round in the background, and the next begins with
-    the first post after it has come back. A process that has finished its work keeps posting until all have, so all
-    take part in the same rounds and leave after the same one.
+    Each process posts its counters as often as it likes. One sum at a time runs in the background; the next begins with
+    the first post after the last sum has arrived. A process that has finished its work keeps posting until all have
+    finished: so all take part in the same rounds and leave after the same one.
     """
 
     def __init__(self, world: World, counters: int) -> None:
@@ -217,7 +224,7 @@ class Tally:
         self._round: Any = None
 
     def post(self, counters: Sequence[int]) -> list[int]:
-        """Say this process's counters; returns the newest sums that are known, in their order. Does not wait."""
+        """Post this process's counters and return the newest sums, in the same order. Does not wait."""
         if self._world.size == 1:
             return list(counters)
         if self._round is None:
@@ -228,7 +235,10 @@ class Tally:
         return self._totals[:-1]
 
     def finish(self, counters: Sequence[int], show: Callable[[list[int]], None] | None = None) -> list[int]:
-        """Say the last counters and wait until all processes have; the sums, the same in each. show: newer sums."""
+        """Post the last counters, wait until all processes have, and return the sums, the same in each process.
+
+        show: is called with newer sums as they arrive.
+        """
         if self._world.size == 1:
             return list(counters)
         while True:

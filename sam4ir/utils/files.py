@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Write files so that they are whole or not there."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; after the block it is flushed to disk and takes the place of `path`.
+    """Yield a temporary path beside `path`; after the block that file is flushed to disk and replaces `path`.
 
-    Where the block raises, `path` is as it was and the temporary file is gone.
+    If the block raises, `path` stays as it was and the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -23,8 +23,8 @@ def atomic(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY) if os.name == "posix" else None
-    if folder is not None:
+    if os.name == "posix":
+        folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
 

@@ -1,6 +1,7 @@
-"""Image files to arrays and tensors and back: the one module that knows BGR and integer pixels.
+"""Turn image files into arrays and tensors, and back. Only this module knows BGR and integer pixels.
 
-Everywhere else an image is RGB: (h, w, c) uint8 or uint16 arrays as stored, (c, h, w) float32 tensors in [0, 1].
+Everywhere else an image is RGB: an (h, w, c) uint8 or uint16 array as the file stores it, or a (c, h, w) float32 tensor
+in [0, 1].
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ class ImageError(UserError):
 
 
 def decode_image(data: bytes, name: str, channels: Literal[1, 3] = 3) -> np.ndarray:
-    """The pixels of an encoded image (PNG, JPEG, BMP, TIFF; told by content, not by suffix).
+    """Decode an image file (PNG, JPEG, BMP or TIFF; recognised by content, not by suffix).
 
-    data: the file's bytes; name: what error messages call it.
-    Returns (h, w, channels) RGB, uint8 or uint16 as stored. With channels=3 grey is replicated, a palette is looked
-    up and alpha is dropped without blending (as BasicSR's `flag='color'`); with channels=1 colour becomes luma by the
-    decoder (`flag='grayscale'`). EXIF orientation is ignored: pixels come as they are stored.
+    data: the file's bytes; name: the file's name for error messages.
+    Returns (h, w, channels) RGB, uint8 or uint16 as stored. With channels=3 grey is repeated, a palette is looked up
+    and alpha is dropped without blending (as BasicSR's `flag='color'`); with channels=1 the decoder turns colour into
+    luma (`flag='grayscale'`). EXIF orientation is ignored: pixels keep the order in which they are stored.
     Raises ImageError for empty, truncated or corrupt data and for other pixel types (float TIFF). Damage inside a
-    JPEG's entropy-coded data that leaves its end marker in place cannot be told and is not.
+    JPEG's entropy-coded data that leaves its end marker in place cannot be detected.
     """
     problem = _container_problem(data)
     if problem:
@@ -53,11 +54,13 @@ def decode_image(data: bytes, name: str, channels: Literal[1, 3] = 3) -> np.ndar
         raise ImageError(f"{name}: cannot be decoded; it is damaged or no PNG, JPEG, BMP or TIFF")
     if image.dtype not in _PIXEL_MAX:
         raise ImageError(f"{name}: pixels are {image.dtype}; convert it to 8 or 16 bits")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB) if channels == 3 else image.reshape(*image.shape[:2], 1)
+    if channels == 3:
+        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image.reshape(*image.shape[:2], 1)
 
 
 def read_image(path: str | Path, channels: Literal[1, 3] = 3) -> np.ndarray:
-    """The pixels of an image file, (h, w, channels) RGB uint8 or uint16; see decode_image."""
+    """Read an image file: (h, w, channels) RGB, uint8 or uint16; see decode_image."""
     try:
         data = Path(path).read_bytes()
     except OSError as error:
@@ -66,7 +69,7 @@ def read_image(path: str | Path, channels: Literal[1, 3] = 3) -> np.ndarray:
 
 
 def read_labels(path: str | Path) -> np.ndarray:
-    """What a label map's file holds, not what it shows: grey values and palette numbers as they are stored.
+    """Read a label map: the grey values and palette numbers that the file stores, not the colours that it shows.
 
     Returns (h, w) uint8 or uint16 of a grey or palette file, and of an RGB file whose channels are equal; (h, w, 3)
     RGB of any other. Grey PNGs of fewer than 8 bits come stretched to 0..255; alpha is dropped.
@@ -76,9 +79,9 @@ def read_labels(path: str | Path) -> np.ndarray:
         data = Path(path).read_bytes()
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
-    problem = (
-        "JPEG changes labels; save label maps as PNG" if data.startswith(_JPEG_MAGIC) else _container_problem(data)
-    )
+    problem = _container_problem(data)
+    if data.startswith(_JPEG_MAGIC):
+        problem = "JPEG changes labels; save label maps as PNG"
     if problem:
         raise ImageError(f"{path}: {problem}")
     depth = _palette_depth(data)
@@ -88,19 +91,24 @@ def read_labels(path: str | Path) -> np.ndarray:
     if image is None or image.dtype not in _PIXEL_MAX:
         raise ImageError(f"{path}: cannot be decoded as a picture of 8 or 16 bits")
     if image.ndim == 3:
-        colours = image[:, :, 2::-1]  # BGR or BGRA
-        equal = (colours == colours[:, :, :1]).all()
-        return np.ascontiguousarray(colours[:, :, 0] if equal else colours)
-    return image // (255 // (2**depth - 1)) if 0 < depth < 8 else image
+        labels = image[:, :, 2::-1]  # BGR or BGRA
+        if (labels == labels[:, :, :1]).all():
+            labels = labels[:, :, 0]
+        return np.ascontiguousarray(labels)
+    if 0 < depth < 8:
+        return image // (255 // (2**depth - 1))
+    return image
 
 
 def _palette_depth(data: bytes) -> int:
-    """Bits a pixel of a palette PNG, 0 of any other file."""
-    return data[24] if data.startswith(_PNG_MAGIC) and data[25:26] == b"\x03" else 0
+    """Return the bits of a pixel of a palette PNG; 0 for any other file."""
+    if data.startswith(_PNG_MAGIC) and data[25:26] == b"\x03":
+        return data[24]
+    return 0
 
 
 def _palette_as_grey(data: bytes) -> bytes:
-    """A palette PNG as the grey one of the same bits, so that the decoder gives numbers instead of colours."""
+    """Rewrite a palette PNG as a grey one of the same bits, so that the decoder returns numbers instead of colours."""
     chunks, at = [_PNG_MAGIC], len(_PNG_MAGIC)
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
@@ -114,18 +122,20 @@ def _palette_as_grey(data: bytes) -> bytes:
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """(h, w) of an image file by its header; raises ImageError naming it."""
+    """Return (h, w) of an image file, from its header. Raises ImageError naming the file."""
     try:
         with Path(path).open("rb") as file:
             head = file.read(_HEAD_BYTES)
             size = _header_size(head)
-            return size if size is not None else size_of(head + file.read(), str(path))
+            if size is not None:
+                return size
+            return size_of(head + file.read(), str(path))
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def size_of(data: bytes, name: str) -> tuple[int, int]:
-    """(h, w) of an encoded image, by its header where that is a PNG's or a JPEG's; raises ImageError naming it."""
+    """Return (h, w) of an encoded image: from the header of PNG and JPEG, else by decoding. Raises ImageError."""
     size = _header_size(data)
     if size is None:
         h, w, _ = decode_image(data, name).shape
@@ -134,7 +144,7 @@ def size_of(data: bytes, name: str) -> tuple[int, int]:
 
 
 def to_float_tensor(image: np.ndarray) -> Tensor:
-    """(h, w, c) uint8 or uint16 to (c, h, w) float32 in [0, 1]: divided by 255 or 65535. Copies."""
+    """Convert (h, w, c) uint8 or uint16 to a new (c, h, w) float32 tensor in [0, 1], by division by 255 or 65535."""
     if image.dtype not in _PIXEL_MAX:
         raise ImageError(f"pixels are {image.dtype}; uint8 or uint16 is needed")
     h, w, c = image.shape
@@ -147,24 +157,26 @@ def to_float_tensor(image: np.ndarray) -> Tensor:
 
 
 def to_grey(image: np.ndarray) -> np.ndarray:
-    """(h, w, 3) RGB uint8 or uint16 to (h, w, 1) luma, 0.299 R + 0.587 G + 0.114 B rounded; equal channels stay.
+    """Convert (h, w, 3) RGB uint8 or uint16 to (h, w, 1) luma: 0.299 R + 0.587 G + 0.114 B, rounded.
 
-    A function of the pixels alone. A file read with OpenCV's `flag='grayscale'` instead may differ by one level: that
-    luma depends on the file's format and OpenCV's version.
+    Where the three channels are equal the value stays.
+
+    The result depends on the pixels alone. OpenCV's `flag='grayscale'` may differ by one level: its luma depends on the
+    file's format and on the version of OpenCV.
     """
     luma: Any = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
     return luma[:, :, None]
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
-    """(c, h, w) float, clamped to [0, 1], to (h, w, c) uint8 RGB; halves round to even, as numpy and BasicSR do."""
+    """Convert (c, h, w) float, clamped to [0, 1], to (h, w, c) uint8 RGB; halves round to even, as in numpy and BasicSR."""
     return to_image(image, np.dtype(np.uint8))
 
 
 def to_image(image: Tensor, dtype: np.dtype) -> np.ndarray:
-    """(c, h, w) float, clamped to [0, 1], to (h, w, c) RGB of dtype uint8 or uint16; halves round to even.
+    """Convert (c, h, w) float, clamped to [0, 1], to (h, w, c) RGB of dtype uint8 or uint16; halves round to even.
 
-    Raises ImageError for values that are not finite, which no picture can show.
+    Raises ImageError for values that are not finite.
     """
     if not image.isfinite().all():
         raise ImageError("the restored image has values that are not finite; are the weights whole?")
@@ -173,33 +185,35 @@ def to_image(image: Tensor, dtype: np.dtype) -> np.ndarray:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """PNG bytes of (h, w, c) RGB or grey, c = 1 or 3, uint8 or uint16."""
+    """Encode (h, w, c) RGB or grey, c = 1 or 3, uint8 or uint16, as PNG bytes."""
     return _encode(image, ".png", "image")
 
 
 def jpeg(image: Tensor, quality: int) -> Tensor:
-    """(c, h, w) float, c = 3 or 1, as it comes back from a JPEG file of `quality` 1..100: in [0, 1], in 255ths.
+    """Write (c, h, w) float, c = 3 or 1, as a JPEG of `quality` 1 to 100 and read it back: float32 in [0, 1].
 
     Values are clamped and rounded to 8 bits first. Colour is stored at half resolution (4:2:0), as OpenCV writes it.
     """
     pixels: Any = to_uint8(image)
-    written, data = cv2.imencode(
-        ".jpg",
-        cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if len(image) == 3 else pixels,
-        [cv2.IMWRITE_JPEG_QUALITY, quality],
-    )
-    if not written:
+    channels: Literal[1, 3] = 1
+    if len(image) == 3:
+        channels = 3
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    encoded, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not encoded:
         raise ImageError(f"an image of {tuple(image.shape)} cannot be written as JPEG of quality {quality}")
-    return to_float_tensor(decode_image(data.tobytes(), "JPEG", 3 if len(image) == 3 else 1))
+    return to_float_tensor(decode_image(data.tobytes(), "JPEG", channels))
 
 
 def eight_bits(image: np.ndarray) -> np.ndarray:
-    """(h, w, c) uint8, contiguous, of uint8 or uint16 pixels: the upper eight bits."""
-    return np.ascontiguousarray(image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8))
+    """Return the upper eight bits of uint8 or uint16 pixels: (h, w, c) uint8, contiguous."""
+    if image.dtype != np.uint8:
+        image = (image >> 8).astype(np.uint8)
+    return np.ascontiguousarray(image)
 
 
 def caption(text: str, width: int, height: int = 16) -> np.ndarray:
-    """(height, width, 3) uint8: light text on dark grey, cut off at the right where it is too long; ASCII only."""
+    """Draw light text on dark grey: (height, width, 3) uint8. Text that is too long is cut off; ASCII only."""
     strip = np.full((height, width, 3), 40, np.uint8)
     plain = text.encode("ascii", "replace").decode()
     cv2.putText(strip, plain, (3, height - 5), cv2.FONT_HERSHEY_SIMPLEX, height / 40, (230,) * 3, 1, cv2.LINE_AA)
@@ -207,16 +221,18 @@ def caption(text: str, width: int, height: int = 16) -> np.ndarray:
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(height, width, 3) of an (h, w, 3) uint8 or uint16 picture to look at: averaged when smaller, else repeated."""
-    smaller = height <= image.shape[0] and width <= image.shape[1]
+    """Resize an (h, w, 3) uint8 or uint16 picture for people to look at: average to shrink, repeat pixels to enlarge."""
+    interpolation = cv2.INTER_NEAREST
+    if height <= image.shape[0] and width <= image.shape[1]:
+        interpolation = cv2.INTER_AREA
     pixels: Any = np.ascontiguousarray(image)
-    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA if smaller else cv2.INTER_NEAREST)
+    return cv2.resize(pixels, (width, height), interpolation=interpolation)
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:
-    """Writes (h, w, c) RGB or grey, c = 1 or 3, in the format of the suffix; 16 bits need PNG or TIFF.
+    """Write (h, w, c) RGB or grey, c = 1 or 3, in the format of the suffix; 16 bits need PNG or TIFF.
 
-    Folders are made. Readers see the old file or the whole new one. Raises ImageError naming the path.
+    Missing folders are made. Readers see the old file or the whole new one. Raises ImageError naming the path.
     """
     path = Path(path)
     data = _encode(image, path.suffix.lower(), str(path))
@@ -232,15 +248,17 @@ def _encode(image: np.ndarray, suffix: str, name: str) -> bytes:
     if image.dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
         raise ImageError(f"{name}: {suffix} holds 8 bits only; write 16 bits as .png or .tiff")
     pixels: Any = np.ascontiguousarray(image)
-    written, data = cv2.imencode(suffix, cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if image.shape[2] == 3 else pixels)
-    if not written:
+    if image.shape[2] == 3:
+        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    encoded, data = cv2.imencode(suffix, pixels)
+    if not encoded:
         raise ImageError(f"{name}: cannot be encoded as {suffix}")
     return data.tobytes()
 
 
 @contextmanager
 def _quiet_decoder() -> Iterator[None]:
-    """OpenCV's own log off: what it would print arrives as an ImageError that names the file."""
+    """Switch OpenCV's own log off: an ImageError that names the file says what it would print."""
     log = cv2.utils.logging
     level = log.setLogLevel(log.LOG_LEVEL_SILENT)
     try:
@@ -250,7 +268,7 @@ def _quiet_decoder() -> Iterator[None]:
 
 
 def _container_problem(data: bytes) -> str | None:
-    """What is wrong with the container, or None. Some decoders fill what a truncated file lacks with grey."""
+    """Return what is wrong with the container, or None. Some decoders fill the missing part of a file with grey."""
     if not data:
         return "the file is empty"
     for magic, problem in _CONTAINERS.items():
@@ -260,7 +278,7 @@ def _container_problem(data: bytes) -> str | None:
 
 
 def _header_size(data: bytes) -> tuple[int, int] | None:
-    """(h, w) of a PNG (IHDR) or JPEG (frame header, ITU T.81, B.2.2) that begins with `data`; None for all else."""
+    """Return (h, w) of a PNG (IHDR) or JPEG (frame header, ITU T.81, B.2.2) that begins with `data`; else None."""
     if data.startswith(_PNG_MAGIC) and len(data) >= 24:
         return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
     at = 2 if data.startswith(_JPEG_MAGIC) else len(data)
@@ -268,12 +286,19 @@ def _header_size(data: bytes) -> tuple[int, int] | None:
         marker = data[at + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        at += _segment_length(data, at)
     return None
 
 
+def _segment_length(data: bytes, at: int) -> int:
+    """Return the bytes of the JPEG segment whose marker begins at `at`; a fill byte counts as a segment of one byte."""
+    if data[at + 1] == 0xFF:
+        return 1
+    return 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+
+
 def _png_problem(data: bytes) -> str | None:
-    """PNG (ISO/IEC 15948, 5.3): chunks of length, type, data and CRC up to IEND."""
+    """Check a PNG (ISO/IEC 15948, 5.3): chunks of length, type, data and CRC up to IEND."""
     at = len(_PNG_MAGIC)
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
@@ -288,7 +313,7 @@ def _png_problem(data: bytes) -> str | None:
 
 
 def _jpeg_problem(data: bytes) -> str | None:
-    """JPEG (ITU T.81, B.1): segments up to the first scan, then an end-of-image marker.
+    """Check a JPEG (ITU T.81, B.1): segments up to the first scan, then an end-of-image marker.
 
     The search starts at the scan because a thumbnail in the header has an end marker of its own.
     """
@@ -296,8 +321,10 @@ def _jpeg_problem(data: bytes) -> str | None:
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xDA:
-            return None if data.find(b"\xff\xd9", at) >= 0 else f"truncated JPEG: no end marker in {len(data)} bytes"
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+            if data.find(b"\xff\xd9", at) < 0:
+                return f"truncated JPEG: no end marker in {len(data)} bytes"
+            return None
+        at += _segment_length(data, at)
     return f"truncated or corrupt JPEG: no image data in {len(data)} bytes"
 
 

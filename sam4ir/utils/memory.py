@@ -14,7 +14,7 @@ _RESET_PEAK = "5"  # proc(5): sets VmHWM back to what is resident now
 
 
 def reset_peak(device: torch.device) -> None:
-    """Measure the peak anew from here."""
+    """Let the peak be measured from here on."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     else:
@@ -23,16 +23,20 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at the peak: what tensors held on a CUDA device, else what the process held; 0 where nobody tells."""
+    """Return the bytes at the peak: of tensors on a CUDA device, else of the process; 0 where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
-        found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
+        peak = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text())
     except OSError:
         return 0
-    return 1024 * int(found[1]) if found else 0
+    if peak is None:
+        return 0
+    return 1024 * int(peak[1])
 
 
 def in_words(size: float) -> str:
-    """'1.4 GiB', '310 MiB'."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    """Return a size in bytes as text: '1.4 GiB', '310 MiB'."""
+    if size >= 2**30:
+        return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**20:.0f} MiB"

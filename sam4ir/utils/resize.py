@@ -1,9 +1,9 @@
-"""MATLAB's imresize with its bicubic kernel: the down- and up-scaling that super-resolution is defined by.
+"""MATLAB's imresize with its bicubic kernel, which defines the down- and up-scaling of super-resolution.
 
-Keys' cubic convolution with a = -0.5; shrinking widens the kernel by the factor (antialiasing); the weights of each
-output pixel are normalised to sum 1; beyond the border the image is mirrored with its edge repeated. Both directions
-are separable, and neighbouring output pixels look at nearly the same input pixels: a direction is computed as one batch
-of small dense products, a block of outputs from the stretch of inputs that it sees.
+The kernel is Keys' cubic convolution with a = -0.5. Shrinking widens the kernel by the factor (antialiasing). The
+weights of each output pixel are normalised to sum 1. Beyond the border the image is mirrored with its edge repeated.
+Rows and columns are resized one after the other. Neighbouring output pixels read nearly the same input pixels, so each
+direction is one batch of small dense products: a block of outputs from the stretch of inputs that it reads.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _GRID = float(1 << 26)  # values in pixel units are brought to multiples of 1 / 
 
 
 def imresize(image: Tensor, scale: float) -> Tensor:
-    """The image with both sides multiplied by `scale` and rounded up, as MATLAB's imresize(image, scale).
+    """Resize an image by `scale` as MATLAB's imresize(image, scale): both sides are multiplied and rounded up.
 
     image: (..., h, w) floating point, any range, any device. Values may overshoot that range: nothing is clipped.
     Returns (..., ceil(h scale), ceil(w scale)) of the same type; half and bfloat16 are computed in float32.
-    Raises ValueError for a scale that is not above 0, and for integer images.
+    Raises UserError for a scale that is not above 0, and for integer images.
     """
     if not (scale > 0 and math.isfinite(scale)):
         raise UserError(f"scale: {scale} must be a finite number above 0")
@@ -44,7 +44,7 @@ def imresize(image: Tensor, scale: float) -> Tensor:
 
 
 def resize_to(image: Tensor, size: Size) -> Tensor:
-    """The (..., h, w) image at another size (h, w), as MATLAB's imresize(image, size); otherwise as `imresize`."""
+    """Resize an (..., h, w) image to a size (h, w) as MATLAB's imresize(image, size); otherwise as `imresize`."""
     if min(size) < 1:
         raise UserError(f"size: {size} must be (height, width), both at least 1")
     h, w = image.shape[-2:]
@@ -52,13 +52,13 @@ def resize_to(image: Tensor, size: Size) -> Tensor:
 
 
 def shrunk_pixels(pixels: NDArray[Any], factor: int, rounded: bool = True) -> NDArray[Any]:
-    """(h, w, c) unsigned integer pixels shrunk by a whole factor; exactly so, whatever part of an image they are.
+    """Shrink (h, w, c) unsigned integer pixels by a whole factor, with the same values for a part as for the whole.
 
-    Computed in float64 and brought to a fine grid, so that a part of an image gives the very values that the whole
-    gives there, except within SUPPORT output pixels of a border that is not the image's. rounded: to the pixels' own
-    type, clipped, halves to even, as they would be stored in a file; else float64, 1 for the type's largest value,
-    not clipped.
-    Raises ValueError where a side is no positive multiple of the factor.
+    The values are computed in float64 and rounded to a fine grid. So a part of an image gives the very values that the
+    whole image gives there, except within SUPPORT output pixels of a border that is not the image's.
+    rounded: whether to return the pixels' own type, clipped, halves to even, as a file would store them; else float64
+    is returned, 1 for the type's largest value, not clipped.
+    Raises UserError where a side is no positive multiple of the factor.
     """
     h, w, c = pixels.shape
     if factor < 1 or min(h, w) < factor or h % factor or w % factor:
@@ -66,9 +66,11 @@ def shrunk_pixels(pixels: NDArray[Any], factor: int, rounded: bool = True) -> ND
     rows, columns = (_bands(side, side // factor, 1 / factor, torch.float64, _CPU) for side in (h, w))
     lines = rows.along_rows(torch.from_numpy(pixels.reshape(1, h, w * c).astype(np.float64)))
     planes = columns.along_columns(lines.view(h // factor, w, c).permute(2, 0, 1))
-    found = planes.mul_(_GRID).round_().div_(_GRID).permute(1, 2, 0).numpy()
+    shrunk = planes.mul_(_GRID).round_().div_(_GRID).permute(1, 2, 0).numpy()
     largest = np.iinfo(pixels.dtype).max
-    return np.rint(found).clip(0, largest).astype(pixels.dtype) if rounded else found / largest
+    if rounded:
+        return np.rint(shrunk).clip(0, largest).astype(pixels.dtype)
+    return shrunk / largest
 
 
 def _resized(image: Tensor, size: Size, scale: tuple[float, float]) -> Tensor:
@@ -77,7 +79,9 @@ def _resized(image: Tensor, size: Size, scale: tuple[float, float]) -> Tensor:
     h, w = image.shape[-2:]
     if min(h, w) < 1:
         raise UserError(f"image: {h}x{w} is empty")
-    dtype = torch.float32 if image.dtype in (torch.float16, torch.bfloat16) else image.dtype
+    dtype = image.dtype
+    if dtype in (torch.float16, torch.bfloat16):
+        dtype = torch.float32
     rows = _bands(h, size[0], scale[0], dtype, image.device)
     columns = _bands(w, size[1], scale[1], dtype, image.device)
     planes = image.to(dtype).reshape(-1, h, w)
@@ -91,9 +95,10 @@ def _resized(image: Tensor, size: Size, scale: tuple[float, float]) -> Tensor:
 
 
 class _Bands(NamedTuple):
-    """A direction's weights: (blocks, outputs of a block, s), and the (blocks * s,) inputs that they are for.
+    """The weights of one direction.
 
-    inputs: None where one block sees all of them, in their order.
+    weights: (blocks, outputs of a block, s). inputs: the (blocks * s,) indices of the inputs that the weights belong
+    to; None where one block reads all inputs in their order. out: the number of outputs.
     """
 
     weights: Tensor
@@ -121,9 +126,9 @@ class _Bands(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-@torch.inference_mode(False)  # kept weights may be asked for again where gradients are
+@torch.inference_mode(False)  # a later call with gradients may read the cached weights
 def _bands(length: int, out: int, scale: float, dtype: torch.dtype, device: torch.device) -> _Bands:
-    """The weights that bring `length` pixels to `out`; found in float64."""
+    """Return the weights that bring `length` pixels to `out`; they are computed in float64."""
     first, taps = _taps(out, scale)
     reach = taps.shape[1]
     block = min(_BLOCK, out)
@@ -142,7 +147,7 @@ def _bands(length: int, out: int, scale: float, dtype: torch.dtype, device: torc
 
 
 def _matrix(length: int, first: NDArray[np.int64], taps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(out, length): the weight of each input in each output."""
+    """Return the weight of each input in each output: (out, length)."""
     out, reach = taps.shape
     matrix = np.zeros((out, length))
     inputs = _mirrored(first[:, None] + np.arange(reach), length)
@@ -151,10 +156,10 @@ def _matrix(length: int, first: NDArray[np.int64], taps: NDArray[np.float64]) ->
 
 
 def _taps(out: int, scale: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The first input that each output looks at, (out,), and the weights of it and of those behind it, (out, taps)."""
+    """Return the first input that each output reads, (out,), and the weights from that input on, (out, taps)."""
     step = 1 / scale
     if abs(step - round(step)) < 1e-9:
-        step = round(step)  # exact, so that the weights do not depend on where in the image an output lies
+        step = round(step)  # exact, so that the weights do not depend on the place of an output in the image
     shrinking = min(scale, 1.0)
     width = 2 * SUPPORT * max(step, 1)
     centre = (np.arange(out) + 0.5) * step - 0.5
@@ -174,6 +179,6 @@ def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _mirrored(places: NDArray[np.int64], length: int) -> NDArray[np.int64]:
-    """Indices 0..length-1 of places that may lie outside, mirrored with the edge repeated, again and again."""
+    """Map places that may lie outside to indices 0..length-1: mirrored with the edge repeated, as often as needed."""
     within = places % (2 * length)
     return np.minimum(within, 2 * length - 1 - within)

@@ -1,9 +1,9 @@
-"""Files of weights, of every layout that the field's tools write: what they hold, read without running their code.
+"""Read weights files of every layout that the field's tools write, without running code that they hold.
 
-Understood without being told: {params}, {params_ema}, {state_dict}, {state_dict: {model}} (SRDiff, SAM-DiffSR),
-{model}, a bare state dict, any other single state dict beside plain values; `module.` and `_orig_mod.` before the keys;
-.pth, .pt (zip and the older format) and .safetensors (told by content). Where a file holds both averages and raw
-weights, params_ema is taken.
+These layouts are recognised: {params}, {params_ema}, {state_dict}, {state_dict: {model}} (SRDiff, SAM-DiffSR), {model},
+a plain state dict, and any other single state dict beside plain values; `module.` and `_orig_mod.` before the keys;
+.pth, .pt (zip and the older format) and .safetensors (recognised by content). If a file holds averaged and raw weights,
+the averaged ones (params_ema) are read.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ class WeightsFileError(UserError):
 
 
 class Weights(NamedTuple):
-    """state: tensors by key, on the CPU. entry: where they stood in the file; None where the file is a state dict."""
+    """A state dict and its origin.
+
+    state: tensors by key, on the CPU. entry: the file's entry that held them; None where the file is a state dict.
+    """
 
     state: dict[str, Tensor]
     path: Path
@@ -40,13 +43,15 @@ class Weights(NamedTuple):
 
 
 def read_weights(path: Path, key: str | None = None) -> Weights:
-    """The state dict of a weights file; see read_file and find_state."""
+    """Read the state dict of a weights file; see read_file and find_state."""
     return find_state(read_file(path), path, key)
 
 
 def read_file(path: Path) -> Any:
-    """What a .pth, .pt, .state or .safetensors file holds: tensors, plain values and numpy numbers (which come as plain
-    values), on the CPU. Nothing else is admitted (weights_only).
+    """Read the content of a .pth, .pt, .state or .safetensors file.
+
+    Returns tensors on the CPU and plain values; numpy numbers become plain values. Nothing else is admitted
+    (weights_only).
 
     Raises WeightsFileError for a missing or damaged file and for one that holds objects.
     """
@@ -66,46 +71,57 @@ def read_file(path: Path) -> Any:
 
 
 def find_state(content: Any, path: Path, key: str | None = None) -> Weights:
-    """The state dict inside a weights file, without `module.` and the like.
+    """Find the state dict inside the content of a weights file; prefixes such as `module.` are removed from its keys.
 
-    key: which entry to take; None takes the first of params_ema, params, state_dict, model, or the file itself where it
-    is a bare state dict, or its only entry with tensors. Raises WeightsFileError naming the entries there are.
+    key: the entry to read. None reads the first of params_ema, params, state_dict, model; or the content itself if it
+    is a state dict; or its only entry with tensors. Raises WeightsFileError naming the entries that the file has.
     """
     if not isinstance(content, Mapping):
         raise WeightsFileError(f"{path}: holds no named weights but a {type(content).__name__}")
     if key is not None and key not in content:
         entries = ", ".join(map(str, list(content)[:5]))
         raise WeightsFileError(f"{path}: has no entry {key!r} (it has {entries}); leave out param_key_g to find it")
-    found = key or _entry(content)
-    tensors = _tensors(content if found is None else content[found])
-    if found is not None and not tensors and isinstance(content[found], Mapping):
-        tensors = _tensors(content[found].get("model"))
+    entry = key or _entry(content)
+    if entry is None:
+        tensors = _tensors(content)
+    else:
+        tensors = _tensors(content[entry])
+        if not tensors and isinstance(content[entry], Mapping):
+            tensors = _tensors(content[entry].get("model"))
     if not tensors:
-        raise WeightsFileError(f"{path}: holds no weights" + (f" under {found!r}" if found else ""))
-    return Weights({_bare(k): v for k, v in tensors.items()}, path, found)
+        place = f" under {entry!r}" if entry else ""
+        raise WeightsFileError(f"{path}: holds no weights{place}")
+    return Weights({_without_prefix(name): tensor for name, tensor in tensors.items()}, path, entry)
 
 
 def _entry(content: Mapping[str, Any]) -> str | None:
-    """The entry with the state dict; None where the content is one itself, or where several could be meant."""
-    preferred = [k for k in PREFERRED if isinstance(content.get(k), Mapping)]
-    if preferred or _tensors(content):
-        return preferred[0] if preferred else None
-    others = [k for k, value in content.items() if _tensors(value)]
-    return others[0] if len(others) == 1 else None
+    """Return the entry with the state dict; None if the content is one itself, or if several entries could be meant."""
+    for name in PREFERRED:
+        if isinstance(content.get(name), Mapping):
+            return name
+    if _tensors(content):
+        return None
+    others = [name for name, value in content.items() if _tensors(value)]
+    if len(others) == 1:
+        return others[0]
+    return None
 
 
 def _tensors(state: Any) -> dict[str, Tensor]:
-    return {str(k): v for k, v in state.items() if isinstance(v, Tensor)} if isinstance(state, Mapping) else {}
+    """Return the tensors of a mapping; none of anything else."""
+    if not isinstance(state, Mapping):
+        return {}
+    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
 
 
-def _bare(key: str) -> str:
+def _without_prefix(key: str) -> str:
     while key.startswith(PREFIXES):
         key = key.split(".", 1)[1]
     return key
 
 
 def _is_safetensors(path: Path) -> bool:
-    """By the suffix, or by its header of JSON, which begins at the ninth byte; a pickle or zip never has it there."""
+    """Recognise the format by suffix, or by the JSON header at the ninth byte, where no pickle or zip has one."""
     if path.suffix == ".safetensors":
         return True
     with path.open("rb") as file:
@@ -114,7 +130,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _refused(error: Exception) -> str:
-    """What reading with weights_only did not admit; torch's own text is long and advises to read it all the same."""
+    """Say what weights_only did not admit; torch's own text is long and advises to read the file all the same."""
     text = str(error).rsplit("WeightsUnpickler error:", 1)[-1]
     named = re.search(r"GLOBAL (\S+)", text) or re.search(r"<class '([^']+)'>", text)
     if named is None:
@@ -126,12 +142,12 @@ def _refused(error: Exception) -> str:
 
 
 def _first_line(error: Exception | str) -> str:
-    """The beginning of an error's text, which torch makes long."""
+    """Return the beginning of an error's text; torch's texts are long."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:100]
 
 
 class _NumberType:
-    """Stands for numpy.dtype in a pickle: the kind and size of a number and its byte order, and nothing else."""
+    """Replace numpy.dtype in a pickle: hold the kind, size and byte order of a number, and nothing else."""
 
     def __init__(self, kind: str, align: bool = False, copy: bool = False) -> None:
         if not re.fullmatch(r"[fiub]\d{1,2}", kind):
@@ -144,11 +160,11 @@ class _NumberType:
 
 
 def _number(kind: _NumberType, data: bytes) -> Any:
-    """Stands for numpy's reconstruction of a scalar: the plain value that the bytes spell."""
+    """Replace numpy's reconstruction of a scalar: return the plain value of the bytes."""
     return np.frombuffer(data, np.dtype(kind.order + kind.kind))[0].item()
 
 
-# what tools leave beside weights, such as the best PSNR; numpy 1 and 2 spell the module differently
+# tools store numbers such as the best PSNR beside weights; numpy 1 and 2 spell the module differently
 _NUMPY_NUMBERS: list[Any] = [
     (_NumberType, "numpy.dtype"),
     (_number, "numpy.core.multiarray.scalar"),
