@@ -1,8 +1,8 @@
-"""Names that option files use, and where each of them lives.
+"""The names that option files use, and the module where each of them lives.
 
-A table maps a name to 'module:attribute'; the module is imported when the name is looked up, so
-importing sam4ir stays cheap and a plain network never pulls in SAM or VGG. A user's own parts join
-with ``@ARCHS.register()`` in a module listed under ``plugins:`` of the option file.
+A table maps a name to 'module:attribute'. The module is imported when the name is looked up, so importing sam4ir stays
+cheap and a plain network never imports SAM or VGG. A user adds parts with ``@ARCHS.register()`` in a module that the
+option file lists under ``plugins:``.
 """
 
 from __future__ import annotations
@@ -18,24 +18,27 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 
 class UnknownNameError(UserError):
-    """A name that no table holds; the message tells the near miss and the known names."""
+    """A name that a table does not hold; the message gives the nearest name and all names of the table."""
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:
-    """'; did you mean X?' for the closest known name, '' where none is close."""
-    by_fold = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(name.lower(), by_fold, n=1, cutoff=0.6)
+    """Return '; did you mean X?' for the closest known name, or '' if none is close."""
+    spellings = {word.lower(): word for word in known}
+    close = difflib.get_close_matches(name.lower(), spellings, n=1, cutoff=0.6)
     if not close:  # 'my_psnr' may mean psnr
-        close = sorted((k for k in by_fold if len(k) >= 4 and k in name.lower()), key=len, reverse=True)
-    return f"; did you mean {by_fold[close[0]]!r}?" if close else ""
+        parts = [word for word in spellings if len(word) >= 4 and word in name.lower()]
+        close = sorted(parts, key=len, reverse=True)
+    if not close:
+        return ""
+    return f"; did you mean {spellings[close[0]]!r}?"
 
 
 class Registry:
     """One table of names.
 
-    kind: the word that error messages use ('arch', 'loss', ...).
+    kind: the word for a part in error messages ('arch', 'loss', ...).
     entries: name -> 'module:attribute'.
-    handed: constructor arguments that the engine hands over and an option file may not give.
+    handed: constructor arguments that the engine hands over; an option file may not give them.
     """
 
     def __init__(self, kind: str, entries: Mapping[str, str], handed: Iterable[str] = ()) -> None:
@@ -44,17 +47,17 @@ class Registry:
         self._entries: dict[str, str | Callable[..., Any]] = dict(entries)
 
     def names(self) -> list[str]:
-        """All known names, sorted."""
+        """Return all names of the table, sorted."""
         return sorted(self._entries)
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
 
     def get(self, name: str) -> Callable[..., Any]:
-        """The class or function called `name`. Raises UnknownNameError with the near miss."""
+        """Return the class or function called `name`. Raises UnknownNameError with the nearest name."""
         if name not in self._entries:
-            miss = near_miss(name, self._entries)
-            raise UnknownNameError(f"no {self.kind} is called {name!r}{miss or ';'} known: {', '.join(self.names())}")
+            hint = near_miss(name, self._entries) or ";"
+            raise UnknownNameError(f"no {self.kind} is called {name!r}{hint} known: {', '.join(self.names())}")
         entry = self._entries[name]
         if isinstance(entry, str):
             module, attribute = entry.split(":")
@@ -62,24 +65,27 @@ class Registry:
         return entry
 
     def register(self, name: str | None = None) -> Callable[[T], T]:
-        """Decorator that adds a class or function under its own name, or under `name`.
+        """Return a decorator that adds a class or function under its own name, or under `name`.
 
-        Registering another object under a taken name is a ValueError; the same object again (a
-        module imported twice) is not.
+        Raises UserError for another object under a name of the table; the same object may come again, as when a module
+        is imported twice.
         """
 
-        def add(obj: T) -> T:
-            key = name or obj.__name__
-            taken = self._entries.get(key)
-            origin = f"{obj.__module__}:{obj.__qualname__}"
-            if taken is not None and origin != (
-                taken if isinstance(taken, str) else f"{taken.__module__}:{taken.__qualname__}"
-            ):
+        def add(part: T) -> T:
+            key = name or part.__name__
+            if key in self._entries and _origin(self._entries[key]) != _origin(part):
                 raise UserError(f"{self.kind} {key!r} is registered already; give yours another name")
-            self._entries[key] = obj
-            return obj
+            self._entries[key] = part
+            return part
 
         return add
+
+
+def _origin(part: str | Callable[..., Any]) -> str:
+    """Return the 'module:attribute' of a table's row or of a part."""
+    if isinstance(part, str):
+        return part
+    return f"{part.__module__}:{part.__qualname__}"
 
 
 ARCHS = Registry(

@@ -1,8 +1,8 @@
 """Files that an earlier version wrote still mean the same: a checkpoint, a mask store and every option file.
 
 tests/golden/earlier_run.zip and earlier_options.zip were written by commit 86f6a2e, before the folders were renamed: a
-SAM4IR run of eight iterations on the small world of conftest.py, stopped after four, and all option files with what they
-resolved to.
+SAM4IR run of eight iterations on the small world of conftest.py, stopped after four, and all option files with their
+resolved values.
 """
 
 from __future__ import annotations

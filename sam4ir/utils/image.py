@@ -169,7 +169,7 @@ def to_grey(image: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
-    """Convert (c, h, w) float, clamped to [0, 1], to (h, w, c) uint8 RGB; halves round to even, as in numpy and BasicSR."""
+    """Convert (c, h, w) float, clamped to [0, 1], to (h, w, c) uint8 RGB; halves round to even."""
     return to_image(image, np.dtype(np.uint8))
 
 
@@ -221,7 +221,7 @@ def caption(text: str, width: int, height: int = 16) -> np.ndarray:
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resize an (h, w, 3) uint8 or uint16 picture for people to look at: average to shrink, repeat pixels to enlarge."""
+    """Resize an (h, w, 3) uint8 or uint16 picture for display: average to shrink, repeat pixels to enlarge."""
     interpolation = cv2.INTER_NEAREST
     if height <= image.shape[0] and width <= image.shape[1]:
         interpolation = cv2.INTER_AREA

@@ -23,7 +23,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the bytes at the peak: of tensors on a CUDA device, else of the process; 0 where the system does not say."""
+    """Return the bytes at the peak: of tensors on a CUDA device, else of the process; 0 where it is unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:
