@@ -14,7 +14,7 @@ from conftest import photograph
 
 from sam4ir.priors.zoo import weights as zoo
 from sam4ir.priors.zoo.sources import Url
-from sam4ir.priors.zoo.weights import Entry, Network
+from sam4ir.priors.zoo.weights import Entry, ZooNetwork
 from sam4ir.registry import ARCHS
 from sam4ir.utils.image import read_image, write_image
 
@@ -86,7 +86,7 @@ def test_a_name_of_the_zoo_tells_its_network(
     file.parent.mkdir(parents=True)
     torch.save({"params": brightening("NAFNetLocal", "img_channel", 3, **TINY)}, file)
     source = Url("http://127.0.0.1:9/tiny.pth", hashlib.sha256(file.read_bytes()).hexdigest())
-    entry = Entry("tiny_deraining", "", "", (source,), network=Network("NAFNetLocal", TINY))
+    entry = Entry("tiny_deraining", "", "", (source,), network=ZooNetwork("NAFNetLocal", TINY))
     monkeypatch.setattr(zoo, "ENTRIES", {entry.name: entry})
     assert np.array_equal(restored(script, entry.name, photos)["colour.png"], brighter(photograph(1)))
     assert "network_g: {type: NAFNetLocal, width: 4" in capsys.readouterr().out

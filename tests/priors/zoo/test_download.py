@@ -22,7 +22,7 @@ from sam4ir.priors.zoo import sources
 from sam4ir.priors.zoo import weights as zoo
 from sam4ir.priors.zoo.download import UnreachableError, WeightsError, accept, is_accepted, transfer
 from sam4ir.priors.zoo.sources import Drive, Url
-from sam4ir.priors.zoo.weights import Entry, Network, cached, load_state, resolve
+from sam4ir.priors.zoo.weights import Entry, ZooNetwork, cached, load_state, resolve
 from sam4ir.registry import ARCHS
 
 BODY = bytes(range(256)) * 5000
@@ -376,7 +376,9 @@ def checkpoint(prefix="", **changes):
 def unpinned(server, monkeypatch):
     """The zoo with one entry without a hash; its server has the right file."""
     server.body = checkpoint("module.")
-    entry = Entry("tiny", "a test", "none", (Url(server.url, None, save_as="t.pth"),), network=Network("NAFNet", TINY))
+    entry = Entry(
+        "tiny", "a test", "none", (Url(server.url, None, save_as="t.pth"),), network=ZooNetwork("NAFNet", TINY)
+    )
     monkeypatch.setattr(zoo, "ENTRIES", {"tiny": entry})
     return entry
 
@@ -483,7 +485,7 @@ def test_a_vit_b_comes_from_the_server_and_loads(server, monkeypatch, tmp_path):
 def test_a_sam_with_a_wrong_hash_is_refused_and_leaves_nothing(server, mobile_sam, monkeypatch, tmp_path):
     serve_sam(server, monkeypatch, mobile_sam, sha256="0" * 64)
     monkeypatch.setenv("SAM4IR_HOME", str(tmp_path))
-    with pytest.raises(WeightsError, match=r"sam_mobile_sam_012345\.pth: what came .* expected 0000"):
+    with pytest.raises(WeightsError, match=r"sam_mobile_sam_012345\.pth: the file that came .* expected 0000"):
         load_sam("mobile_sam")
     assert not [p for p in (tmp_path / "weights").iterdir() if p.suffix != ".lock"]
 

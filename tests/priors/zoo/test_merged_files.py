@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from sam4ir.priors.zoo import sources
 from sam4ir.priors.zoo.download import UnreachableError, WeightsError
-from sam4ir.priors.zoo.merged_files import Joined
+from sam4ir.priors.zoo.merged_files import MergedFiles
 from sam4ir.priors.zoo.sources import Url
 from sam4ir.utils.weights import read_weights
 
@@ -28,7 +28,7 @@ def parts(tmp_path):
 
 
 def joined(parts):
-    return Joined(parts, "joined.safetensors", lambda name: name.startswith(("features", "lin")))
+    return MergedFiles(parts, "joined.safetensors", lambda name: name.startswith(("features", "lin")))
 
 
 def test_files_that_were_put_there_become_one_without_the_network(tmp_path, parts):

@@ -9,7 +9,7 @@ import torch
 from sam4ir.archs.infer import built_shapes, infer
 from sam4ir.config.load import load_options
 from sam4ir.priors.sam.load import KINDS, build_sam
-from sam4ir.priors.zoo.merged_files import Joined
+from sam4ir.priors.zoo.merged_files import MergedFiles
 from sam4ir.priors.zoo.sources import Drive, NpmPackage, PackagedArrays, Url
 from sam4ir.priors.zoo.weights import ENTRIES
 from sam4ir.registry import ARCHS
@@ -40,9 +40,9 @@ def test_every_row_says_what_it_is_and_how_it_is_checked(entry):
     for source in entry.sources:
         if isinstance(source, NpmPackage):
             assert all(re.fullmatch(r"[0-9a-f]{64}", value) for value in (source.sha256, *source.members.values()))
-        if isinstance(source, Joined):
+        if isinstance(source, MergedFiles):
             assert all(re.fullmatch(r"[0-9a-f]{64}", part.sha256) for part in source.parts)
-        if isinstance(source, PackagedArrays | NpmPackage | Joined):
+        if isinstance(source, PackagedArrays | NpmPackage | MergedFiles):
             continue
         assert source.sha256 is None or re.fullmatch(r"[0-9a-f]{64}", source.sha256)
         judged = entry.network is not None or entry.sam is not None
