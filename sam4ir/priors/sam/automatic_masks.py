@@ -1,13 +1,14 @@
-"""Masks of all that is in an image, from a grid of points (automatic mask generation, arXiv 2304.02643, appendix B).
+"""Make masks of everything in an image from a grid of points (automatic mask generation, arXiv 2304.02643, appendix B).
 
-The settings, results and their order are those of segment_anything.SamAutomaticMaskGenerator. In precision fp32 the
-masks are the same pixel for pixel, given the same embedding and as many points a batch. Faster, because the decoder
-repeats nothing (decoder.py), masks are sorted out by their predicted IoU before they are enlarged, and are enlarged
-a few at a time, without the part that is padding.
+The settings, the results and their order are those of segment_anything.SamAutomaticMaskGenerator. In precision fp32 the
+masks are the same pixel for pixel, for the same embedding and the same number of points a batch. It is faster, because
+the decoder repeats nothing (decoder.py), masks with a low predicted IoU are dropped before masks are enlarged, and
+masks are enlarged a few at a time, without the padding.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
@@ -38,28 +39,28 @@ Box = tuple[int, int, int, int]
 
 PRECISIONS: dict[str, str] = {
     "fp32": "the sums of the segment-anything package, in its order",
-    "fast": "float32, with projections folded together: other masks by rounding only",
-    "bf16": "bfloat16 in the encoder and for what is computed at every image token",
+    "fast": "float32, with projections folded together: masks differ by rounding only",
+    "bf16": "bfloat16 in the encoder and for everything that is computed at each image token",
 }
 POINTS_PER_BATCH = {"cpu": 8, "cuda": 64}
-_ENLARGED_VALUES = 1 << 24  # of masks that are enlarged together, 64 MB
+_ENLARGED_VALUES = 1 << 24  # values of the masks that are enlarged together, 64 MB
 
 
 @dataclass(frozen=True)
 class AutomaticMaskSettings:
     """Settings of segment_anything.SamAutomaticMaskGenerator, by its names and with its defaults.
 
-    points_per_side: of the grid. points_per_batch: points that the decoder takes at once, None for what suits the
-        device (8 on a CPU, 64 on CUDA).
-    pred_iou_thresh, stability_score_thresh: masks below are dropped, 0 keeps all. stability_score_offset: the stability
-        is the IoU of the masks where the logits are above +offset and above -offset.
-    box_nms_thresh: of two masks whose boxes have a larger IoU only the one with the better predicted IoU stays.
-    crop_n_layers: the image is also looked at in 4^i crops for i = 1 .. crop_n_layers, which overlap by
-        crop_overlap_ratio of its shorter side, with crop_n_points_downscale_factor^i times fewer points a side;
-        crop_nms_thresh: as box_nms_thresh, between crops.
-    point_grids: own grids instead of points_per_side, one a layer: (points, 2) x, y in [0, 1].
-    min_mask_region_area: holes and islands of fewer pixels are filled and removed; 0 leaves them.
-    Raises ValueError naming the setting.
+    points_per_side: points along a side of the grid. points_per_batch: points that the decoder computes at once; None
+        takes 8 on a CPU and 64 on CUDA.
+    pred_iou_thresh, stability_score_thresh: masks below this are dropped; 0 keeps all. stability_score_offset: the
+        stability is the IoU of the masks where the logits are above +offset and above -offset.
+    box_nms_thresh: if the boxes of two masks have a larger IoU, only the mask with the better predicted IoU stays.
+    crop_n_layers: SAM also sees the image in 4^i crops for i = 1 .. crop_n_layers. They overlap by crop_overlap_ratio
+        of the shorter side and have crop_n_points_downscale_factor^i times fewer points a side. crop_nms_thresh: as
+        box_nms_thresh, between crops.
+    point_grids: grids instead of points_per_side, one for each layer: (points, 2) x, y in [0, 1].
+    min_mask_region_area: holes of fewer pixels are filled and islands removed; 0 leaves them.
+    Raises UserError naming the setting.
     """
 
     points_per_side: int | None = 32
@@ -95,13 +96,13 @@ class AutomaticMaskSettings:
                 raise UserError(f"point_grids: grid {number} must be points [x, y] between 0 and 1")
 
     def grids(self) -> list[NDArray[np.float64]]:
-        """Points (n, 2), x and y in [0, 1], of each crop layer."""
+        """Return the points (n, 2), x and y in [0, 1], of each crop layer."""
         if self.point_grids is None:
             assert self.points_per_side is not None
             factor = self.crop_n_points_downscale_factor
             if self.points_per_side < factor**self.crop_n_layers:
                 raise UserError(
-                    f"points_per_side is {self.points_per_side}: nothing is left of it in layer {self.crop_n_layers} "
+                    f"points_per_side is {self.points_per_side}: no point remains in layer {self.crop_n_layers} "
                     f"with crop_n_points_downscale_factor {factor}"
                 )
             grids: list[NDArray[np.float64]] = build_all_layer_point_grids(
@@ -116,14 +117,17 @@ class AutomaticMaskSettings:
         return [np.asarray(grid, np.float64) for grid in self.point_grids]
 
     def provenance(self) -> dict[str, Any]:
-        """What decides which masks are asked for, as plain values: all but points_per_batch."""
-        return {name: value for name, value in asdict(self).items() if name != "points_per_batch"}
+        """Return the settings that decide which masks come out, as plain values: all but points_per_batch."""
+        settings = asdict(self)
+        del settings["points_per_batch"]
+        return settings
 
 
-class _Found(NamedTuple):
-    """m masks in the order in which they were found.
+class _Masks(NamedTuple):
+    """m masks in the order of their points.
 
-    runs: of the whole image. boxes: (m, 4) XYXY; iou, stability: (m,) float32; points: (m, 2); crops: (m, 4) XYXY.
+    runs: run lengths over the whole image. boxes: (m, 4) XYXY; iou, stability: (m,) float32; points: (m, 2);
+    crops: (m, 4) XYXY.
     """
 
     runs: list[regions.Runs]
@@ -133,23 +137,29 @@ class _Found(NamedTuple):
     points: Tensor
     crops: Tensor
 
-    def pick(self, keep: Tensor) -> _Found:
-        """Those that `keep`, indices or (m,) bool, names, in its order."""
-        indices = keep.nonzero()[:, 0] if keep.dtype == torch.bool else keep
-        return _Found([self.runs[i] for i in indices.tolist()], *(tensor[indices] for tensor in self[1:]))
+    def pick(self, keep: Tensor) -> _Masks:
+        """Return the masks that `keep` selects: indices, in their order, or (m,) bool."""
+        indices = keep
+        if keep.dtype == torch.bool:
+            indices = keep.nonzero()[:, 0]
+        return _Masks([self.runs[i] for i in indices.tolist()], *(tensor[indices] for tensor in self[1:]))
 
     @classmethod
-    def join(cls, parts: Sequence[_Found]) -> _Found:
-        joined = zip(*(part[1:] for part in parts), strict=True)
-        return cls([r for part in parts for r in part.runs], *(torch.cat(tensors) for tensors in joined))
+    def join(cls, parts: Sequence[_Masks]) -> _Masks:
+        """Return the masks of all parts, one part after the other."""
+        runs: list[regions.Runs] = []
+        for part in parts:
+            runs += part.runs
+        columns = zip(*(part[1:] for part in parts), strict=True)
+        return cls(runs, *(torch.cat(tensors) for tensors in columns))
 
 
 class AutomaticMaskGenerator:
-    """Makes masks of images with a SAM.
+    """Make masks of images with a SAM.
 
-    sam: a model of priors/sam/load.py; it stays on its device. precision: one of PRECISIONS. encoder: image (h, w, 3)
-    uint8 -> embedding (1, 256, 64, 64) float32; default priors/sam/load.py's
-    image_embedding. Raises ValueError for another precision.
+    sam: a model of priors/sam/load.py; it stays on its device. precision: one of PRECISIONS. encoder: turns an image
+    (h, w, 3) uint8 into its embedding (1, 256, 64, 64) float32; default image_embedding of priors/sam/load.py.
+    Raises UserError for another precision.
     """
 
     def __init__(
@@ -169,76 +179,82 @@ class AutomaticMaskGenerator:
         self._batch = self.settings.points_per_batch or POINTS_PER_BATCH.get(self._device.type, 64)
         self._transform = ResizeLongestSide(sam.image_encoder.img_size)
         self._decoder = PointDecoder(sam, _arithmetic(precision))
-        self._encoder = encoder or (
-            lambda image: image_embedding(sam, image, "bf16" if precision == "bf16" else "fp32")
-        )
+        encoder_precision = "bf16" if precision == "bf16" else "fp32"
+        self._encoder = encoder or functools.partial(image_embedding, sam, precision=encoder_precision)
 
     @torch.inference_mode()
     def generate(self, image: np.ndarray) -> list[dict[str, Any]]:
-        """The image's masks as SamAutomaticMaskGenerator lists them, best predicted IoU first.
+        """Return the image's masks as SamAutomaticMaskGenerator lists them, best predicted IoU first.
 
         image: (h, w, 3) uint8 RGB. Each mask: segmentation {size [h, w], counts [run lengths, column by column]},
         area, bbox [x, y, width, height], predicted_iou, point_coords [[x, y]], stability_score, crop_box.
         """
         h, w = image.shape[:2]
         crops, layers = generate_crop_boxes((h, w), self.settings.crop_n_layers, self.settings.crop_overlap_ratio)
-        places = [(int(x0), int(y0), int(x1), int(y1)) for x0, y0, x1, y1 in crops]
-        found = _Found.join(
-            [self._crop(image, box, self._grids[layer]) for box, layer in zip(places, layers, strict=True)]
-        )
-        if len(places) > 1:  # masks of smaller crops first
-            sides = (found.crops[:, 2:] - found.crops[:, :2]).float()
-            found = found.pick(_nms(found.boxes, 1 / sides.prod(dim=1), self.settings.crop_nms_thresh))
+        parts = []
+        for (x0, y0, x1, y1), layer in zip(crops, layers, strict=True):
+            parts.append(self._crop(image, (int(x0), int(y0), int(x1), int(y1)), self._grids[layer]))
+        masks = _Masks.join(parts)
+        if len(crops) > 1:  # masks of smaller crops first
+            sides = (masks.crops[:, 2:] - masks.crops[:, :2]).float()
+            masks = masks.pick(_nms(masks.boxes, 1 / sides.prod(dim=1), self.settings.crop_nms_thresh))
         if self.settings.min_mask_region_area:
-            found = self._without_small_regions(found, (h, w))
-        return [_as_dictionary(found, i, (h, w)) for i in range(len(found.runs))]
+            masks = self._without_small_regions(masks, (h, w))
+        return [_as_dictionary(masks, i, (h, w)) for i in range(len(masks.runs))]
 
-    def _crop(self, image: np.ndarray, crop: Box, grid: NDArray[np.float64]) -> _Found:
-        """The masks of one crop (XYXY)."""
+    def _crop(self, image: np.ndarray, crop: Box, grid: NDArray[np.float64]) -> _Masks:
+        """Return the masks of one crop (XYXY)."""
         x0, y0, x1, y1 = crop
         size = y1 - y0, x1 - x0
         shared = self._decoder.begin(self._encoder(image[y0:y1, x0:x1]))
         points = grid * np.array(size[::-1])[None]
-        batches = [points[i : i + self._batch] for i in range(0, len(points), self._batch)]
-        found = _Found.join([self._batch_of(shared, batch, crop, image.shape[:2]) for batch in batches])
-        found = found.pick(_nms(found.boxes, found.iou, self.settings.box_nms_thresh))
+        parts = []
+        for first in range(0, len(points), self._batch):
+            batch = points[first : first + self._batch]
+            parts.append(self._masks_of_points(shared, batch, crop, image.shape[:2]))
+        masks = _Masks.join(parts)
+        masks = masks.pick(_nms(masks.boxes, masks.iou, self.settings.box_nms_thresh))
         offset = torch.tensor([x0, y0, x0, y0])
-        return found._replace(
-            boxes=found.boxes + offset,
-            points=found.points + offset[:2],
-            crops=torch.tensor(crop).repeat(len(found.runs), 1),
+        return masks._replace(
+            boxes=masks.boxes + offset,
+            points=masks.points + offset[:2],
+            crops=torch.tensor(crop).repeat(len(masks.runs), 1),
         )
 
-    def _batch_of(self, shared: Tensor, points: NDArray[np.float64], crop: Box, size: tuple[int, int]) -> _Found:
-        """The masks of some points (b, 2) of a crop, boxes and points in its frame, of an image of `size`."""
-        in_crop = crop[3] - crop[1], crop[2] - crop[0]
-        placed = torch.as_tensor(self._transform.apply_coords(points, in_crop), device=self._device)
-        decoded = self._decoder.decode(shared, placed)
+    def _masks_of_points(self, shared: Tensor, points: NDArray[np.float64], crop: Box, size: tuple[int, int]) -> _Masks:
+        """Return the masks of points (b, 2) in a crop of an image of `size`; boxes and points in the crop's frame."""
+        crop_size = crop[3] - crop[1], crop[2] - crop[0]
+        inputs = torch.as_tensor(self._transform.apply_coords(points, crop_size), device=self._device)
+        decoded = self._decoder.decode(shared, inputs)
         good = decoded.iou > self.settings.pred_iou_thresh
         if not self.settings.pred_iou_thresh:
             good = torch.ones_like(good)
-        parts = [self._judged(logits, crop, size) for logits in self._enlarged(decoded, good, in_crop)]
-        kept = torch.cat([torch.zeros(0, dtype=torch.bool), *(keep for keep, _, _ in parts)])
-        runs = [r for _, _, some in parts for r in some]
-        own = [regions.box(r, size) for r in runs]
-        boxes = torch.tensor([(x, y, x + w, y + h) for x, y, w, h in own], dtype=torch.int64).reshape(-1, 4)
-        boxes -= torch.tensor([crop[0], crop[1], crop[0], crop[1]]) * (boxes != 0).any(dim=1, keepdim=True)
-        found = _Found(
+        keeps, stabilities = [torch.zeros(0, dtype=torch.bool)], [torch.zeros(0)]
+        runs: list[regions.Runs] = []
+        for logits in self._enlarged(decoded, good, crop_size):
+            keep, stability, stable_runs = self._stable_masks(logits, crop, size)
+            keeps.append(keep)
+            stabilities.append(stability)
+            runs += stable_runs
+        keep = torch.cat(keeps)
+        masks = _Masks(
             runs,
-            boxes,
-            decoded.iou[good].cpu()[kept],
-            torch.cat([torch.zeros(0), *(stability for _, stability, _ in parts)])[kept],
-            torch.from_numpy(points).repeat_interleave(good.shape[1], dim=0)[good.flatten().cpu()][kept],
+            _boxes_in_crop(runs, crop, size),
+            decoded.iou[good].cpu()[keep],
+            torch.cat(stabilities)[keep],
+            torch.from_numpy(points).repeat_interleave(good.shape[1], dim=0)[good.flatten().cpu()][keep],
             torch.empty(len(runs), 0),
         )
-        near_edge = is_box_near_crop_edge(found.boxes, list(crop), [0, 0, size[1], size[0]])
-        return found.pick(~near_edge) if near_edge.any() else found
+        near_edge = is_box_near_crop_edge(masks.boxes, list(crop), [0, 0, size[1], size[0]])
+        if near_edge.any():
+            return masks.pick(~near_edge)
+        return masks
 
     def _enlarged(self, decoded: Any, good: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
-        """Logits (1, some, h, w) at a crop's size of the masks that `good` (b, 3) marks, a few at a time.
+        """Yield logits (1, some, h, w) of the masks that `good` (b, 3) marks, at the crop's size, a few at a time.
 
-        The package enlarges to 1024 x 1024, cuts off the padding and reduces to the crop's size; here the rows and
-        columns that lie wholly in the padding are cut off first, which changes no value that is left.
+        The package enlarges to 1024 x 1024, cuts off the padding and shrinks to the crop's size. Here the rows and
+        columns that lie wholly in the padding are cut off first; no other value changes.
         """
         if not good.any():
             return
@@ -253,8 +269,10 @@ class AutomaticMaskGenerator:
             large = F.interpolate(some, (rows * factor, columns * factor), mode="bilinear", align_corners=False)
             yield F.interpolate(large[..., : inner[0], : inner[1]], size, mode="bilinear", align_corners=False)
 
-    def _judged(self, logits: Tensor, crop: Box, size: tuple[int, int]) -> tuple[Tensor, Tensor, list[regions.Runs]]:
-        """Which of the masks (1, m, h, w) are stable, (m,) bool; the stability of all; the runs of those that are."""
+    def _stable_masks(
+        self, logits: Tensor, crop: Box, size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, list[regions.Runs]]:
+        """Return which masks (1, m, h, w) are stable, (m,) bool; the stability of all; the runs of the stable ones."""
         settings, threshold = self.settings, self._sam.mask_threshold
         high = (logits[0] > threshold + settings.stability_score_offset).flatten(1).sum(dim=1, dtype=torch.int32)
         low = (logits[0] > threshold - settings.stability_score_offset).flatten(1).sum(dim=1, dtype=torch.int32)
@@ -268,11 +286,11 @@ class AutomaticMaskGenerator:
             masks = F.pad(masks, (crop[0], w - crop[2], crop[1], h - crop[3]))
         return keep.cpu(), stability.cpu(), mask_runs(masks)
 
-    def _without_small_regions(self, found: _Found, size: tuple[int, int]) -> _Found:
-        """Holes filled and islands removed; of masks that become alike those stay that needed no change."""
+    def _without_small_regions(self, masks: _Masks, size: tuple[int, int]) -> _Masks:
+        """Fill small holes and remove small islands; of masks that become alike, those without a change stay."""
         smallest = self.settings.min_mask_region_area
-        runs, boxes, unchanged = list(found.runs), found.boxes.clone(), []
-        for i, old in enumerate(found.runs):
+        runs, boxes, unchanged = list(masks.runs), masks.boxes.clone(), []
+        for i, old in enumerate(masks.runs):
             mask, filled = remove_small_regions(regions.runs_to_mask(old, size), smallest, mode="holes")
             mask, removed = remove_small_regions(mask, smallest, mode="islands")
             unchanged.append(not (filled or removed))
@@ -281,11 +299,21 @@ class AutomaticMaskGenerator:
                 x, y, width, height = regions.box(runs[i], size)
                 boxes[i] = torch.tensor([x, y, x + width, y + height])
         thresh = max(self.settings.box_nms_thresh, self.settings.crop_nms_thresh)
-        return found._replace(runs=runs, boxes=boxes).pick(_nms(boxes, torch.tensor(unchanged).float(), thresh))
+        return masks._replace(runs=runs, boxes=boxes).pick(_nms(boxes, torch.tensor(unchanged).float(), thresh))
+
+
+def _boxes_in_crop(runs: Sequence[regions.Runs], crop: Box, size: tuple[int, int]) -> Tensor:
+    """Return the boxes (m, 4) XYXY of masks in the frame of a crop; the box of an empty mask is all zeros."""
+    corners = []
+    for mask in runs:
+        x, y, width, height = regions.box(mask, size)
+        corners.append((x, y, x + width, y + height))
+    boxes = torch.tensor(corners, dtype=torch.int64).reshape(-1, 4)
+    return boxes - torch.tensor([crop[0], crop[1], crop[0], crop[1]]) * (boxes != 0).any(dim=1, keepdim=True)
 
 
 def mask_runs(masks: Tensor) -> list[regions.Runs]:
-    """COCO run lengths (column by column, the uncovered run first) of each of the masks (m, h, w) bool."""
+    """Return COCO's run lengths (column by column, the uncovered run first) of each of the masks (m, h, w) bool."""
     m, h, w = masks.shape
     if not m:
         return []
@@ -293,33 +321,36 @@ def mask_runs(masks: Tensor) -> list[regions.Runs]:
     number, at = (flat[:, 1:] != flat[:, :-1]).nonzero(as_tuple=True)
     edges = np.split((at + 1).cpu().numpy(), torch.bincount(number, minlength=m).cumsum(0)[:-1].cpu().numpy())
     begins = flat[:, 0].cpu().numpy()
-    return [
-        np.diff(np.concatenate(([0, 0] if covered else [0], own, [h * w])))
-        for covered, own in zip(begins, edges, strict=True)
-    ]
+    runs = []
+    for covered, inner in zip(begins, edges, strict=True):
+        start = [0, 0] if covered else [0]
+        runs.append(np.diff(np.concatenate((start, inner, [h * w]))))
+    return runs
 
 
 def _arithmetic(precision: Precision) -> Arithmetic:
     if precision == "fp32":
         return ExactArithmetic()
-    return FoldedArithmetic(torch.bfloat16 if precision == "bf16" else torch.float32)
+    if precision == "bf16":
+        return FoldedArithmetic(torch.bfloat16)
+    return FoldedArithmetic(torch.float32)
 
 
 def _nms(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Indices of the boxes (m, 4) XYXY that stay, best score first."""
-    kept: Tensor = batched_nms(boxes.float(), scores, torch.zeros(len(boxes)), threshold)
-    return kept
+    """Return the indices of the boxes (m, 4) XYXY that stay, best score first."""
+    indices: Tensor = batched_nms(boxes.float(), scores, torch.zeros(len(boxes)), threshold)
+    return indices
 
 
-def _as_dictionary(found: _Found, i: int, size: tuple[int, int]) -> dict[str, Any]:
+def _as_dictionary(masks: _Masks, i: int, size: tuple[int, int]) -> dict[str, Any]:
     return {
-        "segmentation": {"size": list(size), "counts": found.runs[i].tolist()},
-        "area": regions.area(found.runs[i]),
-        "bbox": _xywh(found.boxes[i]),
-        "predicted_iou": found.iou[i].item(),
-        "point_coords": [found.points[i].tolist()],
-        "stability_score": found.stability[i].item(),
-        "crop_box": _xywh(found.crops[i]),
+        "segmentation": {"size": list(size), "counts": masks.runs[i].tolist()},
+        "area": regions.area(masks.runs[i]),
+        "bbox": _xywh(masks.boxes[i]),
+        "predicted_iou": masks.iou[i].item(),
+        "point_coords": [masks.points[i].tolist()],
+        "stability_score": masks.stability[i].item(),
+        "crop_box": _xywh(masks.crops[i]),
     }
 
 

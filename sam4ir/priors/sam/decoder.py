@@ -1,10 +1,10 @@
 """SAM's mask decoder for many single points on one image (Kirillov et al., arXiv 2304.02643, section 3 and appendix A).
 
-What the segment-anything package repeats is done once here: image tokens stay in one contiguous layout, those that do
-not depend on the point enter the first layer once for all points, and mask embeddings are up-scaled only for points
-that have a mask to keep. `ExactArithmetic` keeps the package's order of operations, so in float32 its results, bit for
-bit. `FoldedArithmetic` multiplies the image-side projections into the few point tokens, which takes a quarter of the
-multiplications and agrees to rounding.
+Work that the segment-anything package repeats is done once here: image tokens stay in one contiguous layout; tokens
+that do not depend on the point enter the first layer once for all points; mask embeddings are up-scaled only for points
+that have a mask to keep. `ExactArithmetic` keeps the package's order of operations, so its float32 results are equal
+bit for bit. `FoldedArithmetic` multiplies the image-side projections into the few point tokens: a quarter of the
+multiplications, and results that agree up to rounding.
 
 Alphabet: b points, n tokens of a point (IoU, 4 masks, point, padding), k = 64 * 64 image tokens, c = 256 channels,
 h heads of d channels, m masks.
@@ -25,7 +25,7 @@ MULTIMASK = slice(1, 4)  # the first mask token is for prompts that are not ambi
 
 
 class Decoded(NamedTuple):
-    """What the decoder found for b points.
+    """The decoder's results for b points.
 
     iou: (b, 3) predicted IoU of each point's masks. tokens: (b, n, c). image: (b, k, c), not up-scaled yet.
     """
@@ -36,28 +36,28 @@ class Decoded(NamedTuple):
 
 
 class Arithmetic(Protocol):
-    """How the image-side sums are made. Image tokens are (b, k, c), or (1, k, c) where all points share them."""
+    """The arithmetic of the image side. Image tokens are (b, k, c), or (1, k, c) if all points share them."""
 
     dtype: torch.dtype
 
-    def to_image(self, attention: Any, tokens: Tensor, placed: Tensor, image: Tensor) -> Tensor:
-        """(b, n, c) float32: queries `tokens` attend to keys `placed` (with positions) and values `image`."""
+    def to_image(self, attention: Any, tokens: Tensor, positioned: Tensor, image: Tensor) -> Tensor:
+        """Return (b, n, c) float32: queries `tokens` attend to keys `positioned` and values `image`."""
         ...
 
-    def from_image(self, attention: Any, placed: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """(b, k, c): image tokens `placed` attend to a point's tokens, given as keys and values (b, n, c)."""
+    def from_image(self, attention: Any, positioned: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return (b, k, c): image tokens `positioned` attend to a point's tokens, as keys and values (b, n, c)."""
         ...
 
     def logits(self, upscaling: Any, image: Tensor, hyper: Tensor, grid: tuple[int, int]) -> Tensor:
-        """(b, masks, 4 * grid) mask logits: up-scaled image tokens times the masks' weights hyper (b, masks, c / 8)."""
+        """Return (b, masks, 4 * grid) mask logits: up-scaled image tokens times weights hyper (b, masks, c / 8)."""
         ...
 
 
 class PointDecoder:
-    """Prompt encoder and mask decoder of `sam`.
+    """The prompt encoder and the mask decoder of `sam`.
 
-    arithmetic: its dtype is that of what is computed for every image token; the tokens of points and the predicted IoU
-    stay in float32.
+    arithmetic: its dtype holds for everything that is computed at each image token; the tokens of points and the
+    predicted IoU stay in float32.
     """
 
     def __init__(self, sam: Sam, arithmetic: Arithmetic) -> None:
@@ -70,47 +70,49 @@ class PointDecoder:
         self._position = _image_tokens(sam.prompt_encoder.get_dense_pe()).to(dtype)
 
     def begin(self, embedding: Tensor) -> Tensor:
-        """(1, k, c) image tokens that all points share. embedding: (1, c, 64, 64) of the image encoder."""
+        """Return the image tokens (1, k, c) that all points share. embedding: (1, c, 64, 64) of the image encoder."""
         dense = embedding + self._prompts.no_mask_embed.weight.view(1, -1, 1, 1)
         return _image_tokens(dense).to(self._arithmetic.dtype)
 
     def decode(self, image: Tensor, points: Tensor) -> Decoded:
-        """image: of `begin`. points: (b, 2) x, y in the frame of the encoder's input (longest side 1024)."""
+        """Decode points (b, 2), x and y in the frame of the encoder's input (longest side 1024). image: of `begin`."""
         labels = torch.ones(len(points), 1, dtype=torch.int, device=points.device)
         prompt, _ = self._prompts(points=(points[:, None], labels), boxes=None, masks=None)
         own = torch.cat([self._decoder.iou_token.weight, self._decoder.mask_tokens.weight])
         point_tokens = torch.cat([own.expand(len(points), -1, -1), prompt], dim=1)
         tokens, transformer = point_tokens, self._decoder.transformer
-        placed = image + self._position
+        positioned = image + self._position
         for layer, norm in zip(transformer.layers, self._norms, strict=True):
-            tokens, changed = self._two_way(layer, tokens, point_tokens, placed, image)
+            tokens, changed = self._two_way(layer, tokens, point_tokens, positioned, image)
             image = norm(changed.add_(image))
-            placed = image + self._position
+            positioned = image + self._position
         attended = self._arithmetic.to_image(
-            transformer.final_attn_token_to_image, tokens + point_tokens, placed, image
+            transformer.final_attn_token_to_image, tokens + point_tokens, positioned, image
         )
         tokens = transformer.norm_final_attn(tokens + attended)
         return Decoded(self._decoder.iou_prediction_head(tokens[:, 0])[:, MULTIMASK], tokens, image)
 
     def _two_way(
-        self, layer: Any, tokens: Tensor, point_tokens: Tensor, placed: Tensor, image: Tensor
+        self, layer: Any, tokens: Tensor, point_tokens: Tensor, positioned: Tensor, image: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Tokens attend to each other, to the image, pass an MLP; the image attends to them. New tokens (b, n, c), and
-        what is added to the image tokens (b, k, c)."""
+        """Let tokens attend to each other and to the image and pass an MLP; then let the image attend to them.
+
+        Returns the new tokens (b, n, c), and the update of the image tokens (b, k, c), which is to be added to them.
+        """
         if layer.skip_first_layer_pe:
             tokens = layer.self_attn(q=tokens, k=tokens, v=tokens)
         else:
             marked = tokens + point_tokens
             tokens = tokens + layer.self_attn(q=marked, k=marked, v=tokens)
         tokens = layer.norm1(tokens)
-        attended = self._arithmetic.to_image(layer.cross_attn_token_to_image, tokens + point_tokens, placed, image)
+        attended = self._arithmetic.to_image(layer.cross_attn_token_to_image, tokens + point_tokens, positioned, image)
         tokens = layer.norm2(tokens + attended)
         tokens = layer.norm3(tokens + layer.mlp(tokens))
         attention = layer.cross_attn_image_to_token
-        return tokens, self._arithmetic.from_image(attention, placed, tokens + point_tokens, tokens)
+        return tokens, self._arithmetic.from_image(attention, positioned, tokens + point_tokens, tokens)
 
     def masks(self, decoded: Decoded, chosen: Tensor) -> Tensor:
-        """(m, 256, 256) float32 logits of the masks that `chosen` (b, 3) bool marks, point by point."""
+        """Return the logits (m, 256, 256) float32 of the masks that `chosen` (b, 3) bool marks, point by point."""
         some = chosen.any(dim=1)
         tokens, image = decoded.tokens[some], decoded.image[some]
         heads = self._decoder.output_hypernetworks_mlps
@@ -121,18 +123,18 @@ class PointDecoder:
 
 
 class ExactArithmetic:
-    """The package's sums in their order, in float32; without its copies in strided layouts."""
+    """The package's sums in their order, in float32, without its copies in strided layouts."""
 
     dtype = torch.float32
 
-    def to_image(self, attention: Any, tokens: Tensor, placed: Tensor, image: Tensor) -> Tensor:
-        q, k, v = _heads(attention, attention.q_proj(tokens), attention.k_proj(placed), attention.v_proj(image))
+    def to_image(self, attention: Any, tokens: Tensor, positioned: Tensor, image: Tensor) -> Tensor:
+        q, k, v = _heads(attention, attention.q_proj(tokens), attention.k_proj(positioned), attention.v_proj(image))
         b, h, n, d = q.shape
         weights = torch.softmax(_matmul(q, k.mT).div_(math.sqrt(d)), dim=-1)
         return attention.out_proj(_matmul(weights, v).transpose(1, 2).reshape(b, n, h * d))
 
-    def from_image(self, attention: Any, placed: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        q, k, v = _heads(attention, attention.q_proj(placed), attention.k_proj(keys), attention.v_proj(values))
+    def from_image(self, attention: Any, positioned: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        q, k, v = _heads(attention, attention.q_proj(positioned), attention.k_proj(keys), attention.v_proj(values))
         b, d = len(k), k.shape[3]
         if len(q) == 1 < b:  # one product for all points
             scores = (q[0] @ k.permute(1, 3, 0, 2).flatten(2)).unflatten(2, (b, -1)).permute(2, 0, 1, 3).contiguous()
@@ -157,72 +159,74 @@ class FoldedArithmetic:
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         self.dtype = dtype
 
-    def to_image(self, attention: Any, tokens: Tensor, placed: Tensor, image: Tensor) -> Tensor:
+    def to_image(self, attention: Any, tokens: Tensor, positioned: Tensor, image: Tensor) -> Tensor:
         (queries,) = _heads(attention, attention.q_proj(tokens))
         b, h, n, d = queries.shape
         folded = queries @ attention.k_proj.weight.unflatten(0, (h, d)) / math.sqrt(d)  # k_proj's bias cancels
-        weights = torch.softmax(_rows(folded.to(self.dtype), placed.mT), dim=-1)
-        found = _rows(weights, image).float() @ attention.v_proj.weight.unflatten(0, (h, d)).mT
-        return attention.out_proj(found.transpose(1, 2).reshape(b, n, h * d) + attention.v_proj.bias)
+        weights = torch.softmax(_rows(folded.to(self.dtype), positioned.mT), dim=-1)
+        attended = _rows(weights, image).float() @ attention.v_proj.weight.unflatten(0, (h, d)).mT
+        return attention.out_proj(attended.transpose(1, 2).reshape(b, n, h * d) + attention.v_proj.bias)
 
-    def from_image(self, attention: Any, placed: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def from_image(self, attention: Any, positioned: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         k, v = _heads(attention, attention.k_proj(keys), attention.v_proj(values))
         h, d = k.shape[1], k.shape[3]
         k = k / math.sqrt(d)
         folded = k @ attention.q_proj.weight.unflatten(0, (h, d))
         constant = k @ attention.q_proj.bias.unflatten(0, (h, d, 1))
-        scores = _rows(folded.to(self.dtype), placed.mT).add_(constant.to(self.dtype))
+        scores = _rows(folded.to(self.dtype), positioned.mT).add_(constant.to(self.dtype))
         weights = torch.softmax(scores, dim=2)
         outputs = v @ attention.out_proj.weight.unflatten(1, (h, d)).permute(1, 2, 0)
-        found = weights.flatten(1, 2).mT @ outputs.flatten(1, 2).to(self.dtype)
-        return found.add_(attention.out_proj.bias.to(self.dtype))
+        attended = weights.flatten(1, 2).mT @ outputs.flatten(1, 2).to(self.dtype)
+        return attended.add_(attention.out_proj.bias.to(self.dtype))
 
     def logits(self, upscaling: Any, image: Tensor, hyper: Tensor, grid: tuple[int, int]) -> Tensor:
         first, norm, _, second, _ = upscaling
         x = F.layer_norm(_upscale(image, first), norm.weight.shape, norm.weight, norm.bias, norm.eps)
         x = F.gelu(_upscale(F.gelu(x).flatten(1, 2), second)).flatten(1, 2)
-        found = (x @ hyper.mT).view(len(image), *grid, 2, 2, 2, 2, -1)  # row, column, then each of them twice by two
-        found = found.permute(0, 7, 1, 3, 5, 2, 4, 6)
-        return found.reshape(len(image), -1, 4 * grid[0], 4 * grid[1])
+        values = (x @ hyper.mT).view(len(image), *grid, 2, 2, 2, 2, -1)  # row, column, then each of them twice by two
+        values = values.permute(0, 7, 1, 3, 5, 2, 4, 6)
+        return values.reshape(len(image), -1, 4 * grid[0], 4 * grid[1])
 
 
 def _upscale(x: Tensor, layer: Any) -> Tensor:
-    """A transposed convolution of kernel and stride 2 on pixels (b, k, c): (b, k, 4, channels), the four row by row."""
+    """Apply a transposed convolution of kernel and stride 2 to pixels (b, k, c): (b, k, 4, channels), row by row."""
     weight = layer.weight.permute(0, 2, 3, 1).flatten(1)
     return (x @ weight).unflatten(2, (4, -1)) + layer.bias
 
 
 def _heads(attention: Any, *projected: Tensor) -> list[Tensor]:
-    """(b, ..., h * d) each to (b, h, ..., d), contiguous."""
+    """Split each (b, ..., h * d) into heads: (b, h, ..., d), contiguous."""
     return [x.unflatten(2, (attention.num_heads, -1)).transpose(1, 2).contiguous() for x in projected]
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    """(b, h, n, x) @ (b or 1, h, x, y)."""
+    """Multiply (b, h, n, x) @ (b or 1, h, x, y)."""
     if len(b) == 1 < len(a):
         return (a.transpose(0, 1).flatten(1, 2) @ b[0]).unflatten(1, (len(a), -1)).transpose(0, 1)
     return a @ b
 
 
 def _rows(a: Tensor, b: Tensor) -> Tensor:
-    """(b, h, n, x) @ (b or 1, x, y) without copies of the right side: (b, h, n, y)."""
+    """Multiply (b, h, n, x) @ (b or 1, x, y) without copies of the right side: (b, h, n, y)."""
     if len(b) == 1:
         return (a.reshape(-1, a.shape[3]) @ b[0]).view(*a.shape[:3], -1)
     return (a.flatten(1, 2) @ b).unflatten(1, a.shape[1:3])
 
 
 def _image_tokens(x: Tensor) -> Tensor:
-    """(1, c, h, w) -> (1, h * w, c), contiguous."""
+    """Turn (1, c, h, w) into tokens (1, h * w, c), contiguous."""
     return x.flatten(2).transpose(1, 2).contiguous()
 
 
 def _layer_norm_2d(x: Tensor, norm: Any) -> Tensor:
-    """The package's LayerNorm2d; the difference to the mean is made once and in place."""
+    """Apply the package's LayerNorm2d; the difference to the mean is computed once and in place."""
     x = x - x.mean(1, keepdim=True)
     x = x.div_(torch.sqrt(x.pow(2).mean(1, keepdim=True) + norm.eps))
     return x.mul_(norm.weight[:, None, None]).add_(norm.bias[:, None, None])
 
 
 def _cast(module: nn.Module, dtype: torch.dtype) -> Any:
-    """The module itself where it has that dtype, else a copy."""
-    return module if next(module.parameters()).dtype == dtype else copy.deepcopy(module).to(dtype)
+    """Return the module itself if it has that dtype, else a converted copy."""
+    if next(module.parameters()).dtype == dtype:
+        return module
+    return copy.deepcopy(module).to(dtype)

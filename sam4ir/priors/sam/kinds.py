@@ -1,4 +1,4 @@
-"""The kinds of SAM: networks with random weights, and the kind that a weights file holds, told by names and shapes."""
+"""The kinds of SAM: build one with random weights, and recognise the kind of a weights file by names and shapes."""
 
 from __future__ import annotations
 
@@ -18,48 +18,50 @@ from sam4ir.utils.weights import WeightsFileError, read_weights
 
 KINDS = ("vit_h", "vit_l", "vit_b", "mobile_sam")
 
-_WIDTH = 256  # of SAM's embeddings
-_PLACES = (64, 64)  # of an image's embedding
-_PIXELS = (1024, 1024)  # that the encoders take
+_WIDTH = 256  # channels of SAM's embeddings
+_PLACES = (64, 64)  # height and width of an image's embedding
+_PIXELS = (1024, 1024)  # height and width of the encoders' input
 
 
 def build_sam(kind: str) -> Sam:
-    """A SAM of a kind out of KINDS with random weights, in eval mode and without gradients.
+    """Build a SAM of a kind in KINDS with random weights, in eval mode and without gradients.
 
-    Raises ValueError with the near miss for another kind.
+    Raises UserError with the nearest name for another kind.
     """
     sam = construct(kind)
     return sam.eval().requires_grad_(False)
 
 
 def read_sam_state(path: Path) -> tuple[str, dict[str, Tensor]]:
-    """The kind of SAM that a weights file holds, and its state dict.
+    """Return the kind of SAM that a weights file holds, and its state dict.
 
-    Raises ValueError naming the file, the nearest kind and what differs where it is none.
+    Raises WeightsFileError naming the file, the nearest kind and the differences if it holds none.
     """
     state = read_weights(path).state
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     differences = {kind: _differences(shapes, _shapes(kind)) for kind in KINDS}
     nearest = min(KINDS, key=lambda kind: sum(map(len, differences[kind].values())))
-    found = {what: keys for what, keys in differences[nearest].items() if keys}
-    if found:
-        told = "; ".join(f"{len(keys)} {what} ({_some(keys)})" for what, keys in found.items())
+    problems = []
+    for what, keys in differences[nearest].items():
+        if keys:
+            problems.append(f"{len(keys)} {what} ({_examples(keys)})")
+    if problems:
         raise WeightsFileError(
             f"{path}: holds no SAM of a known kind ({', '.join(KINDS)}). Nearest is {nearest}, of whose "
-            f"{len(_shapes(nearest))} tensors, against the file's {len(state)}: {told}"
+            f"{len(_shapes(nearest))} tensors, against the file's {len(state)}: {'; '.join(problems)}"
         )
     return nearest, state
 
 
 def require_kind(path: Path, kind: str) -> None:
     """Raise WeightsFileError unless a weights file would load strictly into a SAM of this kind."""
-    found, _ = read_sam_state(path)
-    if found != kind:
-        raise WeightsFileError(f"{path}: is a SAM of kind {found}, not the {kind} it should be")
+    actual, _ = read_sam_state(path)
+    if actual != kind:
+        raise WeightsFileError(f"{path}: is a SAM of kind {actual}, not the {kind} it should be")
 
 
 def construct(kind: str) -> Sam:
-    """As build_sam, in training mode and with gradients; on the meta device nothing is allocated or drawn."""
+    """Build a SAM as build_sam does, but in training mode and with gradients. The meta device allocates nothing."""
     if kind not in KINDS:
         raise UserError(f"no SAM is of kind {kind!r}{near_miss(kind, KINDS) or ';'} known: {', '.join(KINDS)}")
     if kind != "mobile_sam":
@@ -76,14 +78,20 @@ def _shapes(kind: str) -> Mapping[str, tuple[int, ...]]:
         return {key: tuple(value.shape) for key, value in construct(kind).state_dict().items()}
 
 
-def _differences(found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
-    both = [key for key in wanted if key in found]
-    return {
-        "are missing": [key for key in wanted if key not in found],
-        "are unknown": [key for key in found if key not in wanted],
-        "have another shape": [f"{k} {found[k]}, expected {wanted[k]}" for k in both if found[k] != wanted[k]],
-    }
+def _differences(actual: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> dict[str, list[str]]:
+    """Return the names of tensors that a file lacks, that are unknown, and that have another shape."""
+    missing = [name for name in wanted if name not in actual]
+    unknown = [name for name in actual if name not in wanted]
+    reshaped = []
+    for name, shape in wanted.items():
+        if name in actual and actual[name] != shape:
+            reshaped.append(f"{name} {actual[name]}, expected {shape}")
+    return {"are missing": missing, "are unknown": unknown, "have another shape": reshaped}
 
 
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:3]) + (", ..." if len(keys) > 3 else "")
+def _examples(keys: list[str]) -> str:
+    """Return the first three keys as text."""
+    text = ", ".join(keys[:3])
+    if len(keys) > 3:
+        text += ", ..."
+    return text

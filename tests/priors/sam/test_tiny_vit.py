@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from sam4ir.priors.sam.tiny_vit import Attention, Block, ConvBN, TinyViT
+from sam4ir.priors.sam.tiny_vit import Attention, AttentionBlock, ConvBN, TinyViT
 
 # The image_encoder's part of the official mobile_sam.pt. The names are those that public listings of the file show; the
 # shapes follow from TinyViT-5M (widths 64, 128, 160, 320, heads 2, 4, 5, 10, windows 7, 7, 14, 7) and are those of the
@@ -117,7 +117,7 @@ def test_attention_adds_one_bias_for_each_head_and_distance():
 @pytest.mark.parametrize("size", [(4, 4), (6, 9), (3, 10)])
 def test_windows_are_cut_in_order_and_filled_up_with_zeros(size):
     torch.manual_seed(0)
-    block = Block(8, 2, window=4, mlp_ratio=2).eval()
+    block = AttentionBlock(8, 2, window=4, mlp_ratio=2).eval()
     for part in (block.local_conv, block.mlp):
         part.forward = torch.zeros_like  # what remains is attention for the first, and nothing for the second
     block.local_conv.forward = lambda x: x
