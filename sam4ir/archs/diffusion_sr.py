@@ -1,4 +1,4 @@
-"""The network of SAM-DiffSR (Wang et al., arXiv 2402.17133) as it is trained and deployed: U-Net and frozen RRDB."""
+"""The network of SAM-DiffSR (Wang et al., arXiv 2402.17133) in training and deployment: U-Net and frozen RRDB."""
 
 from __future__ import annotations
 
@@ -34,12 +34,20 @@ RELEASED_PARTS = ("posterior_", "ssim_loss.")
 
 
 class DiffSR(nn.Module):
-    """The denoiser and the condition it looks at; the RRDB network is frozen and stays in evaluation mode.
+    """The network of SRDiff and SAM-DiffSR: a denoising U-Net and the RRDB network that conditions it.
 
-    hidden_size, dim_mults, use_attn, up_input: dim and the like of DiffSRUnet. rrdb_num_feat, rrdb_num_block: channels
-    and blocks of the RRDB network, its growth is half the channels. sr_scale: 4 or 8.
-    multiple: what the sides of an LR image must be a multiple of; smallest: the least side that it may have.
-    Raises ValueError as DiffSRUnet and DiffSRRRDBNet do.
+    The RRDB network is frozen and stays in evaluation mode. Attributes: `multiple`, the number that the sides of an LR
+    image must be multiples of; `smallest`, the least side that it may have. Raises ValueError as DiffSRUnet and
+    DiffSRRRDBNet do.
+
+    Args:
+        hidden_size: Channels of the U-Net at full resolution, an even number of at least 4.
+        dim_mults: Factor of hidden_size at each level of the U-Net, from fine to coarse.
+        rrdb_num_feat: Channels of the RRDB network; its dense blocks grow by half of them.
+        rrdb_num_block: Number of blocks of the RRDB network; its maps 3, 6, 9 and so on are the condition.
+        sr_scale: Side of the HR image over side of the LR image: 4 or 8; equal to the file's scale.
+        use_attn: Whether the coarsest level of the U-Net has linear attention.
+        up_input: Whether the up-sampled LR image is a condition too.
     """
 
     def __init__(
@@ -69,30 +77,32 @@ class DiffSR(nn.Module):
         self.smallest = self.multiple * math.ceil(2 * self.denoise_fn.multiple / (self.multiple * sr_scale))
 
     def train(self, mode: bool = True) -> DiffSR:
-        """Training mode for the denoiser only."""
+        """Set training mode for the denoiser only."""
         super().train(mode)
         self.rrdb.eval()
         return self
 
     def condition(self, lq: Tensor) -> Tensor:
-        """(b, 3, h, w) in [0, 1] -> (b, hidden_size, H, W), which serves all steps of a chain."""
+        """Return the condition (b, hidden_size, H, W) of (b, 3, h, w) in [0, 1]; it serves all steps of a chain."""
         with torch.no_grad():
             maps = self.rrdb.features(lq * 2 - 1, every=MAPS)
         return self.denoise_fn.projected(maps)
 
     def denoise(self, x_t: Tensor, t: Tensor, condition: Tensor, lq_up: Tensor | None = None) -> Tensor:
-        """x_t (b, 3, H, W), t (b,) int64, condition (b, hidden_size, H, W), lq_up (b, 3, H, W) in [-1, 1], needed with
-        up_input only -> (b, 3, H, W): the target of the diffusion process (its noise, say), x_t's type.
+        """Return the estimate of the diffusion target (such as the noise), (b, 3, H, W), in x_t's type.
+
+        x_t: (b, 3, H, W); t: (b,) int64; condition: (b, hidden_size, H, W); lq_up: (b, 3, H, W) in [-1, 1], needed with
+        up_input only.
         """
         return self.denoise_fn.denoise(x_t, t, condition, lq_up)
 
     def forward(self, x_t: Tensor, t: Tensor, lq: Tensor, lq_up: Tensor | None = None) -> Tensor:
-        """condition and denoise at once, for training: no gradient reaches the RRDB network."""
+        """Compute condition and estimate at once, for training; no gradient reaches the RRDB network."""
         return self.denoise(x_t, t, self.condition(lq), lq_up)
 
     @staticmethod
     def adapted(state: Mapping[str, V]) -> dict[str, V]:
-        """A released state without the tables of its diffusion module; BasicSR's keys under rrdb. as this network's."""
+        """Return a released state without its diffusion tables, with BasicSR's keys under rrdb. renamed to ours."""
         rrdb = {key.removeprefix("rrdb."): value for key, value in state.items() if key.startswith("rrdb.")}
         renamed = {f"rrdb.{key}": value for key, value in to_diffsr_keys(rrdb).items()}
         rest = {key: value for key, value in state.items() if not (key.startswith("rrdb.") or is_released_table(key))}
@@ -100,5 +110,5 @@ class DiffSR(nn.Module):
 
 
 def is_released_table(key: str) -> bool:
-    """Whether the released diffusion module keeps something under this key that is no weight."""
+    """Return whether this is the key of a table of the released diffusion module, which is no weight."""
     return key in RELEASED_BUFFERS or key.startswith(RELEASED_PARTS)

@@ -1,7 +1,7 @@
 """The denoising U-Net of SAM-DiffSR (Wang et al., arXiv 2402.17133), which is SRDiff's (Li et al., Neurocomputing 2022,
 arXiv 2104.14951): no normalisation, Mish, reflection padding, a condition added after the first level.
 
-Names of modules are those of the released code, so released checkpoints load strictly.
+Modules have the names of the released code, so released checkpoints load strictly.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ReflectConv(nn.Conv2d):
 
 
 def _reflected(x: Tensor) -> Tensor:
-    """(b, c, h, w) -> (b, c, h + 2, w + 2), reflected; CUDA's own backward pass adds in no fixed order."""
+    """Reflect (b, c, h, w) to (b, c, h + 2, w + 2); CUDA's own backward pass adds in no fixed order."""
     if not (x.is_cuda and torch.are_deterministic_algorithms_enabled()):
         return F.pad(x, (1, 1, 1, 1), mode="reflect")
     rows = torch.cat([x[..., 1:2, :], x, x[..., -2:-1, :]], -2)
@@ -43,7 +43,7 @@ def _reflected(x: Tensor) -> Tensor:
 
 
 class ConvMish(nn.Module):
-    """mish(convolution); what the released code calls a block. (b, i, h, w) -> (b, o, h, w)."""
+    """A convolution and Mish, a `block` in the released code: (b, i, h, w) -> (b, o, h, w)."""
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
@@ -54,7 +54,7 @@ class ConvMish(nn.Module):
 
 
 class ResnetBlock(Block):
-    """Two ConvMish with the time between them, and a residual. (b, before, h, w) -> (b, after, h, w)."""
+    """Two ConvMish with the time between them, and a residual: (b, before, h, w) -> (b, after, h, w)."""
 
     def __init__(self, before: int, after: int, time_dim: int) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class ResnetBlock(Block):
         self.res_conv = Pointwise(before, after) if before != after else nn.Identity()
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """time: mish of the time embedding (b, time_dim)."""
+        """Return (b, after, h, w). time: mish of the time embedding, (b, time_dim)."""
         y = self.block1(x)
         with torch.autocast(time.device.type, enabled=False):
             shift = self.mlp[1](time)
@@ -97,8 +97,9 @@ class Upsample(nn.Module):
 
 
 class LinearAttention(nn.Module):
-    """Attention linear in the number of pixels: keys are a distribution over pixels (Shen et al., Efficient Attention,
-    WACV 2021, without their softmax of queries). (b, c, h, w) -> the same.
+    """Attention whose time is linear in the number of pixels: (b, c, h, w) -> the same.
+
+    Keys are a distribution over pixels (Shen et al., Efficient Attention, WACV 2021, without their softmax of queries).
     """
 
     def __init__(self, channels: int) -> None:
@@ -140,14 +141,22 @@ class Residual(nn.Module):
 
 
 class DiffSRUnet(nn.Module):
-    """What a noisy residual's noise is (or another target), from the residual, its time step and RRDB feature maps.
+    """The denoising U-Net alone: it estimates the noise (or another target) of a noisy residual.
 
-    dim: channels at full resolution. out_dim: channels of the answer. dim_mults: one factor of dim a level, fine to
-    coarse. cond_dim, rrdb_num_block: channels and blocks of the RRDB network whose maps 3, 6, 9 ... are the condition.
-    sr_scale: HR side over LR side, even. use_attn: linear attention at the coarsest level. up_input: the up-sampled
-    LR image is a condition too. cond_sam: the map of masks is mixed into the condition.
-    multiple: what the sides H and W must be a multiple of, twice it at least; denoise raises ValueError otherwise.
-    Raises ValueError on an odd sr_scale, on no level, and where dim has no half of two frequencies.
+    Its inputs are the residual, the time step and feature maps of an RRDB network. The attribute `multiple` is the
+    number that the sides H and W must be multiples of; they are at least twice as long, or denoise raises ValueError.
+    Raises ValueError for an odd sr_scale, for an empty dim_mults, and for a dim that is odd or below 4.
+
+    Args:
+        dim: Channels at full resolution, an even number of at least 4.
+        out_dim: Channels of the estimate.
+        dim_mults: Factor of dim at each level, from fine to coarse.
+        cond_dim: Channels of the RRDB network's feature maps.
+        rrdb_num_block: Number of blocks of the RRDB network; its maps 3, 6, 9 and so on are the condition.
+        sr_scale: Side of the HR image over side of the LR image, an even number.
+        use_attn: Whether the coarsest level has linear attention.
+        up_input: Whether the up-sampled LR image is a condition too.
+        cond_sam: Whether the map of masks is mixed into the condition, so that sampling needs masks.
     """
 
     def __init__(
@@ -195,18 +204,19 @@ class DiffSRUnet(nn.Module):
         img_lr_up: Tensor | None = None,
         sam_mask: Tensor | None = None,
     ) -> Tensor:
-        """project and denoise at once. cond: feature maps of the RRDB network; the rest as there."""
+        """Project and denoise at once. cond: feature maps of the RRDB network; the others as in those methods."""
         return self.denoise(x, time, self.project(cond, sam_mask), img_lr_up)
 
     def project(self, feats: Sequence[Tensor], sam_mask: Tensor | None = None) -> Tensor:
-        """RRDB maps (b, cond_dim, h, w), rrdb_num_block + 1 of them -> condition (b, dim, H, W), the same at each step.
+        """Return the condition (b, dim, H, W), which is the same at each step.
 
-        sam_mask: (b, 1, H, W), used and needed with cond_sam only.
+        feats: rrdb_num_block + 1 maps of the RRDB network, (b, cond_dim, h, w) each. sam_mask: (b, 1, H, W), used and
+        needed with cond_sam only.
         """
         return self.projected(feats[MAPS - 1 :: MAPS], sam_mask)
 
     def projected(self, maps: Sequence[Tensor], sam_mask: Tensor | None = None) -> Tensor:
-        """project, from each third map alone: number 3, 6, 9 ..."""
+        """Return the condition as `project` does, from maps number 3, 6, 9 ... alone."""
         condition: Tensor = self.cond_proj(torch.cat(list(maps), 1))
         if self.sam_conv is None:
             return condition
@@ -216,9 +226,10 @@ class DiffSRUnet(nn.Module):
         return mixed
 
     def denoise(self, x: Tensor, time: Tensor, projected: Tensor, img_lr_up: Tensor | None = None) -> Tensor:
-        """(b, 3, H, W), time steps (b,), `project`ed condition (b, dim, H, W) -> (b, out_dim, H, W), x's type.
+        """Return the estimate (b, out_dim, H, W), in x's type.
 
-        img_lr_up: LR image at (b, 3, H, W) in [-1, 1], used and needed with up_input only.
+        x: (b, 3, H, W); time: steps (b,); projected: the condition (b, dim, H, W) from `project`; img_lr_up: the
+        up-sampled LR image (b, 3, H, W) in [-1, 1], used and needed with up_input only.
         """
         self._check_input(x, projected)
         t = F.mish(self.embedded(time))
@@ -240,7 +251,7 @@ class DiffSRUnet(nn.Module):
         return self.final_conv(y).to(x.dtype).contiguous()
 
     def embedded(self, time: Tensor) -> Tensor:
-        """Time steps (b,) -> (b, dim): sinusoids and two layers, never in less than the parameters' precision."""
+        """Embed time steps (b,) as (b, dim) by sinusoids and two layers, in the parameters' precision at least."""
         half = self.dim // 2
         precision = self.cond_proj.weight.dtype
         steps = torch.arange(half, device=time.device, dtype=torch.float32)
@@ -271,7 +282,7 @@ def _two(before: int, after: int, time_dim: int) -> list[ResnetBlock]:
 
 
 def _parts(level: nn.Module) -> list[nn.Module]:
-    """The two blocks of a level and what leads to the next."""
+    """Return the two blocks of a level and the module that leads to the next level."""
     return list(level.children())
 
 

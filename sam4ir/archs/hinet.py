@@ -1,6 +1,6 @@
 """HINet (Chen et al., HINet: Half Instance Normalization Network for Image Restoration, CVPRW 2021, arXiv 2105.06086).
 
-Names of modules and keyword arguments are the official ones, so official checkpoints load strictly.
+Modules and keyword arguments have the official names, so official checkpoints load strictly.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from sam4ir.archs.size import SizeRule, crop, pad
 
 
 def half_normed(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(b, c, h, w) with the first half of the channels normalised per image, scaled and shifted, in x's type.
+    """Normalise the first half of the channels of (b, c, h, w) for each image, then scale and shift it, in x's type.
 
-    Beside it what the derivative needs, in float32: (half - mean) / deviation and the deviation.
+    Return the map and two tensors for the derivative, in float32: (half - mean) / deviation and the deviation.
     """
     half, rest = x.chunk(2, dim=1)
     centred = half.float() - half.float().mean((2, 3), keepdim=True)
@@ -30,7 +30,7 @@ def half_normed(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Te
 
 
 class _HalfNormed(torch.autograd.Function):
-    """half_normed with its derivative written out: autograd would go over the half map twice as often."""
+    """half_normed with an explicit derivative: autograd would go over the half map twice as often."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -54,9 +54,9 @@ class _HalfNormed(torch.autograd.Function):
 
 
 class HalfInstanceNorm(nn.Module):
-    """Instance normalisation of the first half of the channels, the second half passes (section 3.2).
+    """Instance normalisation of the first half of the channels; the second half passes unchanged (section 3.2).
 
-    (b, channels, h, w) -> the same, in x's type; statistics in float32. h * w must be more than 1.
+    (b, channels, h, w) -> the same, in x's type; statistics are float32. h * w must be more than 1.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5) -> None:
@@ -73,11 +73,12 @@ class HalfInstanceNorm(nn.Module):
 
 
 class ConvBlock(Block):
-    """Two 3x3 convolutions with leaky ReLU beside a 1x1 shortcut (the paper's HIN block, Fig. 3, where `hin`).
+    """Two 3x3 convolutions with leaky ReLU beside a 1x1 shortcut: (b, in_channels, h, w) -> (b, channels, h, w).
 
-    (b, in_channels, h, w) -> (b, channels, h, w). csff: adds the first stage's encoder and decoder features of the
-    same level, each through a 3x3 convolution (cross-stage feature fusion, after MPRNet).
-    downsample: the block owns the 4x4 convolution of stride 2 to the next level, which its caller applies.
+    hin: whether the first convolution is followed by half instance normalisation (the paper's HIN block, Fig. 3).
+    csff: whether encoder and decoder features of the first U-Net at the same level are added, each through a 3x3
+        convolution (cross-stage feature fusion, after MPRNet).
+    downsample: whether the block owns the 4x4 convolution of stride 2 to the next level; the caller applies it.
     """
 
     def __init__(
@@ -101,21 +102,24 @@ class ConvBlock(Block):
             nn.Conv2d(channels, channels, 4, stride=2, padding=1, bias=False) if downsample else nn.Identity()
         )
 
-    def forward(self, x: Tensor, stage_1: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def forward(self, x: Tensor, first: tuple[Tensor, Tensor] | None = None) -> Tensor:
         y = self._activate(self.norm(self.conv_1(x)))
         y = self._activate(self.conv_2(y)) + self.identity(x)
-        if stage_1 is not None:
-            encoded, decoded = stage_1
+        if first is not None:
+            encoded, decoded = first
             y = y + self.csff_enc(encoded) + self.csff_dec(decoded)
         return y
 
     def _activate(self, y: Tensor) -> Tensor:
-        """Leaky ReLU in place: y is nobody else's, and a slope that is not negative leaves its sign to be read."""
+        """Apply leaky ReLU in place; the derivative reads the sign of y, which only a negative slope would change."""
         return F.leaky_relu(y, self.relu_slope, inplace=self.relu_slope >= 0)
 
 
 class UpBlock(Block):
-    """Transposed convolution, joined skip: (b, in_channels, h, w), (b, channels, 2h, 2w) -> (b, channels, 2h, 2w)."""
+    """Transposed convolution and a ConvBlock over its output and the skip.
+
+    (b, in_channels, h, w), (b, channels, 2h, 2w) -> (b, channels, 2h, 2w).
+    """
 
     def __init__(self, in_channels: int, channels: int, relu_slope: float) -> None:
         super().__init__()
@@ -145,13 +149,19 @@ class SupervisedAttention(nn.Module):
 
 
 class HINet(nn.Module):
-    """Two U-Nets in a row. (b, in_chn, h, w) -> [first stage's, second stage's output], any h and w.
+    """HINet, two U-Nets in a row: (b, in_chn, h, w) -> [output of the first, output of the second], any h and w.
 
-    The last element is the result; the official recipes put the loss on both. Each is float32 where the input is.
-    wf: channels at full resolution, doubled at each of the `depth` levels. relu_slope: of the leaky ReLUs.
-    hin_position_left, hin_position_right: first and last encoder level with half instance normalisation.
-    Images that the levels cannot halve, or whose normalised map would be one pixel, are padded by reflection.
-    Raises ValueError on depth < 1 and on a level of odd width with half instance normalisation.
+    The last element is the restored image; the official recipes put the loss on both. Each is float32 where the input
+    is. Images that the levels cannot halve, or whose normalised map would be one pixel, are padded by reflection.
+    Raises ValueError for depth < 1 and for a level of odd width with half instance normalisation.
+
+    Args:
+        in_chn: Channels of the image, 3 for RGB.
+        wf: Channels at full resolution; each further level doubles them.
+        depth: Number of levels of each U-Net, at least 1.
+        relu_slope: Slope of the leaky ReLUs for negative values.
+        hin_position_left: First encoder level with half instance normalisation, counted from 0.
+        hin_position_right: Last encoder level with half instance normalisation, counted from 0.
     """
 
     def __init__(
@@ -192,18 +202,19 @@ class HINet(nn.Module):
 
     def forward(self, image: Tensor) -> list[Tensor]:
         padded = pad(image, self.size).contiguous(memory_format=torch.channels_last)
-        encoded, decoded = self._stage(1, self.conv_01(padded), None)
+        encoded, decoded = self._unet(1, self.conv_01(padded), None)
         features, restored = self.sam12(decoded[-1], padded)
         x = self.cat12(torch.cat([self.conv_02(padded), features], dim=1))
-        _, decoded = self._stage(2, x, (encoded, decoded))
+        _, decoded = self._unet(2, x, (encoded, decoded))
         size = image.shape[-2], image.shape[-1]
         return [crop(restored, size), crop(self.last(decoded[-1]) + padded, size)]
 
-    def _stage(
-        self, number: int, x: Tensor, stage_1: tuple[list[Tensor], list[Tensor]] | None
+    def _unet(
+        self, number: int, x: Tensor, first: tuple[list[Tensor], list[Tensor]] | None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """One U-Net: (encoder features fine to coarse, decoder features coarse to fine), both without the bottom one
-        save that a U-Net of one level has its only feature map as decoder feature.
+        """Run one U-Net; return (encoder features fine to coarse, decoder features coarse to fine).
+
+        Both leave out the coarsest map, but the only map of a U-Net of one level is its decoder feature.
         """
         downs, ups, skips = (
             (self.down_path_1, self.up_path_1, self.skip_conv_1)
@@ -214,7 +225,7 @@ class HINet(nn.Module):
         decoded: list[Tensor] = []
         for level, block in enumerate(list(downs)[:-1]):
             assert isinstance(block, ConvBlock)
-            y = run(block, x, None if stage_1 is None else (stage_1[0][level], stage_1[1][-1 - level]))
+            y = run(block, x, None if first is None else (first[0][level], first[1][-1 - level]))
             encoded.append(y)
             x = block.downsample(y)
         x = run(downs[-1], x)

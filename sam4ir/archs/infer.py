@@ -1,8 +1,8 @@
-"""Which network weights belong to, from the names and shapes in their state dict.
+"""The network that weights belong to, from the names and shapes in their state dict.
 
-An answer is given only where the network, built on the meta device with the arguments found, has exactly these keys
-and shapes; NAFNetLocal, whose keys are NAFNet's, is told as NAFNet. The tables of a diffusion's noise schedule that
-released checkpoints of SAM-DiffSR hold beside the weights are looked over.
+A network is reported only if it has exactly these keys and shapes when it is built on the meta device with the
+inferred arguments. NAFNetLocal has NAFNet's keys and is reported as NAFNet. The tables of a noise schedule that
+released checkpoints of SAM-DiffSR hold beside the weights are ignored.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ USUAL_EXPANSION = 2.66  # Restormer's in every official configuration
 
 
 class Fit(NamedTuple):
-    """A network with the keys and shapes asked about.
+    """A network with the keys and shapes of a state dict.
 
-    arguments: all of its constructor's that shapes tell. untold: those that leave no trace in weights.
+    arguments: the constructor's arguments that follow from shapes. undetermined: arguments without a trace in weights.
     """
 
     network: type[nn.Module]
     arguments: dict[str, Any]
-    untold: tuple[str, ...] = ()
+    undetermined: tuple[str, ...] = ()
 
 
 def shapes_of(state: Mapping[str, torch.Tensor]) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of a state dict."""
+    """Return key -> shape of a state dict."""
     return {key: tuple(value.shape) for key, value in state.items()}
 
 
 def infer(shapes: Shapes) -> Fit | None:
-    """The network of a state dict with these keys and shapes; None where none of ours has exactly them."""
+    """Return the network of a state dict with these keys and shapes; None if none of ours has exactly them."""
     if "denoise_fn.cond_proj.weight" in shapes:
         shapes = {key: shape for key, shape in shapes.items() if not is_released_table(key)}
     for first, guess in _GUESSES.items():
@@ -53,13 +53,13 @@ def infer(shapes: Shapes) -> Fit | None:
             try:
                 fit = guess(shapes)
                 return fit if built_shapes(fit.network, fit.arguments) == shapes else None
-            except (LookupError, ValueError, ArithmeticError, RuntimeError):  # another network's; refused arguments
+            except (LookupError, ValueError, ArithmeticError, RuntimeError):  # another network, or invalid arguments
                 return None
     return None
 
 
 def built_shapes(network: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Key -> shape of a network, built on the meta device: no memory is taken and no random number drawn."""
+    """Return key -> shape of a network on the meta device, which takes no memory and draws no random number."""
     with torch.device("meta"):
         return shapes_of(network(**arguments).state_dict())
 
@@ -88,7 +88,7 @@ def _hinet(shapes: Shapes) -> Fit:
         "hin_position_left": min(hin, default=depth),
         "hin_position_right": max(hin, default=depth),
     }
-    return Fit(HINet, arguments, untold=("relu_slope",))
+    return Fit(HINet, arguments, undetermined=("relu_slope",))
 
 
 def _restormer(shapes: Shapes) -> Fit:
@@ -139,7 +139,7 @@ def _rrdb(shapes: Shapes) -> Fit:
 
 
 def _diffsr_unet(shapes: Shapes) -> Fit:
-    """Of cond_dim and rrdb_num_block only a product is in the weights: cond_dim is dim where that divides it."""
+    """Infer DiffSRUnet; weights hold only a product of cond_dim and rrdb_num_block, so cond_dim is dim if that fits."""
     joined, dim, kernel = shapes["cond_proj.weight"][:3]
     cond_dim = joined if joined % dim else dim
     arguments = {
@@ -153,7 +153,7 @@ def _diffsr_unet(shapes: Shapes) -> Fit:
         "up_input": "up_proj.1.weight" in shapes,
         "cond_sam": "sam_conv.0.weight" in shapes,
     }
-    return Fit(DiffSRUnet, arguments, untold=("cond_dim", "rrdb_num_block"))
+    return Fit(DiffSRUnet, arguments, undetermined=("cond_dim", "rrdb_num_block"))
 
 
 def _diffsr(shapes: Shapes) -> Fit:
@@ -185,14 +185,15 @@ _GUESSES: dict[str, Callable[[Shapes], Fit]] = {
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
-    """How many numbers follow `prefix` and a dot."""
+    """Return how many different numbers follow `prefix` and a dot."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    return len({found[1] for found in map(pattern.match, shapes) if found})
+    return len({match[1] for match in map(pattern.match, shapes) if match})
 
 
 def _expansion(shapes: Shapes) -> float:
-    """A factor whose product with each level's channels, rounded down, is its number of hidden channels: 2.66 where it
-    is one, else the one with the fewest decimals.
+    """Return a factor whose product with each level's channels, rounded down, is its number of hidden channels.
+
+    That is 2.66 if it fits, and otherwise the factor with the fewest decimals.
     """
     sizes = {shape[:2] for key, shape in shapes.items() if key.endswith(".ffn.project_out.weight")}
     least = max((hidden / channels for channels, hidden in sizes), default=0.0)

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Block(nn.Module):
-    """A part of a network whose activations can be given up and computed again; its caller runs it through `run`.
+    """A part of a network whose activations training can drop and compute again; its caller runs it through `run`.
 
     checkpointed: whether training keeps the block's inputs only and repeats its forward pass in the backward pass.
     """
@@ -26,7 +26,7 @@ class Block(nn.Module):
 
 
 def run(block: nn.Module, *inputs: Any) -> Any:
-    """block(*inputs), with the memory of the inputs alone where `block` is checkpointed and trains; the same bits."""
+    """Return block(*inputs); a checkpointed block in training keeps its inputs alone in memory, for the same bits."""
     if isinstance(block, Block) and block.checkpointed and block.training and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)
@@ -42,7 +42,7 @@ class Blocks(nn.Sequential):
 
 
 def checkpoint_blocks(network: nn.Module) -> int:
-    """Switch activation checkpointing on for every outermost Block of a network; their number, 0 where it has none.
+    """Switch activation checkpointing on for every outermost Block of a network; return their number.
 
     Memory then grows with one block's activations and the inputs of all, for about one more forward pass a step.
     """
@@ -61,9 +61,10 @@ def _outermost_blocks(module: nn.Module) -> Iterator[Block]:
 
 
 def channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """(x - mean) / sqrt(var + eps) * weight + bias over the channels of (b, c, h, w); x's type and channels_last.
+    """Return (x - mean) / sqrt(var + eps) * weight + bias over the channels of (b, c, h, w).
 
-    Kernels of F.layer_norm accumulate in float32. Autocast is off for it: on CUDA it would return float32.
+    The result has x's type and is channels_last. Kernels of F.layer_norm accumulate in float32. Autocast is
+    off for it: on CUDA it would return float32.
     """
     rows = x.permute(0, 2, 3, 1)
     if x.dtype is torch.float32:
@@ -74,7 +75,7 @@ def channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> T
 
 
 def channel_scale_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(var + eps) * weight over the channels of (b, c, h, w), in x's type.
+    """Return x / sqrt(var + eps) * weight over the channels of (b, c, h, w), in x's type.
 
     Restormer's bias-free normalisation: the variance is about the mean, x stays uncentred.
     """
@@ -96,7 +97,7 @@ class LayerNorm2d(nn.Module):
 
 
 def simple_gate(x: Tensor) -> Tensor:
-    """First half of the channels times the second (NAFNet, eq. 4): (b, 2c, h, w) -> (b, c, h, w)."""
+    """Multiply the first half of the channels by the second (NAFNet, eq. 4): (b, 2c, h, w) -> (b, c, h, w)."""
     a, b = x.chunk(2, dim=1)
     return a * b
 
@@ -111,7 +112,7 @@ class Pointwise(nn.Conv2d):
         return _product(x, self.weight.flatten(1), self.bias)
 
     def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
-        """scale * self(x) for a scale (1, o, 1, 1), in the type of self(x), so that autocast reaches the product.
+        """Return scale * self(x) for a scale (1, o, 1, 1), in the type of self(x), so that autocast covers the product.
 
         Scaling the weights instead of the map saves passes over the map, forward and backward.
         """
@@ -121,10 +122,10 @@ class Pointwise(nn.Conv2d):
         return _product(x, self.weight.flatten(1) * scale.view(-1, 1), self._scaled_bias(scale))
 
     def attended(self, x: Tensor, attention: Tensor, scale: Tensor) -> Tensor:
-        """scale * self(attention * x), in the type of self(x).
+        """Return scale * self(attention * x), in the type of self(x).
 
         attention: (b, i, 1, 1), or a map (b, i, h', w') that `replicate_to` brings to h x w. scale: (1, o, 1, 1).
-        Attention of one value a channel is multiplied into the weights, image by image.
+        Attention with one value a channel is multiplied into the weights, image by image.
         """
         b, c, h, w = x.shape
         if attention.shape[-2:] != (1, 1) or not _worth_merging(h * w, c):
@@ -146,12 +147,15 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def _worth_merging(pixels: int, channels: int) -> bool:
-    """Merging costs passes over channels x channels weights; a compiler fuses the scales by itself, for any size."""
+    """Return whether to merge scales into the weights.
+
+    Merging costs passes over channels x channels weights; a compiler fuses the scales by itself, for any size.
+    """
     return not torch.compiler.is_compiling() and pixels > 4 * channels
 
 
 class UpConvolution(nn.ConvTranspose2d):
-    """Transposed 2x2 convolution of stride 2, (b, i, h, w) -> (b, o, 2h, 2w), as a matrix product: nothing overlaps."""
+    """Transposed 2x2 convolution of stride 2, (b, i, h, w) -> (b, o, 2h, 2w); nothing overlaps: it is one product."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 2, stride=2)
@@ -167,9 +171,9 @@ class UpConvolution(nn.ConvTranspose2d):
 
 
 def window_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """Means over all windows that lie inside: (b, c, h, w) -> (b, c, h - kh + 1, w - kw + 1), x's type.
+    """Return the mean of each window inside the map: (b, c, h, w) -> (b, c, h - kh + 1, w - kw + 1), in x's type.
 
-    window: (kh, kw); a side longer than the map's is cut to it. One running sum a direction, in float32.
+    window: (kh, kw); a side longer than the map's is cut to it. Each direction takes one running sum, in float32.
     """
     return _running_mean(_running_mean(x.float(), window[0], 2), window[1], 3).to(x.dtype)
 

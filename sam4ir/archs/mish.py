@@ -19,9 +19,9 @@ LINEAR_FROM = 20.0  # mish(x) is x from here on in float32, and n^2 does not ove
 
 
 def mish(x: Tensor) -> Tensor:
-    """x tanh(softplus(x)), elementwise; x's shape, type and memory format; bfloat16 is computed in float32.
+    """Return x tanh(softplus(x)) with x's shape, type and memory format; bfloat16 is computed in float32.
 
-    Equal to F.mish to rounding, and F.mish itself but for large maps on a CPU.
+    The result equals F.mish up to rounding; only large maps on a CPU do not go through F.mish itself.
     """
     if x.is_cpu and x.numel() >= LEAST and not torch.compiler.is_compiling() and _dense(x):
         out: Tensor = _PieceByPiece.apply(x)
@@ -30,7 +30,7 @@ def mish(x: Tensor) -> Tensor:
 
 
 class _PieceByPiece(torch.autograd.Function):
-    """mish of a dense float32, bfloat16 or float16 tensor on a CPU; it keeps x alone for the backward pass."""
+    """mish of a dense float32, bfloat16 or float16 tensor on a CPU; it saves x alone for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -51,8 +51,10 @@ class _PieceByPiece(torch.autograd.Function):
         """mish'(x) = r + x (2 r - e w) w with r = n / (n + 1), w = 1 / (n + 1)."""
         (x,) = ctx.saved_tensors
         out = torch.empty_like(x)
-        gradient = torch.empty_like(x).copy_(gradients[0]) if gradients[0].stride() != x.stride() else gradients[0]
-        for (r, w, e, v), (part, came, target) in _pieces(x, gradient, out):
+        gradient = gradients[0]
+        if gradient.stride() != x.stride():
+            gradient = torch.empty_like(x).copy_(gradient)
+        for (r, w, e, v), (part, upstream, target) in _pieces(x, gradient, out):
             if part.dtype is torch.float32:
                 torch.clamp(part, max=LINEAR_FROM, out=v)
             else:
@@ -64,18 +66,18 @@ class _PieceByPiece(torch.autograd.Function):
             r.mul_(w)
             e.mul_(w).sub_(r, alpha=2).mul_(w)
             r.addcmul_(e, v, value=-1)
-            _store(r, came, target)
+            _store(r, upstream, target)
         return out
 
 
 def _dense(x: Tensor) -> bool:
-    """Whether the memory of a map (b, c, h, w) is one piece in some order, of a type that is made for."""
-    known = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return known and (x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)))
+    """Return whether the memory of a map (b, c, h, w) is one piece in some order, and its type one of the three."""
+    supported = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return supported and (x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last)))
 
 
 def _pieces(*tensors: Tensor) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """(four float32 buffers, a piece of each tensor), over tensors of one shape and one dense layout."""
+    """Yield (four float32 buffers, a piece of each tensor) over tensors of one shape and one dense layout."""
     flat = [t.as_strided((t.numel(),), (1,)) for t in tensors]
     length = PIECE * torch.get_num_threads()
     buffers = torch.empty(4, min(length, flat[0].numel()), dtype=torch.float32).unbind()
@@ -85,7 +87,7 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
 
 
 def _store(a: Tensor, b: Tensor, target: Tensor) -> None:
-    """target = a b; a is a float32 buffer and may be lost."""
+    """Write a b into target; a is a float32 buffer that may be overwritten."""
     if target.dtype is torch.float32:
         torch.mul(a, b, out=target)
     else:

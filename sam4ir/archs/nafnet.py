@@ -1,6 +1,6 @@
 """NAFNet (Chen et al., Simple Baselines for Image Restoration, ECCV 2022, arXiv 2204.04676) and its local form.
 
-Names of modules and keyword arguments are the official ones, so official checkpoints load strictly.
+Modules and keyword arguments have the official names, so official checkpoints load strictly.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from sam4ir.archs.size import SizeRule, crop, pad
 
 
 class NAFBlock(Block):
-    """The block of NAFNet's Fig. 3c: gated depthwise branch with simplified channel attention, then a gated
-    feed-forward branch; each is added with a learnt scale (beta, gamma) that starts at zero.
+    """The block of NAFNet's Fig. 3c: (b, channels, h, w) -> the same.
 
-    (b, channels, h, w) -> the same.
+    A gated depthwise branch with simplified channel attention, then a gated feed-forward branch; each is added with a
+    learnt scale (beta, gamma) that starts at zero.
     """
 
     def __init__(self, channels: int) -> None:
@@ -43,12 +43,16 @@ class NAFBlock(Block):
 
 
 class NAFNet(nn.Module):
-    """U-shaped network of NAFBlocks. (b, img_channel, h, w) -> the same, for any h and w; float32 where the input is.
+    """NAFNet, a U-shaped network of NAFBlocks: (b, img_channel, h, w) -> the same, for any h and w.
 
-    img_channel: channels of the image. width: channels at full resolution, doubled at each level.
-    enc_blk_nums, dec_blk_nums: blocks a level, encoder from fine to coarse, decoder from coarse to fine.
-    middle_blk_num: blocks at the coarsest level.
-    Raises ValueError where encoder and decoder differ in their number of levels.
+    The output is float32 where the input is. Raises ValueError if encoder and decoder differ in their number of levels.
+
+    Args:
+        img_channel: Channels of the image, 3 for RGB.
+        width: Channels at full resolution; each level doubles them.
+        middle_blk_num: Number of blocks at the coarsest level.
+        enc_blk_nums: Number of blocks at each level of the encoder, from fine to coarse.
+        dec_blk_nums: Number of blocks at each level of the decoder, from coarse to fine.
     """
 
     def __init__(
@@ -93,7 +97,7 @@ class NAFNet(nn.Module):
         return crop(padded + self.ending(x), (image.shape[-2], image.shape[-1]))
 
     def blocks(self) -> Iterator[tuple[int, NAFBlock]]:
-        """All blocks with their level, 0 being full resolution."""
+        """Yield (level, block) of all blocks; level 0 is full resolution."""
         groups = [*self.encoders, self.middle_blks, *self.decoders]
         coarsest = len(self.encoders)
         for i, group in enumerate(groups):
@@ -103,13 +107,15 @@ class NAFNet(nn.Module):
 
 
 class NAFNetLocal(NAFNet):
-    """NAFNet whose channel attention averages over local windows of 1.5 times the training size (TLC: Chu et al.,
-    Improving Image Restoration by Revisiting Global Information Aggregation, ECCV 2022, arXiv 2112.04491).
+    """NAFNet whose channel attention averages over local windows of 1.5 times the training size (TLC).
 
-    Same weights and keys as NAFNet, which it equals on images no larger than the windows.
-    train_size: (b, c, h, w) of the training patches; only h and w count.
-    fast_imp: windows over a subsampled map; faster on large images and not equal to the exact windows.
-    The other arguments are NAFNet's. Raises ValueError on a train_size that is not four positive integers.
+    Source: Chu et al., Improving Image Restoration by Revisiting Global Information Aggregation, ECCV 2022, arXiv
+    2112.04491. Weights and keys are NAFNet's, and so is the output for images no larger than the windows.
+    Raises ValueError for a train_size that is not four positive integers.
+
+    Args:
+        train_size: Shape (b, c, h, w) of the training patches; only h and w count.
+        fast_imp: Whether windows slide over a subsampled map, which is faster on large images but not exact.
     """
 
     def __init__(
@@ -136,8 +142,9 @@ class NAFNetLocal(NAFNet):
 
 
 class LocalMean(nn.Module):
-    """Means over all windows (kh, kw) inside the map (b, c, h, w) -> (b, c, h - kh + 1, w - kw + 1); the global mean
-    (b, c, 1, 1) where the window covers the map. The caller replicates the border (`replicate_to`).
+    """The mean over each window (kh, kw) inside the map: (b, c, h, w) -> (b, c, h - kh + 1, w - kw + 1).
+
+    A window that covers the map gives the global mean (b, c, 1, 1). The caller replicates the border (`replicate_to`).
     """
 
     def __init__(self, window: tuple[int, int]) -> None:
@@ -149,8 +156,9 @@ class LocalMean(nn.Module):
 
 
 class SubsampledLocalMean(nn.Module):
-    """TLC's faster approximation of LocalMean: windows over each r-th row and column, r <= longest_step, from the
-    second one on, each mean repeated r times.
+    """TLC's faster approximation of LocalMean.
+
+    Its windows take each r-th row and column, r <= longest_step, from the second one on; each mean is repeated r times.
     """
 
     def __init__(self, window: tuple[int, int], longest_step: tuple[int, int]) -> None:

@@ -1,7 +1,7 @@
 """Restormer (Zamir et al., Restormer: Efficient Transformer for High-Resolution Image Restoration, CVPR 2022,
 arXiv 2111.09881).
 
-Names of modules and keyword arguments are the official ones, so official checkpoints load strictly.
+Modules and keyword arguments have the official names, so official checkpoints load strictly.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ NORMS: dict[str, type[nn.Module]] = {"WithBias": WithBiasNorm, "BiasFree": BiasF
 
 
 class Norm(nn.Module):
-    """The named normalisation as `body`, the official key."""
+    """A normalisation of NORMS under the official key `body`."""
 
     def __init__(self, channels: int, kind: str) -> None:
         super().__init__()
@@ -84,7 +84,10 @@ class ChannelAttention(nn.Module):
         return out.view(b, h, w, c).permute(0, 3, 1, 2)
 
     def _attention(self, q: Tensor, k: Tensor) -> Tensor:
-        """softmax(temperature * cos(q_i, k_j)) over channels j; q, k (b, hw, heads, d) -> (b, heads, d, d) float32."""
+        """Return softmax(temperature * cos(q_i, k_j)) over channels j.
+
+        q, k: (b, hw, heads, d). Returns (b, heads, d, d) float32.
+        """
         if q.dtype is torch.float16:
             q, k = q.float(), k.float()  # unnormalised products over h w overflow float16
         products = q.permute(0, 2, 3, 1) @ k.permute(0, 2, 1, 3)
@@ -93,7 +96,10 @@ class ChannelAttention(nn.Module):
 
 
 def _norms(x: Tensor) -> Tensor:
-    """max(norm over dimension 1, 1e-12) in float32; half the time of linalg.vector_norm, which goes down columns."""
+    """Return max(norm over dimension 1, 1e-12) in float32.
+
+    linalg.vector_norm goes down columns and takes twice as long.
+    """
     return x.float().square().sum(dim=1).clamp_min(1e-24).sqrt()
 
 
@@ -128,7 +134,7 @@ class TransformerBlock(Block):
 
 
 class PatchEmbed(nn.Module):
-    """3x3 convolution of the image, as `proj`, the official key."""
+    """3x3 convolution of the image under the official key `proj`."""
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__()
@@ -139,7 +145,7 @@ class PatchEmbed(nn.Module):
 
 
 class Resample(nn.Module):
-    """3x3 convolution from c to `wide` channels, then a pixel (un)shuffle by 2, as `body`, the official key."""
+    """3x3 convolution to `wide` channels, then a pixel (un)shuffle by 2, under the official key `body`."""
 
     def __init__(self, channels: int, wide: int, shuffle: nn.Module) -> None:
         super().__init__()
@@ -150,16 +156,24 @@ class Resample(nn.Module):
 
 
 class Restormer(nn.Module):
-    """U-shaped network of four levels of transformer blocks. (b, inp_channels, h, w) -> (b, out_channels, h, w).
+    """Restormer, a U-shaped transformer of four levels: (b, inp_channels, h, w) -> (b, out_channels, h, w).
 
-    Any h and w (reflection to a multiple of 8); float32 where the input is.
-    dim: channels at full resolution, doubled at each level. num_blocks, heads: a number a level, fine to coarse.
-    num_refinement_blocks: at full resolution after the decoder. ffn_expansion_factor: of the feed-forward networks.
-    bias: biases in convolutions. LayerNorm_type: 'WithBias', or 'BiasFree' as for denoising.
-    dual_pixel_task: the image is a pair of views (6 channels) and is not added to the output; a convolved embedding
-    of it joins the decoder instead. Otherwise the output is a correction that is added to the image.
-    Raises ValueError on lists that are not four long, on heads that do not divide the channels and on an unknown
-    LayerNorm_type.
+    Any h and w (reflected to a multiple of 8); the output is float32 where the input is. It is a correction that is
+    added to the image, but not with dual_pixel_task. Raises ValueError for lists that are not four long, for heads
+    that do not divide the channels and for an unknown LayerNorm_type.
+
+    Args:
+        inp_channels: Channels of the input: 3 for RGB, 1 for grey, 6 for a dual-pixel pair.
+        out_channels: Channels of the restored image.
+        dim: Channels at full resolution; each level doubles them.
+        num_blocks: Number of blocks at each of the four levels, from fine to coarse.
+        num_refinement_blocks: Number of blocks at full resolution after the decoder.
+        heads: Number of attention heads at each of the four levels; it divides the channels there.
+        ffn_expansion_factor: Hidden channels of a feed-forward network over its channels.
+        bias: Whether convolutions have biases.
+        LayerNorm_type: Normalisation; BiasFree, as for denoising, divides by the deviation without centring.
+        dual_pixel_task: Whether the input is a pair of views (6 channels), which is not added to the output; its
+            convolved embedding joins the decoder instead.
     """
 
     def __init__(
@@ -183,31 +197,27 @@ class Restormer(nn.Module):
                 "give equal ones or dual_pixel_task: true"
             )
 
-        def stage(channels: int, level: int, number: int) -> Blocks:
-            return Blocks(
-                *(
-                    TransformerBlock(channels, heads[level], ffn_expansion_factor, bias, LayerNorm_type)
-                    for _ in range(number)
-                )
-            )
+        def blocks(channels: int, level: int, number: int) -> Blocks:
+            settings = (heads[level], ffn_expansion_factor, bias, LayerNorm_type)
+            return Blocks(*(TransformerBlock(channels, *settings) for _ in range(number)))
 
         self.patch_embed = PatchEmbed(inp_channels, dim)
-        self.encoder_level1 = stage(dim, 0, num_blocks[0])
+        self.encoder_level1 = blocks(dim, 0, num_blocks[0])
         self.down1_2 = _down(dim)
-        self.encoder_level2 = stage(2 * dim, 1, num_blocks[1])
+        self.encoder_level2 = blocks(2 * dim, 1, num_blocks[1])
         self.down2_3 = _down(2 * dim)
-        self.encoder_level3 = stage(4 * dim, 2, num_blocks[2])
+        self.encoder_level3 = blocks(4 * dim, 2, num_blocks[2])
         self.down3_4 = _down(4 * dim)
-        self.latent = stage(8 * dim, 3, num_blocks[3])
+        self.latent = blocks(8 * dim, 3, num_blocks[3])
         self.up4_3 = _up(8 * dim)
         self.reduce_chan_level3 = Pointwise(8 * dim, 4 * dim, bias)
-        self.decoder_level3 = stage(4 * dim, 2, num_blocks[2])
+        self.decoder_level3 = blocks(4 * dim, 2, num_blocks[2])
         self.up3_2 = _up(4 * dim)
         self.reduce_chan_level2 = Pointwise(4 * dim, 2 * dim, bias)
-        self.decoder_level2 = stage(2 * dim, 1, num_blocks[1])
+        self.decoder_level2 = blocks(2 * dim, 1, num_blocks[1])
         self.up2_1 = _up(2 * dim)
-        self.decoder_level1 = stage(2 * dim, 0, num_blocks[0])
-        self.refinement = stage(2 * dim, 0, num_refinement_blocks)
+        self.decoder_level1 = blocks(2 * dim, 0, num_blocks[0])
+        self.refinement = blocks(2 * dim, 0, num_refinement_blocks)
         self.dual_pixel_task = dual_pixel_task
         if dual_pixel_task:
             self.skip_conv = Pointwise(dim, 2 * dim, bias)

@@ -1,7 +1,7 @@
 """RRDB networks (Wang et al., ESRGAN, ECCVW 2018, arXiv 1809.00219): super-resolution, and the condition of SAM-DiffSR.
 
-Two families of names for one network: RRDBNet has BasicSR's keys, DiffSRRRDBNet those of ESRGAN's first release, which
-SRDiff and SAM-DiffSR kept; checkpoints of either load into both (`adapted`).
+One network has two families of names: RRDBNet has BasicSR's keys, DiffSRRRDBNet has those of ESRGAN's first release,
+which SRDiff and SAM-DiffSR kept. Checkpoints of either load into both (`adapted`).
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ SAME_LAYERS = (  # (BasicSR, SAM-DiffSR)
 
 
 class DenseBlock(nn.Module):
-    """Residual dense block: four convolutions that each see all maps before them, and a fifth back to the input's
-    channels, added with weight 0.2. (b, channels, h, w) -> the same.
+    """Residual dense block: (b, channels, h, w) -> the same.
 
-    growth: channels that each of the four adds.
+    Four convolutions each read all maps before them; a fifth leads back to the input's channels and is added with
+    weight 0.2. growth: channels that each of the four adds.
     """
 
     def __init__(self, channels: int, growth: int) -> None:
@@ -52,9 +52,9 @@ class DenseBlock(nn.Module):
 
 
 class RRDB(Block):
-    """Three dense blocks in a row with a residual of weight 0.2 around them. (b, channels, h, w) -> the same.
+    """Three dense blocks in a row with a residual of weight 0.2 around them: (b, channels, h, w) -> the same.
 
-    name: what its children are called, with their number: rdb or RDB.
+    name: prefix of its children's names, before their number: rdb or RDB.
     """
 
     def __init__(self, channels: int, growth: int, name: str) -> None:
@@ -70,12 +70,19 @@ class RRDB(Block):
 
 
 class RRDBNet(nn.Module):
-    """ESRGAN's generator under BasicSR's names. (b, num_in_ch, h, w) in [0, 1] -> (b, num_out_ch, h scale, w scale),
-    float32 where the input is, not clamped.
+    """ESRGAN's super-resolution network under BasicSR's names.
 
-    scale: 4; 2 and 1 work on the image unshuffled by 2 and 4, whose sides must be multiples of that.
-    num_feat: channels. num_block: RRDB blocks. num_grow_ch: growth inside dense blocks.
-    Raises ValueError on another scale and, called, on sides that do not unshuffle.
+    (b, num_in_ch, h, w) in [0, 1] -> (b, num_out_ch, h scale, w scale), float32 where the input is, not clamped.
+    Scales 2 and 1 unshuffle the image by 2 and by 4 first, so its sides must be multiples of that. Raises ValueError
+    for another scale and, when called, for sides that cannot be unshuffled.
+
+    Args:
+        num_in_ch: Channels of the input image.
+        num_out_ch: Channels of the output image.
+        scale: Side of the output over side of the input: 4, 2 or 1.
+        num_feat: Channels of the feature maps.
+        num_block: Number of RRDB blocks.
+        num_grow_ch: Channels that each convolution inside a dense block adds.
     """
 
     def __init__(
@@ -115,15 +122,23 @@ class RRDBNet(nn.Module):
 
     @staticmethod
     def adapted(state: Mapping[str, V]) -> dict[str, V]:
-        """Keys of SAM-DiffSR's RRDB (and of ESRGAN's first release) as this network's; others stay as they are."""
+        """Rename keys of SAM-DiffSR's RRDB (and of ESRGAN's first release) to this network's; others stay."""
         return to_basicsr_keys(state)
 
 
 class DiffSRRRDBNet(nn.Module):
-    """The RRDB network of SRDiff and SAM-DiffSR. (b, in_nc, h, w) in [-1, 1] -> (b, out_nc, h sr_scale, w sr_scale),
-    clamped to [-1, 1].
+    """The RRDB network of SRDiff and SAM-DiffSR, which conditions their diffusion network.
 
-    nf: channels. nb: RRDB blocks. gc: growth inside dense blocks. sr_scale: 4 or 8, else a ValueError.
+    (b, in_nc, h, w) in [-1, 1] -> (b, out_nc, h sr_scale, w sr_scale), clamped to [-1, 1]. Raises ValueError for
+    another sr_scale than 4 and 8.
+
+    Args:
+        in_nc: Channels of the input image.
+        out_nc: Channels of the output image.
+        nf: Channels of the feature maps.
+        nb: Number of RRDB blocks.
+        gc: Channels that each convolution inside a dense block adds.
+        sr_scale: Side of the output over side of the input: 4 or 8.
     """
 
     def __init__(
@@ -143,9 +158,9 @@ class DiffSRRRDBNet(nn.Module):
         _scale_down(self.RRDB_trunk)
 
     def features(self, x: Tensor, every: int = 1) -> list[Tensor]:
-        """nb + 1 maps (b, nf, h, w): what each RRDB block gives, then the trunk's end with the first map added.
+        """Return nb + 1 maps (b, nf, h, w): the output of each RRDB block, then the trunk's with the first map added.
 
-        every: keep each such map only, beginning with map number `every`.
+        every: return only maps number `every`, 2 `every` and so on.
         """
         first = self.conv_first(_channels_last((x + 1) / 2))
         maps = []
@@ -159,7 +174,7 @@ class DiffSRRRDBNet(nn.Module):
         return maps
 
     def forward(self, x: Tensor, get_fea: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
-        """The image; with get_fea the image and `features`."""
+        """Return the image; with get_fea the image and its `features`."""
         maps = self.features(x)
         convs = (self.upconv1, self.upconv2) if self.upconv3 is None else (self.upconv1, self.upconv2, self.upconv3)
         y = self.conv_last(_activated(self.HRconv(_enlarged(maps[-1], convs))))
@@ -168,18 +183,18 @@ class DiffSRRRDBNet(nn.Module):
 
     @staticmethod
     def adapted(state: Mapping[str, V]) -> dict[str, V]:
-        """Keys of BasicSR's RRDBNet as this network's, and its part of a whole diffusion network; others stay."""
+        """Rename keys of BasicSR's RRDBNet, or the RRDB's part of a whole diffusion network, to this network's keys."""
         part = {key.removeprefix("rrdb."): value for key, value in state.items() if key.startswith("rrdb.")}
         return to_diffsr_keys(part or state)
 
 
 def to_diffsr_keys(state: Mapping[str, V]) -> dict[str, V]:
-    """A state dict (or its shapes) under the keys of DiffSRRRDBNet; keys that both families have stay as they are."""
+    """Return a state dict (or its shapes) under the keys of DiffSRRRDBNet; keys of both families stay as they are."""
     return {_diffsr_key(key): value for key, value in state.items()}
 
 
 def to_basicsr_keys(state: Mapping[str, V]) -> dict[str, V]:
-    """A state dict (or its shapes) under the keys of RRDBNet; keys that both families have stay as they are."""
+    """Return a state dict (or its shapes) under the keys of RRDBNet; keys of both families stay as they are."""
     return {_basicsr_key(key): value for key, value in state.items()}
 
 
@@ -216,7 +231,7 @@ def _enlarged(x: Tensor, convs: tuple[nn.Module, ...]) -> Tensor:
 
 
 def _scale_down(blocks: nn.Module) -> None:
-    """ESRGAN's initialisation: Kaiming-normal weights times 0.1 inside dense blocks, biases zero."""
+    """Initialise as ESRGAN does: Kaiming-normal weights times 0.1 inside dense blocks, biases zero."""
     for module in blocks.modules():
         if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # where normal_ is slow, and does nothing
             nn.init.kaiming_normal_(module.weight)

@@ -1,4 +1,4 @@
-"""What image sizes a network takes, as data, and the one way images are brought to such a size."""
+"""Image sizes that a network takes, as data, and the padding that brings images to such a size."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class SizeRule:
-    """The sizes a network takes.
+    """The image sizes that a network takes.
 
-    multiple: both sides are a multiple of it.
-    minimum: the longer side is at least this; an image that is padded at all gets both sides to it.
-    mode: 'zeros', or 'reflect' (edge not repeated; replication along a side too short to reflect).
+    multiple: a number that divides both sides.
+    minimum: the least length of the longer side; an image that is padded at all gets both sides to it.
+    mode: 'zeros', or 'reflect' (the edge is not repeated; a side too short to reflect is replicated).
     """
 
     multiple: int = 1
@@ -23,11 +23,11 @@ class SizeRule:
     mode: Literal["zeros", "reflect"] = "zeros"
 
     def fits(self, h: int, w: int) -> bool:
-        """Whether an image of h x w needs no padding."""
+        """Return whether an image of h x w needs no padding."""
         return h % self.multiple == 0 and w % self.multiple == 0 and max(h, w) >= self.minimum
 
     def padded(self, h: int, w: int) -> tuple[int, int]:
-        """The size that an image of h x w is padded to: the same where it fits."""
+        """Return the size that an image of h x w is padded to: the same size if it fits."""
         if self.fits(h, w):
             return h, w
         return self._up(h), self._up(w)
@@ -38,22 +38,26 @@ class SizeRule:
 
 
 def pad(image: Tensor, rule: SizeRule) -> Tensor:
-    """Pad at the bottom and the right to a size that `rule` takes; undone by `crop`.
+    """Pad at the bottom and the right to a size that fits the rule; `crop` undoes it.
 
-    image: (b, c, h, w), h and w at least 1. Raises ValueError on any other shape.
+    image: (b, c, h, w), h and w at least 1. Raises ValueError for any other shape.
     """
     if image.dim() != 4 or 0 in image.shape[-2:]:
         raise ValueError(f"a network takes images of shape (b, c, h, w) with pixels, got {tuple(image.shape)}")
     h, w = image.shape[-2:]
-    bottom, right = (p - side for p, side in zip(rule.padded(h, w), (h, w), strict=True))
+    height, width = rule.padded(h, w)
+    bottom, right = height - h, width - w
     if rule.mode == "zeros":
         return F.pad(image, (0, right, 0, bottom)) if bottom or right else image
-    image = F.pad(image, (0, right, 0, 0), mode=_reflect_or_replicate(w, right)) if right else image
-    return F.pad(image, (0, 0, 0, bottom), mode=_reflect_or_replicate(h, bottom)) if bottom else image
+    if right:
+        image = F.pad(image, (0, right, 0, 0), mode=_reflect_or_replicate(w, right))
+    if bottom:
+        image = F.pad(image, (0, 0, 0, bottom), mode=_reflect_or_replicate(h, bottom))
+    return image
 
 
 def crop(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """The top left h x w of (b, c, >= h, >= w), as a view."""
+    """Return the top left h x w of (b, c, >= h, >= w) as a view."""
     h, w = size
     return image[..., :h, :w]
 

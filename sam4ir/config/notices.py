@@ -7,7 +7,26 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from sam4ir.config.schema import WITHOUT_EFFECT, DatasetOptions, Options, TrainOptions
+from sam4ir.config.schema import DatasetOptions, Options, TrainOptions
+
+# Keys of official files that do nothing here, and why. A key of a path may be a pattern: `*` is any text, `|` stands
+# between alternatives.
+WITHOUT_EFFECT: Mapping[tuple[str, ...], str] = {
+    ("dist_params",): "torchrun sets up the processes",
+    ("img_path",): "scripts/restore.py restores single images and takes their paths on its command line",
+    ("datasets", "*", "prefetch_mode"): "batches are pinned and copied ahead on CUDA by themselves",
+    ("datasets", "*", "num_prefetch_queue"): "batches are pinned and copied ahead on CUDA by themselves",
+    ("datasets", "*", "phase"): "the key of the data set (train, val, test) says it",
+    ("datasets", "val*|test*", "gt_sizes"): "only training has stages",
+    ("datasets", "val*|test*", "mini_batch_sizes"): "only training has stages",
+    ("datasets", "val*|test*", "iters"): "only training has stages",
+    ("datasets", "*", "without_effect", "*"): "the data set makes its degraded images from the clean ones",
+    ("logger", "wandb", "project"): "scalars go to TensorBoard and to log.jsonl",
+    ("val", "random_crop_num"): "tiles cover the image evenly and are blended",
+    ("val", "rgb2bgr"): "images are RGB everywhere and files are written in the right order",
+    ("val", "suffix"): "images are saved under the name of the run",
+    ("val", "pbar"): "long work shows a progress bar when it runs in a terminal",
+}
 
 
 def notices(options: Options) -> list[str]:

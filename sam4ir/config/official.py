@@ -29,6 +29,17 @@ CROP_SIDES = ("crop_size_h", "crop_size_w")  # NAFNet: height and width of a til
 ENSEMBLE = "trans_num"  # HINet: of the eight flips and rotations, how many are averaged
 EIGHT = 8
 
+# keys of official files that are replaced by ours, and how
+SPELLINGS: Mapping[str, str] = {
+    GEOMETRIC: "Restormer's switch for flips and rotations, which sets use_hflip and use_rot.",
+    IDLE[0]: "Folder of degraded images in Restormer's files, without effect; the data set makes them.",
+    IDLE[1]: "Name pattern of degraded images in Restormer's files, without effect; the data set makes them.",
+    MIXUP: "NAFNet's switch for mixup, which sets mixing_augs.mixup.",
+    ENSEMBLE: "HINet's number of averaged flips and rotations: 8 sets self_ensemble, 1 leaves it off.",
+    CROP_SIDES[0]: "NAFNet's height of a tile in pixels; with the same crop_size_w it sets crop_size.",
+    CROP_SIDES[1]: "NAFNet's width of a tile in pixels; with the same crop_size_h it sets crop_size.",
+}
+
 
 def as_ours(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     """(values in our own keys, problems); `values` stays as it is."""

@@ -1,34 +1,26 @@
-"""What an option file may hold: frozen pydantic models, unknown keys forbidden everywhere.
+"""The keys of an option file: frozen pydantic models that forbid unknown keys everywhere.
 
-`python -m sam4ir.config.schema` writes the JSON schema that editors use for completion.
+Each field has a description below it, which the JSON schema and docs/options.md repeat.
+`python -m sam4ir.config.schema` prints the JSON schema that editors use for completion.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from sam4ir.config.official import (
-    CROP_SIDES,
-    ENSEMBLE,
-    GEOMETRIC,
-    MIXUP,
-    TOTAL,
-    idle,
-    is_placeholder,
-    takes_geometric,
-)
-from sam4ir.config.signature import WHOLE, arguments_model
+from sam4ir.config.block_schema import block_schema
+from sam4ir.config.official import CROP_SIDES, ENSEMBLE, MIXUP, SPELLINGS, is_placeholder
+from sam4ir.config.signature import WHOLE
 from sam4ir.errors import UserError
-from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
+from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES
 
 
 def _folder_name(value: str) -> str:
-    """A text that may name one folder or file: it becomes part of paths."""
+    """Return a text that may name one folder or file, since it becomes part of paths. Raises UserError otherwise."""
     if not value.strip():
         raise UserError(f"{value!r} is empty; it names a folder")
     if value.startswith(".") or value != value.strip():
@@ -51,18 +43,26 @@ ModelType = Literal["ImageRestorationModel", "SRModel", "ImageCleanModel", "SAM4
 
 
 class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        use_attribute_docstrings=True,
+    )
 
 
 class Block(_Options):
-    """`type: NAME` and the arguments of what it names, checked against its signature by config/load.py."""
+    """A part by its name and the arguments of its constructor, which config/load.py checks against the signature."""
 
     model_config = ConfigDict(extra="allow")
     type: str
+    """Name of the part in its table of registry.py, or the name that a plugin registers."""
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What stands beside the keys declared here: the constructor's arguments."""
+        """The constructor's arguments: all keys beside those that a model declares."""
         return dict(self.model_extra or {})
 
     @property
@@ -72,38 +72,51 @@ class Block(_Options):
 
 
 class MasksOptions(_Options):
-    """Where a data set's masks come from: a mask store, and which image SAM must have looked at."""
+    """The mask store of a data set."""
 
     store: str
+    """Path of the mask store (an LMDB that scripts/make_masks.py or scripts/masks.py writes); its keys are the image
+    keys."""
     source: Literal["gt", "lq", "restored"] | None = None
+    """Images that the masks must come from: ground truth, degraded or restored ones; a store of other images is an
+    error. Without it any store will do."""
 
 
 class DatasetOptions(Block):
-    """A data set and how it is loaded; the other keys are the data set's own arguments.
-
-    gt_sizes, mini_batch_sizes, iters: the stages of progressive training (Restormer); stage k trains iters[k]
-    iterations with patches of gt_sizes[k] and micro-batches of mini_batch_sizes[k]; gt_size and batch_size_per_gpu
-    then stand for nothing.
-    degradations: made on the fly on clean images, one after the other.
-    without_effect: keys of official files that the data set has no use for; config/official.py puts them here.
-    """
+    """A data set and how it is loaded; the other keys are the data set's own arguments."""
 
     name: FolderName | None = None
+    """Name of the data set in logs, results and folders; without it the key (train, val, test ...) is the name."""
     phase: str | None = None
+    """Read from BasicSR's files and without effect; the key of the data set says whether it trains or tests."""
     masks: MasksOptions | None = None
+    """Mask store of the data set, which SAM4IR's training, SAM-DiffSR's training and val.refiner read."""
     degradations: Annotated[tuple[Block, ...], Field(min_length=1)] | None = None
+    """Degradations of the clean images, applied on the fly in the order of the list; DegradedImageDataset needs it."""
     batch_size_per_gpu: Positive = 1
+    """Samples in a micro-batch of one process; train.total_batch sums several micro-batches in a step."""
     mini_batch_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    """Micro-batch of each stage of progressive training, in place of batch_size_per_gpu."""
     iters: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    """Iterations of each stage of progressive training; the stages follow one another."""
     gt_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    """Side of the ground truth crops in each stage of progressive training, in pixels, in place of gt_size."""
     bad_images: Literal["stop", "skip"] = "stop"
+    """What an image that cannot be read does: stop ends the run, skip names it and draws another image in its place."""
     num_worker_per_gpu: Count = 0
+    """Worker processes that load images ahead for each training process; any number gives the same data."""
     use_shuffle: bool = True
+    """Whether the training images are shuffled, in a new order for each epoch."""
     dataset_enlarge_ratio: Positive = 1
+    """Rounds through the data set that make one epoch, shuffled together."""
     prefetch_mode: Literal["cpu", "cuda"] | None = None
+    """Read from BasicSR's files and without effect; batches are copied ahead on CUDA by themselves."""
     num_prefetch_queue: Count | None = None
+    """Length of BasicSR's prefetch queue, without effect; batches are copied ahead on CUDA by themselves."""
     pin_memory: bool | None = None
+    """Whether batches go through pinned memory where the run uses CUDA; without it they do."""
     without_effect: dict[str, Any] | None = None
+    """Keys of official files that the data set has no use for; the loader moves them here and reports each of them."""
 
     @property
     def placeholder(self) -> bool:
@@ -112,41 +125,54 @@ class DatasetOptions(Block):
 
 
 class PathOptions(_Options):
-    """Where weights come from and where a run goes.
-
-    pretrain_network_c: of the RRDB that conditions a diffusion network.
-    """
+    """Where weights come from and where a run goes."""
 
     root: str = "."
+    """Folder in which experiments/, results/ and tb_logger/ are made."""
     pretrain_network_g: str | None = None
+    """Weights that the deployed network starts from or is tested with: a file, or a name of scripts/fetch_weights.py
+    list such as zoo:NAFNet-SIDD-width32."""
     pretrain_network_c: str | None = None
+    """Weights of the RRDB network that conditions a diffusion network, with the keys of BasicSR or of SRDiff."""
     param_key_g: str | None = None
+    """Entry of the weights file to read, such as params or params_ema; without it params_ema goes before params."""
     param_key: str | None = None
+    """The same as param_key_g, which wins where a file has both."""
     strict_load_g: bool = True
+    """Whether the weights must fit the network in all names and shapes; false loads what fits and logs the rest."""
     resume_state: str | None = None
+    """Training state (.state) that the run continues from; with --auto_resume the run's own newest state wins."""
 
 
 class OptimOptions(_Options):
-    """An optimiser of torch, fused where the device has one. weight_decay left out is torch's own: AdamW's 0.01."""
+    """An optimiser of torch, fused where the device has one."""
 
     type: Literal["Adam", "AdamW"] = "AdamW"
+    """Optimiser: Adam, or AdamW with its decoupled weight decay."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Base learning rate, which the scheduler changes from iteration to iteration."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
+    """Decay of the running means of the gradient and of its square."""
     weight_decay: Share | None = None
+    """Weight decay; without it torch's own default holds: 0.01 for AdamW, 0 for Adam."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Number that is added to the denominator of the update."""
 
     @property
     def decay(self) -> float:
-        """The weight decay that holds."""
+        """The weight decay in effect."""
         own = 0.01 if self.type == "AdamW" else 0.0
         return own if self.weight_decay is None else self.weight_decay
 
 
 class TermOptions(_Options):
-    """Weight of a loss term: by hand, or from the share of the reconstruction's gradient (methods.md, [D])."""
+    """Weight of a loss term: fixed, or measured from its share of the reconstruction's gradient (methods.md, [D])."""
 
     loss_weight: Share | None = None
+    """Fixed weight of the term in the loss; 0 switches the term off."""
     balance: Share | None = None
+    """Share of the reconstruction's gradient that the term takes, from which its weight is measured as training goes
+    on; 0 switches the term off. Without both keys it is 0.3 for SPD and 0.05 for SGR."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TermOptions:
@@ -164,8 +190,12 @@ class SpdOptions(TermOptions):
     """Semantic priors distillation."""
 
     criterion: Literal["l1", "charbonnier", "psnr"] = "l1"
+    """Distance of the student's image to the target, counted where the gate is open."""
     gate: Literal["none", "region", "pixel"] = "region"
+    """Where the refiner may teach: everywhere, in the regions or at the pixels where its squared error is smaller than
+    the student's. Gate pixel needs another criterion than l1."""
     target: Literal["refiner", "gt"] = "refiner"
+    """Image that the student's image is drawn to: the refiner's output, or the ground truth as a control."""
 
     @model_validator(mode="after")
     def _pixel_gate_needs_a_curve(self) -> SpdOptions:
@@ -181,23 +211,38 @@ class SgrOptions(TermOptions):
     """Semantic-guided relation in the features of a frozen VGG."""
 
     target: Literal["refiner", "gt"] = "refiner"
+    """Image whose relations between regions the student matches: the refiner's output, or the ground truth as a
+    control."""
     every: Positive = 1
+    """Iterations between two computations of the term, whose weight grows by the same factor."""
     variant: Literal["vgg16", "vgg19"] = "vgg16"
+    """Network of the features, with ImageNet weights of torchvision."""
     layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("relu2_2", "relu3_3", "relu4_3")
+    """Layers of the VGG whose features are compared."""
     weights: str | None = None
+    """Weights file of the VGG; without it the weights come from the zoo."""
     min_cells: Share = 4.0
+    """Least area of a region in feature cells; a smaller region is left out of that layer, in both images."""
     bf16: bool = False
+    """Whether the VGG alone runs in bfloat16, whatever the precision of the run."""
 
 
 class DistillOptions(_Options):
     """How student and refiner train together."""
 
     schedule: Literal["joint", "two_phase"] = "joint"
+    """Order of training: joint trains both networks at once; two_phase trains the refiner first, then the student
+    beside the frozen refiner."""
     start_iter: Count | None = None
+    """Iteration after which the distillation terms join the loss (schedule joint); without it a tenth of total_iter."""
     refine_iter: Positive | None = None
+    """Iterations that train the refiner alone, smaller than total_iter; schedule two_phase needs it."""
     teacher: Literal["raw", "ema"] = "raw"
+    """Refiner whose output is the target: the trained one, or its running average, which needs ema_decay above 0."""
     masks: Literal["store", "empty"] = "store"
+    """Masks that the refiner sees: those of the store, or none, as a control without SAM."""
     init_refiner: Literal["none", "student"] = "none"
+    """Start of the refiner's second network: random weights, or those of path.pretrain_network_g."""
 
     @model_validator(mode="after")
     def _phases(self) -> DistillOptions:
@@ -210,50 +255,78 @@ class MixingOptions(_Options):
     """Mixup of the images of a batch (Restormer's denoising recipes)."""
 
     mixup: bool = False
+    """Whether each image of a total batch is mixed with another one, ground truth and degraded input alike."""
     mixup_beta: Annotated[float, Field(gt=0)] = 1.2
+    """Both parameters of the Beta distribution that the share of an image is drawn from."""
     use_identity: bool = True
+    """Whether half of the total batches, by chance, stay unmixed."""
 
 
 class TrainOptions(_Options):
     """The training recipe."""
 
     total_iter: Positive
+    """Iterations of the run; one iteration is one step of the optimiser."""
     optim_g: OptimOptions
+    """Optimiser of the deployed network, which is the student in SAM4IR."""
     optim_r: OptimOptions | None = None
+    """Optimiser of the refiner; without it the refiner uses optim_g."""
     scheduler: Block | None = None
+    """Schedule of the learning rate; without it the rate stays constant."""
     scheduler_r: Block | None = None
+    """Schedule of the refiner's learning rate; without it the refiner follows scheduler."""
     warmup_iter: Annotated[int, Field(ge=-1), WHOLE] = -1
+    """Iterations in which the learning rate rises on a line from 0; -1 and 0 mean no warm-up."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay of the running average of the weights, which validation and tests use; 0 keeps no average."""
     use_grad_clip: bool = True
+    """Whether the gradient norm of each network is clipped to grad_clip; without the key SRModel does not clip, as in
+    BasicSR."""
     grad_clip: Annotated[float, Field(gt=0)] = 0.01
+    """Largest gradient norm of a network with use_grad_clip."""
     total_batch: Positive | Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
+    """Samples in one step over all processes, or a list with a number for each stage; a multiple of the micro-batch.
+    Without it a step takes one micro-batch of each process."""
     mixing_augs: MixingOptions | None = None
+    """Mixing of the images of a total batch; SAM4IR and data sets with masks do not allow it."""
     max_nonfinite: Positive = 10
+    """Steps in a row without a finite loss or gradient that end the run; fewer of them are skipped."""
     pixel_opt: Block
+    """Reconstruction loss; in SAM-DiffSR the loss on the diffusion target, L1Loss or MSELoss."""
     refine_opt: Block | None = None
+    """Reconstruction loss of the refiner; without it the refiner uses pixel_opt."""
     spd_opt: SpdOptions | None = None
+    """Distillation term SPD; without it the term is off."""
     sgr_opt: SgrOptions | None = None
+    """Distillation term SGR; without it the term is off."""
     distill: DistillOptions = DistillOptions()
+    """How student and refiner of SAM4IR train together."""
 
 
 class DiffusionOptions(_Options):
-    """The diffusion of SAM-DiffSR (diffusion.schedule, diffusion.process).
-
-    schedule: cosine has `s`, linear beta_start and beta_end. modulation: how SAM's structure enters the forward noise;
-    strength: how much of it; profile: over the times, for invertible. mean: what the position encoding divides a mask's
-    sum by.
-    """
+    """The diffusion of SAM-DiffSR (diffusion.schedule, diffusion.process)."""
 
     schedule: Literal["cosine", "linear"] = "cosine"
+    """Noise schedule: cosine has the argument s, linear has beta_start and beta_end."""
     timesteps: Annotated[int, Field(ge=2), WHOLE] = 100
+    """Steps of the forward process."""
     s: Annotated[float, Field(gt=0)] = 0.008
+    """Offset of the cosine schedule, which keeps the first betas from being too small."""
     beta_start: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    """First beta of the linear schedule."""
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    """Last beta of the linear schedule."""
     modulation: Literal["none", "released", "paper", "invertible"] = "none"
+    """How the structural position encoding (SPE) of SAM's masks enters the forward noise: not at all (SRDiff), as in
+    the released code, by the paper's equations, or in a form that keeps x_0 exact."""
     strength: Share = 1.0
+    """Factor of the SPE; 0 makes the process plain diffusion."""
     profile: Literal["flat", "signal", "noise", "released"] = "flat"
+    """How the strength of modulation invertible goes over the time steps, scaled to a mean square of 1."""
     target: Literal["noise", "x_0", "v"] = "noise"
+    """Quantity that the network predicts; modulation paper allows noise alone."""
     mean: Literal["image", "region"] = "image"
+    """Area in pixels that the encoding's sum over a mask is divided by: the image's, as released, or the mask's own."""
 
     @property
     def needs_masks(self) -> bool:
@@ -262,46 +335,62 @@ class DiffusionOptions(_Options):
 
 
 class SamplingOptions(_Options):
-    """How a diffusion network makes an image. seed: with the image's name it fixes the noise.
-
-    steps left out are the sampler's default (engine.restore.sampling). spacing: of the times. precision: of the
-    network.
-    """
+    """How a diffusion network makes an image."""
 
     sampler: Literal["ddpm", "ddim", "dpm_solver_2m"] | None = None
+    """Sampler; without it ddpm. Modulation paper allows ddpm alone."""
     steps: Positive | None = None
+    """Network evaluations for an image, diffusion.timesteps at most; without it 20, or 15 for dpm_solver_2m."""
     spacing: Literal["uniform", "logsnr"] = "logsnr"
+    """Spacing of the sampled time steps: uniform in time, or uniform in the logarithm of the signal-to-noise ratio."""
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of fresh noise in each step of ddim: 0 is deterministic, 1 has the noise of ddpm."""
     seed: Count = 0
+    """Seed of the sampling noise, which is a function of the seed, the image's key and the number of the sample."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Number format of the network while it samples; bf16 means autocast to bfloat16."""
 
 
 class ValOptions(_Options):
-    """Validation during training, and the test of test.py.
-
-    samples: images that a diffusion network makes of each in test.py. published: a table of published figures that is
-    printed beside ours (engine.evaluate.published). max_minibatch: tiles at once (engine.restore.build has the
-    default).
-    """
+    """Validation during training, and the test of test.py."""
 
     val_freq: Positive | None = None
+    """Iterations between two validations; without it nothing is validated."""
     save_img: bool = False
+    """Whether restored images are written as PNG files."""
     sampling: SamplingOptions = SamplingOptions()
+    """How a diffusion network samples its images."""
     samples: Positive = 1
+    """Images that a diffusion network draws for each input in test.py; scores then have a mean and a spread."""
     published: str | None = None
+    """Table of published figures that test.py prints beside ours, such as SAM-DiffSR."""
     metrics: dict[str, Block] = {}
+    """Metrics to report, under column names of your choice."""
     use_image: bool = True
+    """Whether outputs are rounded to 8 bits before they are scored, as a saved image would be."""
     refiner: bool = False
+    """Whether the refiner of SAM4IR is scored too, which needs masks for the validation set."""
     grids: bool = False
+    """Whether images are restored in blended tiles of crop_size rather than whole."""
     crop_size: Positive | None = None
+    """Side of a tile in pixels of the input; needed and used with grids only."""
     overlap: Count | None = None
+    """Pixels of the input that neighbouring tiles share at least; without it an eighth of crop_size."""
     max_minibatch: Positive | None = None
+    """Tiles that go through the network at once; without it 8, and for a diffusion network as many as have the pixels
+    of one tile of 128 x 128."""
     window_size: Positive | None = None
+    """Divisor of the sides of an image in pixels, to which it is padded by reflection; without it the network pads."""
     self_ensemble: bool = False
+    """Whether the mean over the eight flips and rotations of the image is taken."""
     random_crop_num: Count | None = None
+    """Number of random tiles in NAFNet's files, without effect; tiles cover the image evenly."""
     rgb2bgr: bool | None = None
+    """Channel order in NAFNet's and Restormer's files, without effect; images are RGB everywhere."""
     suffix: str | None = None
+    """Suffix of saved images in BasicSR's files, without effect; images are saved under the name of the run."""
     pbar: bool | None = None
+    """Progress bar of BasicSR's files, without effect; long work shows one when it runs in a terminal."""
 
     @model_validator(mode="after")
     def _grid_has_a_size(self) -> ValOptions:
@@ -316,38 +405,69 @@ class LoggerOptions(_Options):
     """What is written while a run goes on."""
 
     print_freq: Positive = 100
+    """Iterations between two lines of the console and the log file; log.jsonl has every iteration."""
     save_checkpoint_freq: Positive = 5000
+    """Iterations between two checkpoints (weights and training state); the last iteration is always saved."""
     use_tb_logger: bool = False
+    """Whether losses, learning rates and scores go to TensorBoard."""
     wandb: Any = None
+    """Settings of Weights & Biases in BasicSR's files, without effect; scalars go to TensorBoard and log.jsonl."""
 
 
 class Options(_Options):
     """One option file, resolved."""
 
     name: FolderName
+    """Name of the run, which names its folders: experiments/NAME, results/NAME, tb_logger/NAME."""
     model_type: ModelType = "ImageRestorationModel"
+    """Kind of training: a plain network (ImageRestorationModel, SRModel with BasicSR's metrics, ImageCleanModel),
+    distillation from SAM's masks (SAM4IRModel) or diffusion (SAMDiffSRModel)."""
     scale: Positive = 1
+    """Side of the restored image over the side of the input; 1 but in super-resolution."""
     num_gpu: Count | Literal["auto"] | None = None
+    """Number of GPUs in BasicSR's files, without effect; torchrun sets the number of processes."""
     manual_seed: Count = 0
+    """Seed of the run; weights, order of images, crops and noise are functions of it."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
+    """Device of the run: auto takes CUDA where there is one and the CPU otherwise."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of training: bf16 and fp16 mean autocast, while weights and losses stay float32; fp16 scales the
+    loss."""
     compile: bool = False
+    """Whether torch.compile is timed at the start of the run and kept where it is faster."""
     channels_last: bool = True
+    """Whether weights and images lie in memory format channels_last, the fastest one for our networks."""
     checkpoint_activations: bool = False
+    """Whether blocks compute their activations again in the backward pass: less memory for about one more forward pass
+    a step."""
     find_unused_parameters: bool = False
+    """Whether parameters that no loss reaches are allowed; otherwise they are an error when several processes train."""
     deterministic: bool = False
+    """Whether CUDA repeats a run bit for bit, which is slower; a CPU does so anyway."""
     plugins: tuple[str, ...] = ()
+    """Modules with your own parts, beside the option file or on the Python path; they are imported first."""
     datasets: dict[str, DatasetOptions] = {}
+    """Data sets by key: train, and any number of keys that begin with val or test."""
     network_g: Block
+    """The deployed network, which is the student in SAM4IR."""
     network_r: Block | None = None
+    """Second network of the refiner; without it the same as network_g."""
     spf: Block | None = None
+    """Fusion of restored image and masks in front of the refiner's network; without it SPF with its defaults."""
     path: PathOptions = PathOptions()
+    """Where weights come from and where a run writes its files."""
     diffusion: DiffusionOptions | None = None
+    """Forward process of a diffusion network (SAMDiffSRModel)."""
     train: TrainOptions | None = None
+    """Training recipe; a file for test.py alone has none."""
     val: ValOptions | None = None
+    """Validation during training and the test of test.py."""
     logger: LoggerOptions = LoggerOptions()
+    """What is logged and saved while a run goes on."""
     dist_params: dict[str, Any] | None = None
+    """Settings of distributed training in BasicSR's files, without effect; torchrun sets up the processes."""
     img_path: dict[str, Any] | None = None
+    """Paths of single images in NAFNet's files, without effect; scripts/restore.py restores single images."""
 
     @property
     def distills(self) -> bool:
@@ -356,7 +476,7 @@ class Options(_Options):
 
     @property
     def basicsr(self) -> bool:
-        """Whether metric names mean what BasicSR means by them, not what NAFNet, HINet and Restormer do."""
+        """Whether metric names have BasicSR's meaning, not that of NAFNet, HINet and Restormer."""
         return self.model_type == "SRModel"
 
     @property
@@ -370,82 +490,59 @@ class Options(_Options):
         return self.diffusion or DiffusionOptions()
 
     def phase(self, prefix: str) -> dict[str, DatasetOptions]:
-        """The data sets whose key starts with `train`, `val` or `test`, without validation and test placeholders."""
-        named = {k: v for k, v in self.datasets.items() if k.startswith(prefix)}
-        return {k: v for k, v in named.items() if prefix == "train" or not v.placeholder}
+        """Return the data sets whose key starts with `train`, `val` or `test`, without test placeholders.
+
+        Placeholders among validation and test sets are left out; a training set never is.
+        """
+        chosen = {}
+        for key, dataset in self.datasets.items():
+            if key.startswith(prefix) and (prefix == "train" or not dataset.placeholder):
+                chosen[key] = dataset
+        return chosen
 
     @property
     def scored(self) -> dict[str, DatasetOptions]:
         """The data sets of test.py: the test sets; in a file without any and without training, the validation sets."""
-        return self.phase("test") or (self.phase("val") if self.train is None else {})
-
-
-# Known keys of the field's files that do nothing here, and why. A key of a path may be a
-# pattern: `*` is any text, `|` stands between alternatives.
-WITHOUT_EFFECT: Mapping[tuple[str, ...], str] = {
-    ("dist_params",): "torchrun sets up the processes",
-    ("img_path",): "scripts/restore.py restores single images and takes their paths on its command line",
-    ("datasets", "*", "prefetch_mode"): "batches are pinned and copied ahead on CUDA by themselves",
-    ("datasets", "*", "num_prefetch_queue"): "batches are pinned and copied ahead on CUDA by themselves",
-    ("datasets", "*", "phase"): "the key of the data set (train, val, test) says it",
-    ("datasets", "val*|test*", "gt_sizes"): "only training has stages",
-    ("datasets", "val*|test*", "mini_batch_sizes"): "only training has stages",
-    ("datasets", "val*|test*", "iters"): "only training has stages",
-    ("datasets", "*", "without_effect", "*"): "the data set makes its degraded images from the clean ones",
-    ("logger", "wandb", "project"): "scalars go to TensorBoard and to log.jsonl",
-    ("val", "random_crop_num"): "tiles cover the image evenly and are blended",
-    ("val", "rgb2bgr"): "images are RGB everywhere and files are written in the right order",
-    ("val", "suffix"): "images are saved under the name of the run",
-    ("val", "pbar"): "long work shows a progress bar when it runs in a terminal",
-}
-
-
-def _block_schema(registry: Registry, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """Any of the known types, each with its own arguments, or a name that a plugin adds."""
-    branches: list[dict[str, Any]] = []
-    for name in registry.names():
-        own = arguments_model(registry.get(name), registry.handed).model_json_schema()
-        own.pop("title", None)
-        own["properties"] = {"type": {"const": name}, **extra, **own.get("properties", {})}
-        optional: set[str] = set()
-        if registry is DATASETS:
-            _data_set_spellings(name, own["properties"])
-        if registry is SCHEDULES:
-            optional = {TOTAL}  # as_ours fills it in
-        own["required"] = ["type", *(key for key in own.get("required", []) if key not in optional)]
-        branches.append(own)
-    others: dict[str, Any] = {"type": {"type": "string", "not": {"enum": registry.names()}}}
-    branches.append({"type": "object", "properties": others, "required": ["type"]})
-    return {"anyOf": branches}
-
-
-def _data_set_spellings(name: str, properties: dict[str, Any]) -> None:
-    """What as_ours and the placeholders of official files take beyond the signature."""
-    if takes_geometric(name):
-        properties[GEOMETRIC] = {"type": "boolean"}
-    properties.update({key: {"type": "string"} for key in idle(name)})
-    for key, own in properties.items():
-        if key.startswith("dataroot"):
-            properties[key] = {"anyOf": [own, {"type": "null"}]}
+        tests = self.phase("test")
+        if not tests and self.train is None:
+            return self.phase("val")
+        return tests
 
 
 def _official_spellings(definitions: dict[str, Any]) -> None:
-    """Keys that config/official.py brings into ours."""
-    definitions["TrainOptions"]["properties"][MIXUP] = {"type": "boolean"}
-    val = definitions["ValOptions"]["properties"]
+    """Add the keys of official files that config/official.py replaces by ours."""
+    train, val = definitions["TrainOptions"]["properties"], definitions["ValOptions"]["properties"]
+    train[MIXUP] = {"type": "boolean"}
     val[ENSEMBLE] = {"enum": [1, 8]}
-    val.update({key: {"type": "integer", "minimum": 1} for key in CROP_SIDES})
+    for key in CROP_SIDES:
+        val[key] = {"type": "integer", "minimum": 1}
+    for properties in (train, val):
+        for key in properties.keys() & SPELLINGS.keys():
+            properties[key]["description"] = SPELLINGS[key]
+
+
+def _join_lines(schema: Any) -> None:
+    """Put every description into one line; those of fields are wrapped as in this file."""
+    if isinstance(schema, dict):
+        if isinstance(schema.get("description"), str):
+            schema["description"] = " ".join(schema["description"].split())
+        for inner in schema.values():
+            _join_lines(inner)
+    elif isinstance(schema, list):
+        for inner in schema:
+            _join_lines(inner)
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON schema of an option file, the `type:` blocks spelled out by registry."""
+    """Return the JSON schema of an option file; each `type:` block lists the parts of its table and their arguments."""
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Options.model_json_schema()}
     definitions = schema["$defs"]
-    definitions["Degradation"] = _block_schema(DEGRADATIONS, {})
+    definitions["Degradation"] = block_schema(DEGRADATIONS)
     loader = definitions["DatasetOptions"]["properties"]
     chain = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Degradation"}}
-    loader["degradations"] = {"anyOf": [chain, {"type": "null"}]}
-    definitions["DatasetOptions"] = _block_schema(DATASETS, {k: v for k, v in loader.items() if k != "type"})
+    loader["degradations"].update({"anyOf": [chain, {"type": "null"}]})
+    del loader["type"]
+    definitions["DatasetOptions"] = block_schema(DATASETS, loader)
     for owner, key, registry in (
         (schema, "network_g", ARCHS),
         (schema, "network_r", ARCHS),
@@ -455,13 +552,15 @@ def json_schema() -> dict[str, Any]:
         (definitions["TrainOptions"], "scheduler", SCHEDULES),
         (definitions["TrainOptions"], "scheduler_r", SCHEDULES),
     ):
-        block = _block_schema(registry, {})
+        block = block_schema(registry)
         if key not in owner["required"]:
             block["anyOf"].append({"type": "null"})
+        block["description"] = owner["properties"][key]["description"]
         owner["properties"][key] = block
     metrics = definitions["ValOptions"]["properties"]["metrics"]
-    metrics["additionalProperties"] = _block_schema(METRICS, {})
+    metrics["additionalProperties"] = block_schema(METRICS)
     _official_spellings(definitions)
+    _join_lines(schema)
     return schema
 
 

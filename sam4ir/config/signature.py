@@ -1,7 +1,7 @@
-"""Checks the arguments of a `type:` block against the signature of what it names.
+"""The check of a `type:` block: its arguments against the signature of the part that it names.
 
-No network, loss, data set or metric knows about option files; the file is held against the
-constructor itself, so a misspelt argument or a value of the wrong kind is found before anything is built.
+No network, loss, data set or metric reads option files. The file is checked against the constructor itself, so a
+misspelt argument or a value of the wrong kind is an error before anything is built.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from pydantic import (
 )
 from pydantic_core import to_json
 
+from sam4ir.config.descriptions import argument_descriptions
 from sam4ir.config.messages import problems_of
 from sam4ir.config.yaml_text import Path, Problem
 from sam4ir.errors import UserError
@@ -38,34 +39,40 @@ _CONTAINERS = (list, tuple, dict, Sequence, Iterable, Collection, Mapping, typin
 
 
 def _whole(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
 
 
-# BasicSR files write counts as `!!float 4e5`; stands behind an int's limits, so that they reach the JSON schema
+# BasicSR files write counts as `!!float 4e5`; it follows an int's limits, so that they reach the JSON schema
 WHOLE = BeforeValidator(_whole)
 
 
 def _with_whole(hint: Any) -> Any:
-    """The annotation with every int open to whole floats, save where a float would do as well."""
+    """Return the annotation where every int also takes whole floats, but not where a float is allowed anyway."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is int or (origin is Annotated and inner[0] is int):
         return Annotated[hint, WHOLE]
     if origin not in _CONTAINERS or float in inner:
         return hint
     changed = tuple(_with_whole(part) for part in inner)
-    return functools.reduce(operator.or_, changed) if origin in (typing.Union, types.UnionType) else origin[changed]
+    if origin in (typing.Union, types.UnionType):
+        return functools.reduce(operator.or_, changed)
+    return origin[changed]
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """Return argument -> annotation; nothing where an annotation exists for the type checker only."""
     function = target.__init__ if inspect.isclass(target) else target
     try:
-        return {k: _with_whole(v) for k, v in typing.get_type_hints(function, include_extras=True).items()}
-    except (NameError, AttributeError, TypeError, SyntaxError):  # annotations that exist for the type checker only
+        hints = typing.get_type_hints(function, include_extras=True)
+    except (NameError, AttributeError, TypeError, SyntaxError):
         return {}
+    return {name: _with_whole(hint) for name, hint in hints.items()}
 
 
 def _checkable(hint: Any) -> bool:
-    """Whether pydantic can check this annotation; a user's own part may carry any."""
+    """Return whether pydantic can check this annotation; a user's own part may have any."""
     try:
         TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
     except PydanticUserError:
@@ -75,28 +82,33 @@ def _checkable(hint: Any) -> bool:
 
 @functools.cache
 def arguments_model(target: Callable[..., Any], handed: frozenset[str]) -> type[BaseModel]:
-    """A pydantic model of the arguments that an option file may give to `target`."""
-    hints, fields, config = _hints(target), {}, _STRICT
+    """Return a pydantic model of the arguments that an option file may give to `target`, with their descriptions."""
+    hints, descriptions = _hints(target), argument_descriptions(target)
+    fields: dict[str, Any] = {}
+    config = _STRICT
     for i, parameter in enumerate(inspect.signature(target).parameters.values()):
+        name = parameter.name
         if parameter.kind is parameter.VAR_KEYWORD:
             config = ConfigDict(**{**_STRICT, "extra": "allow"})
-        elif parameter.kind is not parameter.VAR_POSITIONAL and parameter.name not in handed:
+        elif parameter.kind is not parameter.VAR_POSITIONAL and name not in handed:
+            hint = hints.get(name, Any)
+            if not _checkable(hint):
+                hint = Any
             default = ... if parameter.default is parameter.empty else parameter.default
-            hint = hints.get(parameter.name, Any)
             # neutral field names: an argument may be called 'copy' or 'json', names that pydantic keeps for itself
-            fields[f"argument{i}"] = (hint if _checkable(hint) else Any, Field(default, alias=parameter.name))
-    return create_model(getattr(target, "__name__", "Arguments"), __config__=config, **fields)  # type: ignore[call-overload]
+            fields[f"argument{i}"] = (hint, Field(default, alias=name, description=descriptions.get(name)))
+    return create_model(getattr(target, "__name__", "Arguments"), __config__=config, **fields)
 
 
 def accepts(target: Callable[..., Any], name: str) -> bool:
-    """Whether `target` takes an argument called `name`."""
+    """Return whether `target` has an argument called `name`."""
     return name in inspect.signature(target).parameters
 
 
 def validate(
     model: type[BaseModel], values: Mapping[str, Any], path: Path = (), also_known: Collection[str] = ()
 ) -> tuple[BaseModel | None, list[Problem]]:
-    """(model instance or None, problems with their key paths) of plain values (see yaml_text.parse).
+    """Return (model instance or None, problems with their key paths) of plain values (see yaml_text.parse).
 
     also_known: further names that a misspelt key of the outermost block may have meant.
     """
@@ -110,23 +122,31 @@ def validate(
 def check_block(
     registry: Registry, block: Mapping[str, Any], path: Path, also_known: Collection[str] = ()
 ) -> list[Problem]:
-    """Problems of {type: NAME, argument: value ...}, the key paths below `path`."""
+    """Return the problems of {type: NAME, argument: value ...}, with key paths below `path`."""
     try:
         target = registry.get(str(block["type"]))
     except UnknownNameError as error:
         return [Problem((*path, "type"), str(error))]
-    wording = "is handed over by the program; remove it here"
-    problems = [Problem((*path, key), wording) for key in block if key in registry.handed]
-    arguments = {k: v for k, v in block.items() if k != "type" and k not in registry.handed}
+    problems, arguments = [], {}
+    for key, value in block.items():
+        if key in registry.handed:
+            problems.append(Problem((*path, key), "is handed over by the program; remove it here"))
+        elif key != "type":
+            arguments[key] = value
     return problems + validate(arguments_model(target, registry.handed), arguments, path, also_known)[1]
 
 
 def block_arguments(registry: Registry, type_name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a checked block, converted as the signature says (lists to tuples and the like)."""
+    """Return the arguments of a checked block, converted as the signature demands (lists to tuples and the like).
+
+    Raises UserError with all problems of a block that was not checked.
+    """
     model = arguments_model(registry.get(type_name), registry.handed)
     checked, problems = validate(model, arguments)
     if checked is None:
         raise UserError(f"{type_name}: " + "; ".join(map(str, problems)))
-    fields = {name: field for name, field in model.model_fields.items() if name in checked.model_fields_set}
-    given = {field.alias or name: getattr(checked, name) for name, field in fields.items()}
-    return {**given, **(checked.model_extra or {})}
+    values = {}
+    for name, field in model.model_fields.items():
+        if name in checked.model_fields_set:
+            values[field.alias or name] = getattr(checked, name)
+    return {**values, **(checked.model_extra or {})}

@@ -1,7 +1,7 @@
 """SPF: semantic priors fusion (SAM4IR, arXiv 2403.16368).
 
-The paper states that a restored image is fused with SAM's masks before a second network refines
-it; its layers are not available, so the layers here are ours ([D] of the project's method notes).
+The paper states that a restored image is fused with SAM's masks before a second network refines it. Its layers are not
+available, so the layers here are ours ([D] of the project's method notes).
 """
 
 from __future__ import annotations
@@ -14,11 +14,16 @@ from sam4ir.errors import UserError
 
 
 class SemanticPriorsFusion(nn.Module):
-    """Z = Y1 + z(Y1, e, r, d): an embedding e of Y1, its region means r painted back, the boundary map d.
+    """Fuse a restored image Y1 with masks: Z = Y1 + z(Y1, e, r, d).
 
-    width: channels C of the embedding. with_input: the degraded image joins the concatenation.
-    mask_dropout: in training each region becomes "no region" with this probability.
-    The last convolution starts at zero, so that the refiner starts as f2(Y1).
+    e is an embedding of Y1, r its region means painted back, d the boundary map. The last convolution starts at zero,
+    so that the refiner starts as f2(Y1). Raises UserError for a mask_dropout outside [0, 1).
+
+    Args:
+        channels: Channels of the restored image.
+        width: Channels of the embedding.
+        with_input: Whether the degraded image joins the concatenation.
+        mask_dropout: Probability in [0, 1) with which training turns a region into "no region".
     """
 
     def __init__(self, channels: int = 3, width: int = 32, with_input: bool = False, mask_dropout: float = 0.0) -> None:
@@ -34,7 +39,7 @@ class SemanticPriorsFusion(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, restored: Tensor, labels: Tensor, count: int, degraded: Tensor) -> Tensor:
-        """Fused input of the refiner, (b, c, h, w) float32.
+        """Return the input of the refiner's second network, (b, c, h, w) float32.
 
         restored, degraded: (b, c, h, w); labels: (b, h, w) int64 dense region labels, 0 for none;
         count: the largest number of regions of an image in the batch.
@@ -43,7 +48,9 @@ class SemanticPriorsFusion(nn.Module):
             labels = self._drop(labels, count)
         e = self.embed(restored)
         r = region_means_painted(e, labels, count).to(e.dtype)
-        parts = [restored, e, r, boundary_map(labels)] + ([degraded] if self.with_input else [])
+        parts = [restored, e, r, boundary_map(labels)]
+        if self.with_input:
+            parts.append(degraded)
         left, right = self.mix(torch.cat([p.to(e.dtype) for p in parts], dim=1)).chunk(2, dim=1)
         return restored + self.out(left * right).float()
 

@@ -124,8 +124,8 @@ def _misfit(network: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, T
     same = isinstance(network, fit.network)  # NAFNetLocal has NAFNet's weights
     name = type(network).__name__ if same else fit.network.__name__
     problem = _difference(own, state) if same else f"the weights are those of {name}"
-    untold = f" ({', '.join(fit.untold)} leaves no trace in weights)" if fit.untold else ""
-    return f"{problem}; network_g: {flow({'type': name, **fit.arguments})} would fit{untold}"
+    undetermined = f" ({', '.join(fit.undetermined)} leaves no trace in weights)" if fit.undetermined else ""
+    return f"{problem}; network_g: {flow({'type': name, **fit.arguments})} would fit{undetermined}"
 
 
 def _few(what: str, names: Sequence[str]) -> str:

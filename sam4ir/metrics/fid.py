@@ -25,17 +25,17 @@ _STEPS = (
 
 
 def clean_resize(image: Tensor, side: int = SIDE) -> Tensor:
-    """A (c, h, w) float image in 0..255 at (c, side, side), as Pillow resizes float images by its bicubic filter.
+    """Resize a (c, h, w) float image in 0..255 to (c, side, side), as Pillow's bicubic filter does for float images.
 
-    Antialiased where it shrinks, Keys' kernel with a = -0.5; values are clipped to 0..255 and not rounded.
+    It is antialiased where it shrinks, with Keys' kernel and a = -0.5; values are clipped to 0..255 and not rounded.
     """
-    exact = image.double()[None]  # in float32 the places of pixels are off by up to a ten thousandth
+    exact = image.double()[None]  # in float32 the positions of pixels are off by up to a ten thousandth
     resized = F.interpolate(exact, (side, side), mode="bicubic", align_corners=False, antialias=True)
     return resized[0].clamp(0, 255).float()
 
 
 class FrechetDistance(nn.Module, SetMetric):
-    """The Frechet distance of what a network sees in images.
+    """The Frechet distance of a network's features of images.
 
     network: (1, 3, 299, 299) images in 0..255 -> (1, dimensions).
     """
@@ -52,18 +52,18 @@ class FrechetDistance(nn.Module, SetMetric):
         check_image(image, data_range)
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         pixels = image.to(device, torch.float32) * (255.0 / data_range)
-        found: Tensor = self.network(clean_resize(pixels).expand(3, -1, -1)[None])
-        return found.reshape(self.dimensions).float().cpu()
+        features: Tensor = self.network(clean_resize(pixels).expand(3, -1, -1)[None])
+        return features.reshape(self.dimensions).float().cpu()
 
     def distance(self, images: Tensor, references: Tensor) -> float:
         return frechet_distance(images, references)
 
 
 class Fid(FrechetDistance):
-    """FID with the Inception of 2015-12-05 that FIDs are computed with, from the package torch-fidelity.
+    """FID with the usual Inception network of 2015-12-05, from the package torch-fidelity.
 
-    state: the network's weights, as in torch-fidelity's release v0.2.0.
-    Raises MetricError where they are those of another network.
+    state: the network's weights, as in torch-fidelity's release v0.2.0. Raises MetricError for weights of another
+    network.
     """
 
     traits: ClassVar[Traits] = Traits(
@@ -81,7 +81,7 @@ class Fid(FrechetDistance):
 
 
 class _Inception(nn.Module):
-    """Images (b, 3, 299, 299) in 0..255, whole numbers or not, to their pooled features (b, 2048).
+    """The pooled features (b, 2048) of images (b, 3, 299, 299) in 0..255, whole numbers or not.
 
     The package's own forward takes whole numbers only, and resizes by itself.
     """

@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def frechet_distance(images: Tensor, references: Tensor) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of the Gaussians that fit two sets of features  (eq. 6).
+    """Return |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of the Gaussians that fit two sets of features  (eq. 6).
 
     images: (n, d), references: (m, d), any floating type; computed in float64. Covariances are unbiased.
     With C = A^T A, the eigenvalues of C1 C2 are the squared singular values of A1 A2^T: their sum is the trace of the
-    root. That is real and exact for any number of images, where the root of a product of singular covariances, as of
-    fewer images than features, is neither. Returns 0 for equal sets, NaN where a set has less than two images or a
+    root. That is real and exact for any number of images. The root of a product of singular covariances, which fewer
+    images than features have, is neither. Returns 0 for equal sets, and NaN if a set has less than two images or a
     value that is not finite.
     """
     first, second = images.to(torch.float64), references.to(torch.float64)
@@ -28,7 +28,7 @@ def frechet_distance(images: Tensor, references: Tensor) -> float:
 
 
 def _factor(features: Tensor) -> Tensor:
-    """A (k, d) with A^T A the unbiased covariance of (n, d) features, k = min(n, d)."""
+    """Return A (k, d) where A^T A is the unbiased covariance of (n, d) features, k = min(n, d)."""
     n, d = features.shape
     centred = (features - features.mean(dim=0)) / math.sqrt(n - 1)
     return centred if n <= d else torch.linalg.qr(centred, mode="r").R

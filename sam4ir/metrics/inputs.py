@@ -1,4 +1,4 @@
-"""What every full-reference metric does to its two images first: check, crop, float64, luma."""
+"""Preparation of the two images of a full-reference metric: check, crop, float64, luma."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LUMA_OFFSET = 16.0
 
 
 class MetricError(UserError):
-    """Images or settings that a metric is not defined for; the message names sizes and values."""
+    """Images or settings for which a metric is not defined; the message names sizes and values."""
 
 
 def prepared(image: Tensor, reference: Tensor, crop_border: int, data_range: float) -> tuple[Tensor, Tensor]:
-    """Both images as (c, h, w) float64 on the 0..255 scale, `crop_border` pixels cut from every side.
+    """Return both images as (c, h, w) float64 on the 0..255 scale, `crop_border` pixels cut from every side.
 
-    image, reference: (3, h, w) or (1, h, w), the same shape, values in [0, data_range]; the range is declared and
-    never guessed from the values. uint8 goes with data_range 255 only.
+    image, reference: (3, h, w) or (1, h, w), the same shape, values in [0, data_range]; the caller declares the range,
+    and it is never guessed from the values. uint8 goes with data_range 255 only.
     Raises MetricError for other shapes, for two different ones, and for settings that leave no pixel.
     """
     checked(image, reference, data_range)
@@ -44,7 +44,7 @@ def checked(image: Tensor, reference: Tensor, data_range: float) -> None:
 
 
 def check_image(image: Tensor, data_range: float) -> None:
-    """Raise MetricError unless this is a (3, h, w) or (1, h, w) image, and the range one that its type can have."""
+    """Raise MetricError unless this is a (3, h, w) or (1, h, w) image with a range that its type can have."""
     if image.ndim != 3 or image.shape[0] not in (1, 3):
         raise MetricError(f"image is {tuple(image.shape)}, expected (3, h, w) or (1, h, w); call once per image")
     if not data_range > 0:
@@ -62,9 +62,9 @@ def _check_dtype(name: str, tensor: Tensor, data_range: float) -> None:
 
 
 def luma(image: Tensor) -> Tensor:
-    """BT.601 studio-swing Y, not rounded: (3, h, w) RGB on the 0..255 scale -> (1, h, w) in [16, 235].
+    """Return BT.601 studio-swing Y, not rounded: (3, h, w) RGB on the 0..255 scale -> (1, h, w) in [16, 235].
 
-    A (1, h, w) image is taken as luma already and comes back as it is, as in BasicSR's to_y_channel.
+    A (1, h, w) image counts as luma and comes back unchanged, as in BasicSR's to_y_channel.
     """
     if image.shape[0] == 1:
         return image
@@ -73,14 +73,14 @@ def luma(image: Tensor) -> Tensor:
 
 
 def luma_rounded(image: Tensor) -> Tensor:
-    """Y as MATLAB's rgb2ycbcr makes it of 8-bit images, rounded to whole levels, halves up: (1, h, w) of 16..235.
+    """Return Y as MATLAB's rgb2ycbcr does for 8-bit images, rounded to whole levels, halves up: (1, h, w) of 16..235.
 
-    image: (3, h, w) RGB or (1, h, w) luma on the 0..255 scale, float64. It is rounded to 8 bits first, the only
-    images that the protocols with this luma know; an 8-bit image does not change by that.
+    image: (3, h, w) RGB or (1, h, w) luma on the 0..255 scale, float64. It is rounded to 8 bits first, since the
+    protocols with this luma are defined for 8-bit images only, which do not change by that.
     """
     image = image.round()
     if image.shape[0] == 1:
         return image
     thousandths = image.new_tensor([round(1000 * weight) for weight in LUMA_WEIGHTS]).view(3, 1, 1)
-    levels = (image * thousandths).sum(dim=0, keepdim=True)  # whole numbers, so that halves are seen as such
+    levels = (image * thousandths).sum(dim=0, keepdim=True)  # whole numbers, so that halves are exact
     return ((levels + 127500.0) / 255000.0).floor() + LUMA_OFFSET

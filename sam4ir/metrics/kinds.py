@@ -1,8 +1,8 @@
-"""What the engine must know of a metric beside how to call it, and the metrics of a whole set of images.
+"""The three kinds of metrics, and the facts about a metric that do not depend on its arguments.
 
-A metric is one of three. A function (image, reference, [lq,] arguments, data_range) -> float. A class that is built
-once, with the state of its network where it asks for `state`, whose objects are called as such a function. A class
-that derives from SetMetric: one number for all images of a set.
+A metric is a function (image, reference, [lq,] arguments, data_range) -> float; or a class whose objects are called as
+such a function, built once, with the state of its network if its constructor has an argument `state`; or a class that
+derives from SetMetric and gives one number for all images of a set.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Traits:
-    """What holds for a metric whatever its arguments.
+    """Facts about a metric that do not depend on its arguments.
 
-    lower_is_better: whether less is better. definition: what the number is, where the name does not say it all; stands
-    in every report. weights: name in the zoo of what is handed over as `state`. needs: (module, command that installs
-    it) of packages that sam4ir does without otherwise.
+    lower_is_better: whether a lower value is better.
+    definition: exact definition for reports, if the name does not say it all.
+    weights: name in the zoo of the weights that the engine hands over as `state`.
+    needs: (module, command that installs it) of packages that only this metric needs.
     """
 
     lower_is_better: bool = False
@@ -33,7 +34,7 @@ class Traits:
 
 
 def described(traits: Traits) -> Callable[[T], T]:
-    """Decorator that gives a function its traits; a class has them as its attribute `traits`."""
+    """Return a decorator that attaches traits to a function; a class has them as its attribute `traits`."""
 
     def give(target: T) -> T:
         target.traits = traits  # type: ignore[attr-defined]
@@ -43,15 +44,15 @@ def described(traits: Traits) -> Callable[[T], T]:
 
 
 def traits_of(target: Callable[..., Any]) -> Traits:
-    """The traits of a metric; those of a plain function that was given none: more is better."""
-    found: Traits = getattr(target, "traits", Traits())
-    return found
+    """Return the traits of a metric; by default a higher value is better."""
+    traits: Traits = getattr(target, "traits", Traits())
+    return traits
 
 
 class SetMetric(ABC):
-    """A metric of a whole set: images become features one by one, which are compared when all are there.
+    """A metric of a whole set: each image becomes features, and the features of all images are compared at the end.
 
-    dimensions: numbers of one image's features.
+    dimensions: length of one image's features.
     """
 
     traits: ClassVar[Traits]
@@ -59,11 +60,11 @@ class SetMetric(ABC):
 
     @abstractmethod
     def features(self, image: Tensor, data_range: float) -> Tensor:
-        """(dimensions,) float32 on the CPU, of a (3 or 1, h, w) image with values in [0, data_range]."""
+        """Return the features (dimensions,) float32 on the CPU of a (3 or 1, h, w) image in [0, data_range]."""
 
     @abstractmethod
     def distance(self, images: Tensor, references: Tensor) -> float:
-        """How far the features (n, dimensions) of images are from those (m, dimensions) of their references.
+        """Return the distance of the features (n, dimensions) of images from those (m, dimensions) of their references.
 
-        NaN where there are too few to tell.
+        It is NaN if there are too few images for one.
         """

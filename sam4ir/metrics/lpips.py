@@ -28,11 +28,11 @@ EPS = 1e-10
 
 
 class LpipsAlex(nn.Module):
-    """LPIPS 0.1 with AlexNet: sum over relu1..relu5 of the spatial mean of w_l . (y_l - y0_l)^2  (eq. 1).
+    """LPIPS 0.1 with AlexNet, the sum over relu1..relu5 of the spatial mean of w_l . (y_l - y0_l)^2  (eq. 1).
 
     y_l are the features of a layer, unit-normalised over channels; w_l are the learned, non-negative heads.
     state: features.{0,3,6,8,10}.{weight,bias} of torchvision's AlexNet and lin{0..4}.model.1.weight (1, c, 1, 1).
-    Raises MetricError where state lacks one of them, in its shape.
+    Raises MetricError if state lacks one of them or has it in another shape.
     """
 
     traits: ClassVar[Traits] = Traits(
@@ -63,9 +63,9 @@ class LpipsAlex(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor, reference: Tensor, data_range: float = 255.0) -> float:
-        """The distance of two (3, h, w) RGB or (1, h, w) grey images with values in [0, data_range]; 0 for equal ones.
+        """Return the distance of two (3, h, w) RGB or (1, h, w) grey images in [0, data_range]; 0 for equal images.
 
-        Raises MetricError for different shapes and where a side has less than 31 pixels.
+        Raises MetricError for different shapes and for a side of less than 31 pixels.
         """
         checked(image, reference, data_range)
         h, w = image.shape[-2:]
@@ -84,6 +84,10 @@ class LpipsAlex(nn.Module):
 
 
 def _require(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
-    unfit = [name for name, shape in shapes.items() if name not in state or state[name].shape != shape]
-    if unfit:
-        raise MetricError(f"lpips_alex: its weights do not hold {', '.join(unfit)} in the shape of AlexNet's")
+    """Raise MetricError naming the entries of `shapes` that `state` lacks or holds in another shape."""
+    misfits = []
+    for name, shape in shapes.items():
+        if name not in state or state[name].shape != shape:
+            misfits.append(name)
+    if misfits:
+        raise MetricError(f"lpips_alex: its weights do not hold {', '.join(misfits)} in the shape of AlexNet's")

@@ -1,7 +1,7 @@
-"""The metric names of official option files, and which protocol of ours each of them stands for.
+"""The metric names of official option files, and the protocol of ours that each of them means.
 
-BasicSR, NAFNet, HINet and Restormer all say `calculate_psnr` and `calculate_ssim`, and their `calculate_ssim`s are
-three different definitions. `protocol_of` tells which one is meant, so that a report prints that definition's name.
+BasicSR, NAFNet, HINet and Restormer all write `calculate_psnr` and `calculate_ssim`, and their `calculate_ssim`s have
+three different definitions. `protocol_of` returns the one that a file means, so that a report prints its name.
 
 | option file                        | BasicSR (SRModel) | NAFNet, HINet, Restormer |
 |------------------------------------|-------------------|--------------------------|
@@ -27,11 +27,11 @@ OFFICIAL = ("calculate_psnr", "calculate_ssim")
 
 
 def protocol_of(type_name: str, arguments: Mapping[str, Any], *, basicsr: bool) -> tuple[str, dict[str, Any]]:
-    """(name, arguments) of our metric that `type: type_name` with these arguments means; others come back as they are.
+    """Return (name, arguments) of our metric that `type: type_name` with these arguments means.
 
-    arguments: of the option file's block without `type`, checked against the signature of `type_name`.
-    basicsr: whether the file is BasicSR's (model_type SRModel) or one of NAFNet's, HINet's and Restormer's.
-    Raises MetricError where BasicSR is asked for ssim3d, which it does not have.
+    Names of our own come back unchanged. arguments: those of the option file's block without `type`, checked against
+    the signature of `type_name`. basicsr: whether the file is BasicSR's (model_type SRModel), not NAFNet's, HINet's or
+    Restormer's. Raises MetricError for ssim3d in a BasicSR file, since BasicSR has no such argument.
     """
     if type_name not in OFFICIAL:
         return type_name, dict(arguments)
@@ -63,10 +63,13 @@ def calculate_psnr(
     better: Literal["higher"] = "higher",
     data_range: float = 255.0,
 ) -> float:
-    """`psnr`, or `psnr_y` with test_y_channel; images and errors as there.
+    """Return `psnr`, or `psnr_y` with test_y_channel; images and errors as there.
 
-    input_order: accepted and without effect, images here are always (c, h, w). better: the direction in which
-    BasicSR looks for its best checkpoint; PSNR has one only.
+    Args:
+        crop_border: Pixels cut from every side before scoring.
+        test_y_channel: Whether luma is scored instead of RGB.
+        input_order: Order of axes in BasicSR's files, without effect; images here are (c, h, w).
+        better: Direction in which BasicSR looks for its best checkpoint, without effect.
     """
     del input_order, better
     return (psnr_y if test_y_channel else psnr)(image, reference, crop_border, data_range)
@@ -82,10 +85,16 @@ def calculate_ssim(
     better: Literal["higher"] = "higher",
     data_range: float = 255.0,
 ) -> float:
-    """The SSIM of NAFNet, HINet and Restormer: `ssim3d`, `ssim` where ssim3d is false, `ssim_y_replicate` of luma.
+    """Return the SSIM of NAFNet, HINet and Restormer: `ssim3d`, `ssim` without ssim3d, or `ssim_y_replicate` of luma.
 
-    ssim3d has no effect with test_y_channel, as in NAFNet. input_order, better: as in `calculate_psnr`.
     An option file with model_type SRModel means BasicSR's definition, see `protocol_of`.
+
+    Args:
+        crop_border: Pixels cut from every side before scoring.
+        test_y_channel: Whether luma is scored instead of RGB.
+        ssim3d: Whether the window reaches across colours, as in NAFNet; test_y_channel switches it off.
+        input_order: Order of axes in BasicSR's files, without effect; images here are (c, h, w).
+        better: Direction in which BasicSR looks for its best checkpoint, without effect.
     """
     del input_order, better
     name = _similarity_of(test_y_channel, ssim3d, basicsr=False)

@@ -25,35 +25,47 @@ UNIFORM_WINDOW = 7
 
 
 def ssim(image: Tensor, reference: Tensor, crop_border: int = 0, data_range: float = 255.0) -> float:
-    """SSIM with an 11 x 11 Gaussian window (sigma 1.5) on the valid region, mean over channels; 1 for equal images.
+    """Return SSIM with an 11 x 11 Gaussian window (sigma 1.5) on the valid region, mean over channels.
 
-    image, reference: (3, h, w) or (1, h, w), RGB, values in [0, data_range]; uint8 goes with 255.
-    crop_border: pixels cut from every side first.
-    Raises MetricError (a ValueError) for different shapes and where less than 11 x 11 pixels are left.
+    Equal images give 1. image, reference: (3, h, w) or (1, h, w), RGB, values in [0, data_range]; uint8 goes with 255.
+    Raises MetricError (a UserError) for different shapes and if less than 11 x 11 pixels are left.
+
+    Args:
+        crop_border: Pixels cut from every side before scoring.
     """
     return _valid_ssim(*prepared(image, reference, crop_border, data_range), crop_border)
 
 
 def ssim_y(image: Tensor, reference: Tensor, crop_border: int = 0, data_range: float = 255.0) -> float:
-    """`ssim` of luma (BT.601 studio swing, not rounded). A (1, h, w) image is taken as luma already."""
+    """Return `ssim` of luma (BT.601 studio swing, not rounded); a (1, h, w) image counts as luma.
+
+    Args:
+        crop_border: Pixels cut from every side before scoring.
+    """
     first, second = prepared(image, reference, crop_border, data_range)
     return _valid_ssim(luma(first), luma(second), crop_border)
 
 
 def ssim_y_rounded(image: Tensor, reference: Tensor, crop_border: int = 0, data_range: float = 255.0) -> float:
-    """`ssim` of luma rounded to 8 bits, as Restormer's MATLAB script for its deraining tables computes it.
+    """Return `ssim` of luma rounded to 8 bits, as Restormer's MATLAB script for its deraining tables computes it.
 
     RGB images are rounded to 8 bits first, as in `psnr_y_rounded`.
+
+    Args:
+        crop_border: Pixels cut from every side before scoring.
     """
     first, second = prepared(image, reference, crop_border, data_range)
     return _valid_ssim(luma_rounded(first), luma_rounded(second), crop_border)
 
 
 def ssim_y_replicate(image: Tensor, reference: Tensor, crop_border: int = 0, data_range: float = 255.0) -> float:
-    """SSIM of luma with an 11 x 11 Gaussian window and replicated borders, so that every pixel counts.
+    """Return SSIM of luma with an 11 x 11 Gaussian window and replicated borders, so that every pixel counts.
 
-    What NAFNet, HINet and Restormer compute under test_y_channel; luma is not rounded. A (1, h, w) image is taken as
-    luma already. Arguments as `ssim`; any size is large enough.
+    NAFNet, HINet and Restormer compute this for test_y_channel; luma is not rounded. A (1, h, w) image counts as luma.
+    Images as in `ssim`; any size is large enough.
+
+    Args:
+        crop_border: Pixels cut from every side before scoring.
     """
     first, second = prepared(image, reference, crop_border, data_range)
     first, second = luma(first), luma(second)
@@ -62,11 +74,14 @@ def ssim_y_replicate(image: Tensor, reference: Tensor, crop_border: int = 0, dat
 
 
 def ssim3d(image: Tensor, reference: Tensor, crop_border: int = 0, data_range: float = 255.0) -> float:
-    """SSIM with an 11 x 11 x 11 Gaussian window over (colour, h, w) and replicated borders; 1 for equal images.
+    """Return SSIM with an 11 x 11 x 11 Gaussian window over (colour, h, w) and replicated borders.
 
-    The definition behind the RGB columns of NAFNet, HINet and Restormer (MATLAB's ssim of an RGB array is of this
-    kind too). Their code computes it in float32 and this one in float64: photographs differ by less than 1e-4, a flat
-    bright image with faint noise by up to 2e-3. Arguments as `ssim`; any size is large enough.
+    Equal images give 1. The RGB columns of NAFNet, HINet and Restormer have this definition (and so has MATLAB's ssim
+    of an RGB array). Their code computes it in float32 and this one in float64: photographs differ by less than 1e-4, a
+    flat bright image with faint noise by up to 2e-3. Images as in `ssim`; any size is large enough.
+
+    Args:
+        crop_border: Pixels cut from every side before scoring.
     """
     first, second = prepared(image, reference, crop_border, data_range)
     kernel = _gaussian(first)
@@ -74,10 +89,13 @@ def ssim3d(image: Tensor, reference: Tensor, crop_border: int = 0, data_range: f
 
 
 def ssim_uniform(image: Tensor, reference: Tensor, crop_border: int = 0, data_range: float = 255.0) -> float:
-    """SSIM with a 7 x 7 uniform window and unbiased variances on the valid region, mean over channels.
+    """Return SSIM with a 7 x 7 uniform window and unbiased variances on the valid region, mean over channels.
 
-    What scikit-image's structural_similarity computes by default; SAM-DiffSR's measure_ssim and Restormer's script
-    for defocus deblurring call it. Arguments and errors as `ssim`, with 7 x 7 pixels as the smallest image.
+    It is the default of scikit-image's structural_similarity, which SAM-DiffSR's measure_ssim and Restormer's script
+    for defocus deblurring call. Images and errors as in `ssim`, with 7 x 7 pixels as the smallest image.
+
+    Args:
+        crop_border: Pixels cut from every side before scoring.
     """
     first, second = prepared(image, reference, crop_border, data_range)
     _check_size(first, UNIFORM_WINDOW, crop_border)
@@ -102,12 +120,12 @@ def _check_size(image: Tensor, window: int, crop_border: int) -> None:
 
 
 def _moments(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """x, y, x^2 + y^2 and x y: SSIM needs the two variances only as their sum."""
+    """Return x, y, x^2 + y^2 and x y: SSIM needs the two variances only as their sum."""
     return x, y, x.square().addcmul_(y, y), x * y
 
 
 def _mean_similarity(blurred: Iterable[Tensor], unbiased: float = 1.0) -> float:
-    """Mean of the map (2 mx my + c1)(2 sxy + c2) / ((mx^2 + my^2 + c1)(sx^2 + sy^2 + c2)) on the 0..255 scale.
+    """Return the mean of the map (2 mx my + c1)(2 sxy + c2) / ((mx^2 + my^2 + c1)(sx^2 + sy^2 + c2)), scale 0..255.
 
     blurred: the four `_moments` under the window. unbiased: factor of variances and covariance, n / (n - 1) for
     unbiased ones.
@@ -122,24 +140,24 @@ def _mean_similarity(blurred: Iterable[Tensor], unbiased: float = 1.0) -> float:
 
 
 def _gaussian(like: Tensor) -> Tensor:
-    """(11,) Gaussian window of sum 1, in `like`'s dtype and on its device."""
+    """Return a Gaussian window (11,) of sum 1, in `like`'s dtype and on its device."""
     offsets = torch.arange(-RADIUS, RADIUS + 1, dtype=like.dtype, device=like.device)
     window = torch.exp(-offsets.square() / (2 * SIGMA**2))
     return window / window.sum()
 
 
 def _padded(planes: Tensor) -> Tensor:
-    """(c, h, w) -> (c, h + 10, w + 10) by replication of the border."""
+    """Replicate the border: (c, h, w) -> (c, h + 10, w + 10)."""
     return F.pad(planes[None], (RADIUS,) * 4, mode="replicate")[0]
 
 
 def _blur_valid(planes: Tensor, kernel: Tensor) -> Tensor:
-    """(c, h, w) -> (c, h - 2 r, w - 2 r) for a window of 2 r + 1 taps: over h, then over w, where it fits."""
+    """Slide a window of 2 r + 1 taps over h, then over w, where it fits: (c, h, w) -> (c, h - 2 r, w - 2 r)."""
     return torch.stack([_slide(_slide(plane, kernel, dim=0), kernel, dim=1) for plane in planes])
 
 
 def _slide(plane: Tensor, kernel: Tensor, dim: int) -> Tensor:
-    """Valid 1-D correlation of one (h, w) plane; symmetric, so a pair of taps shares a product.
+    """Correlate one (h, w) plane with a symmetric window where it fits; a pair of taps shares a product.
 
     Shifted sums over one plane stay in cache and run 5 times faster than float64 conv2d on one CPU core.
     """
@@ -154,14 +172,14 @@ def _slide(plane: Tensor, kernel: Tensor, dim: int) -> Tensor:
 
 
 def _blur_same(planes: Tensor, kernel: Tensor) -> Tensor:
-    """(c, h, w) -> (c, h, w): the window over colour, h and w with replicated borders."""
+    """Slide the window over colour, h and w with replicated borders: (c, h, w) -> (c, h, w)."""
     colours = _colour_window(planes.shape[0], kernel)
     mixed = (colours @ planes.flatten(1)).view_as(planes)
     return _blur_valid(_padded(mixed), kernel)
 
 
 def _colour_window(channels: int, kernel: Tensor) -> Tensor:
-    """(c, c) matrix of the replicated 11-tap window over the colour axis; its rows sum to 1."""
+    """Return the (c, c) matrix of the replicated 11-tap window over the colour axis; its rows sum to 1."""
     taps = torch.arange(WINDOW, device=kernel.device) - RADIUS
     matrix = kernel.new_zeros(channels, channels)
     for colour in range(channels):

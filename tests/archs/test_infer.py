@@ -89,7 +89,7 @@ def test_the_local_form_is_told_as_the_network_whose_weights_it_has() -> None:
 
 
 def test_what_leaves_no_trace_is_said() -> None:
-    assert told("HINet", {"wf": 4, "depth": 2, "relu_slope": 0.1}).untold == ("relu_slope",)
+    assert told("HINet", {"wf": 4, "depth": 2, "relu_slope": 0.1}).undetermined == ("relu_slope",)
 
 
 def assert_reproduced(role: str, arguments: dict[str, Any]) -> None:
@@ -169,7 +169,7 @@ def test_every_diffusion_network_is_told(data: st.DataObject) -> None:
 def test_the_unet_alone_does_not_tell_how_its_condition_is_made_up(dim: int, cond_dim: int, blocks: int) -> None:
     arguments = {"dim": dim, "dim_mults": [1, 2], "cond_dim": cond_dim, "rrdb_num_block": blocks}
     assert_reproduced("DiffSRUnet", arguments)
-    assert told("DiffSRUnet", arguments).untold == ("cond_dim", "rrdb_num_block")
+    assert told("DiffSRUnet", arguments).undetermined == ("cond_dim", "rrdb_num_block")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Blur of camera motion and of defocus: normalised kernels, drawn for each image, and convolution with them."""
+"""Blur of camera motion and of defocus: each image draws a normalised kernel and is convolved with it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ _OUR_STEPS = 250  # as fine as a kernel of pixels shows
 
 
 class MotionBlur:
-    """Convolution with the trace of a camera that moves at constant speed in a random direction.
+    """Blur by camera motion: convolve with the trace of a camera that moves at constant speed.
 
-    Boracchi and Foi, Modeling the performance of image restoration from motion blur (IEEE TIP 2012), as DeblurGAN
-    (Kupyn et al., CVPR 2018) blurs its training images. Three forces bend the path: Gaussian shaking, a pull back
-    towards the start, and rare impulses that turn it round; without them it is a line. The kernel sums to 1, so
+    Source: Boracchi and Foi, Modeling the performance of image restoration from motion blur (IEEE TIP 2012), as
+    DeblurGAN (Kupyn et al., CVPR 2018) blurs its training images. Three forces bend the path: Gaussian shaking, a pull
+    back towards the start, and rare impulses that turn it round; without them it is a line. The kernel sums to 1, so
     brightness stays, and its centre of mass is its middle, so the image does not move.
-    length: of the path in pixels. anxiety: scale of the forces; 0 gives lines, 0.005 is theirs.
-    angle: direction at the start in degrees from the x axis towards y, which is down.
+
+    Args:
+        length: Length of the path in pixels, from 0 to 500; a number or [low, high].
+        anxiety: Scale of the three forces, from 0 to 1: 0 gives lines, 0.005 is DeblurGAN's. A number or [low, high].
+        angle: Direction of the path at its start, in degrees from the x axis towards y, which points down; a number
+            or [low, high].
     """
 
     def __init__(self, length: Range = (5.0, 40.0), anxiety: Range = (0.0, 0.005), angle: Range = (0.0, 360.0)) -> None:
@@ -46,10 +50,15 @@ class MotionBlur:
 
 
 class GaussianBlur:
-    """Convolution with a Gaussian kernel, isotropic or not, cut off at four standard deviations; it sums to 1.
+    """Blur by a Gaussian kernel, isotropic or not, which is cut off at four standard deviations and sums to 1.
 
-    The kernels of SRMD (Zhang, Zuo and Zhang, CVPR 2018). sigma: along the wider axis, in pixels;
-    ratio: of the narrower to the wider, 1 for isotropic ones; angle: of the wider axis in degrees.
+    These are the kernels of SRMD (Zhang, Zuo and Zhang, CVPR 2018).
+
+    Args:
+        sigma: Standard deviation along the wider axis in pixels, from 0.05 to 100; a number or [low, high].
+        ratio: Standard deviation along the narrower axis over that along the wider one, from 0.01 to 1, where 1 is
+            isotropic; a number or [low, high].
+        angle: Direction of the wider axis in degrees from the x axis towards y; a number or [low, high].
     """
 
     def __init__(self, sigma: Range = (0.5, 3.0), ratio: Range = 1.0, angle: Range = (0.0, 180.0)) -> None:
@@ -69,13 +78,13 @@ class GaussianBlur:
 
 
 def turned_grid(radius: int, angle: float) -> tuple[np.ndarray, np.ndarray]:
-    """Coordinates of a (2 r + 1)-square grid along a direction and across it; angle in radians from x towards y."""
+    """Return coordinates of a (2 r + 1)-square grid along a direction and across it; angle in radians, x towards y."""
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     return x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
 
 
 def trajectory(anxiety: float, angle: float, rng: np.random.Generator) -> np.ndarray:
-    """(n,) complex positions x + i y of a camera, a path of length 1.
+    """Draw a path of length 1: (n,) complex positions x + i y of a camera.
 
     With v the velocity, p the position and n complex normal, a step of the generator above is
         v <- v + jolt + anxiety (gaussian n - inertia p) |v|,  v <- v |v_0| / |v|,  p <- p + v,
@@ -99,9 +108,9 @@ def trajectory(anxiety: float, angle: float, rng: np.random.Generator) -> np.nda
 
 
 def rasterised(path: np.ndarray, radius: int) -> np.ndarray:
-    """The time that a path of complex positions spends on each pixel, around its centre of mass: (2 r + 1)-square.
+    """Return the time that a path of complex positions spends on each pixel of a (2 r + 1)-square, float32 of sum 1.
 
-    A position is shared by the four pixels around it (bilinear). float32 of sum 1.
+    The square is centred on the path's centre of mass. Four pixels share a position between them (bilinear).
     """
     side = 2 * radius + 1
     centred = path - path.mean() + complex(radius, radius)
@@ -115,33 +124,33 @@ def rasterised(path: np.ndarray, radius: int) -> np.ndarray:
 
 
 def convolve(image: Tensor, kernel: np.ndarray) -> Tensor:
-    """(c, h, w) float32 convolved with a (2 r + 1)-square kernel; the image goes on as its mirror image.
+    """Convolve (c, h, w) float32 with a (2 r + 1)-square kernel; beyond its border the image is mirrored.
 
-    By Fourier transform, so the time does not depend on the kernel; the error is 3e-7 of the values. OpenCV's gives
-    the same bits on any number of threads, torch's does not.
+    A Fourier transform makes the time independent of the kernel; the error is 3e-7 of the values. OpenCV's transform
+    gives the same bits on any number of threads, torch's does not.
     """
     r, (c, h, w) = len(kernel) // 2, image.shape
     size = transform_size((h + 2 * r, w + 2 * r))
     below, right = size[0] - h - r, size[1] - w - r
     planes = (cv2.copyMakeBorder(plane, r, below, r, right, cv2.BORDER_REFLECT) for plane in image.numpy())
     convolved = np.empty((c, h, w), np.float32)
-    for made, circular in zip(convolved, circular_convolutions(planes, kernel, size), strict=True):
-        made[:] = circular[2 * r : 2 * r + h, 2 * r : 2 * r + w]
+    for plane, circular in zip(convolved, circular_convolutions(planes, kernel, size), strict=True):
+        plane[:] = circular[2 * r : 2 * r + h, 2 * r : 2 * r + w]
     return torch.from_numpy(convolved)
 
 
 def transform_size(size: tuple[int, int]) -> tuple[int, int]:
-    """The next (h, w) from `size` on that a Fourier transform is quick with."""
+    """Return the next (h, w) from `size` on for which a Fourier transform is quick."""
     return cv2.getOptimalDFTSize(size[0]), cv2.getOptimalDFTSize(size[1])
 
 
 def circular_convolutions(
     planes: Iterable[np.ndarray], kernel: np.ndarray, size: tuple[int, int]
 ) -> Iterator[np.ndarray]:
-    """Planes of (h, w) = size, float32, overwritten with their circular convolutions.
+    """Yield planes of (h, w) = size, float32, overwritten with their circular convolutions.
 
-    The kernel begins at (0, 0): with (2 r + 1)-square kernels, value (y, x) belongs to place (y - r, x - r), and those
-    from (2 r, 2 r) on are free of wrapping.
+    The kernel begins at (0, 0): with (2 r + 1)-square kernels, value (y, x) belongs to position (y - r, x - r), and
+    values from (2 r, 2 r) on are free of wrapping.
     """
     response = np.zeros(size, np.float32)
     response[: len(kernel), : len(kernel)] = kernel
@@ -153,5 +162,8 @@ def circular_convolutions(
 
 
 def _radius(length: float) -> int:
-    """No point of a path is farther than half its length from its centre of mass; one pixel more for sharing."""
+    """Return the radius of a path's kernel: half the path's length, and one pixel more for bilinear sharing.
+
+    No point of a path is farther from its centre of mass than half its length.
+    """
     return math.ceil(length / 2) + 1

@@ -1,9 +1,9 @@
-"""Models of what spoils an image: noise, JPEG, quantisation. Blur and rain: blur.py, rain.py.
+"""Degradations of an image by noise, JPEG and quantisation; blur.py and rain.py have the others.
 
 Each is called with (c, h, w) float32, nominally in [0, 1], and a random stream, and returns a new tensor of the same
-shape. `margin`: how many pixels beyond a pixel's place its result depends on; a data set hands a crop over with so many
-real neighbours on each side and cuts the result. A parameter is a number, or [low, high] to be drawn from uniformly
-for each image.
+shape. `margin` is the distance in pixels over which its result depends on the image: a data set passes a crop with so
+many real neighbours on each side and cuts the result. A parameter is a number, or [low, high], from which each image
+draws uniformly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Range = float | tuple[float, float]
 def checked(
     name: str, value: float | Sequence[float], low: float = -math.inf, high: float = math.inf
 ) -> tuple[float, float]:
-    """A parameter as (lowest, highest). Raises ValueError naming it unless low <= lowest <= highest <= high."""
+    """Return a parameter as (lowest, highest); raises UserError unless low <= lowest <= highest <= high."""
     ends = tuple(float(v) for v in value) if isinstance(value, Sequence) else (float(value),) * 2
     if len(ends) != 2 or not low <= ends[0] <= ends[1] <= high:
         limits = f", from {low:g}" * math.isfinite(low) + f", up to {high:g}" * math.isfinite(high)
@@ -33,12 +33,14 @@ def checked(
 
 
 def drawn(ends: tuple[float, float], rng: np.random.Generator) -> float:
-    """A number uniformly from (lowest, highest); nothing is drawn where the two are equal."""
-    return ends[0] if ends[0] == ends[1] else float(rng.uniform(*ends))
+    """Draw a number uniformly from (lowest, highest); equal ends leave the random stream untouched."""
+    if ends[0] == ends[1]:
+        return ends[0]
+    return float(rng.uniform(*ends))
 
 
 def _listed(sigma: float | Sequence[float]) -> list[float]:
-    """A list of sigmas to choose from."""
+    """Return the list of sigmas to choose from; raises UserError for anything else."""
     if not isinstance(sigma, Sequence) or not sigma:
         raise UserError(f"sigma: {sigma} must be a list of numbers for choice: true")
     return [checked("sigma", s, 0)[0] for s in sigma]
@@ -49,9 +51,11 @@ def _normal(image: Tensor, rng: np.random.Generator) -> Tensor:
 
 
 class GaussianNoise:
-    """x + n, n ~ N(0, (sigma / 255)^2) for each value; neither clipped nor quantised.
+    """Add Gaussian noise: x + n, n ~ N(0, (sigma / 255)^2) for each value, neither clipped nor quantised.
 
-    sigma: in units of 0..255; a number, [low, high], or with choice=True a list to choose from.
+    Args:
+        sigma: Standard deviation in units of 0 to 255: a number, [low, high], or with choice a list of levels.
+        choice: Whether sigma is a list from which each image takes one level.
     """
 
     margin = 0
@@ -66,11 +70,15 @@ class GaussianNoise:
 
 
 class PoissonGaussianNoise:
-    """x + sqrt(gain max(x, 0) + (sigma / 255)^2) n, n ~ N(0, 1): photon and read-out noise of a sensor.
+    """Add photon and read-out noise of a sensor: x + sqrt(gain max(x, 0) + (sigma / 255)^2) n, n ~ N(0, 1).
 
-    The normal approximation of Foi, Trimeche, Katkovnik and Egiazarian, Practical Poissonian-Gaussian noise modeling
-    and fitting for single-image raw-data (IEEE TIP 2008). Neither clipped nor quantised.
-    gain: variance over signal, both in [0, 1]; the reciprocal is the photon count of white. sigma: in units of 0..255.
+    This is the normal approximation of Foi, Trimeche, Katkovnik and Egiazarian, Practical Poissonian-Gaussian noise
+    modeling and fitting for single-image raw-data (IEEE TIP 2008). The result is neither clipped nor quantised.
+
+    Args:
+        gain: Variance of photon noise over signal in [0, 1]; 1 / gain is the photon count of white. A number or
+            [low, high].
+        sigma: Standard deviation of read-out noise in units of 0 to 255; a number or [low, high].
     """
 
     margin = 0
@@ -85,10 +93,13 @@ class PoissonGaussianNoise:
 
 
 class Jpeg:
-    """What a JPEG file keeps (ITU T.81, baseline, colour at half resolution): clipped to [0, 1], in steps of 1/255.
+    """Compress as a JPEG file (ITU T.81, baseline, colour at half resolution); clips to [0, 1], in steps of 1/255.
 
-    quality: 1..100, or [low, high], both ends among what is drawn. The 8x8 blocks begin at the image's corner; in
-    training that is the patch's, as a whole file's blocks begin at the corner of the image that a network restores.
+    The 8x8 blocks begin at the image's corner. In training that is the patch's corner, as the blocks of a whole file
+    begin at the corner of the image that a network restores.
+
+    Args:
+        quality: JPEG quality, a whole number from 1 to 100, or [low, high], both of which can be drawn.
     """
 
     margin = 0
@@ -104,7 +115,11 @@ class Jpeg:
 
 
 class Quantize:
-    """A sensor or a file of `bits` bits: clipped to [0, 1], then rounded to multiples of 1 / (2^bits - 1)."""
+    """Quantise as a sensor or a file does: clip to [0, 1], then round to multiples of 1 / (2^bits - 1).
+
+    Args:
+        bits: Bits of a value, from 1 to 16.
+    """
 
     margin = 0
 

@@ -1,4 +1,4 @@
-"""Rain: layers of streaks over an image, and the veil of rain farther away."""
+"""Rain: layers of streaks over an image, and the veil of distant rain."""
 
 from __future__ import annotations
 
@@ -15,19 +15,29 @@ from sam4ir.errors import UserError
 
 
 class RainStreaks:
-    """O = (1 - veil) blend(B, S_1, ..., S_n) + veil * light, the S_t grey layers of streaks of one direction each.
+    """Add rain: O = (1 - veil) blend(B, S_1, ..., S_n) + veil * light, with grey layers S_t of parallel streaks.
 
-    The model of Yang et al., Deep joint rain detection and removal from a single image (CVPR 2017):
+    This is the model of Yang et al., Deep joint rain detection and removal from a single image (CVPR 2017):
     overlapping layers, one for light rain as in Rain100L, five for heavy rain as in Rain100H, and rain accumulation.
-    A layer is made as in image editors: sparse noise, blurred along a line. blend 'add' is the paper's B + S, 'screen'
-    is 1 - (1 - B)(1 - S), which leaves bright places bright. Not clipped: 'add' goes above 1.
-    density: share of pixels that begin a streak, in each layer. length, width: of a streak in pixels (width: between
-    the places of half brightness). angle: of a layer, degrees from the vertical, positive where the lower end lies to
-    the right. strength: brightness of its streaks, each of which has half of it to all. light: the veil's, on each
-    channel.
+    Layers are made as in image editors: sparse noise, blurred along a line. The result is not clipped.
+
+    Args:
+        density: Share of pixels at which a streak of a layer begins, from 0 to 1; a number or [low, high].
+        length: Length of a streak in pixels, from 1 to 500; a number or [low, high].
+        angle: Direction of a layer in degrees from the vertical, positive where the lower end lies to the right; a
+            number or [low, high].
+        width: Width of a streak in pixels between its points of half brightness, from 0.5 to 50; a number or
+            [low, high].
+        strength: Brightness of a layer's streaks, from 0 to 1; each streak has half of it at least. A number or
+            [low, high].
+        layers: Number of layers of streaks, at least 1.
+        blend: How a layer covers the image: add is the paper's B + S, which exceeds 1; screen is
+            1 - (1 - B)(1 - S), which leaves bright parts bright.
+        veil: Share of distant rain in the result, from 0 to 1; a number or [low, high].
+        light: Brightness of the veil in each channel, from 0 to 1; a number or [low, high].
     """
 
-    margin = 0  # streaks that come in from outside are drawn there
+    margin = 0  # a layer is larger than the image, so streaks from outside reach into it
 
     def __init__(
         self,
@@ -59,7 +69,7 @@ class RainStreaks:
         return rained.mul_(1 - veil).add_(veil * light) if veil else rained
 
     def layer(self, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-        """(h, w) float32 in [0, 1]: one layer of streaks."""
+        """Draw one layer of streaks, (h, w) float32 in [0, 1]."""
         kernel = streak(drawn(self._length, rng), drawn(self._width, rng), math.radians(90 - drawn(self._angle, rng)))
         ring = len(kernel) - 1
         seeds = np.zeros(transform_size((size[0] + ring, size[1] + ring)), np.float32)
@@ -70,9 +80,9 @@ class RainStreaks:
 
 
 def streak(length: float, width: float, angle: float) -> np.ndarray:
-    """A bright line through the middle of a (2 r + 1)-square of float32, 1 on its axis, Gaussian across.
+    """Return a bright line through the middle of a (2 r + 1)-square of float32: 1 on its axis, Gaussian across it.
 
-    width: between the places of half brightness; angle: in radians from x towards y.
+    width: distance of the points of half brightness; angle: in radians from x towards y.
     """
     along, across = turned_grid(math.ceil(length / 2 + width) + 1, angle)
     inside = np.clip(length / 2 + 0.5 - np.abs(along), 0, 1)
