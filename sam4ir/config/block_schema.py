@@ -27,7 +27,11 @@ def _part_schema(registry: Registry, name: str, extra: Mapping[str, Any]) -> dic
     part = registry.get(name)
     schema = arguments_model(part, registry.handed).model_json_schema()
     schema.pop("title", None)
-    constant = {"const": name, "description": summary(part)}
+    own_name = getattr(part, "__name__", name)
+    description = summary(part)
+    if own_name != name and own_name in registry:
+        description = f"Another name of {own_name}, from official files."
+    constant = {"const": name, "description": description}
     properties = {"type": constant, **extra, **schema.get("properties", {})}
     required = ["type", *schema.get("required", [])]
     if registry is DATASETS:

@@ -66,8 +66,10 @@ def _block_lines(docstring: str | None) -> list[str]:
 def summary(part: Callable[..., Any]) -> str:
     """Return the first sentence of a part's own docstring without a leading "Return", or '' without a docstring."""
     paragraph = inspect.cleandoc(part.__doc__ or "").split("\n\n")[0]
-    text = " ".join(paragraph.split()).removeprefix("Return ")
+    text = " ".join(paragraph.split())
     sentence = _SENTENCE.match(text)
     if sentence is not None:
         text = sentence[1]
-    return text[:1].upper() + text[1:]
+    if text.startswith("Return "):
+        text = text[7:8].upper() + text[8:]
+    return text

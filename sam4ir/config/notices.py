@@ -28,6 +28,8 @@ WITHOUT_EFFECT: Mapping[tuple[str, ...], str] = {
     ("val", "pbar"): "long work shows a progress bar when it runs in a terminal",
 }
 
+GPUS = "the number of processes is torchrun's, and device names the device"  # of num_gpu
+
 
 def notices(options: Options) -> list[str]:
     """One line for every key that stands in the file but has no effect here, with the reason."""
@@ -81,7 +83,7 @@ def _gpus(options: Options) -> list[str]:
     number, train = options.num_gpu, options.train
     if number is None:
         return []
-    reason = "the number of processes is torchrun's, and device names the device"
+    reason = GPUS
     if isinstance(number, int) and number > 1 and train is not None and train.total_batch is None:
         for loader in options.phase("train").values():
             micro = loader.mini_batch_sizes or (loader.batch_size_per_gpu,)

@@ -137,7 +137,7 @@ class PathOptions(_Options):
     param_key_g: str | None = None
     """Entry of the weights file to read, such as params or params_ema; without it params_ema goes before params."""
     param_key: str | None = None
-    """The same as param_key_g, which wins where a file has both."""
+    """Another spelling of param_key_g, which wins where a file has both."""
     strict_load_g: bool = True
     """Whether the weights must fit the network in all names and shapes; false loads what fits and logs the rest."""
     resume_state: str | None = None
@@ -382,7 +382,7 @@ class ValOptions(_Options):
     window_size: Positive | None = None
     """Divisor of the sides of an image in pixels, to which it is padded by reflection; without it the network pads."""
     self_ensemble: bool = False
-    """Whether the mean over the eight flips and rotations of the image is taken."""
+    """Whether the output is the mean over the eight flips and rotations of the image."""
     random_crop_num: Count | None = None
     """Number of random tiles in NAFNet's files, without effect; tiles cover the image evenly."""
     rgb2bgr: bool | None = None
@@ -429,7 +429,7 @@ class Options(_Options):
     manual_seed: Count = 0
     """Seed of the run; weights, order of images, crops and noise are functions of it."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
-    """Device of the run: auto takes CUDA where there is one and the CPU otherwise."""
+    """Device of the run: auto, cpu, cuda, cuda:N or mps; auto takes CUDA where there is one and the CPU otherwise."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Number format of training: bf16 and fp16 mean autocast, while weights and losses stay float32; fp16 scales the
     loss."""

@@ -28,9 +28,10 @@ EPS = 1e-10
 
 
 class LpipsAlex(nn.Module):
-    """LPIPS 0.1 with AlexNet, the sum over relu1..relu5 of the spatial mean of w_l . (y_l - y0_l)^2  (eq. 1).
+    """LPIPS 0.1 with AlexNet: the distance of deep features of the two images, at their own size.
 
-    y_l are the features of a layer, unit-normalised over channels; w_l are the learned, non-negative heads.
+    It is the sum over relu1..relu5 of the spatial mean of w_l . (y_l - y0_l)^2  (eq. 1), where y_l are the features of
+    a layer, unit-normalised over channels, and w_l the learned, non-negative heads.
     state: features.{0,3,6,8,10}.{weight,bias} of torchvision's AlexNet and lin{0..4}.model.1.weight (1, c, 1, 1).
     Raises MetricError if state lacks one of them or has it in another shape.
     """
