@@ -1,4 +1,4 @@
-"""What no single key of an option file can tell: keys that need or exclude each other."""
+"""Problems of keys that need or exclude each other, where each of them is valid by itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STAGES = ("gt_sizes", "mini_batch_sizes", "iters")
 
 
 def consistency(options: Options) -> list[Problem]:
-    """The problems of options whose keys are all right, each by itself."""
+    """Return the problems of options whose keys are valid one by one."""
     problems = _data_sets(options)
     if options.phase("train") and options.train is None:
         problems.append(Problem(("train",), "is required with a training set"))
@@ -28,64 +28,89 @@ def consistency(options: Options) -> list[Problem]:
 
 
 def _no_diffusion(options: Options) -> list[Problem]:
-    """Keys of diffusion in a file of a network that restores in one pass."""
-    given: list[Path] = [("diffusion",)] if options.diffusion is not None else []
+    """Refuse keys of diffusion in a file of a network that restores in one pass."""
+    paths: list[Path] = []
+    if options.diffusion is not None:
+        paths.append(("diffusion",))
     if options.path.pretrain_network_c:
-        given.append(("path", "pretrain_network_c"))
-    val = options.val or ValOptions()
-    given += [("val", key) for key in ("sampling", "samples") if getattr(val, key) != getattr(ValOptions(), key)]
-    return [
-        Problem(path, f"belongs to model_type SAMDiffSRModel; this file says {options.model_type}") for path in given
-    ]
+        paths.append(("path", "pretrain_network_c"))
+    val, default = options.val or ValOptions(), ValOptions()
+    for key in ("sampling", "samples"):
+        if getattr(val, key) != getattr(default, key):
+            paths.append(("val", key))
+    return _of_another_model(options, paths, "SAMDiffSRModel")
+
+
+def _of_another_model(options: Options, paths: Sequence[Path], model_type: str) -> list[Problem]:
+    """Return a problem for each key that only files of another model type may have."""
+    return [Problem(path, f"belongs to model_type {model_type}; this file says {options.model_type}") for path in paths]
 
 
 def _diffusion(options: Options) -> list[Problem]:
-    problems = []
-    process, val = options.process, options.val or ValOptions()
-    if process.modulation == "paper" and process.target != "noise":
-        message = f"is {process.target}; modulation paper predicts noise: leave target out"
-        problems.append(Problem(("diffusion", "target"), message))
-    if process.modulation == "paper" and val.sampling.sampler not in (None, "ddpm"):
-        message = (
-            f"is {val.sampling.sampler}, which needs the image that a noise estimate implies; with modulation paper "
-            "it is biased by the unknown encoding: take ddpm"
-        )
-        problems.append(Problem(("val", "sampling", "sampler"), message))
-    if (val.sampling.steps or 1) > process.timesteps:
-        message = f"is {val.sampling.steps}; the diffusion has {process.timesteps} timesteps"
-        problems.append(Problem(("val", "sampling", "steps"), message))
-    if val.sampling.eta and val.sampling.sampler != "ddim":
-        message = f"is {val.sampling.eta}; only sampler: ddim takes it"
-        problems.append(Problem(("val", "sampling", "eta"), message))
-    if process.modulation not in ("none", "invertible") and process.profile != "flat":
-        problems.append(Problem(("diffusion", "profile"), "is of modulation invertible alone"))
+    """Check a file of a diffusion network."""
+    problems = _process(options) + _sampling(options)
     sr_scale = options.network_g.arguments.get("sr_scale", 4)
     if options.network_g.type == "DiffSR" and sr_scale != options.scale:
         problems.append(Problem(("scale",), f"is {options.scale}, network_g.sr_scale is {sr_scale}; make them equal"))
-    if val.window_size is not None:
-        problems.append(Problem(("val", "window_size"), "is the network's own matter in diffusion; leave it out"))
-    if val.self_ensemble:
-        problems.append(Problem(("val", "self_ensemble"), "averages images of one pass; a diffusion network has none"))
     if options.compile:
         problems.append(Problem(("compile",), "is not offered for diffusion networks; leave it out"))
-    return problems + (_diffusion_training(options) if options.train is not None else [])
+    if options.train is not None:
+        problems += _diffusion_training(options, options.train)
+    return problems
 
 
-def _diffusion_training(options: Options) -> list[Problem]:
-    """What the training of a diffusion network needs."""
+def _process(options: Options) -> list[Problem]:
+    """Check the keys of `diffusion` against each other."""
     problems = []
-    if options.train is not None and options.train.pixel_opt.type == "PSNRLoss":
-        message = "is of images, not of noise; take L1Loss (as released) or MSELoss"
+    process = options.process
+    if process.modulation == "paper" and process.target != "noise":
+        message = f"is {process.target}; modulation paper predicts noise: leave target out"
+        problems.append(Problem(("diffusion", "target"), message))
+    if process.modulation not in ("none", "invertible") and process.profile != "flat":
+        problems.append(Problem(("diffusion", "profile"), "belongs to modulation invertible; leave it out"))
+    return problems
+
+
+def _sampling(options: Options) -> list[Problem]:
+    """Check the keys of `val` that concern sampling."""
+    problems = []
+    process, val = options.process, options.val or ValOptions()
+    sampling = val.sampling
+    if process.modulation == "paper" and sampling.sampler not in (None, "ddpm"):
+        message = (
+            f"is {sampling.sampler}, which needs the image that a noise estimate implies; with modulation paper "
+            "it is biased by the unknown encoding: take ddpm"
+        )
+        problems.append(Problem(("val", "sampling", "sampler"), message))
+    if (sampling.steps or 1) > process.timesteps:
+        message = f"is {sampling.steps}; the diffusion has {process.timesteps} timesteps"
+        problems.append(Problem(("val", "sampling", "steps"), message))
+    if sampling.eta and sampling.sampler != "ddim":
+        message = f"is {sampling.eta}; only sampler: ddim takes it"
+        problems.append(Problem(("val", "sampling", "eta"), message))
+    if val.window_size is not None:
+        message = "does not apply to a diffusion network, which pads by itself; leave it out"
+        problems.append(Problem(("val", "window_size"), message))
+    if val.self_ensemble:
+        problems.append(Problem(("val", "self_ensemble"), "averages images of one pass; a diffusion network has none"))
+    return problems
+
+
+def _diffusion_training(options: Options, train: TrainOptions) -> list[Problem]:
+    """Check what the training of a diffusion network needs and what it excludes."""
+    problems = []
+    if train.pixel_opt.type == "PSNRLoss":
+        message = "compares images, not noise; take L1Loss (as released) or MSELoss"
         problems.append(Problem(("train", "pixel_opt", "type"), message))
-    mixes = options.train is not None and options.train.mixing_augs is not None and options.train.mixing_augs.mixup
-    for key, dataset in options.phase("train").items() if options.process.needs_masks else ():
-        if dataset.masks is None:
-            message = (
-                f"is required by modulation {options.process.modulation}: {{store: PATH}} of a mask store "
-                "(scripts/make_masks.py makes one), or set diffusion.modulation: none"
-            )
-            problems.append(Problem(("datasets", key, "masks"), message))
-    if mixes:
+    if options.process.needs_masks:
+        for key, dataset in options.phase("train").items():
+            if dataset.masks is None:
+                message = (
+                    f"is required by modulation {options.process.modulation}: {{store: PATH}} of a mask store "
+                    "(scripts/make_masks.py makes one), or set diffusion.modulation: none"
+                )
+                problems.append(Problem(("datasets", key, "masks"), message))
+    if train.mixing_augs is not None and train.mixing_augs.mixup:
         problems.append(Problem(("train", "mixing_augs", "mixup"), "is not offered for diffusion networks"))
     if not options.path.pretrain_network_c and not options.path.pretrain_network_g:
         message = (
@@ -97,32 +122,44 @@ def _diffusion_training(options: Options) -> list[Problem]:
 
 
 def _data_sets(options: Options) -> list[Problem]:
-    """Keys and names of the data sets; results are filed under the names."""
-    wording = "the key of a data set is train, val or test, with letters, digits, - or _ behind it"
-    problems = [Problem(("datasets", key), wording) for key in options.datasets if not _DATASET_KEY.fullmatch(key)]
+    """Check keys and names of the data sets; results are filed under the names."""
+    problems = []
+    for key in options.datasets:
+        if not _DATASET_KEY.fullmatch(key):
+            message = "the key of a data set is train, val or test, with letters, digits, - or _ behind it"
+            problems.append(Problem(("datasets", key), message))
     if len(training := options.phase("train")) > 1:
         problems.append(Problem(("datasets",), f"has several training sets ({', '.join(training)}); keep one"))
     for phase in ("val", "test"):
-        owners: dict[str, str] = {}
-        for key, dataset in options.phase(phase).items():
-            first = owners.setdefault(dataset.name or key, key)
-            if first != key:
-                message = f"{dataset.name or key!r} is the name of datasets.{first} too; give each its own"
-                problems.append(Problem(("datasets", key, "name"), message))
+        problems += _names(options.phase(phase))
     for key, dataset in options.datasets.items():
         problems += _degradations(key, dataset)
     return problems
 
 
+def _names(datasets: dict[str, DatasetOptions]) -> list[Problem]:
+    """Refuse a name that two data sets of one phase share."""
+    problems = []
+    owners: dict[str, str] = {}
+    for key, dataset in datasets.items():
+        name = dataset.name or key
+        first = owners.setdefault(name, key)
+        if first != key:
+            message = f"{name!r} is the name of datasets.{first} too; give each its own"
+            problems.append(Problem(("datasets", key, "name"), message))
+    return problems
+
+
 def _degradations(key: str, dataset: DatasetOptions) -> list[Problem]:
-    """`degradations` goes with the data sets that make their degraded images."""
+    """Check that `degradations` goes with the data sets that degrade clean images."""
     if dataset.type not in DATASETS:
-        return []  # said already
+        return []  # another problem reports the unknown name
     place = ("datasets", key, "degradations")
     parameter = inspect.signature(DATASETS.get(dataset.type)).parameters.get("degradations")
     if dataset.degradations is None:
-        needed = parameter is not None and parameter.default is parameter.empty
-        return [Problem(place, f"is required by {dataset.type}: a list of {{type: NAME, ...}}")] if needed else []
+        if parameter is None or parameter.default is not parameter.empty:
+            return []
+        return [Problem(place, f"is required by {dataset.type}: a list of {{type: NAME, ...}}")]
     if parameter is not None:
         return []
     takers = [name for name in DATASETS.names() if accepts(DATASETS.get(name), "degradations")]
@@ -130,25 +167,37 @@ def _degradations(key: str, dataset: DatasetOptions) -> list[Problem]:
 
 
 def _recipe(key: str, dataset: DatasetOptions, train: TrainOptions, distills: bool) -> list[Problem]:
-    """Stages, batches and mixing of the training set."""
+    """Check stages, batches and mixing of the training set."""
+    problems = _stages(key, dataset)
+    mixes = train.mixing_augs is not None and train.mixing_augs.mixup
+    if mixes and (distills or dataset.masks is not None):
+        message = "lays two images over each other, and their regions cannot be; with masks, set mixup: false"
+        problems.append(Problem(("train", "mixing_augs", "mixup"), message))
+    return problems or _total_batch(dataset, train)
+
+
+def _stages(key: str, dataset: DatasetOptions) -> list[Problem]:
+    """Check that the lists of progressive training come together, in one length."""
+    lengths = {}
+    for name in _STAGES:
+        values = getattr(dataset, name)
+        if values is not None:
+            lengths[name] = len(values)
+    if not lengths:
+        return []
     problems = []
-    given = {name: getattr(dataset, name) for name in _STAGES if getattr(dataset, name) is not None}
-    lengths = {name: len(values) for name, values in given.items()}
-    for name in _STAGES if given else ():
-        if name not in given:
-            message = f"is required with {' and '.join(given)}: a number for each stage"
+    for name in _STAGES:
+        if name not in lengths:
+            message = f"is required with {' and '.join(lengths)}: a number for each stage"
             problems.append(Problem(("datasets", key, name), message))
     if len(set(lengths.values())) > 1:
         counts = ", ".join(f"{name} {length}" for name, length in lengths.items())
         problems.append(Problem(("datasets", key), f"has stages of different numbers ({counts}); one entry a stage"))
-    if train.mixing_augs is not None and train.mixing_augs.mixup and (distills or dataset.masks is not None):
-        message = "lays two images over each other, and their regions cannot be; with masks, set mixup: false"
-        problems.append(Problem(("train", "mixing_augs", "mixup"), message))
-    return problems if problems else _total_batch(dataset, train)
+    return problems
 
 
 def _total_batch(dataset: DatasetOptions, train: TrainOptions) -> list[Problem]:
-    """A total batch is made of whole micro-batches, in every stage."""
+    """Check that a total batch consists of whole micro-batches, in every stage."""
     total, place = train.total_batch, ("train", "total_batch")
     if total is None:
         return []
@@ -159,27 +208,30 @@ def _total_batch(dataset: DatasetOptions, train: TrainOptions) -> list[Problem]:
     if isinstance(total, tuple) and len(total) != len(micro):
         return [Problem(place, f"{list(total)} has {len(total)} entries for {len(micro)} stages; give one a stage")]
     totals = total if isinstance(total, tuple) else (total,) * len(micro)
-    return [
-        Problem(place, f"{batch} is no multiple of {key} {share}" + (f" of stage {i}" if len(micro) > 1 else ""))
-        for i, (batch, share) in enumerate(zip(totals, micro, strict=True), 1)
-        if batch % share
-    ]
+    problems = []
+    for number, (batch, share) in enumerate(zip(totals, micro, strict=True), 1):
+        if batch % share:
+            stage = f" of stage {number}" if len(micro) > 1 else ""
+            problems.append(Problem(place, f"{batch} is no multiple of {key} {share}{stage}"))
+    return problems
 
 
 def _plain(options: Options) -> list[Problem]:
-    """Keys of SAM4IR in a file that trains a plain network."""
-    given: list[Path] = [(key,) for key in ("spf", "network_r") if getattr(options, key) is not None]
-    for key in ("spd_opt", "sgr_opt", "refine_opt", "optim_r", "scheduler_r"):
-        if options.train and getattr(options.train, key) is not None:
-            given.append(("train", key))
-    if options.train and options.train.distill != DistillOptions():
-        given.append(("train", "distill"))
+    """Refuse keys of SAM4IR in a file that trains a plain network."""
+    paths: list[Path] = [(key,) for key in ("spf", "network_r") if getattr(options, key) is not None]
+    if options.train:
+        for key in ("spd_opt", "sgr_opt", "refine_opt", "optim_r", "scheduler_r"):
+            if getattr(options.train, key) is not None:
+                paths.append(("train", key))
+        if options.train.distill != DistillOptions():
+            paths.append(("train", "distill"))
     if options.val and options.val.refiner:
-        given.append(("val", "refiner"))
-    return [Problem(path, f"belongs to model_type SAM4IRModel; this file says {options.model_type}") for path in given]
+        paths.append(("val", "refiner"))
+    return _of_another_model(options, paths, "SAM4IRModel")
 
 
 def _distillation(options: Options) -> list[Problem]:
+    """Check a file of SAM4IR."""
     problems = _masks(options)
     if options.scale != 1:
         message = f"is {options.scale}; SPF lays masks on the restored image, so SAM4IR needs scale 1"
@@ -187,24 +239,28 @@ def _distillation(options: Options) -> list[Problem]:
     if options.val is not None and options.val.refiner and options.val.grids:
         message = "scores whole images, so it does not go with grids: true; switch one of them off"
         problems.append(Problem(("val", "refiner"), message))
-    return problems + (_refiner_training(options, options.train) if options.train is not None else [])
+    if options.train is not None:
+        problems += _refiner_training(options, options.train)
+    return problems
 
 
 def _masks(options: Options) -> list[Problem]:
-    """Data sets whose masks the model looks at, without any."""
+    """Refuse data sets without masks where the model reads masks."""
     if options.train is None or options.train.distill.masks == "empty":
         return []
-    scored = options.phase("val") if options.val is not None and options.val.refiner else {}
+    readers = options.phase("train")
+    if options.val is not None and options.val.refiner:
+        readers = {**readers, **options.phase("val")}
     hint = "{store: PATH} of a mask store (scripts/make_masks.py makes one), or set train.distill.masks: empty"
-    return [
-        Problem(("datasets", key, "masks"), f"is required by SAM4IRModel: {hint}")
-        for key, dataset in {**options.phase("train"), **scored}.items()
-        if dataset.masks is None
-    ]
+    problems = []
+    for key, dataset in readers.items():
+        if dataset.masks is None:
+            problems.append(Problem(("datasets", key, "masks"), f"is required by SAM4IRModel: {hint}"))
+    return problems
 
 
 def _refiner_training(options: Options, train: TrainOptions) -> list[Problem]:
-    """How student and refiner train together."""
+    """Check how student and refiner train together."""
     problems = []
     distill, pretrained = train.distill, options.path.pretrain_network_g
     if distill.teacher == "ema" and train.ema_decay == 0:

@@ -1,4 +1,4 @@
-"""The --debug flag of BasicSR: everything that happens in a run happens within a few iterations."""
+"""The --debug flag of BasicSR: a run prints, validates and saves within a few iterations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ FREQUENCY = 8
 
 
 def debugged(options: Options) -> Options:
-    """The options with `debug_` before the name, a line each iteration, validation and checkpoint every eight."""
+    """Return the options with `debug_` before the name, a line each iteration, and all else every eight iterations."""
     logger = options.logger.model_copy(update={"print_freq": 1, "save_checkpoint_freq": FREQUENCY})
     val = options.val
     if val is not None and val.val_freq is not None:

@@ -1,4 +1,4 @@
-"""YAML file -> frozen Options, every problem of the file at once."""
+"""The loader of option files: YAML to frozen Options, with every problem of a file at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
 
 
 class OptionsError(UserError):
-    """An option file that cannot be used. `problems` lists all that is wrong with it."""
+    """An option file that cannot be used; `problems` lists every problem of it, by line."""
 
     def __init__(self, path: str, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(problems, key=lambda p: p.line))
@@ -33,7 +33,7 @@ class OptionsError(UserError):
 
 
 def load_options(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Options:
-    """The options of a YAML file.
+    """Return the options of a YAML file.
 
     overrides: 'a:b=c' sets key b of block a to the YAML value c, as BasicSR's --force_yml.
     $VAR, ${VAR} and a leading ~ are expanded in every text. Modules named under `plugins:` are
@@ -46,15 +46,17 @@ def load_options(path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
         raise OptionsError(name, problems or [Problem((), "does not hold `key: value` lines")])
     forced: list[Path] = []
     for override in overrides:
-        place, found = _override(values, override)
+        place, override_problems = _override(values, override)
         forced.append(place)
-        problems += found
+        problems += override_problems
     values = _expand(values, (), problems)
-    said = {p.path for p in problems}
-    options, found = _resolve(values, FilePath(path).parent)
-    problems += [p for p in found if p.path not in said]  # a value that did not read is not judged again
+    reported = {problem.path for problem in problems}
+    options, further = _resolve(values, FilePath(path).parent)
+    for problem in further:
+        if problem.path not in reported:  # a value that could not be read has one problem, not two
+            problems.append(problem)
     if options is None or problems:
-        raise OptionsError(name, [_located(p, lines, forced) for p in problems])
+        raise OptionsError(name, [_located(problem, lines, forced) for problem in problems])
     return options
 
 
@@ -68,36 +70,45 @@ def _text(name: str) -> str:
 
 
 def dump_options(options: Options) -> str:
-    """YAML that load_options reads back to an equal value; every default is written out."""
+    """Return YAML that load_options reads back to equal options; every default is written out."""
     return dump(options.model_dump(mode="json"))
 
 
 def changes(earlier: str, options: Options) -> list[str]:
-    """'train.optim_g.lr: 0.001, now 0.002' for every option that differs from a saved file's text.
+    """Return 'train.optim_g.lr: 0.001, now 0.002' for every option that differs from a saved file's text.
 
-    A key that the file lacks, having been saved before there was one, counts as its default.
+    A key that an older file lacks counts as its default.
     """
     saved = parse(earlier)[0]
     if isinstance(saved, Mapping):
         loaded = validate(Options, saved)[0]
         saved = loaded.model_dump(mode="json") if loaded else saved
-    before, now = (dict(_leaves(v)) for v in (saved, options.model_dump(mode="json")))
-    places = [p for p in {**before, **now} if before.get(p) != now.get(p) and p[0] not in {"name", "path", "logger"}]
-    return [f"{'.'.join(p)}: {before.get(p)}, now {now.get(p)}" for p in places]
+    before, now = dict(_leaves(saved)), dict(_leaves(options.model_dump(mode="json")))
+    lines = []
+    for place in {**before, **now}:
+        if before.get(place) != now.get(place) and place[0] not in {"name", "path", "logger"}:
+            lines.append(f"{'.'.join(place)}: {before.get(place)}, now {now.get(place)}")
+    return lines
 
 
 def _leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """(key path, value) of everything that is neither a block nor a list of blocks."""
-    inside = enumerate(values) if isinstance(values, list) else values.items() if isinstance(values, Mapping) else ()
-    for key, value in inside:
+    """Yield (key path, value) of everything that is neither a block nor a list of blocks."""
+    for key, value in _items(values):
         if isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(v, Mapping) for v in value)):
             yield from _leaves(value, (*path, str(key)))
         else:
             yield (*path, str(key)), value
 
 
+def _items(values: Any) -> Iterable[tuple[Any, Any]]:
+    """Return (key, value) of a block or (index, value) of a list; nothing of any other value."""
+    if isinstance(values, list):
+        return enumerate(values)
+    return values.items() if isinstance(values, Mapping) else ()
+
+
 def _located(problem: Problem, lines: Mapping[Path, int], forced: Iterable[Path]) -> Problem:
-    """With the line of the key, or of the closest block around it; what --force_yml set has no line."""
+    """Add the line of the key, or of the closest block around it; keys of --force_yml have no line."""
     place = problem.path
     if problem.line:
         return problem
@@ -109,7 +120,7 @@ def _located(problem: Problem, lines: Mapping[Path, int], forced: Iterable[Path]
 
 
 def _override(values: dict[str, Any], override: str) -> tuple[Path, list[Problem]]:
-    """Set one key of `values`; its key path, and what is wrong with the override."""
+    """Set one key of `values`; return its key path and the problems of the override."""
     place, equals, text = override.partition("=")
     keys = tuple(key.strip() for key in place.split(":"))
     if not equals or not all(keys) or len(keys) > DEEPEST or not place.isprintable():
@@ -129,16 +140,16 @@ def _override(values: dict[str, Any], override: str) -> tuple[Path, list[Problem
 
 
 def _expand(value: Any, path: Path, problems: list[Problem]) -> Any:
-    """$VAR and ~ in every text of a tree."""
+    """Return a tree with $VAR and ~ expanded in every text; `problems` grows by those of the texts."""
     if isinstance(value, dict):
         return {k: _expand(v, (*path, k), problems) for k, v in value.items()}
     if isinstance(value, list):
         return [_expand(v, (*path, i), problems) for i, v in enumerate(value)]
     if not isinstance(value, str):
         return value
-    missing = [m for m in (v.strip("{}") for v in _VARIABLE.findall(value)) if m not in os.environ]
+    missing = [name for name in _variables(value) if name not in os.environ]
     if missing:
-        problems += [Problem(path, f"{value!r}: the environment variable {m} is not set") for m in missing]
+        problems += [Problem(path, f"{value!r}: the environment variable {name} is not set") for name in missing]
         return value
     expanded = os.path.expanduser(os.path.expandvars(value))
     if expanded != value and not _is_plain_text(expanded):
@@ -147,8 +158,13 @@ def _expand(value: Any, path: Path, problems: list[Problem]) -> Any:
     return expanded
 
 
+def _variables(text: str) -> list[str]:
+    """Return the names of the environment variables in a text."""
+    return [name.strip("{}") for name in _VARIABLE.findall(text)]
+
+
 def _is_plain_text(value: str) -> bool:
-    """Whether a text is UTF-8 and reads back from a saved option file as itself."""
+    """Return whether a text is UTF-8 and reads back unchanged from a saved option file."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -157,16 +173,17 @@ def _is_plain_text(value: str) -> bool:
 
 
 def _resolve(values: Mapping[str, Any], folder: FilePath) -> tuple[Options | None, list[Problem]]:
+    """Import plugins, translate official spellings and check everything; return (options or None, problems)."""
     values = {**values, **_plugin_files(values.get("plugins"), folder)}
     failed = _import_plugins(values.get("plugins"), folder)
     values, problems = as_ours(values)
-    options, found = validate(Options, values)
-    problems += failed + found
+    options, invalid = validate(Options, values)
+    problems += failed + invalid
     for path, registry, block in _blocks(values):
         if failed and block["type"] not in registry:
             continue  # the plugin that could not be imported may have it
         declared = _declared(path)
-        arguments = {k: v for k, v in block.items() if k not in declared}
+        arguments = {key: value for key, value in block.items() if key not in declared}
         also_known = declared | ({GEOMETRIC} if registry is DATASETS and takes_geometric(block["type"]) else set())
         problems += check_block(registry, arguments, path, also_known)
     if not isinstance(options, Options):
@@ -175,11 +192,19 @@ def _resolve(values: Mapping[str, Any], folder: FilePath) -> tuple[Options | Non
 
 
 def _plugin_files(names: Any, folder: FilePath) -> dict[str, list[Any]]:
-    """`plugins` with those beside the option file as absolute paths, so that a saved copy of the file finds them."""
+    """Return `plugins` with files beside the option file as absolute paths, so that a saved copy of it works too."""
     if not isinstance(names, list):
         return {}
-    beside = [folder.resolve() / f"{n}.py" if isinstance(n, str) and n.isidentifier() else None for n in names]
-    return {"plugins": [str(b) if b and b.is_file() else n for n, b in zip(names, beside, strict=True)]}
+    return {"plugins": [_plugin_file(name, folder) for name in names]}
+
+
+def _plugin_file(name: Any, folder: FilePath) -> Any:
+    """Return the absolute path of a module beside the option file, or the name itself."""
+    if isinstance(name, str) and name.isidentifier():
+        file = folder.resolve() / f"{name}.py"
+        if file.is_file():
+            return str(file)
+    return name
 
 
 def _import_plugins(names: Any, folder: FilePath) -> list[Problem]:
@@ -201,12 +226,14 @@ def _import_plugins(names: Any, folder: FilePath) -> list[Problem]:
 
 
 def _declared(path: Path) -> set[str]:
-    """Keys of a data set block that belong to the loader and not to the data set's constructor."""
-    return set(DatasetOptions.model_fields) - {"type"} if path[0] == "datasets" and len(path) == 2 else set()
+    """Return the keys of a data set block that belong to the loader and not to the data set's constructor."""
+    if path[0] != "datasets" or len(path) != 2:
+        return set()
+    return set(DatasetOptions.model_fields) - {"type"}
 
 
 def _blocks(values: Mapping[str, Any]) -> Iterator[tuple[Path, Registry, Mapping[str, Any]]]:
-    """Every block with a `type` that can be looked up, with its key path and table."""
+    """Yield every block with a `type` to look up, with its key path and table."""
     places: list[tuple[Path, Registry]] = [
         (("network_g",), ARCHS),
         (("network_r",), ARCHS),
@@ -218,7 +245,8 @@ def _blocks(values: Mapping[str, Any]) -> Iterator[tuple[Path, Registry, Mapping
     ]
     for key in _keys(values, "datasets"):
         chain = ("datasets", key, "degradations")
-        places += [(chain[:2], DATASETS), *(((*chain, i), DEGRADATIONS) for i in _keys(values, *chain))]
+        places.append((chain[:2], DATASETS))
+        places += [((*chain, index), DEGRADATIONS) for index in _keys(values, *chain)]
     places += [(("val", "metrics", key), METRICS) for key in _keys(values, "val", "metrics")]
     for path, registry in places:
         block = _at(values, path)
@@ -227,12 +255,13 @@ def _blocks(values: Mapping[str, Any]) -> Iterator[tuple[Path, Registry, Mapping
 
 
 def _is_placeholder(path: Path, block: Mapping[str, Any]) -> bool:
-    """Whether this is a validation or test set that the file only hints at."""
-    placed = path[0] == "datasets" and len(path) == 2 and not str(path[1]).startswith("train")
-    return placed and block["type"] in DATASETS and is_placeholder(block)
+    """Return whether this is the placeholder of a validation or test set."""
+    is_test_set = path[0] == "datasets" and len(path) == 2 and not str(path[1]).startswith("train")
+    return is_test_set and block["type"] in DATASETS and is_placeholder(block)
 
 
 def _at(values: Any, path: Path) -> Any:
+    """Return the value at a key path, or None."""
     for key in path:
         if isinstance(values, list) and isinstance(key, int):
             values = values[key]
@@ -242,6 +271,5 @@ def _at(values: Any, path: Path) -> Any:
 
 
 def _keys(values: Mapping[str, Any], *path: str) -> list[Any]:
-    """The keys of a block, or the indices of a list."""
-    block = _at(values, path)
-    return list(range(len(block))) if isinstance(block, list) else list(block) if isinstance(block, Mapping) else []
+    """Return the keys of the block at a key path, or the indices of the list there."""
+    return [key for key, _ in _items(_at(values, path))]

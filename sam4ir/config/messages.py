@@ -1,4 +1,4 @@
-"""pydantic's errors -> problems in the words of an option file: key path, value, what would do, near miss."""
+"""pydantic's errors as problems in the words of an option file: key path, value, expected value, near miss."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sam4ir.registry import near_miss
 
 _NUMBER, _WHOLE, _TEXT, _LIST, _BLOCK = "a number", "a whole number", "text", "a list", "a block of keys"
 
-# pydantic's kind of error -> what would do, filled with the error's own context
+# pydantic's kind of error -> the expected value, filled with the error's own context
 _EXPECTED = {
     "int_type": _WHOLE,
     "int_parsing": _WHOLE,
@@ -46,34 +46,36 @@ _QUOTED = re.compile(r"'([^']*)'")
 def problems_of(
     error: ValidationError, model: type[BaseModel], values: Any, path: Path, also_known: Collection[str]
 ) -> list[Problem]:
-    """One problem a wrong value, the branches of a union taken together; `values` is what was validated."""
+    """Return one problem for each wrong value, whatever the number of a union's branches.
+
+    values: the validated values. also_known: further keys of the outermost block, for near misses.
+    """
     groups: dict[Path, list[tuple[Path, Any]]] = defaultdict(list)
     for item in error.errors(include_url=False):
         place, union = _place(item, values)
         groups[union].append((place, item))
-    found: dict[tuple[Path, str], Problem] = {}
+    problems: dict[tuple[Path, str], Problem] = {}
     for alternatives in groups.values():
-        deepest = max(len(place) for place, _ in alternatives)  # the branch that failed last is the one that was meant
+        deepest = max(len(place) for place, _ in alternatives)  # the branch that failed last is the likely one
         by_place: dict[Path, list[Any]] = defaultdict(list)
         for place, item in alternatives:
             if len(place) == deepest:
                 by_place[place].append(item)
         for place, items in by_place.items():
             message = _message(items, _known_names(model, place[:-1], also_known))
-            found[(place, message)] = Problem((*path, *place), message)
-    return list(found.values())
+            problems[(place, message)] = Problem((*path, *place), message)
+    return list(problems.values())
 
 
 def _place(item: Any, values: Any) -> tuple[Path, Path]:
-    """(key path of an error, key path of the outermost union around it or the same).
+    """Return (key path of an error, key path of the outermost union around it or the same).
 
-    pydantic mixes the names of a union's branches into the path; they are told apart by walking the values.
+    pydantic mixes the names of a union's branches into the path; a walk through the values separates them.
     """
     place: list[str | int] = []
     union: Path | None = None
     for i, part in enumerate(item["loc"]):
-        inside = isinstance(part, int) if isinstance(values, list) else isinstance(values, Mapping) and part in values
-        if inside and not (isinstance(values, list) and part >= len(values)):
+        if _holds(values, part):
             place.append(part)
             values = values[part]
         elif isinstance(part, str) and item["type"] == "missing" and i == len(item["loc"]) - 1:
@@ -83,26 +85,35 @@ def _place(item: Any, values: Any) -> tuple[Path, Path]:
     return tuple(place), tuple(place) if union is None else union
 
 
+def _holds(values: Any, part: Any) -> bool:
+    """Return whether a list has the index `part`, or a block the key `part`."""
+    if isinstance(values, list):
+        return isinstance(part, int) and part < len(values)
+    return isinstance(values, Mapping) and part in values
+
+
 def _known_names(model: Any, place: Path, also_known: Collection[str]) -> list[str]:
-    """The keys that the model at `place` knows."""
+    """Return the keys of the model at `place`."""
     for part in place:
         fields = getattr(model, "model_fields", {})
         model = _model_of(fields[part].annotation) if part in fields else model
-    own = [f.alias or name for name, f in getattr(model, "model_fields", {}).items()]
-    return [*own, *also_known] if not place else own
+    names = [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]
+    if not place:
+        names += also_known
+    return names
 
 
 def _model_of(annotation: Any) -> Any:
-    """The pydantic model inside `X | None` or `dict[str, X]`, else the annotation."""
+    """Return the pydantic model inside `X | None` or `dict[str, X]`, or the annotation itself."""
     for inner in typing.get_args(annotation):
-        found = _model_of(inner)
-        if inspect.isclass(found) and issubclass(found, BaseModel):
-            return found
+        model = _model_of(inner)
+        if inspect.isclass(model) and issubclass(model, BaseModel):
+            return model
     return annotation
 
 
 def _message(items: Sequence[Any], known: Sequence[str]) -> str:
-    """What is wrong at one place; several items are the alternatives of a union."""
+    """Return the message for one key path; several items are the alternatives of a union."""
     item = items[0]
     kind, value = item["type"], item["input"]
     if item["loc"][-1:] == ("[key]",) and kind == "literal_error":
@@ -125,15 +136,17 @@ def _expected(item: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as an option file would write it, cut short."""
+    """Return a value as an option file would write it, cut short."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    shown = repr(value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+    text = repr(value)
+    if len(text) > 60:
+        text = text[:57] + "..."
+    return text
 
 
 def _hint(value: Any, expected: Sequence[str]) -> str:
-    """A small mend, where one is likely."""
+    """Return a likely correction of a value, or ''."""
     if isinstance(value, str):
         wants_number = {_NUMBER, _WHOLE} & set(expected)
         if wants_number and re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", value.strip()):

@@ -1,4 +1,4 @@
-"""What stands in an option file but does nothing here: one line each, with the reason."""
+"""Notices: keys of an option file that do nothing here, one line each, with the reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WITHOUT_EFFECT: Mapping[tuple[str, ...], str] = {
     ("img_path",): "scripts/restore.py restores single images and takes their paths on its command line",
     ("datasets", "*", "prefetch_mode"): "batches are pinned and copied ahead on CUDA by themselves",
     ("datasets", "*", "num_prefetch_queue"): "batches are pinned and copied ahead on CUDA by themselves",
-    ("datasets", "*", "phase"): "the key of the data set (train, val, test) says it",
+    ("datasets", "*", "phase"): "the key of the data set (train, val, test) decides",
     ("datasets", "val*|test*", "gt_sizes"): "only training has stages",
     ("datasets", "val*|test*", "mini_batch_sizes"): "only training has stages",
     ("datasets", "val*|test*", "iters"): "only training has stages",
@@ -32,54 +32,58 @@ GPUS = "the number of processes is torchrun's, and device names the device"  # o
 
 
 def notices(options: Options) -> list[str]:
-    """One line for every key that stands in the file but has no effect here, with the reason."""
-    given = options.model_dump(exclude_unset=True, exclude_none=True)
-    found = _gpus(options)
+    """Return one line for every key of the file that has no effect here, with the reason."""
+    values = options.model_dump(exclude_unset=True, exclude_none=True)
+    lines = _gpus(options)
     for pattern, reason in WITHOUT_EFFECT.items():
-        for place in _places(given, pattern):
-            found.append(f"{'.'.join(key for key in place if key != 'without_effect')} has no effect: {reason}")
+        for place in _places(values, pattern):
+            key = ".".join(part for part in place if part != "without_effect")
+            lines.append(f"{key} has no effect: {reason}")
     for key, loader in options.datasets.items():
         if loader.placeholder and not key.startswith("train"):
-            found.append(f"datasets.{key} has no effect: its dataroots are null; name them, or remove the block")
+            lines.append(f"datasets.{key} has no effect: its dataroots are null; name them, or remove the block")
     if options.val is not None and not options.val.grids:
         for key in ("crop_size", "overlap", "max_minibatch"):
-            if key in given.get("val", {}):
-                found.append(f"val.{key} has no effect: without grids: true images are restored whole")
+            if key in values.get("val", {}):
+                lines.append(f"val.{key} has no effect: without grids: true images are restored whole")
     if options.diffuses:
-        found += _diffusion(options, given)
+        lines += _diffusion(options, values)
     for key, loader in options.phase("train").items():
-        found += _stages(f"datasets.{key}", loader, options.train)
-    return found
+        lines += _stages(f"datasets.{key}", loader, options.train)
+    return lines
 
 
-def _diffusion(options: Options, given: Mapping[str, Any]) -> list[str]:
-    """Keys of the diffusion that another one switches off, and masks that it does not look at."""
-    process, found = options.process, []
+def _diffusion(options: Options, values: Mapping[str, Any]) -> list[str]:
+    """Return lines for keys of the diffusion that another key switches off, and for masks that it does not read."""
+    process = options.process
+    lines = []
     of_schedule = {"cosine": ("beta_start", "beta_end"), "linear": ("s",)}[process.schedule]
     reasons = dict.fromkeys(of_schedule, f"schedule {process.schedule} has none")
     if process.modulation == "none":
         reasons |= dict.fromkeys(("strength", "profile", "mean"), "modulation is none")
-    for key in reasons.keys() & given.get("diffusion", {}).keys():
-        found.append(f"diffusion.{key} has no effect: {reasons[key]}")
+    for key in reasons.keys() & values.get("diffusion", {}).keys():
+        lines.append(f"diffusion.{key} has no effect: {reasons[key]}")
     for key, loader in options.phase("train").items():
         if loader.masks is not None and not process.needs_masks:
             why = "modulation is none" if process.modulation == "none" else "strength is 0"
-            found.append(f"datasets.{key}.masks has no effect: diffusion.{why}")
-    return sorted(found)
+            lines.append(f"datasets.{key}.masks has no effect: diffusion.{why}")
+    return sorted(lines)
 
 
 def _places(values: Any, pattern: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """Yield the key paths of a tree that match a pattern and hold a value."""
     if not pattern:
         if values is not None:
             yield ()
     elif isinstance(values, Mapping):
         for key in values:
-            if any(fnmatchcase(key, wanted) for wanted in pattern[0].split("|")):
-                yield from ((key, *rest) for rest in _places(values[key], pattern[1:]))
+            if any(fnmatchcase(key, alternative) for alternative in pattern[0].split("|")):
+                for rest in _places(values[key], pattern[1:]):
+                    yield (key, *rest)
 
 
 def _gpus(options: Options) -> list[str]:
-    """num_gpu: with the total_batch that trains as this file does on its number of GPUs."""
+    """Return the line for num_gpu, with the total_batch that gives the same training on any number of GPUs."""
     number, train = options.num_gpu, options.train
     if number is None:
         return []
@@ -94,20 +98,20 @@ def _gpus(options: Options) -> list[str]:
 
 
 def _stages(place: str, loader: DatasetOptions, train: TrainOptions | None) -> list[str]:
-    """Keys that the stages of progressive training overrule, and stages that training does not reach."""
+    """Return lines for keys that the stages of progressive training replace, and for stages that are not reached."""
     if loader.gt_sizes is None or loader.mini_batch_sizes is None or loader.iters is None or train is None:
         return []
-    found = []
+    lines = []
     for key, value, owner, largest in (
         ("gt_size", loader.arguments.get("gt_size"), "gt_sizes", max(loader.gt_sizes)),
         ("batch_size_per_gpu", loader.batch_size_per_gpu, "mini_batch_sizes", max(loader.mini_batch_sizes)),
     ):
-        given = key in loader.model_fields_set or key in loader.arguments
-        if given and value not in (None, largest):
-            found.append(f"{place}.{key} has no effect: {owner} says it, stage by stage")
+        in_file = key in loader.model_fields_set or key in loader.arguments
+        if in_file and value not in (None, largest):
+            lines.append(f"{place}.{key} has no effect: {owner} sets it, stage by stage")
     begins = [0, *itertools.accumulate(loader.iters)]
     unreached = [str(number) for number, begin in enumerate(begins[:-1], 1) if begin >= train.total_iter]
     if begins[-1] > train.total_iter:
         late = f"never reached: stage {', '.join(unreached)}" if unreached else "the last stage is cut short"
-        found.append(f"{place}.iters adds up to {begins[-1]}, but train.total_iter is {train.total_iter}: {late}")
-    return found
+        lines.append(f"{place}.iters adds up to {begins[-1]}, but train.total_iter is {train.total_iter}: {late}")
+    return lines

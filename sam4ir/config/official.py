@@ -1,4 +1,4 @@
-"""What option files of BasicSR, NAFNet, HINet and Restormer write in another way, brought into ours."""
+"""Keys that option files of BasicSR, NAFNet, HINet and Restormer spell in another way, and their translation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sam4ir.config.signature import accepts
 from sam4ir.config.yaml_text import Path, Problem
 from sam4ir.registry import DATASETS, SCHEDULES
 
-# Blocks that may be left empty (`path:` with all its lines commented out); nothing is the same as no such key.
+# Blocks that may be left empty (`path:` with all its lines commented out), which counts as no such key.
 _MAY_BE_EMPTY: tuple[Path, ...] = (
     ("plugins",),
     ("datasets",),
@@ -42,21 +42,15 @@ SPELLINGS: Mapping[str, str] = {
 
 
 def as_ours(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
-    """(values in our own keys, problems); `values` stays as it is."""
+    """Return (values in our own keys, problems); `values` stays unchanged."""
     ours = copy.deepcopy(dict(values))
-    for *around, key in _MAY_BE_EMPTY:
-        block: Any = ours
-        for outer in around:
-            block = block.get(outer) if isinstance(block, dict) else None
-        if isinstance(block, dict) and key in block and block[key] is None:
-            del block[str(key)]
-    if isinstance(ours.get("datasets"), dict):  # val: ~ is no validation set
-        ours["datasets"] = {k: v for k, v in ours["datasets"].items() if v is not None or str(k).startswith("train")}
+    _remove_empty_blocks(ours)
     datasets, train, val = (ours.get(key) for key in ("datasets", "train", "val"))
     problems: list[Problem] = []
-    for name, block in datasets.items() if isinstance(datasets, dict) else ():
-        if isinstance(block, dict):
-            problems += _data_set(block, ("datasets", name))
+    if isinstance(datasets, dict):
+        for name, block in datasets.items():
+            if isinstance(block, dict):
+                problems += _data_set(block, ("datasets", name))
     if isinstance(train, dict):
         problems += _training(train, ours.get("model_type"))
     if isinstance(val, dict):
@@ -64,14 +58,29 @@ def as_ours(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     return ours, problems
 
 
+def _remove_empty_blocks(values: dict[str, Any]) -> None:
+    """Remove blocks that may be empty and are, and validation and test sets that are null."""
+    for *around, key in _MAY_BE_EMPTY:
+        block: Any = values
+        for outer in around:
+            block = block.get(outer) if isinstance(block, dict) else None
+        if isinstance(block, dict) and key in block and block[key] is None:
+            del block[str(key)]
+    datasets = values.get("datasets")
+    if isinstance(datasets, dict):  # val: ~ is no validation set
+        for name in [name for name, block in datasets.items() if block is None]:
+            if not str(name).startswith("train"):
+                del datasets[name]
+
+
 def is_placeholder(block: Mapping[str, Any]) -> bool:
-    """Whether a data set only shows where one would go: it has dataroots, and all are null (HINet's Rain13k)."""
+    """Return whether a data set only shows where one would go: all of its dataroots are null (HINet's Rain13k)."""
     roots = [value for key, value in block.items() if key.startswith("dataroot")]
     return bool(roots) and all(root is None for root in roots)
 
 
 def takes_geometric(type_name: Any) -> bool:
-    """Whether a data set has use_hflip and use_rot for geometric_augs to stand for."""
+    """Return whether geometric_augs sets use_hflip and use_rot of this data set, which has no such key itself."""
     if not isinstance(type_name, str) or type_name not in DATASETS:
         return False
     target = DATASETS.get(type_name)
@@ -79,7 +88,7 @@ def takes_geometric(type_name: Any) -> bool:
 
 
 def idle(type_name: Any) -> tuple[str, ...]:
-    """Keys that official files give to a data set which makes its degraded images and so has no use for them."""
+    """Return the keys of official files that have no use for a data set because it degrades clean images."""
     if not isinstance(type_name, str) or type_name not in DATASETS:
         return ()
     target = DATASETS.get(type_name)
@@ -89,7 +98,7 @@ def idle(type_name: Any) -> tuple[str, ...]:
 
 
 def _data_set(block: dict[str, Any], path: Path) -> list[Problem]:
-    """One data set; keys that it has no use for go into `without_effect`."""
+    """Translate one data set; keys that it has no use for move into `without_effect`."""
     unused = {key: block.pop(key) for key in idle(block.get("type")) if key in block}
     if unused and isinstance(block.setdefault("without_effect", {}), dict):
         block["without_effect"].update(unused)
@@ -100,17 +109,17 @@ def _data_set(block: dict[str, Any], path: Path) -> list[Problem]:
 
 def _geometric(block: dict[str, Any], path: Path) -> list[Problem]:
     """Replace geometric_augs by use_hflip and use_rot."""
-    given = block.pop(GEOMETRIC)
-    if not isinstance(given, bool):
-        return [Problem(path, f"{given!r}: expected true or false")]
-    against = [key for key in FLIP_AND_ROTATE if block.get(key, given) is not given]
-    block.update(dict.fromkeys(FLIP_AND_ROTATE, given))
-    sets = f"sets {' and '.join(FLIP_AND_ROTATE)}"
-    return [Problem(path, f"{sets}, but {key} says otherwise; keep one") for key in against]
+    value = block.pop(GEOMETRIC)
+    if not isinstance(value, bool):
+        return [Problem(path, f"{value!r}: expected true or false")]
+    conflicts = [key for key in FLIP_AND_ROTATE if block.get(key, value) is not value]
+    block.update(dict.fromkeys(FLIP_AND_ROTATE, value))
+    names = " and ".join(FLIP_AND_ROTATE)
+    return [Problem(path, f"sets {names}, but {key} differs; keep one") for key in conflicts]
 
 
 def _training(train: dict[str, Any], model_type: Any) -> list[Problem]:
-    """What the official models take for granted, written out."""
+    """Write out the defaults that official models have and ours do not."""
     if model_type == "SRModel":
         train.setdefault("use_grad_clip", False)  # BasicSR does not clip; NAFNet, HINet and Restormer clip at 0.01
     for key in ("scheduler", "scheduler_r"):
@@ -129,37 +138,37 @@ def _is_whole(value: Any) -> bool:
 
 
 def _mixup(train: dict[str, Any]) -> list[Problem]:
-    """Replace `mixup` by that of mixing_augs."""
-    given, place = train.pop(MIXUP), ("train", MIXUP)
-    if not isinstance(given, bool):
-        return [Problem(place, f"{given!r}: expected true or false")]
+    """Replace `mixup` by mixing_augs.mixup."""
+    value, place = train.pop(MIXUP), ("train", MIXUP)
+    if not isinstance(value, bool):
+        return [Problem(place, f"{value!r}: expected true or false")]
     if train.get("mixing_augs") is None:
         train["mixing_augs"] = {}
     mixing = train["mixing_augs"]
-    if not isinstance(mixing, dict) or mixing.setdefault(MIXUP, given) is given:
+    if not isinstance(mixing, dict) or mixing.setdefault(MIXUP, value) is value:
         return []
-    return [Problem(place, "is mixing_augs.mixup, which says otherwise; keep one")]
+    return [Problem(place, "sets mixing_augs.mixup, which has another value; keep one")]
 
 
 def _tiles(val: dict[str, Any]) -> list[Problem]:
     """Replace crop_size_h and crop_size_w by crop_size."""
-    given = {key: val.pop(key) for key in CROP_SIDES if key in val}
-    if not given:
+    sides_by_key = {key: val.pop(key) for key in CROP_SIDES if key in val}
+    if not sides_by_key:
         return []
-    sides = list(given.values())
+    sides = list(sides_by_key.values())
     if len(sides) == len(CROP_SIDES) and sides[0] == sides[1] and val.setdefault("crop_size", sides[0]) == sides[0]:
         return []
-    wanted = "tiles are square here: give crop_size, or crop_size_h and crop_size_w of the same value"
-    return [Problem(("val", key), wanted) for key in given]
+    message = "tiles are square here: give crop_size, or crop_size_h and crop_size_w of the same value"
+    return [Problem(("val", key), message) for key in sides_by_key]
 
 
 def _ensemble(val: dict[str, Any]) -> list[Problem]:
     """Replace trans_num by self_ensemble."""
-    given, place = val.pop(ENSEMBLE, None), ("val", ENSEMBLE)
-    if given is None:
+    number, place = val.pop(ENSEMBLE, None), ("val", ENSEMBLE)
+    if number is None:
         return []
-    if isinstance(given, bool) or given not in (1, EIGHT):
-        return [Problem(place, f"{given!r}: expected 8 (the mean over all flips and rotations) or 1 (none)")]
-    if val.setdefault("self_ensemble", given == EIGHT) is (given == EIGHT):
+    if isinstance(number, bool) or number not in (1, EIGHT):
+        return [Problem(place, f"{number!r}: expected 8 (the mean over all flips and rotations) or 1 (none)")]
+    if val.setdefault("self_ensemble", number == EIGHT) is (number == EIGHT):
         return []
-    return [Problem(place, "is self_ensemble, which says otherwise; keep one")]
+    return [Problem(place, "sets self_ensemble, which has another value; keep one")]

@@ -1,4 +1,4 @@
-"""Where the files of a run lie, as in BasicSR."""
+"""Paths of the files of a run, as in BasicSR."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunPaths:
-    """experiments/<name>/{models,training_states,visualization} and tb_logger/<name> below `root`."""
+    """The folders of a run below `root`: experiments/<name> with three subfolders, tb_logger/<name>, results/<name>."""
 
     root: Path
     name: str
@@ -39,14 +39,17 @@ class RunPaths:
         return self.root / "results" / self.name
 
     def network(self, label: str, iteration: int | str) -> Path:
-        """net_<label>_<iteration>.pth"""
+        """Return the path of net_<label>_<iteration>.pth, with the weights of one network."""
         return self.models / f"net_{label}_{iteration}.pth"
 
     def state(self, iteration: int) -> Path:
-        """training_states/<iteration>.state"""
+        """Return the path of training_states/<iteration>.state."""
         return self.states / f"{iteration}.state"
 
     def saved_iterations(self) -> list[int]:
-        """Iterations with a training state, newest first."""
-        found = (re.fullmatch(r"(\d+)\.state", p.name) for p in self.states.glob("*.state"))
-        return sorted((int(m.group(1)) for m in found if m), reverse=True)
+        """Return the iterations with a training state, newest first."""
+        iterations = []
+        for path in self.states.glob("*.state"):
+            if match := re.fullmatch(r"(\d+)\.state", path.name):
+                iterations.append(int(match[1]))
+        return sorted(iterations, reverse=True)

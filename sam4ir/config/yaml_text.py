@@ -1,7 +1,7 @@
-"""YAML text -> plain values, with the line of every key; and back.
+"""YAML text to plain values, with the line of every key; and back.
 
-A stricter and friendlier YAML than PyYAML's default: ``2e-4`` is a float with or without ``!!float``, dates stay
-strings, a key that stands twice is an error, and what aliases blow up is refused before it fills the memory.
+The YAML is stricter and friendlier than PyYAML's default: ``2e-4`` is a float with or without ``!!float``, dates stay
+strings, a repeated key is an error, and a text that aliases make huge is refused before it fills the memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # no path and no UTF-8 file holds th
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with an option file: where (key path, line or 0) and what."""
+    """One problem of an option file: its key path, a message, and its line (0 where there is none)."""
 
     path: Path
     message: str
@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes what _Loader would read as a float."""
+    """SafeDumper that quotes texts that _Loader would read as floats."""
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -56,7 +56,7 @@ _Dumper.add_implicit_resolver(f"{_TAG}float", _EXPONENT, list("-+.0123456789"))
 
 
 def _text_node(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    """Quoted where it holds a line break that PyYAML would otherwise write as it is and read as a space."""
+    """Represent a text; a line break that PyYAML would write as it is and read as a space needs quotes."""
     style = '"' if re.search("[\x85\u2028\u2029]", text) else None
     return dumper.represent_scalar(f"{_TAG}str", text, style=style)
 
@@ -65,11 +65,11 @@ _Dumper.add_representer(str, _text_node)
 
 
 class _RefusedError(Exception):
-    """A text that is not read any further."""
+    """A text that the reader gives up."""
 
 
 class _Reader:
-    """Turns a node tree into plain values; collects problems and lines on the way."""
+    """Turns a node tree into plain values, and collects problems and lines on the way."""
 
     def __init__(self, loader: _Loader) -> None:
         self.loader = loader
@@ -79,6 +79,7 @@ class _Reader:
         self._count = 0
 
     def plain(self, node: yaml.Node, path: Path) -> Any:
+        """Return the value of a node, None where it has a problem. Raises _RefusedError for a huge text."""
         self._count += 1
         if len(path) > DEEPEST:
             raise _RefusedError(f"is nested more than {DEEPEST} levels deep")
@@ -113,8 +114,10 @@ class _Reader:
                 self._wrong(key_node, place, f"stands twice (first in line {self.lines[place]}); keep one")
         return values
 
-    def _pairs(self, node: yaml.MappingNode, path: Path, seen: set[int]) -> Iterator[tuple[yaml.Node, yaml.Node, bool]]:
-        """(key, value, whether it is the mapping's own): its own ones, then those of '<<', each source once."""
+    def _pairs(
+        self, node: yaml.MappingNode, path: Path, visited: set[int]
+    ) -> Iterator[tuple[yaml.Node, yaml.Node, bool]]:
+        """Yield (key, value, whether it is the mapping's own): its own pairs, then those of '<<', each source once."""
         sources: list[yaml.Node] = []
         for key, value in node.value:
             if key.tag == f"{_TAG}merge":
@@ -124,9 +127,10 @@ class _Reader:
         for source in sources:
             if not isinstance(source, yaml.MappingNode):
                 self._wrong(source, (*path, "<<"), "takes a block of keys or a list of blocks")
-            elif id(source) not in seen:
-                seen.add(id(source))
-                yield from ((key, value, False) for key, value, _ in self._pairs(source, path, seen))
+            elif id(source) not in visited:
+                visited.add(id(source))
+                for key, value, _ in self._pairs(source, path, visited):
+                    yield key, value, False
 
     def _key(self, node: yaml.Node, path: Path) -> str | None:
         if not isinstance(node, yaml.ScalarNode):
@@ -143,17 +147,17 @@ class _Reader:
         kind = node.tag.removeprefix(_TAG)
         if kind not in ("null", "bool", "int", "float", "str"):
             return self._unknown_tag(node, path)
-        shown = repr(_short(node.value))
+        text = repr(_short(node.value))
         try:
             value = self.loader.construct_object(node)
         except (yaml.YAMLError, ValueError, LookupError, OverflowError):
-            return self._wrong(node, path, f"{shown} does not read as {kind}")
+            return self._wrong(node, path, f"{text} does not read as {kind}")
         if isinstance(value, str) and _NO_TEXT.search(value):
-            return self._wrong(node, path, f"{shown} holds a character that text may not hold")
+            return self._wrong(node, path, f"{text} holds a character that text may not hold")
         if isinstance(value, float) and not math.isfinite(value):
-            return self._wrong(node, path, f"{shown} is no finite number")
+            return self._wrong(node, path, f"{text} is no finite number")
         if isinstance(value, int) and abs(value) > LARGEST:
-            return self._wrong(node, path, f"{shown} is too large; whole numbers go to {LARGEST}")
+            return self._wrong(node, path, f"{text} is too large; whole numbers go to {LARGEST}")
         return value
 
     def _unknown_tag(self, node: yaml.Node, path: Path) -> None:
@@ -173,7 +177,7 @@ def _short(text: str) -> str:
 
 
 def parse(text: str) -> tuple[Any, dict[Path, int], list[Problem]]:
-    """(plain values, line of each key path, problems) of a YAML text. Never raises.
+    """Return (plain values, line of each key path, problems) of a YAML text. Never raises.
 
     Plain values are dict with str keys, list, str, finite float, int of at most 64 bits, bool and None.
     An empty text and one that is no YAML give None.
@@ -194,7 +198,7 @@ def parse(text: str) -> tuple[Any, dict[Path, int], list[Problem]]:
 
 
 def _failure(error: Exception, text: str, loader: _Loader | None) -> Problem:
-    """What stops a text from being read at all, in one line."""
+    """Return the problem of a text that cannot be read at all, in one line."""
     if isinstance(error, _RefusedError):
         return Problem((), str(error))
     if isinstance(error, RecursionError):
@@ -204,14 +208,14 @@ def _failure(error: Exception, text: str, loader: _Loader | None) -> Problem:
         return Problem((), f"not valid YAML: the character {chr(error.character)!r} is not allowed", line)
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
-        what = ": ".join(part for part in (error.context, error.problem) if part)
-        hint = "; indent with spaces, not with tabs" if r"'\t'" in what else ""
-        return Problem((), f"not valid YAML: {what}{hint}", mark.line + 1 if mark else 0)
+        reason = ": ".join(part for part in (error.context, error.problem) if part)
+        hint = "; indent with spaces, not with tabs" if r"'\t'" in reason else ""
+        return Problem((), f"not valid YAML: {reason}{hint}", mark.line + 1 if mark else 0)
     # PyYAML's scanner lets errors of chr() and int() through, for escapes and versions beyond their range
     line = loader.line + 1 if loader is not None else 0
     return Problem((), "not valid YAML: an escaped character or a version is out of range", line)
 
 
 def dump(values: Any) -> str:
-    """YAML text of plain values, in their order; `parse` reads it back to equal values."""
+    """Return YAML text of plain values, in their order; `parse` reads it back to equal values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

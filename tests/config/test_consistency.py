@@ -126,11 +126,11 @@ def test_one_batch_for_all_stages(load: Load) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "said"),
     [
-        ("gt_size", 64, "datasets.train.gt_size has no effect: gt_sizes says it, stage by stage"),
+        ("gt_size", 64, "datasets.train.gt_size has no effect: gt_sizes sets it, stage by stage"),
         (
             "batch_size_per_gpu",
             2,
-            "datasets.train.batch_size_per_gpu has no effect: mini_batch_sizes says it, stage by",
+            "datasets.train.batch_size_per_gpu has no effect: mini_batch_sizes sets it, stage by",
         ),
     ],
 )
@@ -182,7 +182,7 @@ def test_mixup_in_train_is_that_of_mixing_augs(load: Load, complain: Complain) -
         assert train is not None
         assert train.mixing_augs == MixingOptions(mixup=value)
     assert complain(TEXT, "train:mixup=false", "train:mixing_augs={mixup: true}") == [
-        "train.mixup: is mixing_augs.mixup, which says otherwise; keep one (set by --force_yml)"
+        "train.mixup: sets mixing_augs.mixup, which has another value; keep one (set by --force_yml)"
     ]
     assert complain(TEXT, "train:mixup=1") == ["train.mixup: 1: expected true or false (set by --force_yml)"]
 
@@ -245,7 +245,7 @@ def test_other_numbers_of_transposes(complain: Complain) -> None:
         assert "val.trans_num: " in found
         assert "expected 8 (the mean over all flips and rotations) or 1 (none)" in found
     (found,) = complain(f"{TEXT}val: {{trans_num: 8, self_ensemble: false}}\n")
-    assert found == "line 18: val.trans_num: is self_ensemble, which says otherwise; keep one"
+    assert found == "line 18: val.trans_num: sets self_ensemble, which has another value; keep one"
 
 
 def test_keys_of_the_demo_and_of_random_tiles_are_noted(load: Load) -> None:

@@ -342,7 +342,7 @@ def test_geometric_augs_is_flips_and_rotations(load: Load) -> None:
         ("geometric_aug: true", "line 8: datasets.train.geometric_aug: unknown key; did you mean 'geometric_augs'?"),
         (
             "geometric_augs: true\n    use_rot: false",
-            "line 8: datasets.train.geometric_augs: sets use_hflip and use_rot, but use_rot says otherwise; keep one",
+            "line 8: datasets.train.geometric_augs: sets use_hflip and use_rot, but use_rot differs; keep one",
         ),
     ],
 )
