@@ -225,7 +225,8 @@ class HINet(nn.Module):
         decoded: list[Tensor] = []
         for level, block in enumerate(list(downs)[:-1]):
             assert isinstance(block, ConvBlock)
-            y = run(block, x, None if first is None else (first[0][level], first[1][-1 - level]))
+            fused = None if first is None else (first[0][level], first[1][-1 - level])
+            y = run(block, x, fused)
             encoded.append(y)
             x = block.downsample(y)
         x = run(downs[-1], x)

@@ -197,8 +197,10 @@ def _expansion(shapes: Shapes) -> float:
     """
     sizes = {shape[:2] for key, shape in shapes.items() if key.endswith(".ffn.project_out.weight")}
     least = max((hidden / channels for channels, hidden in sizes), default=0.0)
-    candidates = (f for f in _factors(least) if all(int(c * f) == hidden for c, hidden in sizes))
-    return next(candidates, least)
+    for factor in _factors(least):
+        if all(int(channels * factor) == hidden for channels, hidden in sizes):
+            return factor
+    return least
 
 
 def _factors(least: float) -> Iterator[float]:

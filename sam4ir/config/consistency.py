@@ -23,8 +23,15 @@ def consistency(options: Options) -> list[Problem]:
     if options.train:
         for key, dataset in options.phase("train").items():
             problems += _recipe(key, dataset, options.train, options.distills)
-    problems += _diffusion(options) if options.diffuses else _no_diffusion(options)
-    return problems + (_distillation(options) if options.distills else _plain(options))
+    if options.diffuses:
+        problems += _diffusion(options)
+    else:
+        problems += _no_diffusion(options)
+    if options.distills:
+        problems += _distillation(options)
+    else:
+        problems += _plain(options)
+    return problems
 
 
 def _no_diffusion(options: Options) -> list[Problem]:

@@ -116,7 +116,7 @@ def _located(problem: Problem, lines: Mapping[Path, int], forced: Iterable[Path]
         return Problem(place, f"{problem.message} (set by --force_yml)")
     while place and place not in lines:
         place = place[:-1]
-    return Problem(problem.path, problem.message, lines.get(place, 0) if place else 0)
+    return Problem(problem.path, problem.message, lines[place] if place else 0)
 
 
 def _override(values: dict[str, Any], override: str) -> tuple[Path, list[Problem]]:
@@ -184,7 +184,9 @@ def _resolve(values: Mapping[str, Any], folder: FilePath) -> tuple[Options | Non
             continue  # the plugin that could not be imported may have it
         declared = _declared(path)
         arguments = {key: value for key, value in block.items() if key not in declared}
-        also_known = declared | ({GEOMETRIC} if registry is DATASETS and takes_geometric(block["type"]) else set())
+        also_known = set(declared)
+        if registry is DATASETS and takes_geometric(block["type"]):
+            also_known.add(GEOMETRIC)
         problems += check_block(registry, arguments, path, also_known)
     if not isinstance(options, Options):
         return None, problems
@@ -209,20 +211,29 @@ def _plugin_file(name: Any, folder: FilePath) -> Any:
 
 def _import_plugins(names: Any, folder: FilePath) -> list[Problem]:
     """Import the user's modules: names from the Python path or the working folder, and files by their path."""
-    problems = []
-    for i, name in enumerate(names if isinstance(names, list) else []):
-        if not isinstance(name, str):
-            continue
-        file = FilePath(name) if name.endswith(".py") else None
-        for place in (str(file.parent if file else folder.resolve()), os.getcwd()):
-            if place not in sys.path:
-                sys.path.append(place)
-        importlib.invalidate_caches()
-        try:
-            importlib.import_module(file.stem if file else name)
-        except (Exception, SystemExit) as error:  # the user's code may fail in any way; the message names it
-            problems.append(Problem(("plugins", i), f"{name!r} cannot be imported: {type(error).__name__}: {error}"))
+    problems: list[Problem] = []
+    if not isinstance(names, list):
+        return problems
+    for index, name in enumerate(names):
+        if isinstance(name, str):
+            try:
+                _import_plugin(name, folder)
+            except (Exception, SystemExit) as error:  # the user's code may fail in any way; the message names it
+                message = f"{name!r} cannot be imported: {type(error).__name__}: {error}"
+                problems.append(Problem(("plugins", index), message))
     return problems
+
+
+def _import_plugin(name: str, folder: FilePath) -> None:
+    """Import one module, whose folder joins the Python path."""
+    module, place = name, folder.resolve()
+    if name.endswith(".py"):
+        module, place = FilePath(name).stem, FilePath(name).parent
+    for entry in (str(place), os.getcwd()):
+        if entry not in sys.path:
+            sys.path.append(entry)
+    importlib.invalidate_caches()
+    importlib.import_module(module)
 
 
 def _declared(path: Path) -> set[str]:

@@ -151,7 +151,7 @@ def _hint(value: Any, expected: Sequence[str]) -> str:
         wants_number = {_NUMBER, _WHOLE} & set(expected)
         if wants_number and re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", value.strip()):
             return "; remove the quotes"
-        return near_miss(value, [name for text in expected for name in _QUOTED.findall(text)])
+        return near_miss(value, _QUOTED.findall(" ".join(expected)))
     if _TEXT in expected and isinstance(value, (int, float)):
         return "; put it in quotes"
     return ""

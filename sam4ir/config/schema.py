@@ -166,7 +166,7 @@ class OptimOptions(_Options):
 
 
 class TermOptions(_Options):
-    """Weight of a loss term: fixed, or measured from its share of the reconstruction's gradient (methods.md, [D])."""
+    """Weight of a loss term: fixed, or measured from its share of the reconstruction's gradient (ours)."""
 
     loss_weight: Share | None = None
     """Fixed weight of the term in the loss; 0 switches the term off."""

@@ -47,9 +47,13 @@ class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes texts that _Loader would read as floats."""
 
 
+def _without_dates(resolvers: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return PyYAML's (tag, pattern) of plain scalars without those of dates and of the key '='."""
+    return [resolver for resolver in resolvers if resolver[0] not in (f"{_TAG}timestamp", f"{_TAG}value")]
+
+
 _Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (f"{_TAG}timestamp", f"{_TAG}value")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    first: _without_dates(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(f"{_TAG}float", _EXPONENT, list("-+.0123456789"))
 _Dumper.add_implicit_resolver(f"{_TAG}float", _EXPONENT, list("-+.0123456789"))
@@ -173,7 +177,9 @@ def _line(node: yaml.Node) -> int:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 40 else text[:37] + "..."
+    if len(text) > 40:
+        return text[:37] + "..."
+    return text
 
 
 def parse(text: str) -> tuple[Any, dict[Path, int], list[Problem]]:

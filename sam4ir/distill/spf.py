@@ -1,7 +1,7 @@
 """SPF: semantic priors fusion (SAM4IR, arXiv 2403.16368).
 
 The paper states that a restored image is fused with SAM's masks before a second network refines it. Its layers are not
-available, so the layers here are ours ([D] of the project's method notes).
+available, so the layers here are ours.
 """
 
 from __future__ import annotations
