@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam4ir.archs.layers import Block, Pointwise, run
+from sam4ir.archs.layers import Block, Pointwise, run_block
 from sam4ir.archs.mish import mish
 
 MAPS = 3  # each third map of the RRDB network is a condition
@@ -236,17 +236,17 @@ class DiffSRUnet(nn.Module):
         y = x.contiguous(memory_format=torch.channels_last)
         skips: list[Tensor] = []
         for first, second, down in map(_parts, self.downs):
-            y = run(second, run(first, y, t), t)
+            y = run_block(second, run_block(first, y, t), t)
             if not skips:
                 y = self._conditioned(y, projected, img_lr_up)
             skips.append(y)
             y = down(y)
-        y = run(self.mid_block1, y, t)
+        y = run_block(self.mid_block1, y, t)
         if self.mid_attn is not None:
             y = self.mid_attn(y)
-        y = run(self.mid_block2, y, t)
+        y = run_block(self.mid_block2, y, t)
         for first, second, up in map(_parts, self.ups):
-            y = run(second, run(first, torch.cat([y, skips.pop()], 1), t), t)
+            y = run_block(second, run_block(first, torch.cat([y, skips.pop()], 1), t), t)
             y = up(y)
         return self.final_conv(y).to(x.dtype).contiguous()
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sam4ir.archs.layers import Block, Pointwise, UpConvolution, run
-from sam4ir.archs.size import SizeRule, crop, pad
+from sam4ir.archs.layers import Block, Pointwise, UpConvolution, run_block
+from sam4ir.archs.size import SizeRule, pad, unpad
 
 
 def half_normed(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -207,7 +207,7 @@ class HINet(nn.Module):
         x = self.cat12(torch.cat([self.conv_02(padded), features], dim=1))
         _, decoded = self._unet(2, x, (encoded, decoded))
         size = image.shape[-2], image.shape[-1]
-        return [crop(restored, size), crop(self.last(decoded[-1]) + padded, size)]
+        return [unpad(restored, size), unpad(self.last(decoded[-1]) + padded, size)]
 
     def _unet(
         self, number: int, x: Tensor, first: tuple[list[Tensor], list[Tensor]] | None
@@ -226,11 +226,11 @@ class HINet(nn.Module):
         for level, block in enumerate(list(downs)[:-1]):
             assert isinstance(block, ConvBlock)
             fused = None if first is None else (first[0][level], first[1][-1 - level])
-            y = run(block, x, fused)
+            y = run_block(block, x, fused)
             encoded.append(y)
             x = block.downsample(y)
-        x = run(downs[-1], x)
+        x = run_block(downs[-1], x)
         for up, skip, features in zip(ups, skips, reversed(encoded), strict=True):
-            x = run(up, x, skip(features))
+            x = run_block(up, x, skip(features))
             decoded.append(x)
         return encoded, decoded or [x]

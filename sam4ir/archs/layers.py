@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Block(nn.Module):
-    """A part of a network whose activations training can drop and compute again; its caller runs it through `run`.
+    """A part of a network whose activations training can drop and compute again; callers go through `run_block`.
 
     checkpointed: whether training keeps the block's inputs only and repeats its forward pass in the backward pass.
     """
@@ -25,7 +25,7 @@ class Block(nn.Module):
     checkpointed: bool = False
 
 
-def run(block: nn.Module, *inputs: Any) -> Any:
+def run_block(block: nn.Module, *inputs: Any) -> Any:
     """Return block(*inputs); a checkpointed block in training keeps its inputs alone in memory, for the same bits."""
     if isinstance(block, Block) and block.checkpointed and block.training and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
@@ -37,7 +37,7 @@ class Blocks(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self:
-            x = run(block, x)
+            x = run_block(block, x)
         return x
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sam4ir.archs.layers import Block, Blocks, LayerNorm2d, Pointwise, simple_gate, window_mean
-from sam4ir.archs.size import SizeRule, crop, pad
+from sam4ir.archs.size import SizeRule, pad, unpad
 
 
 class NAFBlock(Block):
@@ -94,7 +94,7 @@ class NAFNet(nn.Module):
         x = self.middle_blks(x)
         for decoder, up, skip in zip(self.decoders, self.ups, reversed(skips), strict=True):
             x = decoder(up(x) + skip)
-        return crop(padded + self.ending(x), (image.shape[-2], image.shape[-1]))
+        return unpad(padded + self.ending(x), (image.shape[-2], image.shape[-1]))
 
     def blocks(self) -> Iterator[tuple[int, NAFBlock]]:
         """Yield (level, block) of all blocks; level 0 is full resolution."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam4ir.archs.layers import Block, Blocks, Pointwise, channel_layer_norm, channel_scale_norm
-from sam4ir.archs.size import SizeRule, crop, pad
+from sam4ir.archs.size import SizeRule, pad, unpad
 
 NORM_EPS = 1e-5
 
@@ -239,7 +239,7 @@ class Restormer(nn.Module):
             out = self.output(x + self.skip_conv(embedded)).to(image.dtype)
         else:
             out = padded + self.output(x)
-        return crop(out, (image.shape[-2], image.shape[-1]))
+        return unpad(out, (image.shape[-2], image.shape[-1]))
 
 
 def _check(dim: int, num_blocks: Sequence[int], heads: Sequence[int], norm: str) -> None:

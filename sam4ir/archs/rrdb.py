@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam4ir.archs.layers import Block, Blocks, run
+from sam4ir.archs.layers import Block, Blocks, run_block
 
 V = TypeVar("V")
 
@@ -166,7 +166,7 @@ class DiffSRRRDBNet(nn.Module):
         maps = []
         y = first
         for number, block in enumerate(self.RRDB_trunk, 1):
-            y = run(block, y)
+            y = run_block(block, y)
             if number % every == 0:
                 maps.append(y)
         if (len(self.RRDB_trunk) + 1) % every == 0:

@@ -38,7 +38,7 @@ class SizeRule:
 
 
 def pad(image: Tensor, rule: SizeRule) -> Tensor:
-    """Pad at the bottom and the right to a size that fits the rule; `crop` undoes it.
+    """Pad at the bottom and the right to a size that fits the rule; `unpad` undoes it.
 
     image: (b, c, h, w), h and w at least 1. Raises ValueError for any other shape.
     """
@@ -56,7 +56,7 @@ def pad(image: Tensor, rule: SizeRule) -> Tensor:
     return image
 
 
-def crop(image: Tensor, size: tuple[int, int]) -> Tensor:
+def unpad(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Return the top left h x w of (b, c, >= h, >= w) as a view."""
     h, w = size
     return image[..., :h, :w]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sam4ir.config.descriptions import summary
+from sam4ir.config.descriptions import first_sentence
 from sam4ir.config.official import GEOMETRIC, SPELLINGS, TOTAL, idle, takes_geometric
 from sam4ir.config.signature import arguments_model
 from sam4ir.registry import DATASETS, SCHEDULES, Registry
@@ -28,7 +28,7 @@ def _part_schema(registry: Registry, name: str, extra: Mapping[str, Any]) -> dic
     schema = arguments_model(part, registry.handed).model_json_schema()
     schema.pop("title", None)
     own_name = getattr(part, "__name__", name)
-    description = summary(part)
+    description = first_sentence(part)
     if own_name != name and own_name in registry:
         description = f"Another name of {own_name}, from official files."
     constant = {"const": name, "description": description}
@@ -38,7 +38,7 @@ def _part_schema(registry: Registry, name: str, extra: Mapping[str, Any]) -> dic
         _data_set_spellings(name, properties)
     if registry is SCHEDULES and TOTAL in required:
         required.remove(TOTAL)  # as_ours fills it in
-    return {**schema, "description": summary(part), "properties": properties, "required": required}
+    return {**schema, "description": first_sentence(part), "properties": properties, "required": required}
 
 
 def _data_set_spellings(name: str, properties: dict[str, Any]) -> None:

@@ -107,7 +107,7 @@ def _diffusion_training(options: Options, train: TrainOptions) -> list[Problem]:
     """Check what the training of a diffusion network needs and what it excludes."""
     problems = []
     if train.pixel_opt.type == "PSNRLoss":
-        message = "compares images, not noise; take L1Loss (as released) or MSELoss"
+        message = "is a loss of images, not of noise; take L1Loss (as released) or MSELoss"
         problems.append(Problem(("train", "pixel_opt", "type"), message))
     if options.process.needs_masks:
         for key, dataset in options.phase("train").items():

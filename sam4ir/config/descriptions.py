@@ -63,7 +63,7 @@ def _block_lines(docstring: str | None) -> list[str]:
     return lines
 
 
-def summary(part: Callable[..., Any]) -> str:
+def first_sentence(part: Callable[..., Any]) -> str:
     """Return the first sentence of a part's own docstring without a leading "Return", or '' without a docstring."""
     paragraph = inspect.cleandoc(part.__doc__ or "").split("\n\n")[0]
     text = " ".join(paragraph.split())

@@ -62,7 +62,7 @@ def reference() -> str:
     lines += _table(schema)
     pages = _Pages(schema["$defs"])
     for key in ORDER:
-        lines += pages.block(schema["properties"][key], (key,))
+        lines += pages.section(schema["properties"][key], (key,))
     lines += [NOTHING_HERE, *_rows(("key", "reason"), _without_effect())]
     spellings = [(f"`{key}`", text) for key, text in SPELLINGS.items() if key not in IDLE]
     lines += [SPELLED, *_rows(("key", "meaning"), spellings)]
@@ -79,7 +79,7 @@ class _Pages:
         self.definitions = definitions
         self.places: dict[str, str] = {}
 
-    def block(self, schema: Schema, path: tuple[str, ...]) -> Iterator[str]:
+    def section(self, schema: Schema, path: tuple[str, ...]) -> Iterator[str]:
         """Yield the lines of a key and of all blocks below it; nothing for a key that holds plain values."""
         content, path = self._content(schema, path)
         parts = _parts(content)
@@ -114,7 +114,7 @@ class _Pages:
 
     def _inner(self, properties: Mapping[str, Schema], path: tuple[str, ...]) -> Iterator[str]:
         for key, schema in properties.items():
-            yield from self.block(schema, (*path, key))
+            yield from self.section(schema, (*path, key))
 
     def _content(self, schema: Schema, path: tuple[str, ...]) -> tuple[Schema, tuple[str, ...]]:
         """Return the block behind a reference, an optional block, a list or a mapping of blocks, and its path."""

@@ -16,14 +16,14 @@ class MetricError(UserError):
     """Images or settings for which a metric is not defined; the message names sizes and values."""
 
 
-def prepared(image: Tensor, reference: Tensor, crop_border: int, data_range: float) -> tuple[Tensor, Tensor]:
+def prepare(image: Tensor, reference: Tensor, crop_border: int, data_range: float) -> tuple[Tensor, Tensor]:
     """Return both images as (c, h, w) float64 on the 0..255 scale, `crop_border` pixels cut from every side.
 
     image, reference: (3, h, w) or (1, h, w), the same shape, values in [0, data_range]; the caller declares the range,
     and it is never guessed from the values. uint8 goes with data_range 255 only.
     Raises MetricError for other shapes, for two different ones, and for settings that leave no pixel.
     """
-    checked(image, reference, data_range)
+    check_pair(image, reference, data_range)
     _, h, w = image.shape
     if crop_border < 0 or 2 * crop_border >= min(h, w):
         raise MetricError(f"crop_border is {crop_border}, which leaves nothing of a {h} x {w} image")
@@ -35,7 +35,7 @@ def prepared(image: Tensor, reference: Tensor, crop_border: int, data_range: flo
     return first.contiguous(), second.contiguous()  # windows slide over planes; interleaved colours take twice as long
 
 
-def checked(image: Tensor, reference: Tensor, data_range: float) -> None:
+def check_pair(image: Tensor, reference: Tensor, data_range: float) -> None:
     """Raise MetricError unless these are two images of one shape (see check_image)."""
     if image.shape != reference.shape:
         raise MetricError(f"image is {tuple(image.shape)}, reference is {tuple(reference.shape)}: they must be equal")

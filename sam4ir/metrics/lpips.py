@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam4ir.metrics.inputs import MetricError, checked
+from sam4ir.metrics.inputs import MetricError, check_pair
 from sam4ir.metrics.kinds import Traits
 
 # torchvision's alexnet.features: (index, in, out, kernel, stride, padding, whether pooled before, 3 x 3, stride 2)
@@ -68,7 +68,7 @@ class LpipsAlex(nn.Module):
 
         Raises MetricError for different shapes and for a side of less than 31 pixels.
         """
-        checked(image, reference, data_range)
+        check_pair(image, reference, data_range)
         h, w = image.shape[-2:]
         if min(h, w) < SMALLEST:
             raise MetricError(f"image is {h} x {w}; lpips_alex needs {SMALLEST} pixels a side")

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from sam4ir.metrics.inputs import MetricError, luma, luma_rounded, prepared
+from sam4ir.metrics.inputs import MetricError, luma, luma_rounded, prepare
 from sam4ir.metrics.kinds import Traits, described
 from sam4ir.utils.resize import imresize
 
@@ -21,7 +21,7 @@ def psnr(image: Tensor, reference: Tensor, crop_border: int = 0, data_range: flo
     Args:
         crop_border: Pixels cut from every side before scoring.
     """
-    return _decibels(*prepared(image, reference, crop_border, data_range))
+    return _decibels(*prepare(image, reference, crop_border, data_range))
 
 
 def psnr_y(image: Tensor, reference: Tensor, crop_border: int = 0, data_range: float = 255.0) -> float:
@@ -32,7 +32,7 @@ def psnr_y(image: Tensor, reference: Tensor, crop_border: int = 0, data_range: f
     Args:
         crop_border: Pixels cut from every side before scoring.
     """
-    first, second = prepared(image, reference, crop_border, data_range)
+    first, second = prepare(image, reference, crop_border, data_range)
     return _decibels(luma(first), luma(second))
 
 
@@ -45,7 +45,7 @@ def psnr_y_rounded(image: Tensor, reference: Tensor, crop_border: int = 0, data_
     Args:
         crop_border: Pixels cut from every side before scoring.
     """
-    first, second = prepared(image, reference, crop_border, data_range)
+    first, second = prepare(image, reference, crop_border, data_range)
     return _decibels(luma_rounded(first), luma_rounded(second))
 
 

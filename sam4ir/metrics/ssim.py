@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sam4ir.metrics.inputs import MetricError, luma, luma_rounded, prepared
+from sam4ir.metrics.inputs import MetricError, luma, luma_rounded, prepare
 
 WINDOW = 11
 SIGMA = 1.5
@@ -33,7 +33,7 @@ def ssim(image: Tensor, reference: Tensor, crop_border: int = 0, data_range: flo
     Args:
         crop_border: Pixels cut from every side before scoring.
     """
-    return _valid_ssim(*prepared(image, reference, crop_border, data_range), crop_border)
+    return _valid_ssim(*prepare(image, reference, crop_border, data_range), crop_border)
 
 
 def ssim_y(image: Tensor, reference: Tensor, crop_border: int = 0, data_range: float = 255.0) -> float:
@@ -42,7 +42,7 @@ def ssim_y(image: Tensor, reference: Tensor, crop_border: int = 0, data_range: f
     Args:
         crop_border: Pixels cut from every side before scoring.
     """
-    first, second = prepared(image, reference, crop_border, data_range)
+    first, second = prepare(image, reference, crop_border, data_range)
     return _valid_ssim(luma(first), luma(second), crop_border)
 
 
@@ -54,7 +54,7 @@ def ssim_y_rounded(image: Tensor, reference: Tensor, crop_border: int = 0, data_
     Args:
         crop_border: Pixels cut from every side before scoring.
     """
-    first, second = prepared(image, reference, crop_border, data_range)
+    first, second = prepare(image, reference, crop_border, data_range)
     return _valid_ssim(luma_rounded(first), luma_rounded(second), crop_border)
 
 
@@ -67,7 +67,7 @@ def ssim_y_replicate(image: Tensor, reference: Tensor, crop_border: int = 0, dat
     Args:
         crop_border: Pixels cut from every side before scoring.
     """
-    first, second = prepared(image, reference, crop_border, data_range)
+    first, second = prepare(image, reference, crop_border, data_range)
     first, second = luma(first), luma(second)
     kernel = _gaussian(first)
     return _mean_similarity(_blur_valid(_padded(moment), kernel) for moment in _moments(first, second))
@@ -83,7 +83,7 @@ def ssim3d(image: Tensor, reference: Tensor, crop_border: int = 0, data_range: f
     Args:
         crop_border: Pixels cut from every side before scoring.
     """
-    first, second = prepared(image, reference, crop_border, data_range)
+    first, second = prepare(image, reference, crop_border, data_range)
     kernel = _gaussian(first)
     return _mean_similarity(_blur_same(moment, kernel) for moment in _moments(first, second))
 
@@ -97,7 +97,7 @@ def ssim_uniform(image: Tensor, reference: Tensor, crop_border: int = 0, data_ra
     Args:
         crop_border: Pixels cut from every side before scoring.
     """
-    first, second = prepared(image, reference, crop_border, data_range)
+    first, second = prepare(image, reference, crop_border, data_range)
     _check_size(first, UNIFORM_WINDOW, crop_border)
     kernel = first.new_full((UNIFORM_WINDOW,), 1.0 / UNIFORM_WINDOW)
     pixels = UNIFORM_WINDOW**2

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam4ir.archs.layers import Block, checkpoint_blocks, run
+from sam4ir.archs.layers import Block, checkpoint_blocks, run_block
 from sam4ir.registry import ARCHS
 
 NETWORKS = [
@@ -113,11 +113,11 @@ class Counting(Block):
 def test_a_block_is_computed_again_only_where_it_trains():
     block = Counting()
     assert checkpoint_blocks(nn.Sequential(block)) == 1
-    run(block, torch.ones(3)).sum().backward()
+    run_block(block, torch.ones(3)).sum().backward()
     assert block.calls == 2
     with torch.no_grad():
-        run(block, torch.ones(3))
-    run(block.eval(), torch.ones(3)).sum().backward()
+        run_block(block, torch.ones(3))
+    run_block(block.eval(), torch.ones(3)).sum().backward()
     assert block.calls == 4
 
 
@@ -125,7 +125,7 @@ def test_random_draws_are_repeated():
     block = Counting()
     block.checkpointed = True
     x = torch.ones(64, 3)
-    out = run(block, x)
+    out = run_block(block, x)
     out.sum().backward()
     assert torch.equal(block.weight.grad, out.detach().sum(0))
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from sam4ir.config.descriptions import args_block, argument_descriptions, summary
+from sam4ir.config.descriptions import args_block, argument_descriptions, first_sentence
 
 ROOT = Path(__file__).parents[2]
 
@@ -163,6 +163,6 @@ def test_an_argument_that_begins_its_block_with_text_is_ignored() -> None:
 
 
 def test_the_summary_is_the_first_sentence() -> None:
-    assert summary(Derived) == "A derived part restores images (see Fig. 2, and eq. 3)."
-    assert summary(function) == "The width of an image."
-    assert summary(Plain) == ""
+    assert first_sentence(Derived) == "A derived part restores images (see Fig. 2, and eq. 3)."
+    assert first_sentence(function) == "The width of an image."
+    assert first_sentence(Plain) == ""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam4ir.data.degrade.noise import Range, checked, drawn
+from sam4ir.data.degrade.noise import Range, checked, draw_between
 
 # The generator of Boracchi and Foi that DeblurGAN uses: one exposure is 2,000 steps on a path 60 pixels long, and
 # each kernel draws its three forces uniformly from 0 to these, in multiples of anxiety.
@@ -44,8 +44,8 @@ class MotionBlur:
 
     def kernel(self, rng: np.random.Generator) -> np.ndarray:
         """(2 r + 1, 2 r + 1) float32 of sum 1, r at most `margin`."""
-        length, anxiety = drawn(self._length, rng), drawn(self._anxiety, rng)
-        path = trajectory(anxiety, math.radians(drawn(self._angle, rng)), rng)
+        length, anxiety = draw_between(self._length, rng), draw_between(self._anxiety, rng)
+        path = trajectory(anxiety, math.radians(draw_between(self._angle, rng)), rng)
         return rasterised(path * length, _radius(length))
 
 
@@ -71,8 +71,8 @@ class GaussianBlur:
 
     def kernel(self, rng: np.random.Generator) -> np.ndarray:
         """(2 r + 1, 2 r + 1) float32 of sum 1, r at most `margin`."""
-        sigma, ratio = drawn(self._sigma, rng), drawn(self._ratio, rng)
-        along, across = turned_grid(math.ceil(4 * sigma), math.radians(drawn(self._angle, rng)))
+        sigma, ratio = draw_between(self._sigma, rng), draw_between(self._ratio, rng)
+        along, across = turned_grid(math.ceil(4 * sigma), math.radians(draw_between(self._angle, rng)))
         weights = np.exp(-0.5 * (along**2 + (across / ratio) ** 2) / sigma**2)
         return (weights / weights.sum()).astype(np.float32)
 

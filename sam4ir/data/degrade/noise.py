@@ -32,7 +32,7 @@ def checked(
     return ends[0], ends[1]
 
 
-def drawn(ends: tuple[float, float], rng: np.random.Generator) -> float:
+def draw_between(ends: tuple[float, float], rng: np.random.Generator) -> float:
     """Draw a number uniformly from (lowest, highest); equal ends leave the random stream untouched."""
     if ends[0] == ends[1]:
         return ends[0]
@@ -65,7 +65,10 @@ class GaussianNoise:
         self._range = (0.0, 0.0) if choice else checked("sigma", sigma, 0)
 
     def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        sigma = self._choices[int(rng.integers(len(self._choices)))] if self._choices else drawn(self._range, rng)
+        if self._choices:
+            sigma = self._choices[int(rng.integers(len(self._choices)))]
+        else:
+            sigma = draw_between(self._range, rng)
         return _normal(image, rng).mul_(sigma / 255.0).add_(image)
 
 
@@ -87,7 +90,7 @@ class PoissonGaussianNoise:
         self._gain, self._sigma = checked("gain", gain, 0), checked("sigma", sigma, 0)
 
     def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        gain, sigma = drawn(self._gain, rng), drawn(self._sigma, rng)
+        gain, sigma = draw_between(self._gain, rng), draw_between(self._sigma, rng)
         deviation = image.clamp(min=0).mul_(gain).add_((sigma / 255.0) ** 2).sqrt_()
         return deviation.mul_(_normal(image, rng)).add_(image)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sam4ir.data.degrade.blur import circular_convolutions, transform_size, turned_grid
-from sam4ir.data.degrade.noise import Range, checked, drawn
+from sam4ir.data.degrade.noise import Range, checked, draw_between
 from sam4ir.errors import UserError
 
 
@@ -65,18 +65,19 @@ class RainStreaks:
         for _ in range(self._layers):
             streaks = torch.from_numpy(self.layer((image.shape[1], image.shape[2]), rng))
             rained.add_(streaks * (1 - rained) if self._blend == "screen" else streaks)
-        veil, light = drawn(self._veil, rng), drawn(self._light, rng)
+        veil, light = draw_between(self._veil, rng), draw_between(self._light, rng)
         return rained.mul_(1 - veil).add_(veil * light) if veil else rained
 
     def layer(self, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """Draw one layer of streaks, (h, w) float32 in [0, 1]."""
-        kernel = streak(drawn(self._length, rng), drawn(self._width, rng), math.radians(90 - drawn(self._angle, rng)))
+        length, width = draw_between(self._length, rng), draw_between(self._width, rng)
+        kernel = streak(length, width, math.radians(90 - draw_between(self._angle, rng)))
         ring = len(kernel) - 1
         seeds = np.zeros(transform_size((size[0] + ring, size[1] + ring)), np.float32)
-        count = int(rng.poisson(drawn(self._density, rng) * seeds.size))
+        count = int(rng.poisson(draw_between(self._density, rng) * seeds.size))
         seeds.reshape(-1)[rng.integers(seeds.size, size=count)] = rng.uniform(0.5, 1, count)
         (light,) = circular_convolutions([seeds], kernel, seeds.shape)
-        return np.clip(light[: size[0], : size[1]], 0, 1) * np.float32(drawn(self._strength, rng))
+        return np.clip(light[: size[0], : size[1]], 0, 1) * np.float32(draw_between(self._strength, rng))
 
 
 def streak(length: float, width: float, angle: float) -> np.ndarray:
