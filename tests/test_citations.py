@@ -14,6 +14,7 @@ PAGES = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md"]
 # A page of ours has a lower-case name; other projects' pages that we cite begin with a capital.
 CITATION = re.compile(r"\bdocs/([a-z][\w/-]*\.md)(?:#([\w-]+))?")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+PATH = re.compile(r"`((?:\w+/)+(?:\w+\.py)?)`")
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 # Files with citations of documents that the project does not hold. To be emptied, then removed.
@@ -82,6 +83,19 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
         if problem:
             wrong.append(f"{target}: {problem}")
     assert wrong == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_modules_that_a_page_names_exist(page: Path) -> None:
+    """A path is one of the repository, or of the package: `engine/train/loop.py`."""
+    folders = {file.name for root in (ROOT, ROOT / "sam4ir") for file in root.iterdir() if file.is_dir()}
+    folders -= {"datasets", "experiments", "results", "tb_logger"}  # what users make
+    lacking = []
+    for path in PATH.findall(FENCED.sub("", page.read_text(encoding="utf-8"))):
+        exists = (ROOT / path).exists() or (ROOT / "sam4ir" / path).exists()
+        if path.split("/")[0] in folders and not exists:
+            lacking.append(path)
+    assert lacking == []
 
 
 @pytest.mark.parametrize(
