@@ -64,7 +64,6 @@ def values_of(world: World, name: str) -> dict[str, Any]:
     """An example over the small world: two iterations, validated and saved at the second."""
     values = merged(world.values(sam=name in WITH_MASKS), yaml.safe_load(BLOCKS[f"{name}.yml"]))
     values["train"]["total_iter"] = 2
-    values["train"]["scheduler"]["T_max"] = 2
     if name in WITH_MASKS:
         values["train"]["distill"] = {"start_iter": 0}
     values["val"]["val_freq"] = 2
