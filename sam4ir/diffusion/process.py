@@ -38,14 +38,14 @@ PROFILES: dict[str, Callable[[NoiseSchedule], Tensor]] = {
 class Process:
     """A forward process: how x_t comes about, what is predicted, and what a prediction says of x_0.
 
-    modulation (methods.md, section 3); E is scaled by `strength` in all of them:
+    modulation (docs/method.md#modulations); E is scaled by `strength` in all of them:
       none        plain SRDiff, E is not used.
-      released    eps' = eps + c_t E, c_t = sqrt(1 - abar_t) beta_t; the network learns eps' [C].
+      released    eps' = eps + c_t E, c_t = sqrt(1 - abar_t) beta_t; the network learns eps' (released code).
       paper       x_t has phi_t E added and eps + sqrt((1 - abar_t) / beta_t) E is learned: with that target the
                   ancestral step in epsilon form has exactly the mean of q(x_{t-1} | x_t, x_0, E). x_0 cannot be told
                   from it without E: predicts `noise` only, sampled by `ddpm` only.
       invertible  eps' = eps + g_t E / s_E, s_E the RMS of E in training; the network learns eps', and x_0 follows
-                  exactly [D].
+                  exactly (ours).
     target: what is predicted: `noise` (eps'), `x_0`, or `v` = sqrt(abar_t) eps' - sqrt(1 - abar_t) x_0 (Salimans & Ho).
     profile: g_t of `invertible`: a name (flat, signal: sqrt(abar_t), noise: sqrt(1 - abar_t), released: c_t) or T
       numbers; scaled so that the mean of g_t^2 over t is 1 (flat: g_t = 1).

@@ -92,8 +92,8 @@ def ddpm(
     """Ancestral sampling: at each step the posterior q(x_s | x_t, x_0) between two times (DDPM, eq. 7).
 
     x_0's estimate is clipped to [-1, 1] at each step; the last step takes it, without noise. With all T times this is
-    the released sampler [C]. `paper` steps in epsilon form and clips the final image only: with all times its mean is
-    that of the posterior with the (unknown) SPE, with fewer to first order in the step.
+    the released sampler (docs/method.md#sampling). `paper` steps in epsilon form and clips the final image only: with
+    all times its mean is that of the posterior with the (unknown) SPE, with fewer to first order in the step.
 
     x: (b, c, h, w), N(0, I); times: falling; noise(i): of x's shape. Returns x_0 (b, c, h, w) in [-1, 1].
     """

@@ -68,7 +68,7 @@ class NoiseSchedule:
 
     @cached_property
     def mask_coefficient(self) -> Tensor:
-        """c_t = sqrt(1 - abar_t) beta_t, the SPE's weight in noise units in SAM-DiffSR's released code [C]."""
+        """c_t = sqrt(1 - abar_t) beta_t, the SPE's weight in noise units (docs/method.md#modulations)."""
         return (1 - self.alpha_bar).sqrt() * self.betas
 
     @cached_property
@@ -93,7 +93,8 @@ class NoiseSchedule:
 def cosine_schedule(timesteps: int = 100, s: float = 0.008) -> NoiseSchedule:
     """abar(u) = cos^2((u + s)/(1 + s) pi/2), betas up to 0.999  (Nichol & Dhariwal, 2021).
 
-    u runs over linspace(0, T + 1, T + 1) / (T + 1), as in the released code [C]: the steps are 1/T wide.
+    u runs over linspace(0, T + 1, T + 1) / (T + 1), as in the released code (docs/method.md#noise-schedule): the steps
+    are 1/T wide.
     """
     _check_timesteps(timesteps)
     u = torch.linspace(0, 1, timesteps + 1, dtype=torch.float64)
@@ -106,7 +107,7 @@ def linear_schedule(
 ) -> NoiseSchedule:
     """Betas on a line (DDPM).
 
-    last_beta: replaces the last one, as the released code does for residuals [C] (100 such steps leave 0.6 of the
+    last_beta: replaces the last one, as the released code does for residuals (100 such steps leave 0.6 of the
     signal, and sampling starts from pure noise); None keeps the line.
     """
     _check_timesteps(timesteps)

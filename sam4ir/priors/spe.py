@@ -44,8 +44,8 @@ def spe_map(
 
     mean: 'image' divides a mask's sum of the rotary table by the image's pixels, as the released code does; 'region'
     by the mask's own, as the paper's Eq. 6 reads. A crop's values are those of the whole image's map.
-    scale: a plain factor of all values, for encodings stronger than the released one [D]; what is divided by the
-    encoding's RMS over the training set is the model's.
+    scale: a plain factor of all values, for encodings stronger than the released one (ours: docs/method.md#spe). It
+    does not divide by the encoding's RMS over the training set; the model does that.
     Raises ValueError for another `mean`, and for a window outside the image.
     """
     values = _values(record.spe_sum, record.areas, record.size, mean, scale)

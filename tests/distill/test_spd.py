@@ -20,7 +20,7 @@ def images(seed=0, b=2, h=7, w=6, count=3):
 
 
 def looped_gate(gate, student, refined, gt, labels):
-    """(b, h, w) float64 by the words of methods.md, section 2."""
+    """(b, h, w) float64 by the words of docs/method.md#spd."""
     b, _, h, w = student.shape
     ours, theirs = (((image - gt).double() ** 2).sum(1).flatten(1).tolist() for image in (student, refined))
     result = torch.zeros(b, h * w, dtype=torch.float64)

@@ -1,0 +1,139 @@
+"""Every example of docs/extending.md runs as it stands: its plugin trains, validates and scores on the small world."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import World
+
+from sam4ir import registry
+from sam4ir.config.load import load_options
+from sam4ir.data.masks.store import MaskStore
+from sam4ir.engine.evaluate.score import score
+from sam4ir.engine.train.loop import Trainer
+from sam4ir.registry import Registry
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "extending.md"
+BLOCK = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+BLOCKS: dict[str, str] = dict(BLOCK.findall(PAGE.read_text(encoding="utf-8")))
+
+# Examples that need SAM4IR's model beneath them.
+WITH_MASKS = {"my_fusion", "bright_areas"}
+
+
+@pytest.fixture
+def folder(world: World, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """The small world with the page's modules in it; what they register is forgotten after the test."""
+    for table in vars(registry).values():
+        if isinstance(table, Registry):
+            monkeypatch.setattr(table, "_entries", dict(table._entries))
+    monkeypatch.syspath_prepend(world.root)
+    monkeypatch.chdir(world.root)
+    for name, text in BLOCKS.items():
+        (world.root / name).write_text(text, encoding="utf-8")
+    yield world
+    for name in BLOCKS:
+        sys.modules.pop(Path(name).stem, None)
+
+
+def merged(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The values with the lines of an example; a block with another `type` replaces the whole block."""
+    result = dict(values)
+    for key, change in changes.items():
+        old = values.get(key)
+        result[key] = change
+        if isinstance(old, Mapping) and isinstance(change, Mapping) and "type" not in change:
+            result[key] = merged(old, change)
+    return result
+
+
+def values_of(world: World, name: str) -> dict[str, Any]:
+    """An example over the small world: two iterations, validated and saved at the second."""
+    values = merged(world.values(sam=name in WITH_MASKS), yaml.safe_load(BLOCKS[f"{name}.yml"]))
+    values["train"]["total_iter"] = 2
+    if name in WITH_MASKS:
+        values["train"]["distill"] = {"start_iter": 0}
+    values["val"]["val_freq"] = 2
+    values["logger"] = {"print_freq": 1, "save_checkpoint_freq": 2}
+    return values
+
+
+def train(world: World, values: Mapping[str, Any]) -> Path:
+    """Train by an example's options; returns the folder of the run."""
+    Trainer(load_options(world.write(dict(values))), resume=False).run()
+    return world.root / "experiments" / values["name"]
+
+
+def scores(world: World, values: Mapping[str, Any], weights: Path) -> list[dict[str, str]]:
+    """The rows that test.py writes of the deployed network, with these weights, on the validation set."""
+    data = {key: value for key, value in values["datasets"]["val"].items() if key != "masks"}
+    options = {
+        "name": "scored",
+        "plugins": values.get("plugins", []),
+        "device": "cpu",
+        "datasets": {"test": data},
+        "network_g": values["network_g"],
+        "path": {**values["path"], "pretrain_network_g": str(weights)},
+        "val": {"metrics": values["val"]["metrics"]},
+    }
+    score(load_options(world.write(options, "test.yml")))
+    with (world.root / "results" / "scored" / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["stage"] == "restored"]
+
+
+def records(run: Path) -> list[dict[str, Any]]:
+    """The lines of the journal."""
+    return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+EXAMPLES = sorted(Path(name).stem for name in BLOCKS if name.endswith(".yml"))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_an_example_trains_and_scores(name: str, folder: World) -> None:
+    if name == "bright_areas":
+        importlib.import_module(name).main("gt", "bright.lmdb")
+    values = values_of(folder, name)
+    run = train(folder, values)
+    lines = [line for line in records(run) if "l_pix" in line]
+    assert [line["iter"] for line in lines] == [1, 2]
+    assert all(math.isfinite(line["l_pix"]) for line in lines)
+    rows = scores(folder, values, run / "models" / "net_g_2.pth")
+    assert len(rows) == 5
+    for metric in values["val"]["metrics"]:
+        assert all(math.isfinite(float(row[metric])) for row in rows), metric
+
+
+def test_the_example_of_a_mask_source_makes_a_store_and_goes_on_with_it(folder: World) -> None:
+    command = [sys.executable, "bright_areas.py", "gt", "bright.lmdb"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, cwd=folder.root, env=environment, check=True, capture_output=True)
+    importlib.import_module("bright_areas").main("gt", "bright.lmdb")
+    store = MaskStore(folder.root / "bright.lmdb")
+    assert store.meta["generator"] == "bright areas"
+    assert len(store) == 5
+    assert store.read("photo_0").count > 0
+
+
+def test_a_misspelt_argument_of_an_example_is_an_error(folder: World) -> None:
+    values = values_of(folder, "my_network")
+    values["network_g"] = {"type": "ThreeConvolutions", "widht": 8}
+    with pytest.raises(ValueError, match=r"widht.*width"):
+        load_options(folder.write(values))
+
+
+def test_every_example_has_a_module_and_the_lines_of_an_option_file() -> None:
+    assert sorted(Path(name).stem for name in BLOCKS if name.endswith(".py")) == EXAMPLES
