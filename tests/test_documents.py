@@ -1,0 +1,185 @@
+"""Documents: links, anchors, and the files, modules, flags and figures that they name, are there."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sam4ir.config.load import load_options
+from sam4ir.engine.make_masks.build import SETTINGS
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICKSTART = ROOT / "datasets" / "quickstart"
+DOCUMENTS = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/**/*.md"),
+        *ROOT.glob("datasets/*.md"),
+        *ROOT.glob(".github/**/*.md"),
+        QUICKSTART / "README.md",
+        QUICKSTART / "summary.md",
+    ]
+)
+README_BYTES = 12 * 1024
+
+LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#{1,6} +(.+?) *#*$", re.MULTILINE)
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# files of the repository, wherever a text names them: `options/train/sr/*.yml` is a pattern that must match a file
+FILE = re.compile(
+    r"(?<![\w/.<>-])((?:sam4ir|scripts|tests|docs|options|datasets/quickstart|\.ci|\.github)/(?!\.)[\w./*-]+?[\w*]\.(?:py|yml|md|png|jpg))\b"
+)
+FOLDER = re.compile(r"`((?:sam4ir|scripts|tests|docs|options)/[\w/]+)/?`")
+MODULE = re.compile(r"(?<![\w./])sam4ir(?:\.\w+)+")
+FLAG = re.compile(r"(?<![\w-])(--[a-z][\w-]*)")
+OF_OTHER_PROJECTS = {
+    "scripts/amg.py",
+    "scripts/data_preparation/extract_subimages.py",
+    "docs/DatasetPreparation.md",
+}
+FLAGS_OF_OTHER_PROGRAMS = {"nproc_per_node", "max-restarts", "convert-to-rle", "quiet", "strict", "dist"}
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.fixture(params=DOCUMENTS, ids=name_of)
+def document(request: pytest.FixtureRequest) -> Path:
+    return request.param
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"`[^`\n]*`", "", FENCE.sub("", text))
+
+
+def anchors(path: Path) -> set[str]:
+    """The anchors that code hosts and MkDocs both give to the headings of a document."""
+    text = FENCE.sub("", path.read_text(encoding="utf-8"))
+    names = set()
+    for heading in HEADING.findall(text):
+        words = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading).replace("`", "").lower()
+        names.add(re.sub(r"[^\w\- ]", "", words).strip().replace(" ", "-"))
+    return names
+
+
+def texts() -> Iterator[Path]:
+    """All files that name others: documents, option files, code."""
+    yield from DOCUMENTS
+    for folder, pattern in (("options", "*.yml"), ("sam4ir", "*.py"), ("scripts", "*.py")):
+        yield from sorted((ROOT / folder).rglob(pattern))
+    yield from (ROOT / "train.py", ROOT / "test.py", ROOT / "setup.py", ROOT / "mkdocs.yml", ROOT / ".ci" / "run")
+
+
+def test_every_relative_link_leads_to_a_file_and_a_heading(document: Path) -> None:
+    broken = []
+    for link in LINK.findall(without_code(document.read_text(encoding="utf-8"))):
+        if re.match(r"[a-z]+:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        path = (document.parent / target).resolve() if target else document
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            broken.append(link)
+    assert not broken
+
+
+def test_no_text_names_a_file_that_is_gone() -> None:
+    gone = []
+    for path in texts():
+        text = path.read_text(encoding="utf-8")
+        for name in {*FILE.findall(text), *FOLDER.findall(text)} - OF_OTHER_PROJECTS:
+            found = any(ROOT.glob(name)) if "*" in name else (ROOT / name).exists()
+            if not found:
+                gone.append(f"{name_of(path)}: {name}")
+    assert not gone
+
+
+def test_no_document_names_a_module_that_is_gone() -> None:
+    gone = []
+    for path in texts():
+        for name in set(MODULE.findall(path.read_text(encoding="utf-8"))):
+            if not module_has(name):
+                gone.append(f"{name_of(path)}: {name}")
+    assert not gone
+
+
+def module_has(name: str) -> bool:
+    """Whether a dotted name is a folder or module of the package, or a word in the module that it begins with."""
+    place, parts = ROOT, name.split(".")
+    for i, part in enumerate(parts):
+        module = place / f"{part}.py"
+        if module.is_file():
+            rest = parts[i + 1 : i + 2]
+            return not rest or re.search(rf"\b{rest[0]}\b", module.read_text(encoding="utf-8")) is not None
+        place = place / part
+        if not place.is_dir():
+            return False
+    return True
+
+
+def test_commands_in_documents_use_flags_that_exist(document: Path) -> None:
+    code = [*ROOT.glob("scripts/*.py"), ROOT / "train.py", ROOT / "test.py", ROOT / "sam4ir" / "utils" / "cli.py"]
+    known = {flag for path in code for flag in FLAG.findall(path.read_text(encoding="utf-8"))}
+    known |= {f"--{name.replace('_', '-')}" for name in SETTINGS} | {f"--{name}" for name in FLAGS_OF_OTHER_PROGRAMS}
+    unknown = set()
+    for _, block in FENCE.findall(document.read_text(encoding="utf-8")):
+        for line in block.splitlines():
+            if re.match(r"(\.venv/bin/)?python \S+\.py", line):
+                unknown |= set(FLAG.findall(line)) - known
+    assert not unknown
+
+
+def test_readme_fits_its_limit() -> None:
+    assert (ROOT / "README.md").stat().st_size <= README_BYTES
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+def test_the_quickstart_table_is_the_one_that_the_script_wrote(name: str) -> None:
+    """scripts/quickstart.py --commit writes the summary and the picture."""
+    table = re.search(r"(?:^\|.*\n)+", (QUICKSTART / "summary.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert table is not None
+    assert table[0] in (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_quickstart_picture_is_of_the_run_that_wrote_the_table() -> None:
+    digest = hashlib.sha256((QUICKSTART / "comparison.png").read_bytes()).hexdigest()
+    assert digest in (QUICKSTART / "summary.md").read_text(encoding="utf-8")
+
+
+def yaml_blocks(name: str) -> list[str]:
+    text = (ROOT / "docs" / name).read_text(encoding="utf-8")
+    return [block for language, block in FENCE.findall(text) if language == "yaml"]
+
+
+def test_the_option_file_that_is_explained_line_by_line_loads(tmp_path: Path) -> None:
+    (block,) = yaml_blocks("option-file.md")
+    file = tmp_path / "options.yml"
+    file.write_text(block, encoding="utf-8")
+    assert load_options(file).model_type == "SAM4IRModel"
+
+
+def test_the_diffusion_options_of_the_documents_load(tmp_path: Path) -> None:
+    (block,) = yaml_blocks("super-resolution.md")
+    file = tmp_path / "options.yml"
+    data = "type: SuperResolutionDataset, dataroot_gt: my/gt, masks: {store: my/masks.lmdb}, gt_size: 64"
+    block = block.replace("train: {", "train: {total_iter: 10, optim_g: {type: Adam, lr: 1e-4}, ")
+    file.write_text(
+        f"name: example\nscale: 4\ndatasets: {{train: {{{data}, batch_size_per_gpu: 1}}}}\n{block}", encoding="utf-8"
+    )
+    options = load_options(file)
+    assert options.diffusion is not None
+    assert options.diffusion.modulation == "released"
+
+
+def test_the_degradations_of_the_documents_load(tmp_path: Path) -> None:
+    (block,) = yaml_blocks("recipes.md")
+    file = tmp_path / "options.yml"
+    data = f"type: DegradedImageDataset, dataroot_gt: my/gt, gt_size: 64, batch_size_per_gpu: 1, {block.strip()}"
+    train = "{total_iter: 10, optim_g: {type: Adam, lr: 1e-4}, pixel_opt: {type: L1Loss}}"
+    text = f"name: example\nnetwork_g: {{type: NAFNet}}\ntrain: {train}\ndatasets: {{train: {{{data}}}}}\n"
+    file.write_text(text, encoding="utf-8")
+    assert load_options(file).datasets["train"].type == "DegradedImageDataset"
