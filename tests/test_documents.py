@@ -33,10 +33,9 @@ LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#{1,6} +(.+?) *#*$", re.MULTILINE)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # files of the repository, wherever a text names them: `options/train/sr/*.yml` is a pattern that must match a file
-FILE = re.compile(
-    r"(?<![\w/.<>-])((?:sam4ir|scripts|tests|docs|options|datasets/quickstart|\.ci|\.github)/(?!\.)[\w./*-]+?[\w*]\.(?:py|yml|md|png|jpg))\b"
-)
-FOLDER = re.compile(r"`((?:sam4ir|scripts|tests|docs|options)/[\w/]+)/?`")
+TREES = r"(?:sam4ir|scripts|tests|docs|options|datasets/quickstart|\.ci|\.github)"
+FILE = re.compile(rf"(?<![\w/.<>-])({TREES}/(?!\.)[\w./*-]+?[\w*]\.(?:py|yml|md|png|jpg|svg))\b")
+FOLDER = re.compile(rf"`({TREES}/[\w/]+)/?`")
 MODULE = re.compile(r"(?<![\w./])sam4ir(?:\.\w+)+")
 FLAG = re.compile(r"(?<![\w-])(--[a-z][\w-]*)")
 OF_OTHER_PROJECTS = {
