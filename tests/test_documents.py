@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sam4ir.config.load import load_options
 from sam4ir.engine.make_masks.build import SETTINGS
+from scripts import quickstart
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "datasets" / "quickstart"
@@ -27,6 +29,7 @@ DOCUMENTS = sorted(
         QUICKSTART / "summary.md",
     ]
 )
+ISSUE_FORMS = [f".github/ISSUE_TEMPLATE/{name}.yml" for name in ("bug_report", "feature_request", "config")]
 README_BYTES = 12 * 1024
 
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
@@ -135,6 +138,11 @@ def test_commands_in_documents_use_flags_that_exist(document: Path) -> None:
     assert not unknown
 
 
+@pytest.mark.parametrize("name", [".pre-commit-config.yaml", "mkdocs.yml", *ISSUE_FORMS])
+def test_the_files_that_code_hosts_and_tools_read_are_yaml(name: str) -> None:
+    assert yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
 def test_readme_fits_its_limit() -> None:
     assert (ROOT / "README.md").stat().st_size <= README_BYTES
 
@@ -145,6 +153,21 @@ def test_the_quickstart_table_is_the_one_that_the_script_wrote(name: str) -> Non
     table = re.search(r"(?:^\|.*\n)+", (QUICKSTART / "summary.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert table is not None
     assert table[0] in (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_script_prints_the_numbers_that_it_writes() -> None:
+    text = (QUICKSTART / "summary.md").read_text(encoding="utf-8")
+    scores: dict[str, dict[str, dict[str, float]]] = {}
+    for photo, *cells in re.findall(r"^\| (\w+)" + r" \| ([\d.]+) / ([\d.]+)" * 4, text, re.MULTILINE):
+        pairs = zip(cells[::2], cells[1::2], strict=True)
+        columns = zip(quickstart.COLUMNS, pairs, strict=True)
+        scores[photo] = {column: {"psnr": float(psnr), "ssim": float(ssim)} for column, (psnr, ssim) in columns}
+    assert quickstart.markdown_table(scores) in text
+    printed = quickstart.table(scores)
+    assert all(
+        f"{score['psnr']:.2f} / {score['ssim']:.4f}" in printed for row in scores.values() for score in row.values()
+    )
+    assert set(scores) == {"astronaut", "chelsea"}
 
 
 def test_the_quickstart_picture_is_of_the_run_that_wrote_the_table() -> None:
