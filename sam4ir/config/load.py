@@ -17,7 +17,7 @@ from sam4ir.config.schema import DatasetOptions, Options
 from sam4ir.config.signature import check_block, validate
 from sam4ir.config.yaml_text import DEEPEST, Path, Problem, dump, parse
 from sam4ir.errors import UserError
-from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
+from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, VIEWS, Registry
 
 # as os.path.expandvars reads them
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
@@ -219,6 +219,8 @@ def _blocks(values: Mapping[str, Any]) -> Iterator[tuple[Path, Registry, Mapping
     for key in _keys(values, "datasets"):
         chain = ("datasets", key, "degradations")
         places += [(chain[:2], DATASETS), *(((*chain, i), DEGRADATIONS) for i in _keys(values, *chain))]
+        views = ("datasets", key, "masks", "views")
+        places += [((*views, i), VIEWS) for i in _keys(values, *views)]
     places += [(("val", "metrics", key), METRICS) for key in _keys(values, "val", "metrics")]
     for path, registry in places:
         block = _at(values, path)

@@ -24,7 +24,7 @@ from sam4ir.config.official import (
 )
 from sam4ir.config.signature import WHOLE, arguments_model
 from sam4ir.errors import UserError
-from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
+from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, VIEWS, Registry
 
 
 def _folder_name(value: str) -> str:
@@ -72,10 +72,22 @@ class Block(_Options):
 
 
 class MasksOptions(_Options):
-    """Where a data set's masks come from: a mask store, and which image SAM must have looked at."""
+    """Where a data set's masks come from: a mask store, and which image SAM must have looked at.
+
+    views: further maps that samples bring beside what the model reads, for parts of a plugin (registry VIEWS).
+    """
 
     store: str
     source: Literal["gt", "lq", "restored"] | None = None
+    views: tuple[Block, ...] = ()
+
+    @model_validator(mode="after")
+    def _views_have_names_of_their_own(self) -> MasksOptions:
+        names = [view.type for view in self.views]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"has two views of type {name}, whose maps would have one name; keep one")
+        return self
 
 
 class DatasetOptions(Block):
@@ -442,6 +454,8 @@ def json_schema() -> dict[str, Any]:
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Options.model_json_schema()}
     definitions = schema["$defs"]
     definitions["Degradation"] = _block_schema(DEGRADATIONS, {})
+    definitions["View"] = _block_schema(VIEWS, {})
+    definitions["MasksOptions"]["properties"]["views"]["items"] = {"$ref": "#/$defs/View"}
     loader = definitions["DatasetOptions"]["properties"]
     chain = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Degradation"}}
     loader["degradations"] = {"anyOf": [chain, {"type": "null"}]}
