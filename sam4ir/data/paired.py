@@ -53,13 +53,13 @@ class AlignedDataset(CroppedDataset):
             on_lq = self.draw((max(1, size[0] // self.scale), max(1, size[1] // self.scale)), rng)
             on_gt = on_lq.scaled(self.scale)
             gt = self.pixels(image, on_gt)
-        views = [
-            self._view(source, lq_key, on_lq, key, size)
-            for source, lq_key in zip(self._lqs, self._lq_keys[index], strict=True)
-        ]
-        return Sample(key, torch.cat(views) if len(views) > 1 else views[0], gt, self.maps(key, size, on_gt))
+        images = []
+        for source, lq_key in zip(self._lqs, self._lq_keys[index], strict=True):
+            images.append(self._lq(source, lq_key, on_lq, key, size))
+        lq = torch.cat(images) if len(images) > 1 else images[0]
+        return Sample(key, lq, gt, self.maps(key, size, on_gt))
 
-    def _view(
+    def _lq(
         self, source: ImageSource, lq_key: str, placement: Placement, gt_key: str, gt_size: tuple[int, int]
     ) -> Tensor:
         with source.open(lq_key) as image:
@@ -117,12 +117,14 @@ def pair_keys(
     """
     if filename_tmpl.count("{}") != 1:
         raise UserError(f"filename_tmpl: {filename_tmpl!r} must hold '{{}}' once, where the GT name goes")
-    pairs = [(key, _fill(filename_tmpl, key)) for key in gt_keys]
+    partners = [_fill(filename_tmpl, key) for key in gt_keys]
     lq_keys = set(lq.keys)
-    lonely_gt = [key for key, partner in pairs if partner not in lq_keys]
-    lonely_lq = [] if spare_lq else sorted(lq_keys - {partner for _, partner in pairs})
+    lonely_gt = [key for key, partner in zip(gt_keys, partners, strict=True) if partner not in lq_keys]
+    lonely_lq = lq_keys.difference(partners)
+    if spare_lq:
+        lonely_lq.clear()
     if not lonely_gt and not lonely_lq:
-        return [partner for _, partner in pairs]
+        return partners
     lines = [f"dataroot_gt: {gt.root} and {option}: {lq.root} do not pair with filename_tmpl: {filename_tmpl!r}"]
     if lonely_gt:
         lines.append(f"  in dataroot_gt without LQ: {listed(lonely_gt)}")
@@ -130,7 +132,7 @@ def pair_keys(
         lines.append(f"  in {option} without GT: {listed(lonely_lq)}")
     better = _fitting_template(gt_keys, lq_keys)
     if better is not None and better != filename_tmpl:
-        lines.append(f"  filename_tmpl: {better!r} would pair {_fits(better, gt_keys, lq_keys)} of {len(pairs)}")
+        lines.append(f"  filename_tmpl: {better!r} would pair {_fits(better, gt_keys, lq_keys)} of {len(gt_keys)}")
     raise UserError("\n".join(lines))
 
 
@@ -141,6 +143,7 @@ def _fill(template: str, key: str) -> str:
 
 
 def _fits(template: str, gt_keys: Sequence[str], lq_keys: set[str]) -> int:
+    """Return how many GT keys have a partner by the template."""
     return sum(_fill(template, key) in lq_keys for key in gt_keys)
 
 
@@ -148,8 +151,14 @@ def _fitting_template(gt_keys: Sequence[str], lq_keys: set[str]) -> str | None:
     """Return the template that pairs most names, from those LQ names that contain one of the first GT names."""
     lq_names = {PurePosixPath(key).name for key in lq_keys}
     votes: Counter[str] = Counter()
-    for gt_name in [PurePosixPath(key).name for key in gt_keys[:10]]:
-        votes.update(lq_name.replace(gt_name, "{}", 1) for lq_name in lq_names if gt_name in lq_name)
-    scored = [(_fits(template, gt_keys, lq_keys), template) for template, _ in votes.most_common(10)]
-    most, template = max(scored, default=(0, ""))
-    return template if most else None
+    for key in gt_keys[:10]:
+        gt_name = PurePosixPath(key).name
+        for lq_name in lq_names:
+            if gt_name in lq_name:
+                votes[lq_name.replace(gt_name, "{}", 1)] += 1
+    most, best = 0, None
+    for template, _ in votes.most_common(10):
+        fits = _fits(template, gt_keys, lq_keys)
+        if (fits, template) > (most, best or ""):
+            most, best = fits, template
+    return best if most else None

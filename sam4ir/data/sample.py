@@ -38,7 +38,7 @@ class Batch:
 
     lq: (b, c, h, w); gt: (b, 3 or 1, h s, w s); keys: the images; numbers: the sample numbers in the data stream.
     maps: by name, the samples' maps stacked: labels (b, h s, w s) int64, values (b, c, h s, w s) float32.
-    counts: the largest label of each map of labels, 0 where none lies; known without a look at the device.
+    counts: the largest label of each map of labels, 0 where none lies; plain numbers, known without the device.
     skipped: messages of images that could not be read and were replaced, each once.
     """
 
@@ -117,35 +117,39 @@ class Examinable(Dataset, Protocol):
 
 def collate(samples: Sequence[Sample], numbers: Sequence[int] | None = None) -> Batch:
     """Stack samples with GT; `numbers` default to 0, 1, ... Raise ValueError naming images of unequal sizes."""
-    names = list(dict.fromkeys(name for s in samples for name in s.maps))
-    _check_sizes("lq", samples, [s.lq for s in samples])
-    _check_sizes("gt", samples, [s.gt for s in samples])
+    keys = [sample.key for sample in samples]
+    lq = _stack("lq", keys, [sample.lq for sample in samples])
+    gt = _stack("gt", keys, [sample.gt for sample in samples])
+    if lq is None or gt is None:
+        raise UserError(f"{keys[0]}: the sample has no GT; a batch for training needs one")
+    names: dict[str, None] = {}
+    skipped: dict[str, None] = {}
+    for sample in samples:
+        names.update(dict.fromkeys(sample.maps))
+        skipped.update(dict.fromkeys(sample.skipped))
+    maps: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
     for name in names:
-        _check_sizes(name, samples, [s.maps.get(name) for s in samples])
-    gt = [s.gt for s in samples if s.gt is not None]
-    if not gt:
-        raise UserError(f"{samples[0].key}: the sample has no GT; a batch for training needs one")
-    maps = {name: torch.stack([s.maps[name] for s in samples]) for name in names}
-    return Batch(
-        lq=torch.stack([s.lq for s in samples]),
-        gt=torch.stack(gt),
-        keys=[s.key for s in samples],
-        numbers=list(range(len(samples)) if numbers is None else numbers),
-        maps=maps,
-        counts={name: _largest(labels) for name, labels in maps.items() if not labels.is_floating_point()},
-        skipped=list(dict.fromkeys(message for s in samples for message in s.skipped)),
-    )
+        stack = _stack(name, keys, [sample.maps.get(name) for sample in samples])
+        assert stack is not None
+        maps[name] = stack
+        if not stack.is_floating_point():
+            counts[name] = int(stack.max()) if stack.numel() else 0
+    if numbers is None:
+        numbers = range(len(samples))
+    return Batch(lq, gt, keys, list(numbers), maps, counts, list(skipped))
 
 
-def _check_sizes(name: str, samples: Sequence[Sample], tensors: Sequence[Tensor | None]) -> None:
-    """Raise ValueError naming images where the samples' tensors called `name` are of unequal shapes, or some lack."""
+def _stack(name: str, keys: Sequence[str], tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """Return the tensors stacked, None where no sample has one.
+
+    name, keys: of the tensors and of their samples, in messages. Raises ValueError where shapes differ or some lack.
+    """
     shapes: dict[tuple[int, ...] | None, str] = {}
-    for sample, tensor in zip(samples, tensors, strict=True):
-        shapes[None if tensor is None else tuple(tensor.shape)] = sample.key
+    for key, tensor in zip(keys, tensors, strict=True):
+        shapes[None if tensor is None else tuple(tensor.shape)] = key
     if len(shapes) > 1:
         places = ", ".join(f"{shape} for {key}" for shape, key in shapes.items())
         raise UserError(f"a batch needs samples of one size, but {name} is {places}; set gt_size, or batches of 1")
-
-
-def _largest(labels: Tensor) -> int:
-    return int(labels.max()) if labels.numel() else 0
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.stack(present) if present else None

@@ -60,7 +60,7 @@ class SuperResolutionDataset(CroppedDataset):
         return Sample(key, lq, gt, maps)
 
     def _lq_size(self, index: int, size: tuple[int, int]) -> tuple[int, int]:
-        h, w = (side // self.scale for side in size)
+        h, w = size[0] // self.scale, size[1] // self.scale
         if min(h, w) < 1:
             where = self.source.where(self.keys[index])
             raise UserError(

@@ -33,7 +33,7 @@ class Window:
 
         Along a side where the image is smaller, the window takes all of it and reaches over its bottom or right.
         """
-        h, w = (max(side, patch) for side in size)
+        h, w = max(size[0], patch), max(size[1], patch)
         return cls(int(rng.integers(h - patch + 1)), int(rng.integers(w - patch + 1)), patch, patch)
 
     @classmethod

@@ -21,7 +21,7 @@ from sam4ir.errors import UserError
 from sam4ir.regions import densify
 
 
-class MaskRecordLike(Protocol):
+class SizedRecord(Protocol):
     """What a data set needs of an image's mask record; the views need more."""
 
     @property
@@ -33,7 +33,7 @@ class MaskStoreLike(Protocol):
 
     path: Path
 
-    def read(self, key: str) -> MaskRecordLike: ...
+    def read(self, key: str) -> SizedRecord: ...
 
 
 class View:
@@ -88,7 +88,7 @@ class MapReader:
         self._masks = masks
         self._views = dict(views or {})
 
-    def record(self, key: str, image: str, size: tuple[int, int]) -> MaskRecordLike | None:
+    def record(self, key: str, image: str, size: tuple[int, int]) -> SizedRecord | None:
         """Return the mask record of an image, None without masks; arguments and errors as `read`."""
         if self._masks is None:
             return None

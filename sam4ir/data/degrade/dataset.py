@@ -41,7 +41,9 @@ class SyntheticDataset(CroppedDataset):
             raise UserError("degradations: name at least one, such as {type: GaussianNoise, sigma: 25}")
         if self.scale != 1:
             raise UserError(f"scale: {self.scale} must be 1 here; degradations change no size")
-        self._chain = [(degrade, int(getattr(degrade, "margin", 0))) for degrade in chain]
+        self._chain: list[tuple[Degrade, int]] = []
+        for degrade in chain:
+            self._chain.append((degrade, int(getattr(degrade, "margin", 0))))
         super().__post_init__()
 
     def chain(self) -> Sequence[Degrade]:
