@@ -126,6 +126,12 @@ DATASETS = Registry(
     },
     handed=("masks", "mask_views", "scale", "degradations"),
 )
+# the maps that masks bring to a sample; `mean` is diffusion.mean
+VIEWS = Registry(
+    "view",
+    {"regions": "sam4ir.engine.train.views:RegionView", "spe": "sam4ir.engine.train.views:SpeView"},
+    handed=("mean",),
+)
 DEGRADATIONS = Registry(
     "degradation",
     {

@@ -17,7 +17,7 @@ from sam4ir.config.schema import DatasetOptions, Options
 from sam4ir.config.signature import check_block, validate
 from sam4ir.config.yaml_text import DEEPEST, Path, Problem, dump, parse
 from sam4ir.errors import UserError
-from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
+from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, VIEWS, Registry
 
 # as os.path.expandvars reads them
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
@@ -258,6 +258,8 @@ def _blocks(values: Mapping[str, Any]) -> Iterator[tuple[Path, Registry, Mapping
         chain = ("datasets", key, "degradations")
         places.append((chain[:2], DATASETS))
         places += [((*chain, index), DEGRADATIONS) for index in _keys(values, *chain)]
+        views = ("datasets", key, "masks", "views")
+        places += [((*views, index), VIEWS) for index in _keys(values, *views)]
     places += [(("val", "metrics", key), METRICS) for key in _keys(values, "val", "metrics")]
     for path, registry in places:
         block = _at(values, path)

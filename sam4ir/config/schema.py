@@ -16,7 +16,7 @@ from sam4ir.config.block_schema import block_schema
 from sam4ir.config.official import CROP_SIDES, ENSEMBLE, MIXUP, SPELLINGS, is_placeholder
 from sam4ir.config.signature import WHOLE
 from sam4ir.errors import UserError
-from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES
+from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, VIEWS
 
 
 def _folder_name(value: str) -> str:
@@ -80,6 +80,16 @@ class MasksOptions(_Options):
     source: Literal["gt", "lq", "restored"] | None = None
     """Images that the masks must come from: ground truth, degraded or restored ones; a store of other images is an
     error. Without it any store will do."""
+    views: tuple[Block, ...] = ()
+    """Further maps that masks bring to a sample, beside those that the model reads; for parts of a plugin."""
+
+    @model_validator(mode="after")
+    def _views_have_names_of_their_own(self) -> MasksOptions:
+        names = [view.type for view in self.views]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"has two views of type {name}, whose maps would have one name; keep one")
+        return self
 
 
 class DatasetOptions(Block):
@@ -538,6 +548,8 @@ def json_schema() -> dict[str, Any]:
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Options.model_json_schema()}
     definitions = schema["$defs"]
     definitions["Degradation"] = block_schema(DEGRADATIONS)
+    definitions["View"] = block_schema(VIEWS)
+    definitions["MasksOptions"]["properties"]["views"]["items"] = {"$ref": "#/$defs/View"}
     loader = definitions["DatasetOptions"]["properties"]
     chain = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Degradation"}}
     loader["degradations"].update({"anyOf": [chain, {"type": "null"}]})

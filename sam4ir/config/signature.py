@@ -61,11 +61,24 @@ def _with_whole(hint: Any) -> Any:
     return origin[changed]
 
 
+def argument_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """Return argument -> annotation, resolved; more names may be among them. Raises what typing.get_type_hints does.
+
+    The __init__ that @dataclass writes has the annotations of all bases as texts, which only their own modules can
+    resolve: there the class is asked.
+    """
+    if not inspect.isclass(target):
+        return typing.get_type_hints(target, include_extras=True)
+    owner = next(base for base in target.__mro__ if "__init__" in vars(base))
+    fields = vars(owner).get("__dataclass_fields__", {})
+    written = set(inspect.signature(owner).parameters) <= set(fields)
+    return typing.get_type_hints(owner if fields and written else target.__init__, include_extras=True)
+
+
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     """Return argument -> annotation; nothing where an annotation exists for the type checker only."""
-    function = target.__init__ if inspect.isclass(target) else target
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
+        hints = argument_hints(target)
     except (NameError, AttributeError, TypeError, SyntaxError):
         return {}
     return {name: _with_whole(hint) for name, hint in hints.items()}

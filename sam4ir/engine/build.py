@@ -15,6 +15,7 @@ from sam4ir.archs.infer import infer, shapes_of
 from sam4ir.config.paths import RunPaths
 from sam4ir.config.schema import Block, DatasetOptions, Options
 from sam4ir.config.signature import accepts, block_arguments
+from sam4ir.data.sample import Dataset, Multichannel
 from sam4ir.engine.weights import WeightsFileError, load_weights, locate
 from sam4ir.errors import UserError
 from sam4ir.models.restoration import eval_mode, restore
@@ -108,9 +109,9 @@ def _one_step(net: nn.Module, image: torch.Tensor, options: Options) -> torch.Si
     return estimate.shape
 
 
-def channels_of(data: Any) -> int:
-    """Channels of a data set's degraded images: 3 unless it says otherwise."""
-    return int(getattr(data, "channels", 3))
+def channels_of(data: Dataset) -> int:
+    """Return the channels of a data set's degraded images: 3 where the data set does not name them."""
+    return data.channels if isinstance(data, Multichannel) else 3
 
 
 def to_device(module: M, device: torch.device, channels_last: bool = True) -> M:
@@ -163,14 +164,15 @@ def _load_rrdb(rrdb: nn.Module, source: str) -> None:
         raise WeightsFileError(f"{source}: does not fit the RRDB of network_g; {advice}") from error
 
 
-def dataset(key: str, block: DatasetOptions, options: Options, **handed: Any) -> Any:
+def dataset(key: str, block: DatasetOptions, options: Options, **handed: Any) -> Dataset:
     """A data set; `handed` goes to its constructor beside what the option file says (masks and their views)."""
     if block.degradations is not None:
         handed["degradations"] = [
             make(DEGRADATIONS, degradation, f"datasets.{key}.degradations[{i}]")
             for i, degradation in enumerate(block.degradations)
         ]
-    return make(DATASETS, block, f"datasets.{key}", scale=options.scale, **handed)
+    data: Dataset = make(DATASETS, block, f"datasets.{key}", scale=options.scale, **handed)
+    return data
 
 
 def run_paths(options: Options) -> RunPaths:

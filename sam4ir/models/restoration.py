@@ -18,20 +18,34 @@ Mean = Callable[[Tensor], Tensor]
 
 
 class TrainingBatch(Protocol):
-    """What a model reads of a batch: images (b, c, h, w), labels (b, h s, w s) or None, sample numbers.
-
-    spe: position encodings (b, 1, h s, w s), or None.
-    """
+    """What a model reads of a batch: degraded images lq (b, c, h, w), sample numbers, and what masks bring."""
 
     lq: Tensor
-    regions: Tensor | None
-    spe: Tensor | None
-    region_count: int
     numbers: list[int]
 
     @property
     def gt(self) -> Tensor | None:
-        """Read-only here, so that a batch that always has one fits."""
+        """Ground truth (b, c, h s, w s), or None; read-only here, so that a batch that always has one fits."""
+
+    @property
+    def maps(self) -> Mapping[str, Tensor]:
+        """All maps by the names of their views: labels (b, h s, w s) int64, values (b, c, h s, w s) float32."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """The largest label of each map of labels."""
+
+    @property
+    def regions(self) -> Tensor | None:
+        """maps["regions"], labels of SAM's regions, or None."""
+
+    @property
+    def region_count(self) -> int:
+        """counts["regions"], or 0."""
+
+    @property
+    def spe(self) -> Tensor | None:
+        """maps["spe"], position encodings (b, 1, h s, w s), or None."""
 
 
 class Losses(NamedTuple):

@@ -72,7 +72,7 @@ def batch_of(number: int, side: int, device: torch.device) -> Batch:
     lq = nn.functional.interpolate(gt, scale_factor=1 / SCALE, mode="area")
     spe = 0.05 * torch.randn(number, 1, side, side, generator=torch.Generator().manual_seed(2))
     names = [str(i) for i in range(number)]
-    return Batch(lq, gt, names, list(range(number)), spe=spe.to(device))
+    return Batch(lq, gt, names, list(range(number)), {"spe": spe.to(device)})
 
 
 def reference(options: Options, state: Mapping[str, Tensor], device: torch.device) -> ReferenceDiffusion:

@@ -102,7 +102,9 @@ def noisy_batch(batch: int, side: int, device: torch.device) -> Batch:
     regions = (1 + REGIONS_A_SIDE * cell.view(-1, 1) + cell).repeat(batch, 1, 1)
     names = [str(i) for i in range(batch)]
     count = REGIONS_A_SIDE**2
-    return Batch(lq.to(device), gt.to(device), names, list(range(batch)), regions.to(device), count)
+    return Batch(
+        lq.to(device), gt.to(device), names, list(range(batch)), {"regions": regions.to(device)}, {"regions": count}
+    )
 
 
 class OurStep:

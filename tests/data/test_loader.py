@@ -28,7 +28,7 @@ class Numbers:
             raise ImageError(f"folder/image{index}.png: truncated PNG")
         drawn = torch.from_numpy(rng.random((3, 2, 2), dtype=np.float32))
         regions = torch.arange(4).view(2, 2) * (index % 3)
-        return Sample(self.key(index), drawn, drawn + index, regions, regions[None].float())
+        return Sample(self.key(index), drawn, drawn + index, {"regions": regions, "spe": regions[None].float()})
 
 
 def stream(**arguments):
@@ -154,7 +154,7 @@ class Plain(Numbers):
         self.reads += 1
         if index in self.bad:
             raise ImageError(f"folder/image{index}.png: truncated PNG")
-        return dataclasses.replace(super().get(index, rng), regions=None, spe=None)
+        return dataclasses.replace(super().get(index, rng), maps={})
 
 
 def plain(dataset=None, **arguments):

@@ -38,7 +38,14 @@ def batch(number=0, b=2, h=12, w=8, count=4):
     lq = gt + 0.2 * torch.randn(gt.shape, generator=g)
     labels = torch.randint(0, count + 1, (b, h // 4, w // 4), generator=g)
     regions = labels.repeat_interleave(4, 1).repeat_interleave(4, 2)
-    return Batch(lq, gt, ["a"] * b, list(range(number * b, (number + 1) * b)), regions, int(regions.max()))
+    return Batch(
+        lq,
+        gt,
+        ["a"] * b,
+        list(range(number * b, (number + 1) * b)),
+        {"regions": regions},
+        {"regions": int(regions.max())},
+    )
 
 
 def network(seed, **arguments):
@@ -310,7 +317,7 @@ def test_stage_outputs_are_summed_in_the_loss_and_the_last_is_distilled():
 
 def test_the_control_without_masks_does_not_look_at_the_regions():
     data, without = batch(), batch()
-    without.regions, without.region_count = None, 0
+    without.maps, without.counts = {}, {}
     one, other = (model(masks=False).losses(d, 1, False).terms for d in (data, without))
     assert {k: v.item() for k, v in one.items()} == {k: v.item() for k, v in other.items()}
     assert one["sgr"].item() == 0
@@ -320,7 +327,7 @@ def test_the_control_without_masks_does_not_look_at_the_regions():
 
 def test_a_batch_with_fewer_than_two_regions_still_trains():
     data = batch()
-    data.regions, data.region_count = data.regions.clamp(max=1), 1
+    data.maps, data.counts = {"regions": data.regions.clamp(max=1)}, {"regions": 1}
     m = model()
     terms, measures = m.losses(data, 1, True)
     torch.stack(list(terms.values())).sum().backward()
@@ -332,14 +339,14 @@ def test_a_batch_with_fewer_than_two_regions_still_trains():
 
 def test_missing_regions_are_refused_with_what_would_do():
     data = batch()
-    data.regions = None
+    data.maps = {}
     with pytest.raises(ValueError, match=r"masks\.store"):
         model().losses(data, 1, False)
 
 
 def test_regions_of_another_size_are_refused():
     data = batch()
-    data.regions = data.regions[:, :6]
+    data.maps = {"regions": data.regions[:, :6]}
     with pytest.raises(ValueError, match=r"\(6, 8\).*\(12, 8\)"):
         model().losses(data, 1, False)
 
@@ -386,8 +393,9 @@ def test_pulls_of_micro_batches_and_processes_make_the_weight_of_one_large_batch
     large = batch(b=4)
     step(whole, large)
     for i in (0, 2):
-        labels = large.regions[i : i + 2]
-        parts.losses(Batch(large.lq[i : i + 2], large.gt[i : i + 2], ["a"] * 2, [i, i + 1], labels, 4), 1, False)
+        maps = {"regions": large.regions[i : i + 2]}
+        small = Batch(large.lq[i : i + 2], large.gt[i : i + 2], ["a"] * 2, [i, i + 1], maps, {"regions": 4})
+        parts.losses(small, 1, False)
     parts.end_step(lambda squares: squares)
     for name in ("spd", "sgr"):
         assert parts._terms()[name].weight.value == pytest.approx(whole._terms()[name].weight.value, rel=1e-4)

@@ -46,7 +46,7 @@ class Outputs:
         return {name: image[0].clamp(0, 1).cpu() for name, image in stages.items()}
 
     def _refine(self, refiner: nn.Module, restored: Tensor, lq: Tensor, sample: Sample) -> Tensor:
-        labels = torch.zeros(lq.shape[-2:], dtype=torch.int64) if sample.regions is None else sample.regions
+        labels = sample.maps.get("regions", torch.zeros(lq.shape[-2:], dtype=torch.int64))
         labels = labels.unsqueeze(0).to(self.device)
         return last_output(refiner(restored, labels, int(labels.max()), lq)).float()
 

@@ -254,7 +254,7 @@ def test_samples_carry_the_encoding_that_is_asked_for(
 ) -> None:
     options = options_of(world, diffusion, f"diffusion:mean={mean}")
     data = train_data.data_sets(options).train.with_gt_size(None)
-    found = data.get(2, np.random.default_rng(5)).spe[0].numpy()
+    found = data.get(2, np.random.default_rng(5)).maps["spe"][0].numpy()
     record = MaskStore(world.root / "masks.lmdb").read("photo_2")
     whole = spe_map(record, 0, 0, 40, 52, mean)
     turned = [flip.apply(whole) for flip in (Flip(h, v, t) for h in (0, 1) for v in (0, 1) for t in (0, 1))]
@@ -341,6 +341,6 @@ def test_the_scale_of_the_encoding_is_that_of_its_covered_pixels(world: World, d
     ((key, block),) = options.phase("train").items()
     data = train_data.masked_dataset(key, block, options, train_data.views_of(options))
     whole = data.with_gt_size(None)
-    seen = [whole.get(i, np.random.default_rng(0)).spe for i in range(len(whole))]
+    seen = [whole.get(i, np.random.default_rng(0)).maps["spe"] for i in range(len(whole))]
     covered = torch.cat([spe[spe != 0] for spe in seen])
     assert measured == pytest.approx(covered.double().square().mean().sqrt().item(), rel=1e-5)
