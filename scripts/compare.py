@@ -46,7 +46,7 @@ def count(text: str) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULT", help="the baseline, then one or more others")
     parser.add_argument("--a", nargs="+", type=Path, metavar="RESULT", help="the baseline's runs, one of each seed")
     parser.add_argument("--b", nargs="+", type=Path, metavar="RESULT", help="the other's runs, seeds in the same order")
@@ -54,7 +54,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--metric", nargs="+", help="names of metrics (default: all that every result has)")
     parser.add_argument("--common", action="store_true", help="compare the images that all have, where some lack some")
     parser.add_argument(
-        "--lower_is_better", nargs="+", default=[], metavar="METRIC", help="further metrics of which less is better"
+        "--lower-is-better",
+        nargs="+",
+        default=[],
+        metavar="METRIC",
+        help="more metrics where a lower value is better",
     )
     parser.add_argument(
         "--extremes", type=count, default=3, metavar="N", help="images to list with the largest differences, each way"

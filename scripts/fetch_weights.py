@@ -19,6 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sam4ir.priors.zoo.weights import ENTRIES, Entry, WeightsError, cache_folder, cached, resolve
+from sam4ir.utils import cli
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="fetch_weights.py"
     )
     parser.add_argument("names", nargs="*", help="names of weights, or: list")
@@ -75,7 +76,4 @@ def _fetch(name: str, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("interrupted; run again to go on")
+    sys.exit(cli.run(main))

@@ -35,7 +35,7 @@ SHOWN = 20  # bad images that are listed
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, metavar="FOLDER|LMDB", help="the images")
     parser.add_argument("--store", type=Path, required=True, metavar="OUT.lmdb", help="made, or gone on with")
     parser.add_argument(
@@ -64,18 +64,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--overwrite", action="store_true", help="with --keys: make these images again, whatever the store has of them"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of this process (default: torch's)")
-    parser.add_argument("--launcher", choices=cli.LAUNCHERS, default="none", help="as train.py's")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    cli.add_launcher(parser)
     add_settings(parser.add_argument_group("settings of segment-anything's automatic mask generator"))
     return parser.parse_args(arguments)
 
 
 def add_settings(group: Any) -> None:
-    """--points-per-side and all others; underscores will do as well."""
+    """Add --points-per-side and a flag for every other setting."""
     for name, (kind, what) in SETTINGS.items():
         flag = f"--{name.replace('_', '-')}"
         short = [flag.removesuffix("-thresh")] if flag in ("--pred-iou-thresh", "--stability-score-thresh") else []
-        flags = [flag, *([f"--{name}"] if "_" in name else []), *short]
+        flags = [flag, *short]
         if name == "stability_score_thresh":
             flags.append("--stability")
         metavar = "FILE.json" if name == "point_grids" else ("N" if kind is int else "X")

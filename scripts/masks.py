@@ -70,9 +70,7 @@ def _stoppable(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="masks.py"
-    )
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="masks.py")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_info, _add_verify, _add_view, _add_import, _add_export, _add_crop, _add_control):
         add(commands)

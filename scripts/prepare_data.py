@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="prepare_data.py"
     )
     sets = parser.add_subparsers(required=True, dest="recipe", metavar="SET")
@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     own = sets.add_parser("folder", help="your own pairs, matched by name, or GT alone")
     own.add_argument("--gt", type=Path, required=True, metavar="FOLDER")
     own.add_argument("--lq", type=Path, metavar="FOLDER")
-    own.add_argument("--filename_tmpl", default="{}", metavar="TEMPLATE", help="LQ name of a GT name, e.g. '{}x4'")
+    own.add_argument("--filename-tmpl", default="{}", metavar="TEMPLATE", help="LQ name of a GT name, e.g. '{}x4'")
     own.add_argument("--scale", type=int, default=1, help="GT size over LQ size (default 1)")
     _add_make_lq(own)
     _add_common(own)

@@ -53,7 +53,7 @@ def positive(text: str) -> int:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--weights",
         metavar="FILE|NAME",
@@ -70,7 +70,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--overlap", type=count, metavar="PIXELS", help="pixels that tiles share (default: an eighth of the tile)"
     )
-    parser.add_argument("--self_ensemble", action="store_true", help="mean over the eight flips and rotations")
+    parser.add_argument("--self-ensemble", action="store_true", help="mean over the eight flips and rotations")
     parser.add_argument("--sampler", choices=sorted(SAMPLERS), help="diffusion: how the noise is taken away")
     parser.add_argument("--steps", type=positive, help="diffusion: passes through the network (default: the sampler's)")
     parser.add_argument("--eta", type=float, help="ddim: 0 adds no noise, 1 as much as ddpm")
