@@ -13,7 +13,6 @@ the end, exit status 1, and tried again by the next run. A store that was made i
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from sam4ir.engine.make_masks.run import Place, RecordMaker, Report, Share, gene
 from sam4ir.errors import UserError
 from sam4ir.utils import cli
 from sam4ir.utils.dist import World, restarted, world
+from sam4ir.utils.files import read_json
 
 SHOWN = 20  # bad images that are listed
 
@@ -95,7 +95,7 @@ def settings_of(given: argparse.Namespace) -> dict[str, Any]:
     found = {name: value for name in SETTINGS if (value := getattr(given, name)) is not None}
     if "point_grids" in found:
         try:
-            found["point_grids"] = json.loads(found["point_grids"].read_text(encoding="utf-8"))
+            found["point_grids"] = read_json(found["point_grids"])
         except (OSError, ValueError) as error:
             raise UserError(f"--point-grids: {given.point_grids} cannot be read as JSON ({error})") from None
         found["points_per_side"] = None

@@ -47,9 +47,7 @@ def decode_image(data: bytes, name: str, channels: Literal[1, 3] = 3) -> np.ndar
         raise ImageError(f"{name}: {problem}")
     colour = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
     with _quiet_decoder():
-        image: Any = cv2.imdecode(
-            np.frombuffer(data, np.uint8), colour | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
-        )
+        image = _decoded(data, colour | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise ImageError(f"{name}: cannot be decoded; it is damaged or no PNG, JPEG, BMP or TIFF")
     if image.dtype not in _PIXEL_MAX:
@@ -86,8 +84,8 @@ def read_labels(path: str | Path) -> np.ndarray:
         raise ImageError(f"{path}: {problem}")
     depth = _palette_depth(data)
     with _quiet_decoder():
-        stored = np.frombuffer(_palette_as_grey(data) if depth else data, np.uint8)
-        image: Any = cv2.imdecode(stored, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+        stored = _palette_as_grey(data) if depth else data
+        image = _decoded(stored, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None or image.dtype not in _PIXEL_MAX:
         raise ImageError(f"{path}: cannot be decoded as a picture of 8 or 16 bits")
     if image.ndim == 3:
@@ -98,6 +96,14 @@ def read_labels(path: str | Path) -> np.ndarray:
     if 0 < depth < 8:
         return image // (255 // (2**depth - 1))
     return image
+
+
+def _decoded(data: bytes, flags: int) -> Any:
+    """The pixels as OpenCV reads them; None where it cannot, or refuses the size that the header states."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
 
 
 def _palette_depth(data: bytes) -> int:
