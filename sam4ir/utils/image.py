@@ -23,6 +23,7 @@ from sam4ir.utils.files import atomic
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 
 _HEAD_BYTES = 1 << 16
+_MAX_SIDE, _MAX_PIXELS = 1 << 20, 1 << 30  # of an image that OpenCV decodes (CV_IO_MAX_IMAGE_*)
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _JPEG_MAGIC = b"\xff\xd8"
 _PIXEL_MAX = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
@@ -132,7 +133,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
     try:
         with Path(path).open("rb") as file:
             head = file.read(_HEAD_BYTES)
-            size = _header_size(head)
+            size = _header_size(head, str(path))
             if size is not None:
                 return size
             return size_of(head + file.read(), str(path))
@@ -142,7 +143,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 def size_of(data: bytes, name: str) -> tuple[int, int]:
     """Return (h, w) of an encoded image: from the header of PNG and JPEG, else by decoding. Raises ImageError."""
-    size = _header_size(data)
+    size = _header_size(data, name)
     if size is None:
         h, w, _ = decode_image(data, name).shape
         return h, w
@@ -283,7 +284,15 @@ def _container_problem(data: bytes) -> str | None:
     return None
 
 
-def _header_size(data: bytes) -> tuple[int, int] | None:
+def _header_size(data: bytes, name: str) -> tuple[int, int] | None:
+    """Return the size by the header, None where that is not understood; ImageError where no decoder takes so many."""
+    size = _stated_size(data)
+    if size is not None and (max(size) > _MAX_SIDE or size[0] * size[1] > _MAX_PIXELS):
+        raise ImageError(f"{name}: is damaged, or too large to be read; its header states {size[0]}x{size[1]} pixels")
+    return size
+
+
+def _stated_size(data: bytes) -> tuple[int, int] | None:
     """Return (h, w) of a PNG (IHDR) or JPEG (frame header, ITU T.81, B.2.2) that begins with `data`; else None."""
     if data.startswith(_PNG_MAGIC) and len(data) >= 24:
         return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")

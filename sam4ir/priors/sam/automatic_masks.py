@@ -109,12 +109,17 @@ class AutomaticMaskSettings:
                 self.points_per_side, self.crop_n_layers, factor
             )
             return grids
+        if not isinstance(self.point_grids, Sequence) or isinstance(self.point_grids, str):
+            raise UserError("point_grids: must be a list of grids, one for each crop layer")
         if len(self.point_grids) != self.crop_n_layers + 1:
             raise UserError(
                 f"point_grids holds {len(self.point_grids)} grids, crop_n_layers {self.crop_n_layers} needs "
                 f"{self.crop_n_layers + 1}"
             )
-        return [np.asarray(grid, np.float64) for grid in self.point_grids]
+        try:
+            return [np.asarray(grid, np.float64) for grid in self.point_grids]
+        except (ValueError, TypeError, OverflowError) as error:
+            raise UserError(f"point_grids: must be points [x, y] between 0 and 1 ({error})") from None
 
     def provenance(self) -> dict[str, Any]:
         """Return the settings that decide which masks come out, as plain values: all but points_per_batch."""
