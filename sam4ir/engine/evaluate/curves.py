@@ -33,7 +33,7 @@ from sam4ir.engine.evaluate.score import (
 from sam4ir.engine.weights import locate
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import World
-from sam4ir.utils.files import atomic, write_text
+from sam4ir.utils.files import atomic, read_text, write_text
 from sam4ir.utils.image import write_image
 
 log = logging.getLogger(__name__)
@@ -170,7 +170,7 @@ def _origin(candidate: Candidate) -> dict[str, str]:
 def _forget(folder: Path, listed: Sequence[Candidate], text: str) -> None:
     """Remove summaries that are to be made anew: those of the list, and all where the options were others."""
     known = folder / "options.yml"
-    same = known.is_file() and known.read_text(encoding="utf-8") == text
+    same = known.is_file() and read_text(known) == text
     names = {candidate.name for candidate in listed}
     for summary in folder.glob("*/summary.json"):
         if not same or summary.parent.name in names:
@@ -223,9 +223,9 @@ def _points(folder: Path) -> list[Point]:
         name = path.parent.name
         try:
             means, protocols = _numbers(summary["mean"]), dict(summary["protocols"])
+            iteration = _iteration(Path(summary["weights"]["source"]).stem)
         except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise ResultError(f"{path}: is no whole summary.json of test.py ({error})") from error
-        iteration = _iteration(Path(summary["weights"]["source"]).stem)
         points.append(Point(name, iteration, means, protocols, summary.get("lower_is_better", ())))
     return sorted(points, key=lambda p: (p.iteration is None, p.iteration or 0, p.name))
 

@@ -115,7 +115,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     """What a summary.json of test.py holds. Raises ResultError for what is none."""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ResultError(f"{path}: is no whole summary.json of test.py ({type(error).__name__}: {error})") from error
     if not isinstance(summary, dict):
         raise ResultError(f"{path}: is no whole summary.json of test.py (a {type(summary).__name__})")

@@ -24,7 +24,7 @@ from sam4ir.engine.log import console
 from sam4ir.engine.restore import build as restore_build
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import World
-from sam4ir.utils.files import atomic, write_text
+from sam4ir.utils.files import atomic, read_text, write_text
 
 log = logging.getLogger(__name__)
 
@@ -162,7 +162,7 @@ def saved_text(options: Options) -> str:
 
 def _refuse(folder: Path, text: str, overwrite: bool) -> None:
     known = folder / "options.yml"
-    if not overwrite and known.is_file() and known.read_text(encoding="utf-8") != text:
+    if not overwrite and known.is_file() and read_text(known) != text:
         raise ResultsExistError(
             f"{folder}: holds results made with other options. Nothing was changed. Add --overwrite to replace them, "
             f"or give another name, such as --force_yml name={folder.name}_2"

@@ -38,7 +38,7 @@ from sam4ir.engine.train.step import Outcome, Step
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import PeerError, World, launch, restarted
 from sam4ir.utils.files import write_text
-from sam4ir.utils.memory import in_words, peak_memory, reset_peak
+from sam4ir.utils.memory import in_words, out_of_memory, peak_memory, reset_peak
 from sam4ir.utils.rng import seed_defaults, torch_stream
 
 
@@ -172,7 +172,7 @@ class Trainer:
                 raise
             except Exception as error:
                 self._rescue()
-                if _out_of_memory(error):
+                if out_of_memory(error):
                     raise MemoryRunsOutError(self._advice(error)) from error
                 if "DataLoader worker" in str(error) and not isinstance(error, ValueError):
                     raise WorkerDiedError(str(error)) from error  # its death is told in the middle of a step
@@ -381,7 +381,3 @@ class Trainer:
             best = {"value": value, "iter": self.progress.iteration}
             self.progress.best[name] = best
         return best
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
