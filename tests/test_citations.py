@@ -18,12 +18,10 @@ FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 # Files with citations of documents that the project does not hold. To be emptied, then removed.
 PENDING = {
-    "sam4ir/config/schema.py",
     "sam4ir/distill/balance.py",
     "sam4ir/distill/pool.py",
     "sam4ir/distill/sgr.py",
     "sam4ir/distill/spd.py",
-    "sam4ir/distill/spf.py",
     "sam4ir/models/sam_distill.py",
 }
 
