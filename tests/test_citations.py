@@ -20,9 +20,6 @@ FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 PENDING = {
     "sam4ir/distill/balance.py",
     "sam4ir/distill/pool.py",
-    "sam4ir/distill/sgr.py",
-    "sam4ir/distill/spd.py",
-    "sam4ir/models/sam_distill.py",
 }
 
 

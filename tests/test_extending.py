@@ -33,7 +33,7 @@ BLOCK = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOT
 BLOCKS: dict[str, str] = dict(BLOCK.findall(PAGE.read_text(encoding="utf-8")))
 
 # Examples that need SAM4IR's model beneath them.
-WITH_MASKS = {"my_fusion", "my_view", "bright_areas"}
+WITH_MASKS = {"my_fusion", "my_term", "my_view", "bright_areas"}
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def values_of(world: World, name: str) -> dict[str, Any]:
     values = merged(world.values(sam=name in WITH_MASKS), yaml.safe_load(BLOCKS[f"{name}.yml"]))
     values["train"]["total_iter"] = 2
     if name in WITH_MASKS:
-        values["train"]["distill"] = {"start_iter": 0}
+        values["train"]["distill"]["start_iter"] = 0
     values["val"]["val_freq"] = 2
     values["logger"] = {"print_freq": 1, "save_checkpoint_freq": 2}
     return values
@@ -117,6 +117,14 @@ def test_an_example_trains_and_scores(name: str, folder: World) -> None:
     assert len(rows) == 5
     for metric in values["val"]["metrics"]:
         assert all(math.isfinite(float(row[metric])) for row in rows), metric
+
+
+def test_the_term_of_an_example_teaches(folder: World) -> None:
+    run = train(folder, values_of(folder, "my_term"))
+    first, second = (line for line in records(run) if "l_means" in line)
+    assert first["l_means"] == 0, "the weight follows the steps before"
+    assert second["l_means"] > 0
+    assert second["share_means"] > 0
 
 
 def test_the_map_of_an_example_arrives_in_the_batch(folder: World) -> None:
