@@ -16,12 +16,6 @@ CITATION = re.compile(r"\bdocs/([a-z][\w/-]*\.md)(?:#([\w-]+))?")
 PATH = re.compile(r"`((?:\w+/)+(?:\w+\.py)?)`")
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
-# Files with citations of documents that the project does not hold. To be emptied, then removed.
-PENDING = {
-    "sam4ir/distill/balance.py",
-    "sam4ir/distill/pool.py",
-}
-
 
 def sources() -> dict[str, str]:
     """The text of every Python file of the project but this one, by its path."""
@@ -60,9 +54,7 @@ def test_code_cites_pages_and_anchors_that_exist() -> None:
 def test_code_cites_no_document_that_the_project_does_not_hold() -> None:
     dangling = []
     for name, source in sources().items():
-        lines = [line.strip() for line in source.splitlines() if DANGLING.search(line)]
-        if name not in PENDING:
-            dangling += [f"{name}: {line}" for line in lines]
+        dangling += [f"{name}: {line.strip()}" for line in source.splitlines() if DANGLING.search(line)]
     assert dangling == []
 
 
