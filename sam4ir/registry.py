@@ -108,7 +108,9 @@ LOSSES = Registry(
         "MSELoss": "sam4ir.losses.pixel:MSELoss",
         "CharbonnierLoss": "sam4ir.losses.pixel:CharbonnierLoss",
         "PSNRLoss": "sam4ir.losses.pixel:PSNRLoss",
+        "PerceptualLoss": "sam4ir.losses.perceptual:PerceptualLoss",
     },
+    handed=("features",),
 )
 DATASETS = Registry(
     "dataset",

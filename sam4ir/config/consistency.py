@@ -23,6 +23,8 @@ def consistency(options: Options) -> list[Problem]:
     if options.phase("train") and options.train is None:
         problems.append(Problem(("train",), "is required with a training set"))
     if options.train:
+        if not options.diffuses:
+            problems += _losses(options.train)
         for key, dataset in options.phase("train").items():
             problems += _recipe(key, dataset, options.train, options.distills)
     if options.diffuses:
@@ -33,6 +35,30 @@ def consistency(options: Options) -> list[Problem]:
         problems += _distillation(options)
     else:
         problems += _plain(options)
+    return problems
+
+
+def _losses(train: TrainOptions) -> list[Problem]:
+    """Check that there is a reconstruction loss, and that each has a log name of its own."""
+    problems = []
+    log_names = {"refine", "spd", "sgr", "noise"}
+    if train.pixel_opt is not None:
+        log_names.add("pix")
+    if train.perceptual_opt is not None:
+        log_names |= {"percep", "style"}
+    if train.pixel_opt is None and train.perceptual_opt is None and not train.losses:
+        message = "is required where train.losses names no loss"
+        problems.append(Problem(("train", "pixel_opt"), message))
+    for name in train.losses:
+        place = ("train", "losses", name)
+        style_owner = name.removesuffix("_style")
+        if not name.isidentifier():
+            problems.append(Problem(place, "becomes l_NAME in the log; take letters, digits and _ alone"))
+        elif name in log_names or name.startswith("refine_"):
+            problems.append(Problem(place, f"l_{name} is the log name of another term; take another name"))
+        elif style_owner != name and style_owner in {*log_names, *train.losses}:
+            message = f"l_{name} is the log name of the style part of {style_owner}; take another name"
+            problems.append(Problem(place, message))
     return problems
 
 
@@ -108,9 +134,16 @@ def _sampling(options: Options) -> list[Problem]:
 def _diffusion_training(options: Options, train: TrainOptions) -> list[Problem]:
     """Check what the training of a diffusion network needs and what it excludes."""
     problems = []
-    if train.pixel_opt.type == "PSNRLoss":
+    if train.pixel_opt is None:
+        message = "is required by SAMDiffSRModel: the loss on the diffusion target, L1Loss (as released) or MSELoss"
+        problems.append(Problem(("train", "pixel_opt"), message))
+    elif train.pixel_opt.type in ("PSNRLoss", "PerceptualLoss"):
         message = "is a loss of images, not of noise; take L1Loss (as released) or MSELoss"
         problems.append(Problem(("train", "pixel_opt", "type"), message))
+    for key in ("losses", "perceptual_opt"):
+        if getattr(train, key):
+            message = "compares restored images, but a diffusion network is trained on noise; keep pixel_opt alone"
+            problems.append(Problem(("train", key), message))
     if options.process.needs_masks:
         for key, dataset in options.phase("train").items():
             if dataset.masks is None:

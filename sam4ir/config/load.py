@@ -258,6 +258,7 @@ def _blocks(values: Mapping[str, Any]) -> Iterator[tuple[Path, Registry, Mapping
         (("spf",), FUSIONS),
         (("train", "pixel_opt"), LOSSES),
         (("train", "refine_opt"), LOSSES),
+        (("train", "perceptual_opt"), LOSSES),
         (("train", "scheduler"), SCHEDULES),
         (("train", "scheduler_r"), SCHEDULES),
     ]
@@ -267,6 +268,7 @@ def _blocks(values: Mapping[str, Any]) -> Iterator[tuple[Path, Registry, Mapping
         places += [((*chain, index), DEGRADATIONS) for index in _keys(values, *chain)]
         views = ("datasets", key, "masks", "views")
         places += [((*views, index), VIEWS) for index in _keys(values, *views)]
+    places += [(("train", "losses", key), LOSSES) for key in _keys(values, "train", "losses")]
     places += [(("val", "metrics", key), METRICS) for key in _keys(values, "val", "metrics")]
     terms = ("train", "distill", "terms")
     places += [(path, TERMS) for path in (*_SHORT_TERMS, *((*terms, key) for key in _keys(values, *terms)))]

@@ -288,10 +288,16 @@ class TrainOptions(_Options):
     """Mixing of the images of a total batch; SAM4IR and data sets with masks do not allow it."""
     max_nonfinite: Positive = 10
     """Steps in a row without a finite loss or gradient that end the run; fewer of them are skipped."""
-    pixel_opt: Block
-    """Reconstruction loss; in SAM-DiffSR the loss on the diffusion target, L1Loss or MSELoss."""
+    pixel_opt: Block | None = None
+    """Reconstruction loss, l_pix in the log; may be left out beside losses or perceptual_opt. In SAM-DiffSR it is the
+    loss on the diffusion target, L1Loss or MSELoss, and required."""
+    losses: dict[str, Block] = {}
+    """Further reconstruction losses by names of your own, l_NAME in the log; all are summed. The student and, without
+    refine_opt, the refiner (l_refine_NAME) have them."""
+    perceptual_opt: Block | None = None
+    """Further reconstruction loss of BasicSR's files, usually PerceptualLoss; l_percep and l_style in the log."""
     refine_opt: Block | None = None
-    """Reconstruction loss of the refiner; without it the refiner uses pixel_opt."""
+    """Only reconstruction loss of the refiner, l_refine in the log; without it the refiner has those of the student."""
     spd_opt: Annotated[TermOptions | None, _of_type("SPD")] = None
     """Distillation term of type SPD with the name spd; without it the term is off."""
     sgr_opt: Annotated[TermOptions | None, _of_type("SGR")] = None
@@ -559,6 +565,7 @@ def json_schema() -> dict[str, Any]:
         (schema, "network_r", ARCHS),
         (schema, "spf", FUSIONS),
         (definitions["TrainOptions"], "pixel_opt", LOSSES),
+        (definitions["TrainOptions"], "perceptual_opt", LOSSES),
         (definitions["TrainOptions"], "refine_opt", LOSSES),
         (definitions["TrainOptions"], "scheduler", SCHEDULES),
         (definitions["TrainOptions"], "scheduler_r", SCHEDULES),
@@ -569,6 +576,7 @@ def json_schema() -> dict[str, Any]:
         block["description"] = owner["properties"][key]["description"]
         owner["properties"][key] = block
     _term_blocks(definitions)
+    definitions["TrainOptions"]["properties"]["losses"]["additionalProperties"] = block_schema(LOSSES)
     metrics = definitions["ValOptions"]["properties"]["metrics"]
     metrics["additionalProperties"] = block_schema(METRICS)
     _official_spellings(definitions)

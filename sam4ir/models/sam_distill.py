@@ -22,15 +22,15 @@ from sam4ir.distill.balance import TermWeight
 from sam4ir.distill.lesson import DistillationTerm, Lesson
 from sam4ir.errors import UserError
 from sam4ir.models.restoration import (
-    Loss,
     Losses,
     Mean,
+    Reconstruction,
     TrainingBatch,
     batch_psnr,
     eval_mode,
     ground_truth,
     last_output,
-    reconstruction,
+    total,
     unwrapped,
 )
 from sam4ir.utils.rng import torch_stream
@@ -94,8 +94,8 @@ class Schedule:
 class SamDistill:
     """Training of student and refiner.
 
-    student, refiner: trained networks, wrapped where several processes train them. loss: reconstruction loss, of
-    both unless the refiner has its own. terms: the distillation terms by name. teacher: the
+    student, refiner: trained networks, wrapped where several processes train them. reconstruction, refinement: the
+    losses of the student's and of the refiner's output. terms: the distillation terms by name. teacher: the
     refiner whose output is the target, if it is not the raw one (its EMA); it is run frozen. schedule: who trains
     when. masks: False trains the control with
     empty masks. seed: the random streams of student and refiner are functions of it and the sample number.
@@ -105,8 +105,8 @@ class SamDistill:
         self,
         student: nn.Module,
         refiner: nn.Module,
-        loss: Loss,
-        refine_loss: Loss | None = None,
+        reconstruction: Reconstruction,
+        refinement: Reconstruction,
         terms: Mapping[str, Term] | None = None,
         teacher: nn.Module | None = None,
         schedule: Schedule | None = None,
@@ -115,8 +115,8 @@ class SamDistill:
     ) -> None:
         self.student = student
         self.refiner = refiner
-        self.loss = loss
-        self.refine_loss = refine_loss or loss
+        self.reconstruction = reconstruction
+        self.refinement = refinement
         self.terms = dict(terms or {})
         self.teacher = refiner if teacher is None else teacher
         self.schedule = schedule or Schedule()
@@ -158,18 +158,17 @@ class SamDistill:
         second = self.refiner if refiner_learns else self.teacher
         with torch_stream(self.seed, "r", batch.numbers[0]) if refiner_learns else eval_mode(second):
             y2 = second(*seen)
-        terms, measures = {}, {}
-        if student_learns:
-            terms["pix"] = reconstruction(self.loss, y1, gt)
-        if refiner_learns:
-            terms["refine"] = reconstruction(self.refine_loss, y2, gt)
+        measures = {}
+        reconstruction = self.reconstruction(y1, gt) if student_learns else {}
+        refinement = self.refinement(y2, gt) if refiner_learns else {}
+        terms = reconstruction | refinement
         if measure:
             measures = {"psnr": batch_psnr(last_output(y1), gt), "psnr_refiner": batch_psnr(last_output(y2), gt)}
         computed = {name: term for name, term in self.terms.items() if measure or term.due(iteration)}
         if computed and self.schedule.distills(iteration):
             refined = last_output(y2).detach() if second is self.teacher else self._taught(seen)
             lesson = Lesson(last_output(y1), refined, gt, batch.lq, labels, count, batch.maps)
-            taught = self._distil(computed, lesson, terms["pix"], iteration, measure)
+            taught = self._distil(computed, lesson, total(reconstruction), iteration, measure)
             terms, measures = terms | taught.terms, measures | taught.measures
         return Losses(terms, measures)
 

@@ -21,7 +21,7 @@ from sam4ir.engine import build
 from sam4ir.engine.train import build as build_train
 from sam4ir.engine.train.step import Step
 from sam4ir.errors import UserError
-from sam4ir.models.restoration import Loss, last_output, reconstruction, restore
+from sam4ir.models.restoration import Loss, Reconstruction, last_output, restore, total
 from sam4ir.registry import LOSSES
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options" / "train"
@@ -154,6 +154,7 @@ def reference(options: Options, state: dict[str, Tensor]) -> nn.Module:
 def loss_of(options: Options) -> Loss:
     """The recipe's reconstruction loss."""
     assert options.train is not None
+    assert options.train.pixel_opt is not None
     loss: Loss = build.make(LOSSES, options.train.pixel_opt, "train.pixel_opt")
     return loss
 
@@ -162,7 +163,7 @@ def gradients(network: nn.Module, loss: Loss, batch: Batch, precision: str) -> t
     """(outputs, gradients of all parameters by name) of one batch; the network is left without gradients."""
     with torch.autocast(batch.lq.device.type, torch.bfloat16, enabled=precision == "bf16"):
         output = network(batch.lq)
-    reconstruction(loss, output, batch.gt).backward()
+    total(Reconstruction({"pix": loss})(output, batch.gt)).backward()
     found = [p.grad for _, p in sorted(network.named_parameters()) if p.grad is not None]
     network.zero_grad(set_to_none=True)
     return [o.detach() for o in (output if isinstance(output, list) else [output])], found

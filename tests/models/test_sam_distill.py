@@ -14,8 +14,8 @@ from sam4ir.distill.lesson import Lesson
 from sam4ir.distill.sgr import SemanticGuidedRelation
 from sam4ir.distill.spd import SemanticPriorsDistillation
 from sam4ir.distill.spf import SemanticPriorsFusion
-from sam4ir.losses.pixel import L1Loss, PSNRLoss
-from sam4ir.models.restoration import Restoration, batch_psnr
+from sam4ir.losses.pixel import L1Loss, MSELoss, PSNRLoss
+from sam4ir.models.restoration import Reconstruction, Restoration, batch_psnr
 from sam4ir.models.sam_distill import Refiner, SamDistill, Schedule, Term, gradient_norm
 
 
@@ -82,9 +82,18 @@ def sgr(target="refiner", fixed=None, share=0.05, every=1):
 
 
 def model(**arguments):
+    """A model; `loss` is that of student and refiner."""
+    loss = arguments.pop("loss", PSNRLoss())
     terms = {"spd": arguments.pop("spd", spd()), "sgr": arguments.pop("sgr", sgr())}
     terms = {name: term for name, term in terms.items() if term is not None}
-    built = {"student": network(0), "refiner": refiner(), "loss": PSNRLoss(), "terms": terms, **arguments}
+    built = {
+        "student": network(0),
+        "refiner": refiner(),
+        "reconstruction": Reconstruction({"pix": loss}),
+        "refinement": Reconstruction({"refine": loss}),
+        "terms": terms,
+        **arguments,
+    }
     return SamDistill(**built)
 
 
@@ -157,7 +166,7 @@ def test_without_terms_the_student_is_bit_for_bit_the_plainly_trained_network(ki
     else:
         student = network(0, dropout=0.3, stages=kind == "stages")
     second = refiner(dropout=0.3, mask_dropout=0.5, stages=kind == "stages")
-    plain = Restoration(copy.deepcopy(student), PSNRLoss(), seed=7)
+    plain = Restoration(copy.deepcopy(student), Reconstruction({"pix": PSNRLoss()}), seed=7)
     initial = copy.deepcopy(student.state_dict())
     train(plain, 5)
     train(model(student=student, refiner=second, spd=None, sgr=None, seed=7), 5)
@@ -328,6 +337,19 @@ def test_stage_outputs_are_summed_in_the_loss_and_the_last_is_distilled():
     torch.testing.assert_close(terms["sgr"], sgr_loss(m, y1, y2, data))
     assert measures["psnr"] == pytest.approx(batch_psnr(y1, data.gt))
     assert measures["psnr_refiner"] == pytest.approx(batch_psnr(y2, data.gt))
+
+
+def test_shares_are_measured_against_the_sum_of_the_students_losses():
+    losses = {"pix": L1Loss(), "mse": MSELoss(loss_weight=20.0)}
+    several = {"reconstruction": Reconstruction(losses), "refinement": Reconstruction({"refine_mse": MSELoss()})}
+    m, outputs = settled(**several), []
+    m.student.register_forward_hook(lambda net, args, out: outputs.append(out))
+    terms, measures = m.losses(batch(), 1, True)
+    assert list(terms) == ["pix", "mse", "refine_mse", "spd", "sgr"]
+    whole = gradient_norm(terms["pix"] + terms["mse"], outputs[0])
+    assert whole > 1.2 * gradient_norm(terms["pix"], outputs[0])
+    assert gradient_norm(terms["spd"], outputs[0]) / whole == pytest.approx(measures["share_spd"], rel=1e-4)
+    assert measures["share_spd"] == pytest.approx(0.3)
 
 
 # masks

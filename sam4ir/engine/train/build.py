@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import torch
 from torch import nn
@@ -30,12 +31,13 @@ from sam4ir.engine.build import (
 from sam4ir.engine.restore.build import process
 from sam4ir.engine.train.data import measured_spe
 from sam4ir.engine.train.ema import Ema
+from sam4ir.engine.train.losses import LossBuilder, build_reconstruction, build_refinement
 from sam4ir.engine.train.optim import Optimiser, learning_rate
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.train.stages import Stage, stages
-from sam4ir.engine.train.terms import build_loss, build_terms
+from sam4ir.engine.train.terms import build_terms
 from sam4ir.errors import UserError
-from sam4ir.models.restoration import Model, Restoration
+from sam4ir.models.restoration import Loss, Model, Restoration
 from sam4ir.models.sam_diffsr import SamDiffSR
 from sam4ir.models.sam_distill import Refiner, SamDistill, Schedule
 from sam4ir.registry import FUSIONS, SCHEDULES
@@ -98,27 +100,29 @@ def build_parts(options: Options, device: torch.device, world: World = ALONE, ch
     shared = {label: _shared(net, options, device, world) for label, net in networks.items()}
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     metadata = {DIFFUSION_ENTRY: options.process.model_dump()} if options.diffuses else {}
-    return TrainingParts(
-        _model(options, shared, emas, device), optimisers, emas, scaler, tuple(shared.values()), metadata
-    )
+    model = _model(options, shared, emas, LossBuilder(device, min(channels, 3)))
+    return TrainingParts(model, optimisers, emas, scaler, tuple(shared.values()), metadata)
 
 
-def _model(options: Options, networks: Mapping[str, nn.Module], emas: Mapping[str, Ema], device: torch.device) -> Model:
+def _model(options: Options, networks: Mapping[str, nn.Module], emas: Mapping[str, Ema], builder: LossBuilder) -> Model:
+    """Return the model of a run: the networks with their losses and distillation terms."""
     train = options.train
     assert train is not None
-    loss = build_loss(train.pixel_opt, "train.pixel_opt", device)
     if options.diffuses:
+        assert train.pixel_opt is not None  # config/consistency.py requires it
+        loss = cast(Loss, builder.build(train.pixel_opt, "train.pixel_opt"))
         measure = functools.partial(measured_spe, options)
         encoding = f"SPE, mean over the {options.process.mean}"
         return SamDiffSR(networks["g"], process(options), loss, options.manual_seed, measure, encoding)
+    reconstruction = build_reconstruction(train, builder)
     if not options.distills:
-        return Restoration(networks["g"], loss, options.manual_seed)
+        return Restoration(networks["g"], reconstruction, options.manual_seed)
     return SamDistill(
         networks["g"],
         networks["r"],
-        loss,
-        refine_loss=build_loss(train.refine_opt, "train.refine_opt", device) if train.refine_opt else None,
-        terms=build_terms(train, device),
+        reconstruction,
+        build_refinement(train, reconstruction, builder),
+        terms=build_terms(train, builder.device),
         teacher=emas["r"].module if train.distill.teacher == "ema" else None,
         schedule=_schedule(options),
         masks=train.distill.masks == "store",

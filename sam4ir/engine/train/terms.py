@@ -1,4 +1,4 @@
-"""Options -> the losses and distillation terms of a training run."""
+"""Options -> the distillation terms of a training run."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from sam4ir.config.schema import Block, TermOptions, TrainOptions
+from sam4ir.config.schema import TermOptions, TrainOptions
 from sam4ir.distill.balance import TermWeight
 from sam4ir.distill.sgr import Analyser, BuildAnalyser, Variant
 from sam4ir.engine.build import make, to_device
-from sam4ir.models.restoration import Loss
 from sam4ir.models.sam_distill import Term
-from sam4ir.registry import LOSSES, TERMS
-
-
-def build_loss(block: Block, place: str, device: torch.device) -> Loss:
-    loss: Loss = make(LOSSES, block, place)
-    return loss.to(device) if isinstance(loss, nn.Module) else loss
+from sam4ir.registry import TERMS
 
 
 def build_terms(train: TrainOptions, device: torch.device) -> dict[str, Term]:
