@@ -24,8 +24,9 @@ import cv2
 import torch
 
 from sam4ir.data.sources import open_source, select_keys
+from sam4ir.engine.devices import choose_device, wants_cuda
 from sam4ir.engine.interrupt import Interrupted, Signals
-from sam4ir.engine.make_masks.build import SETTINGS, LoadedGenerator, device_of, load_generator, load_restorer, meta_of
+from sam4ir.engine.make_masks.build import SETTINGS, LoadedGenerator, load_generator, load_restorer, meta_of
 from sam4ir.engine.make_masks.run import Place, RecordMaker, Report, Share, generate_masks
 from sam4ir.errors import UserError
 from sam4ir.utils import cli
@@ -128,10 +129,9 @@ def main(arguments: list[str] | None = None) -> int:
     if given.threads:
         torch.set_num_threads(given.threads)
         cv2.setNumThreads(given.threads)
-    cuda = given.device.startswith("cuda") or (given.device == "auto" and torch.cuda.is_available())
     main_process = True
     try:
-        with world(given.launcher, cuda) as joined, Signals(patient=joined.size > 1) as signals:
+        with world(given.launcher, wants_cuda(given.device)) as joined, Signals(patient=joined.size > 1) as signals:
             main_process = joined.main
             return make_masks(given, joined, signals)
     except Interrupted as stopped:  # behind world(), which would wait for the others
@@ -146,7 +146,7 @@ def make_masks(given: argparse.Namespace, joined: World, signals: Signals) -> in
         raise UserError("--shard is for processes that run by themselves; torchrun and Slurm share the images out")
     source = open_source(given.input, None, "--input")
     keys = select_keys(source, given.keys)
-    device = device_of(given.device, joined)
+    device = choose_device(given.device, joined, "--device")
     restored = load_restorer(given.restore_opt, given.restore_weights, device) if given.restore_opt else None
     model = load_generator(given.sam, settings_of(given), given.precision, device, joined)
     meta = meta_of(model, given.image, given.max_side, restored, given.scale)

@@ -115,7 +115,7 @@ def test_shards_together_make_the_store_of_one_run(parts: tuple[str, ...], world
 def test_masks_of_restored_images_name_the_network_that_restored_them(world: World) -> None:
     options_file = world.write(world.values())
     options = load_options(options_file)
-    network = build.network(options.network_g, "g", options, torch.device("cpu"))
+    network = build.build_network(options.network_g, "g", torch.device("cpu"), seed=0)
     torch.save({"params": network.state_dict()}, world.root / "net.pth")
     restoring = ["--image", "restored", "--restore-opt", str(options_file)]
     assert run(world, *restoring, "--restore-weights", str(world.root / "net.pth")) == 0
@@ -139,7 +139,7 @@ def test_masks_of_restored_images_name_the_network_that_restored_them(world: Wor
         (["--shard", "0/2", "--new"], "--new with --shard"),
         (["--keys", "nothing.txt"], r"nothing\.txt cannot be read"),
         (["--point-grids", "nothing.json"], r"nothing\.json cannot be read"),
-        (["--device", "abacus"], "'abacus' is none"),
+        (["--device", "abacus"], "'abacus' is no device"),
         (["--store", "masks"], r"must end in \.lmdb"),
     ],
 )

@@ -51,7 +51,7 @@ def masked_dataset(key: str, block: DatasetOptions, options: Options, views: Map
     """Return a data set whose samples carry the maps of these views and of its own ones, if it has masks."""
     views = {**own_views(key, block, options), **views}
     if not views or block.masks is None:
-        return dataset(key, block, options)
+        return dataset(key, block, options.scale)
     if not accepts(DATASETS.get(block.type), "masks"):
         raise BuildError(
             f"datasets.{key}.type: {block.type} takes no masks; its constructor needs masks and mask_views"
@@ -62,7 +62,7 @@ def masked_dataset(key: str, block: DatasetOptions, options: Options, views: Map
             f"diffusion.mean: region needs whole masks, but {store.path} was imported from maps of their encoding, "
             "which show of each mask what no other covers; take mean: image, or masks made by scripts/make_masks.py"
         )
-    data = dataset(key, block, options, masks=store, mask_views=views)
+    data = dataset(key, block, options.scale, masks=store, mask_views=views)
     names = set(store.keys())
     lacking = [name for name in map(data.key, range(len(data))) if name not in names]
     if lacking:
@@ -81,7 +81,7 @@ def measured_spe(options: Options) -> float:
     """
     ((key, block),) = options.phase("train").items()
     store = mask_store(key, block)
-    data = dataset(key, block, options)
+    data = dataset(key, block, options.scale)
     total, count = 0.0, 0
     for index in range(0, len(data), -(-len(data) // SPE_IMAGES)):
         record = store.read(data.key(index))
