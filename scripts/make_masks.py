@@ -27,7 +27,7 @@ from sam4ir.data.sources import open_source, select_keys
 from sam4ir.engine.devices import choose_device, wants_cuda
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.make_masks.build import SETTINGS, LoadedGenerator, load_generator, load_restorer, meta_of
-from sam4ir.engine.make_masks.run import Place, RecordMaker, Report, Share, generate_masks
+from sam4ir.engine.make_masks.run import ImageShare, MaskReport, Place, RecordMaker, generate_masks
 from sam4ir.errors import UserError
 from sam4ir.utils import cli
 from sam4ir.utils.dist import World, restarted, world
@@ -83,11 +83,11 @@ def add_settings(group: Any) -> None:
         group.add_argument(*flags, dest=name, type=Path if name == "point_grids" else kind, metavar=metavar, help=what)
 
 
-def shard(text: str) -> Share:
+def shard(text: str) -> ImageShare:
     """'2/8' as the share of a process that runs by itself."""
     index, _, count = text.partition("/")
     try:
-        return Share(int(index), int(count), "shard")
+        return ImageShare(int(index), int(count), "shard")
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} must be I/N with I from 0 to N - 1") from None
 
@@ -179,7 +179,7 @@ def told(model: LoadedGenerator) -> str:
     return f"{model.name} ({model.kind}, {model.file}), {', '.join(differing) or 'default settings'}, {model.made_on}"
 
 
-def tell(report: Report, given: argparse.Namespace) -> None:
+def tell(report: MaskReport, given: argparse.Namespace) -> None:
     """The figures, what could not be done, and what comes next."""
     duration = f"{report.seconds:.1f} s, {report.rate:.3g} images/s" if report.made else "nothing to do"
     print(f"{report.made} images made ({duration}), {report.found} were there, {len(report.bad)} could not be done")

@@ -19,7 +19,7 @@ from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.masks.store import MaskStore, MaskStoreError
 from sam4ir.engine import build
 from sam4ir.engine.make_masks import build as mask_setup
-from sam4ir.engine.make_masks.run import Share
+from sam4ir.engine.make_masks.run import ImageShare
 from sam4ir.utils.image import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -154,7 +154,7 @@ def test_a_shard_is_one_of_so_many(text: str, world: World, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         run(world, f"--shard={text}")
     assert "must be I/N" in capsys.readouterr().err
-    assert script.shard("1/2") == Share(1, 2, "shard")
+    assert script.shard("1/2") == ImageShare(1, 2, "shard")
 
 
 def test_own_points_replace_the_grid(world: World, tmp_path: Path) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sam4ir.config.schema import Block, PathOptions
+from sam4ir.data.sample import Dataset
 from sam4ir.engine import build
 from sam4ir.engine.evaluate.metric import Metric
 from sam4ir.engine.evaluate.report import Score, SetScore
@@ -43,7 +43,7 @@ class TestBed:
     channels_last: bool
     world: World
     device: torch.device
-    data: Mapping[str, Any]
+    data: Mapping[str, Dataset]
     metrics: Mapping[str, Metric]
 
     def score(self, weights: str | None, folder: Path, suffix: str) -> Scores:

@@ -78,9 +78,9 @@ def build_parts(options: Options, device: torch.device, world: World = ALONE, ch
     model: Model
     if options.diffuses:
         metadata = {DIFFUSION_ENTRY: options.process.model_dump()}
-        model = _diffusion_model(
-            shared["g"], train, options.process, functools.partial(measured_spe, options), seed, device
-        )
+        ((key, block),) = options.phase("train").items()
+        measure = functools.partial(measured_spe, key, block, options.scale, options.process.mean)
+        model = _diffusion_model(shared["g"], train, options.process, measure, seed, device)
     elif options.distills:
         model = _distilling_model(shared, train, emas, seed, device)
     else:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from sam4ir.config.load import notices
 from sam4ir.config.paths import RunPaths
 from sam4ir.config.schema import Options, PathOptions, TrainOptions
-from sam4ir.data.sample import Dataset, Sample
+from sam4ir.data.sample import Dataset, Examinable, Sample
 from sam4ir.engine import build
 from sam4ir.engine.devices import choose_device
 from sam4ir.engine.evaluate.build import build_metrics
@@ -204,13 +204,13 @@ def _phases(train: TrainOptions, distills: bool, stage: Stage) -> list[Stage]:
 def _examine_images(name: str, data: Dataset, findings: Findings) -> None:
     """Examine every image by its header, with its partner and its masks, and read some of them whole."""
     begun, wrong, small = time.perf_counter(), 0, 0
+    examinable = data if isinstance(data, Examinable) else None
     whole = set(range(0, len(data), max(len(data) // DECODED, 1)))
-    examine = getattr(data, "examine", None)
     hidden = None if findings.show else True
     for index in tqdm(range(len(data)), desc=f"look at {name}", unit="image", disable=hidden, leave=False):
         try:
-            if examine is not None:
-                small += not examine(index)
+            if examinable is not None:
+                small += not examinable.examine(index)
             if index in whole:
                 data.get(index, generator(0, "check", index))
         except (ValueError, OSError) as error:
@@ -221,7 +221,9 @@ def _examine_images(name: str, data: Dataset, findings: Findings) -> None:
         findings.problem(f"{name}: {wrong - LISTED} more images are wrong")
     if small:
         findings.line(f"notice   {name}: {small} images are smaller than the patch; they are mirrored at their borders")
-    depth = f"{len(whole)} read whole, the others by their headers" if examine is not None else f"{len(whole)} read"
+    depth = f"{len(whole)} read"
+    if examinable is not None:
+        depth += " whole, the others by their headers"
     findings.line(f"data     {name}: {len(data)} images ({depth}) in {time.perf_counter() - begun:.1f} s")
 
 

@@ -26,7 +26,15 @@ from sam4ir.data.masks.record import MaskRecord
 from sam4ir.data.masks.store import MaskStore, MaskStoreError, MaskStoreWriter
 from sam4ir.data.sources import open_source
 from sam4ir.engine.interrupt import Interrupted, Signals
-from sam4ir.engine.make_masks.run import Place, Progress, RecordMaker, Report, Share, enlarged_record, generate_masks
+from sam4ir.engine.make_masks.run import (
+    ImageShare,
+    MaskProgress,
+    MaskReport,
+    Place,
+    RecordMaker,
+    enlarged_record,
+    generate_masks,
+)
 from sam4ir.utils.dist import PeerError, Tally, world
 from sam4ir.utils.image import read_image, write_image
 
@@ -64,7 +72,7 @@ def make_images(folder: Path, count: int) -> Path:
     return folder
 
 
-def run(images: Path, store: Path, generate: Any = thresholds, **more: Any) -> Report:
+def run(images: Path, store: Path, generate: Any = thresholds, **more: Any) -> MaskReport:
     """generate_masks of a folder; `parts` and `new` go to the place, the rest to the call."""
     source = open_source(images, None, "--input")
     place = Place(store, more.pop("meta", META), more.pop("new", False), more.pop("parts", False))
@@ -181,7 +189,7 @@ def test_a_store_that_cannot_be_written_stops_the_run(tmp_path: Path, monkeypatc
 def test_shards_in_any_order_make_the_store_of_one_process(parts: bool, tmp_path: Path) -> None:
     images = make_images(tmp_path / "images", 7)
     run(images, tmp_path / "one.lmdb")
-    reports = [run(images, tmp_path / "m.lmdb", shard=Share(i, 3, "shard"), parts=parts) for i in (2, 0, 1)]
+    reports = [run(images, tmp_path / "m.lmdb", shard=ImageShare(i, 3, "shard"), parts=parts) for i in (2, 0, 1)]
     assert [report.made for report in reports] == [2, 3, 2]
     assert contents(tmp_path / "m.lmdb") == contents(tmp_path / "one.lmdb")
     assert MaskStore(tmp_path / "m.lmdb").meta["counts"] == {"images": 7, "masks": 21}
@@ -191,9 +199,9 @@ def test_shards_in_any_order_make_the_store_of_one_process(parts: bool, tmp_path
 def test_shards_and_new_or_ranks_contradict_each_other(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images", 2)
     with pytest.raises(ValueError, match="--new with --shard"):
-        run(images, tmp_path / "m.lmdb", shard=Share(0, 2, "shard"), new=True)
+        run(images, tmp_path / "m.lmdb", shard=ImageShare(0, 2, "shard"), new=True)
     with pytest.raises(ValueError, match="shard 2/2"):
-        Share(2, 2)
+        ImageShare(2, 2)
 
 
 def test_an_image_that_another_run_has_made_meanwhile_is_not_made_again(tmp_path: Path) -> None:
@@ -322,7 +330,7 @@ def test_enlarging_takes_the_nearest_pixel_of_any_ratio() -> None:
 
 
 def test_the_rate_is_of_images_made_now() -> None:
-    line = Progress(100, shown=False).line((10, 40, 0), 20.0)
+    line = MaskProgress(100, shown=False).line((10, 40, 0), 20.0)
     assert line == "50 of 100 images, 0.5 images/s, 2 min left"
 
 

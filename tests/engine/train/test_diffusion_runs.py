@@ -343,9 +343,9 @@ def test_maps_of_encodings_cannot_be_divided_by_the_masks_area(world: World, dif
 
 def test_the_scale_of_the_encoding_is_that_of_its_covered_pixels(world: World, diffusion: dict) -> None:
     options = options_of(world, diffusion)
-    measured = train_data.measured_spe(options)
     ((key, block),) = options.phase("train").items()
-    data = train_data.masked_dataset(key, block, options, train_data.views_of(options))
+    measured = train_data.measured_spe(key, block, options.scale, options.process.mean)
+    data = train_data.masked_dataset(key, block, train_data.views_of(options), options.scale)
     whole = data.with_gt_size(None)
     seen = [whole.get(i, np.random.default_rng(0)).maps["spe"] for i in range(len(whole))]
     covered = torch.cat([spe[spe != 0] for spe in seen])
