@@ -181,8 +181,8 @@ def told(model: LoadedGenerator) -> str:
 
 def tell(report: MaskReport, given: argparse.Namespace) -> None:
     """The figures, what could not be done, and what comes next."""
-    duration = f"{report.seconds:.1f} s, {report.rate:.3g} images/s" if report.made else "nothing to do"
-    print(f"{report.made} images made ({duration}), {report.found} were there, {len(report.bad)} could not be done")
+    duration = f"{report.seconds:.1f} s, {report.rate:.3g} images/s" if report.new else "nothing to do"
+    print(f"{report.new} images made ({duration}), {report.old} were there, {len(report.bad)} could not be done")
     masks = "" if report.masks is None else f", {report.masks} masks"
     print(f"{given.store}: {report.stored} images{masks}")
     for key, reason in report.bad[:SHOWN]:

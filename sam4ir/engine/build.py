@@ -144,7 +144,7 @@ def _first(arguments: dict[str, Any], names: tuple[str, ...]) -> Any:
     return next((arguments[name] for name in names if name in arguments), None)
 
 
-def dataset(key: str, block: DatasetOptions, scale: int, **handed: Any) -> Dataset:
+def build_dataset(key: str, block: DatasetOptions, scale: int, **handed: Any) -> Dataset:
     """Build a data set. handed: arguments beside those of the option file (masks and their views)."""
     if block.degradations is not None:
         handed["degradations"] = [

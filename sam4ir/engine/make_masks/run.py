@@ -33,7 +33,7 @@ from sam4ir.utils.dist import ALONE, PeerError, Tally, World
 from sam4ir.utils.image import eight_bits
 
 Generator = Callable[[np.ndarray], Sequence[Mapping[str, Any]]]
-COUNTERS = ("made", "found", "bad")
+COUNTERS = ("new", "old", "bad")
 
 _PRINT_EVERY = 60.0  # seconds between two lines where there is no terminal
 _SHARED_PATIENCE = 60.0  # seconds until a file of another machine must be visible
@@ -119,25 +119,25 @@ def enlarged_record(masks: Sequence[Mapping[str, Any]], size: tuple[int, int], i
 class MaskOutput:
     """The writer of one process, and its images.
 
-    todo: images of its share that the store lacked when it began. found: number of those that the store had.
+    todo: images of its share that the store lacked when it began. old: number of those that the store had.
     """
 
     writer: MaskStoreWriter
     todo: Sequence[str]
-    found: int
+    old: int
 
 
 @dataclass
 class MaskReport:
     """The figures of a run, over all processes.
 
-    images: all of them. made: those made now. found: those that the store had. bad: (image, reason). stored, masks:
+    images: all of them. new: those with new masks. old: those that the store had. bad: (image, reason). stored, masks:
     images and masks of the store. left: parts of the store that other processes still write.
     """
 
     images: int
-    made: int = 0
-    found: int = 0
+    new: int = 0
+    old: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
     stored: int = 0
@@ -147,7 +147,7 @@ class MaskReport:
     @property
     def rate(self) -> float:
         """Images made now a second."""
-        return self.made / self.seconds if self.seconds else 0.0
+        return self.new / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -199,10 +199,10 @@ def generate_masks(
         raise UserError("--new with --shard: each shard would begin anew; name another --store, or move the old one")
     share = shard or ImageShare(world.rank, world.size)
     with _output(place, share, keys, world) as output:
-        shares = world.gather((len(output.todo) + output.found, output.found))
-        images, found = (sum(numbers) for numbers in zip(*shares, strict=True))
+        shares = world.gather((len(output.todo) + output.old, output.old))
+        images, old = (sum(numbers) for numbers in zip(*shares, strict=True))
         if world.main and begun is not None:
-            begun(images, found)
+            begun(images, old)
         signals = signals or Signals()
         try:
             report = _work(make, output, MaskProgress(images, world.main), world, signals, place.overwrite)
@@ -226,14 +226,14 @@ def _work(
 ) -> MaskReport:
     """Make the masks of this process's images; the report is of all processes."""
     begun = time.monotonic()
-    made, found, bad = 0, output.found, list[tuple[str, str]]()
+    new, old, bad = 0, output.old, list[tuple[str, str]]()
     tally = Tally(world, len(COUNTERS))
     with progress:
         for key in output.todo:
             if signals.number():
                 raise Interrupted(signals.number())
             if not overwrite and key in output.writer:  # another run has stored it meanwhile
-                found += 1
+                old += 1
             else:
                 try:
                     output.writer.name_of(key)  # before the time is spent
@@ -242,9 +242,9 @@ def _work(
                     bad.append((key, str(error)))
                 else:
                     stored = output.writer.put_record(key, record, overwrite)
-                    made, found = made + stored, found + (not stored)
-            progress.show(tally.post((made, found, len(bad))))
-        totals = tally.finish((made, found, len(bad)), progress.show)
+                    new, old = new + stored, old + (not stored)
+            progress.show(tally.post((new, old, len(bad))))
+        totals = tally.finish((new, old, len(bad)), progress.show)
         progress.show(totals)
     everywhere = [entry for part in world.gather(bad) for entry in part]
     return MaskReport(sum(totals), totals[0], totals[1], sorted(everywhere), time.monotonic() - begun)
@@ -271,10 +271,10 @@ class MaskProgress:
             self._bar.close()
 
     def show(self, totals: Sequence[int]) -> None:
-        """Show the totals (made, found, bad)."""
-        made, found, bad = totals
+        """Show the totals (new, old, bad)."""
+        new, old, bad = totals
         if self._bar is not None:
-            self._bar.initial, self._bar.n = found, made + found + bad
+            self._bar.initial, self._bar.n = old, new + old + bad
             self._bar.refresh()
         elif self._shown and time.monotonic() - self._printed > _PRINT_EVERY:
             self._printed = time.monotonic()
@@ -282,10 +282,10 @@ class MaskProgress:
 
     def line(self, totals: Sequence[int], seconds: float) -> str:
         """Return '120 of 400 images, 0.52 images/s, 9 min left'."""
-        made, found, bad = totals
-        rate = (made + bad) / seconds
-        left = self._images - made - found - bad
-        line = f"{made + found + bad} of {self._images} images, {rate:.3g} images/s"
+        new, old, bad = totals
+        rate = (new + bad) / seconds
+        left = self._images - new - old - bad
+        line = f"{new + old + bad} of {self._images} images, {rate:.3g} images/s"
         if rate:
             line += f", {left / rate / 60:.0f} min left"
         if bad:

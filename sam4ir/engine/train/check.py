@@ -101,7 +101,7 @@ def check(options: Options, resume: bool = False, world: World = ALONE) -> int:
                 train_data.mask_store(key, block)
         with findings.collecting():
             if not block.placeholder:
-                build.dataset(key, block, options.scale)
+                build.build_dataset(key, block, options.scale)
     if world.main:
         _check_folder(paths, options.path, resume, findings)
     if findings.problems == earlier_problems:

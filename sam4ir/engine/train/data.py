@@ -14,7 +14,7 @@ from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sample import Dataset, Resizable
 from sam4ir.data.sources import listed
 from sam4ir.data.views import View
-from sam4ir.engine.build import BuildError, channels_of, dataset, make, naming
+from sam4ir.engine.build import BuildError, build_dataset, channels_of, make, naming
 from sam4ir.engine.train.stages import Stage
 from sam4ir.errors import UserError
 from sam4ir.priors.spe import Mean as SpeMean
@@ -57,7 +57,7 @@ def masked_dataset(
     """
     views = {**own_views(key, block, mean), **views}
     if not views or block.masks is None:
-        return dataset(key, block, scale)
+        return build_dataset(key, block, scale)
     if not accepts(DATASETS.get(block.type), "masks"):
         raise BuildError(
             f"datasets.{key}.type: {block.type} takes no masks; its constructor needs masks and mask_views"
@@ -68,7 +68,7 @@ def masked_dataset(
             f"diffusion.mean: region needs whole masks, but {store.path} was imported from maps of their encoding, "
             "which show of each mask what no other covers; take mean: image, or masks made by scripts/make_masks.py"
         )
-    data = dataset(key, block, scale, masks=store, mask_views=views)
+    data = build_dataset(key, block, scale, masks=store, mask_views=views)
     names = set(store.keys())
     lacking = [name for name in map(data.key, range(len(data))) if name not in names]
     if lacking:
@@ -86,7 +86,7 @@ def measured_spe(key: str, block: DatasetOptions, scale: int, mean: SpeMean) -> 
     Raises BuildError where no pixel of them is covered.
     """
     store = mask_store(key, block)
-    data = dataset(key, block, scale)
+    data = build_dataset(key, block, scale)
     total, count = 0.0, 0
     for index in range(0, len(data), -(-len(data) // SPE_IMAGES)):
         record = store.read(data.key(index))
