@@ -19,7 +19,6 @@ from sam4ir.config.schema import Options
 from sam4ir.data.sample import Batch
 from sam4ir.engine import build
 from sam4ir.engine.train import build as build_train
-from sam4ir.engine.train.step import Step
 from sam4ir.errors import UserError
 from sam4ir.models.restoration import Loss, last_output, reconstruction, restore
 from sam4ir.registry import LOSSES
@@ -118,19 +117,13 @@ class OurStep:
 
     def __init__(self, options: Options, device: torch.device, batch: Batch, state: dict[str, Tensor]) -> None:
         self.parts = build_train.build_parts(options, device)
-        self.step = Step(
-            self.parts,
-            device,
-            precision=options.precision,
-            channels_last=options.channels_last,
-            find_unused_parameters=options.find_unused_parameters,
-        )
+        self.step = build_train.build_step(options, self.parts, device)
         self.batch = batch
         self.network = self.parts.model.networks["g"]
         self.network.load_state_dict(state)
 
     def __call__(self) -> None:
-        if not self.step([self.batch], iteration=1, measure=False).taken:
+        if not self.step([self.batch], iteration=1, measure=False).finite:
             raise UserError("a step of the benchmark was not finite; its figures would mean nothing")
 
 

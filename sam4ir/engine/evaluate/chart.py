@@ -38,8 +38,11 @@ def chart(title: str, below: str, lines: Sequence[Line], names: Sequence[str] = 
     """
     legend = LEGEND_GAP + LEGEND_ROW * len(lines)
     canvas = np.full((HEIGHT + legend, WIDTH, 3), PAPER, np.uint8)
-    xs = [x for line in lines for x, _ in line.points]
-    ys = [y for line in lines for _, y in line.points]
+    xs: list[float] = []
+    ys: list[float] = []
+    for line in lines:
+        xs += [x for x, _ in line.points]
+        ys += [y for _, y in line.points]
     x_ticks = [float(i) for i in range(len(names))] if names else ticks(min(xs), max(xs))
     y_ticks = ticks(min(ys), max(ys))
     frame = _Frame(min([*xs, *x_ticks]), max([*xs, *x_ticks]), y_ticks[0], y_ticks[-1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,31 +85,36 @@ def shared(results: Sequence[Result], choice: CompareChoice) -> Shared:
     metrics, metric_notes = _metrics(results, choice)
     protocols, protocol_notes = _protocols(results, metrics)
     images, image_notes = _images(results, choice)
-    of_sets = {metric for result in results for metric in result.set_metrics()}
+    of_sets, lower = set[str](), set(choice.lower_is_better)
+    for result in results:
+        of_sets.update(result.set_metrics())
+        lower.update(result.lower)
     left_out = [metric for metric in metrics if metric in of_sets] if image_notes else []
     if left_out:
         protocols = {metric: text for metric, text in protocols.items() if metric not in of_sets}
         image_notes.append(f"{', '.join(left_out)}: left out, as the sets are not of the same images")
-    lower = {*choice.lower_is_better, *(metric for result in results for metric in result.lower)}
     notes = [*metric_notes, *protocol_notes, *image_notes, *_inputs(results, metrics, images)]
     return Shared(protocols, images, notes, of_sets, lower)
 
 
 def _metrics(results: Sequence[Result], choice: CompareChoice) -> tuple[list[str], list[str]]:
     """Return the metrics to compare, and notes on those left out."""
-    by_result = {result.name: [*result.metrics(), *result.set_metrics()] for result in results}
-    everywhere = [m for m in by_result[results[0].name] if all(m in names for names in by_result.values())]
+    by_result: dict[str, list[str]] = {}
+    for result in results:
+        by_result[result.name] = list(dict.fromkeys([*result.metrics(), *result.set_metrics()]))
     for metric in (*(choice.metrics or ()), *choice.lower_is_better):
         for name, names in by_result.items():
             if metric not in names:
                 raise CompareError(f"{name}: has no metric {metric!r}; it has {', '.join(names)}")
     if choice.metrics:
         return list(dict.fromkeys(choice.metrics)), []
+    counts = Counter(itertools.chain.from_iterable(by_result.values()))
+    everywhere = [metric for metric, count in counts.items() if count == len(by_result)]
     if not everywhere:
         listed = "\n".join(f"  {name}: {', '.join(names)}" for name, names in by_result.items())
         raise CompareError(f"no metric is in all results; they have\n{listed}")
-    rest = dict.fromkeys(m for names in by_result.values() for m in names if m not in everywhere)
-    return everywhere, [f"metric {m} is not in all results and left out" for m in rest]
+    rest = [metric for metric in counts if metric not in everywhere]
+    return everywhere, [f"metric {metric} is not in all results and left out" for metric in rest]
 
 
 def _protocols(results: Sequence[Result], metrics: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -132,7 +138,7 @@ def _protocols(results: Sequence[Result], metrics: Sequence[str]) -> tuple[dict[
 def _images(results: Sequence[Result], choice: CompareChoice) -> tuple[dict[str, list[str]], list[str]]:
     """Return {dataset: images that all results have}, and notes on those left out."""
     sets = [result.images(choice.output) for result in results]
-    union = list(dict.fromkeys(image for images in sets for image in images))
+    union = list(dict.fromkeys(itertools.chain.from_iterable(sets)))
     gaps = []
     for result, images in zip(results, sets, strict=True):
         lacking = [f"{dataset}/{image}" for dataset, image in union if (dataset, image) not in images]
@@ -155,17 +161,24 @@ def _inputs(results: Sequence[Result], metrics: Sequence[str], images: Mapping[s
     notes = []
     for result, output in itertools.product(results[1:], BASELINES):
         baseline, inputs = results[0].images(output), result.images(output)
-        pairs = [(d, i) for d, names in images.items() for i in names if (d, i) in baseline and (d, i) in inputs]
-        differ = sum(
-            any(m in baseline[p] and m in inputs[p] and not _same(baseline[p][m], inputs[p][m]) for m in metrics)
-            for p in pairs
-        )
-        if differ:
+        compared, differing = 0, 0
+        for dataset, names in images.items():
+            for image in names:
+                first, second = baseline.get((dataset, image)), inputs.get((dataset, image))
+                if first is not None and second is not None:
+                    compared += 1
+                    differing += _differ(first, second, metrics)
+        if differing:
             notes.append(
-                f"{result.name}: {differ} of {len(pairs)} degraded images are not those of {results[0].name} "
+                f"{result.name}: {differing} of {compared} degraded images are not those of {results[0].name} "
                 f"(stage {output} differs), so the two were not given the same task"
             )
     return notes
+
+
+def _differ(a: Mapping[str, float], b: Mapping[str, float], metrics: Sequence[str]) -> bool:
+    """Return whether two images differ in a metric that both have."""
+    return any(metric in a and metric in b and not _same(a[metric], b[metric]) for metric in metrics)
 
 
 def _same(a: float, b: float) -> bool:

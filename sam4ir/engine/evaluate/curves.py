@@ -57,8 +57,12 @@ def write_curves(folder: Path, table: Published | None, scale: int) -> str:
     table: published figures to print beside ours. scale: ours.
     """
     points = read_points(folder)
-    lower = {metric for point in points for metric in point.lower}
-    metrics = list(dict.fromkeys(row.metric for point in points for row in _rows(point)))
+    lower: set[str] = set()
+    names: dict[str, None] = {}
+    for point in points:
+        lower.update(point.lower)
+        names.update(dict.fromkeys(row.metric for row in _rows(point)))
+    metrics = list(names)
     _write_csv(folder / "curve.csv", points)
     for metric in metrics:
         picture = picture_of(points, metric, metric in lower)
@@ -117,10 +121,14 @@ def _text(
     points: Sequence[Point], metrics: Sequence[str], lower: Collection[str], table: Published | None, scale: int
 ) -> str:
     """Return a table for each data set, the definitions of the metrics, and where published figures come from."""
-    protocols = {metric: text for point in points for metric, text in point.protocols.items()}
+    protocols: dict[str, str] = {}
+    datasets: dict[str, None] = {}
+    for point in points:
+        protocols.update(point.protocols)
+        datasets.update(dict.fromkeys(point.means))
     head = ["weights", "stage", *(titled(metric, metric in lower) for metric in metrics)]
     lines = []
-    for dataset in dict.fromkeys(dataset for point in points for dataset in point.means):
+    for dataset in datasets:
         cells = [head, *_cells(points, dataset, metrics, lower)]
         if table is not None:
             for method, figures in rows_of(table, dataset, protocols).items():

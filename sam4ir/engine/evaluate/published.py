@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -142,7 +143,7 @@ def origin(table: Published, scale: int) -> list[str]:
 
 def _names(table: Published) -> list[str]:
     """Return the table's data sets."""
-    return list(dict.fromkeys(name for figures in table.methods.values() for name in figures))
+    return list(dict.fromkeys(itertools.chain.from_iterable(table.methods.values())))
 
 
 def _nearest(protocols: Mapping[str, str], types: Sequence[str]) -> str | None:

@@ -102,7 +102,7 @@ def _mean_of_images(images: Sequence[Sequence[float]]) -> MeanScore:
     count = len(images[0])
     if count == 1 or any(len(samples) != count for samples in images):
         return MeanScore(value, len(each), infinite)
-    finite = [samples for samples in images if all(math.isfinite(v) for v in samples)]
+    finite = [samples for samples in images if all(map(math.isfinite, samples))]
     of_image = math.fsum(map(statistics.stdev, finite)) / len(finite) if finite else math.nan
     of_mean = _deviation([_finite_mean(column)[0] for column in zip(*images, strict=True)])
     return MeanScore(value, len(each), infinite, Spread(count, of_image, of_mean))
@@ -179,9 +179,13 @@ def printable(text: str, encoding: str | None) -> str:
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return lines of aligned cells; the first row is underlined as the head."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    underline = "  ".join("-" * width for width in widths)
+    return [lines[0], underline, *lines[1:]]
 
 
 def plain(value: float) -> float | str:

@@ -203,7 +203,11 @@ def _read_table(path: Path) -> Values:
 
 def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the mean of each metric over the samples of an image."""
-    return {metric: math.fsum(row.get(metric, math.nan) for row in rows) / len(rows) for metric in rows[0]}
+    means = {}
+    for metric in rows[0]:
+        values = [row.get(metric, math.nan) for row in rows]
+        means[metric] = math.fsum(values) / len(values)
+    return means
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:

@@ -141,7 +141,9 @@ def evaluate(
             scorer.add(restored, number)
         own.append(scorer.result)
     results = _in_order(world.gather(own))
-    scores = [score for result in results for score in result.scores]
+    scores: list[Score] = []
+    for result in results:
+        scores += result.scores
     signal = world.largest(stopped())
     if signal or not any(metric.of_set for metric in metrics.values()):
         return Evaluation(scores, signal)
@@ -177,17 +179,19 @@ def _of_set(metrics: Mapping[str, Metric]) -> Iterator[tuple[str, Metric]]:
 def _set_scores(dataset: str, results: Sequence[_ImageScores], metrics: Mapping[str, Metric]) -> list[SetScore]:
     """Return the metrics of the whole set by output and sample number, in order of appearance."""
     images = [result.features for result in results if result.features]
-    places = dict.fromkeys((output, number) for features in images for _, output, number in features if output != _GT)
-    names = [name for name, _ in _of_set(metrics)] if images else []
-    references = {name: torch.stack([features[name, _GT, 0] for features in images]) for name in names}
+    places: dict[tuple[str, int], None] = {}
+    for features in images:
+        places.update(dict.fromkeys((output, number) for _, output, number in features if output != _GT))
+    names = [name for name, _ in _of_set(metrics)]
     scores = []
     for output, number in places:
-        here = [i for i, features in enumerate(images) if all((name, output, number) in features for name in names)]
+        scored = [features for features in images if all((name, output, number) in features for name in names)]
         values = {}
         for name in names:
-            restored = torch.stack([images[i][name, output, number] for i in here])
-            values[name] = metrics[name].measure.distance(restored, references[name][here])
-        scores.append(SetScore(dataset, output, values, len(here), number))
+            restored = torch.stack([features[name, output, number] for features in scored])
+            references = torch.stack([features[name, _GT, 0] for features in scored])
+            values[name] = metrics[name].measure.distance(restored, references)
+        scores.append(SetScore(dataset, output, values, len(scored), number))
     return scores
 
 

@@ -8,6 +8,7 @@ skips those in the store, and waits for no other process until all have come to 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
 import sys
 import time
@@ -246,7 +247,7 @@ def _work(
             progress.show(tally.post((new, old, len(bad))))
         totals = tally.finish((new, old, len(bad)), progress.show)
         progress.show(totals)
-    everywhere = [entry for part in world.gather(bad) for entry in part]
+    everywhere = itertools.chain.from_iterable(world.gather(bad))
     return MaskReport(sum(totals), totals[0], totals[1], sorted(everywhere), time.monotonic() - begun)
 
 

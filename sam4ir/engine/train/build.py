@@ -41,6 +41,7 @@ from sam4ir.engine.train.ema import Ema
 from sam4ir.engine.train.optim import Optimiser, learning_rate
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.train.stages import Stage, stages
+from sam4ir.engine.train.step import Step
 from sam4ir.engine.train.terms import build_loss, build_sgr, build_spd
 from sam4ir.errors import UserError
 from sam4ir.models.restoration import Loss, Model, Restoration
@@ -202,6 +203,18 @@ def _checkpoint_activations(networks: Mapping[str, nn.Module]) -> None:
     for label, net in networks.items():
         if not checkpoint_blocks(net):
             raise BuildError(f"checkpoint_activations: network_{label} has no blocks that can be computed again")
+
+
+def build_step(options: Options, parts: TrainingParts, device: torch.device, world: World = ALONE) -> Step:
+    """Build the optimiser step of a training run."""
+    return Step(
+        parts,
+        device,
+        world,
+        precision=options.precision,
+        channels_last=options.channels_last,
+        find_unused_parameters=options.find_unused_parameters,
+    )
 
 
 def compilable(parts: TrainingParts) -> dict[str, nn.Module]:

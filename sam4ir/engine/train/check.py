@@ -136,16 +136,11 @@ def _check_training(
     _report_networks(parts, options.path, findings)
     _check_disk(train, options.logger.save_checkpoint_freq, Path(options.path.root), parts, findings)
     _check_checkpoint(paths, options.path.resume_state, resume, parts, findings)
-    step = Step(
-        parts,
-        device,
-        world,
-        precision=options.precision,
-        channels_last=options.channels_last,
-        find_unused_parameters=options.find_unused_parameters,
-    )
+    step = build_train.build_step(options, parts, device, world)
     batches = StageBatches(sets, world, options.manual_seed, train.mixing_augs, cuda=device.type == "cuda")
-    phases = [phase for stage in stages for phase in _phases(train, options.distills, stage)]
+    phases: list[Stage] = []
+    for stage in stages:
+        phases += _phases(train, options.distills, stage)
     findings.seconds["training"] = _measure_steps(phases, step, batches, findings)
     val = options.val
     if val is not None and val.val_freq is not None:
@@ -284,7 +279,7 @@ def _timed_steps(
         outcome = step(micro, iteration, measure=False)
         computing.append(time.perf_counter() - loaded)
         loading.append(loaded - begun)
-        if not outcome.taken and not outcome.overflow:
+        if not outcome.finite and not outcome.overflow:
             findings.problem(f"stage {number}: loss or gradient is not finite; images {[b.keys for b in micro]}")
         if step.world.largest(int(sum(computing) > PATIENCE)):
             break

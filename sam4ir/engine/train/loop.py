@@ -30,7 +30,6 @@ from sam4ir.engine.train.compiled import compile_networks
 from sam4ir.engine.train.journal import FileJournal, Journal, NoJournal
 from sam4ir.engine.train.milestones import Milestones, Validation
 from sam4ir.engine.train.stages import Stage
-from sam4ir.engine.train.step import Step
 from sam4ir.engine.train.step_log import StepLog
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import ALONE, PeerError, World
@@ -75,14 +74,7 @@ class Trainer:
         self.progress = self._begin(options, resume)
         options_text = dump_options(options)
         self.journal = self._journal(options_text, options.logger.use_tb_logger)
-        self.step = Step(
-            self.parts,
-            self.device,
-            world,
-            precision=options.precision,
-            channels_last=options.channels_last,
-            find_unused_parameters=options.find_unused_parameters,
-        )
+        self.step = build_train.build_step(options, self.parts, self.device, world)
         if options.compile:
             self._compile(options.manual_seed, options.scale)
         self.batches = StageBatches(

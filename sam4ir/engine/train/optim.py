@@ -73,7 +73,8 @@ class Optimiser:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Load the moments; betas, eps and weight decay stay those of the options."""
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.inner.param_groups]
+        settings = [dict(group) for group in self.inner.param_groups]
         self.inner.load_state_dict(state)
         for group, values in zip(self.inner.param_groups, settings, strict=True):
+            del values["params"]
             group.update(values)

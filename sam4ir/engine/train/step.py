@@ -26,12 +26,12 @@ class UnusedParametersError(UserError):
 class Outcome(NamedTuple):
     """The result of a step.
 
-    values: the mean of each term (l_...) and measure over micro-batches and processes. taken: whether the parameters
-    were updated. overflow: they were not because float16 overflowed, which lowers the scale of the loss.
+    values: the mean of each term (l_...) and measure over micro-batches and processes. finite: whether loss and
+    gradient are; else no parameter was updated. overflow: float16 overflowed, which lowers the scale of the loss.
     """
 
     values: dict[str, float]
-    taken: bool
+    finite: bool
     overflow: bool = False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -66,8 +67,8 @@ class StepLog:
             for reason in reasons:
                 self.log.error("Iteration %d: image skipped: %s", progress.iteration, reason)
         lowers_scale = outcome.overflow and self.parts.scaler.get_scale() >= 1  # a scale below 1 is no remedy
-        progress.skipped_in_a_row = 0 if outcome.taken or lowers_scale else progress.skipped_in_a_row + 1
-        if not outcome.taken:
+        progress.skipped_in_a_row = 0 if outcome.finite or lowers_scale else progress.skipped_in_a_row + 1
+        if not outcome.finite:
             progress.skipped += 1
             line |= {"skipped": True, "images": self._keys(micro)}
             cause = "float16 overflows, its scale is lowered" if lowers_scale else "loss or gradient is not finite"
@@ -83,15 +84,15 @@ class StepLog:
 
     def _skipped_images(self, micro: Sequence[Batch]) -> list[str]:
         """Return why images were skipped (bad_images: skip), in all processes."""
-        reasons = [reason for batch in micro for reason in batch.skipped]
+        reasons = list(itertools.chain.from_iterable(batch.skipped for batch in micro))
         if self.sets.loader.bad_images == "stop" or not self.world.largest(len(reasons)):
             return []
-        return [reason for of_process in self.world.gather(reasons) for reason in of_process]
+        return list(itertools.chain.from_iterable(self.world.gather(reasons)))
 
     def _keys(self, micro: Sequence[Batch]) -> list[str]:
         """Return the keys of the images in all processes."""
-        keys = [key for batch in micro for key in batch.keys]
-        return [key for of_process in self.world.gather(keys) for key in of_process]
+        keys = list(itertools.chain.from_iterable(batch.keys for batch in micro))
+        return list(itertools.chain.from_iterable(self.world.gather(keys)))
 
     def show(self, values: Mapping[str, float], pace: Pace, times: tuple[float, float]) -> None:
         """Log the console line of the iteration, and write its scalars to TensorBoard.
