@@ -136,7 +136,10 @@ def _few(what: str, names: Sequence[str]) -> str:
 
 
 def _grouped(what: str, names: Sequence[str]) -> str:
-    """'168 missing (middle_blks.* 154, encoders.* 14)': names counted by the first parts in which they differ."""
+    """Return a short count such as '168 missing (middle_blks.* 154, encoders.* 14)'.
+
+    Names are counted by the first parts in which they differ.
+    """
     if len(names) <= 3:
         return _few(what, names)
     groups: dict[str, list[str]] = {}

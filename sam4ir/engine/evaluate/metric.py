@@ -47,7 +47,7 @@ class Pixels:
         return torch.from_numpy(to_uint8(self.image)).permute(2, 0, 1).contiguous()
 
     def form(self, uint8: bool) -> tuple[Tensor, float]:
-        """(pixels, the value of white): 8 bits or float."""
+        """Return the pixels and the value of white, as 8 bits or as float."""
         return (self.rounded, 255.0) if uint8 else (self.image, 1.0)
 
 
