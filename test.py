@@ -14,7 +14,7 @@ from sam4ir.utils import cli
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Restore test sets with networks and score them.")
+    parser = cli.Parser(description="Restore test sets with networks and score them.")
     cli.add_options(parser)
     parser.add_argument(
         "--overwrite",

@@ -12,10 +12,13 @@ from sam4ir.utils import cli
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train a restoration network, plain or with SAM4IR.")
+    parser = cli.Parser(description="Train a restoration network, plain or with SAM4IR.")
     cli.add_options(parser)
     parser.add_argument(
-        "--auto_resume", action="store_true", help="go on from the newest checkpoint of the run, if any"
+        "--auto-resume",
+        "--auto_resume",
+        action="store_true",
+        help="go on from the newest checkpoint of the run, if any",
     )
     parser.add_argument(
         "--check", action="store_true", help="examine data, masks, weights, memory and time; train nothing"

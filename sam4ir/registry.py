@@ -167,6 +167,14 @@ METRICS = Registry(
 # A row and not an import: the zoo then depends on none of the networks that it fetches weights for.
 WEIGHT_CHECKS = Registry("weights check", {"sam": "sam4ir.priors.sam.kinds:require_kind"}, handed=("path", "kind"))
 FUSIONS = Registry("fusion", {"SPF": "sam4ir.distill.spf:SemanticPriorsFusion"})
+TERMS = Registry(
+    "distillation term",
+    {
+        "SPD": "sam4ir.distill.spd:SemanticPriorsDistillation",
+        "SGR": "sam4ir.distill.sgr:SemanticGuidedRelation",
+    },
+    handed=("build_analyser",),
+)
 SCHEDULES = Registry(
     "scheduler",
     {

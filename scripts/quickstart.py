@@ -204,7 +204,7 @@ def _detail(photo: str, name: str, image: np.ndarray, scores: Mapping[str, Mappi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--commit",
         action="store_true",

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from sam4ir.config.schema import DatasetOptions, DistillOptions, Options, TrainOptions, ValOptions
 from sam4ir.config.signature import accepts
 from sam4ir.config.yaml_text import Path, Problem
-from sam4ir.registry import DATASETS
+from sam4ir.registry import DATASETS, TERMS
 
 _DATASET_KEY = re.compile(r"(train|val|test)[\w.-]*")
+_SHORT_TERMS = ("spd", "sgr")  # that train.spd_opt and train.sgr_opt name
+_LOSS_NAMES = ("pix", "refine", "noise")
 _STAGES = ("gt_sizes", "mini_batch_sizes", "iters")
 
 
@@ -248,6 +250,26 @@ def _distillation(options: Options) -> list[Problem]:
         problems.append(Problem(("val", "refiner"), message))
     if options.train is not None:
         problems += _refiner_training(options, options.train)
+        problems += _terms(options.train)
+    return problems
+
+
+def _terms(train: TrainOptions) -> list[Problem]:
+    """Check the distillation terms: names of their own, and a weight where their type has no usual one."""
+    problems = []
+    for name in train.distill.terms:
+        path: Path = ("train", "distill", "terms", name)
+        if name in _LOSS_NAMES:
+            problems.append(
+                Problem(path, f"is a name that the log gives to a loss ({', '.join(_LOSS_NAMES)}); take another")
+            )
+        elif name in _SHORT_TERMS and getattr(train, f"{name}_opt") is not None:
+            problems.append(Problem(path, f"and train.{name}_opt are the same term; keep one"))
+    for path, term in train.terms.values():
+        usual = term.type in TERMS and getattr(TERMS.get(term.type), "default_balance", None)
+        if term.loss_weight is None and term.balance is None and not usual:
+            message = f"{term.type} has no usual weight; give loss_weight, or balance as a share of the gradient"
+            problems.append(Problem(path, message))
     return problems
 
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import pickle
 import signal
+import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import cv2
 import numpy as np
@@ -70,7 +72,7 @@ class SampleStream(torch.utils.data.Dataset[Any]):
         for attempt in range(1, ATTEMPTS + 2):
             try:
                 return dataclasses.replace(self.dataset.get(index, rng), skipped=tuple(skipped))
-            except (ValueError, OSError) as error:
+            except (UserError, OSError) as error:
                 skipped.append(str(error))
             rng = generator(self.seed, "replacement", number, attempt)
             index = int(rng.integers(len(self.dataset)))
@@ -232,7 +234,7 @@ def _load(
             if result is _END:
                 return
             if isinstance(result, _Failure):
-                raise result.error
+                result.throw()
             yield result
     finally:
         if any(worker.exitcode for worker in workers):  # one was killed, maybe with a lock on which the others wait
@@ -255,14 +257,44 @@ class WorkerDiedError(UserError):
 
 
 class _Failure:
-    """An error on its way out of a worker, to be raised unchanged; torch would wrap it in the worker's traceback."""
+    """An error on its way out of a worker, raised as it is in the main process.
+
+    A bug (no UserError, no OSError) brings the worker's traceback as its cause.
+    """
 
     def __init__(self, error: Exception) -> None:
         self.error = error
+        self.traceback = "" if isinstance(error, (UserError, OSError)) else _worker_traceback(error)
+        if torch.utils.data.get_worker_info() is not None and not _survives_pickling(error):
+            self.error = RuntimeError(f"{type(error).__name__}: {error}")  # else the main process would wait for ever
+
+    def throw(self) -> NoReturn:
+        """Raise the error."""
+        if self.traceback:
+            raise self.error from WorkerTraceback(f"in a process that loads images:\n{self.traceback}")
+        raise self.error
+
+
+class WorkerTraceback(Exception):
+    """The traceback of another process as text, shown as the cause of the error that came from there."""
+
+
+def _worker_traceback(error: Exception) -> str:
+    """The error's traceback in a worker; empty in the main process, where the error carries its own."""
+    if torch.utils.data.get_worker_info() is None:
+        return ""
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+
+
+def _survives_pickling(error: Exception) -> bool:
+    try:
+        return isinstance(pickle.loads(pickle.dumps(error)), type(error))
+    except Exception:  # a plug-in's exception may refuse in any way
+        return False
 
 
 class _Guarded(torch.utils.data.Dataset[Any]):
-    """make(item) by item; an error in the user's data is returned as a _Failure."""
+    """make(item) by item; an error is returned as a _Failure, as torch would rebuild it from its text."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         self._make = make
@@ -270,7 +302,7 @@ class _Guarded(torch.utils.data.Dataset[Any]):
     def __getitem__(self, item: Any) -> Any:
         try:
             return self._make(item)
-        except (ValueError, OSError) as error:
+        except Exception as error:
             return _Failure(error)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from sam4ir.data.lmdb_io import LmdbReader, key_of, parse_meta_line, read_image_keys, unpack_image, unpack_size
 from sam4ir.errors import UserError
 from sam4ir.registry import near_miss
+from sam4ir.utils.files import read_text
 from sam4ir.utils.image import IMAGE_SUFFIXES, read_image, read_size
 
 IoBackend = Mapping[Literal["type"], Literal["disk", "lmdb"]]
@@ -107,7 +108,7 @@ def open_source(dataroot: str | Path, io_backend: IoBackend | None, option: str)
         )
     try:
         source: ImageSource = LmdbSource(dataroot) if is_lmdb else FolderSource(dataroot)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{option}: {error}") from error
     if not source.keys:
         raise UserError(f"{option}: {dataroot} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -123,7 +124,7 @@ def select_keys(source: ImageSource, meta_info_file: str | Path | None) -> list[
         return list(source.keys)
     keys = set(source.keys)
     try:
-        lines = Path(meta_info_file).read_text(encoding="utf-8").splitlines()
+        lines = read_text(Path(meta_info_file)).splitlines()
     except OSError as error:
         raise UserError(f"meta_info_file: {meta_info_file} cannot be read ({error.strerror})") from error
     names = {_meta_key(line, keys) for line in lines if line.strip()}

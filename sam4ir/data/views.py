@@ -94,7 +94,7 @@ class MapReader:
             return None
         try:
             record = self._masks.read(key)
-        except ValueError as error:
+        except UserError as error:
             raise UserError(f"{image}: no masks: {error}") from error
         if tuple(record.size) != size:
             raise UserError(

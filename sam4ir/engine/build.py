@@ -36,18 +36,29 @@ class BuildError(UserError):
     """A part that cannot be built; the message names its key in the option file."""
 
 
+class PartFaultError(RuntimeError):
+    """A bug in the code of a part, ours or a plug-in's; the message names its key, the cause has the traceback."""
+
+
 @contextlib.contextmanager
 def naming(place: str) -> Iterator[None]:
-    """Put the key of the option file, `place`, before the message of any error inside the block."""
+    """Put the key of the option file, `place`, before the message of any error inside the block.
+
+    A ValueError, OSError, or a RuntimeError of torch (which refuses sizes so) means the options: BuildError. Any
+    other exception is a bug in the part's code: PartFaultError, which keeps the traceback.
+    """
     try:
         yield
-    except BuildError:
+    except (BuildError, PartFaultError):
         raise
-    except (ValueError, TypeError, OSError) as error:
+    except (NotImplementedError, RecursionError) as error:
+        raise PartFaultError(f"{place}: {type(error).__name__}: {error}") from error
+    except (ValueError, OSError) as error:
         raise BuildError(f"{place}: {error}") from error
-    except (ArithmeticError, LookupError, RuntimeError) as error:
-        # a period of 0 divides by it, an empty list has no element; torch refuses sizes at great length
+    except RuntimeError as error:  # torch's are long
         raise BuildError(f"{place}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+    except Exception as error:
+        raise PartFaultError(f"{place}: {type(error).__name__}: {error}") from error
 
 
 def make(registry: Registry, block: Block, place: str, **handed: Any) -> Any:

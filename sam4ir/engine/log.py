@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sam4ir.utils.files import atomic
+from sam4ir.utils.files import atomic, read_text
 
 
 def console(log_file: Path | None = None) -> logging.Logger:
@@ -62,7 +62,7 @@ def _iteration(line: str) -> float:
     """Return the iteration of a JSON line; infinity for a torn last line, so that it is dropped."""
     try:
         return float(json.loads(line)["iter"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")
 
 
@@ -76,7 +76,7 @@ def set_aside(path: Path) -> Path | None:
 
 def keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
     """Drop the lines of a text file for which `keep` returns False, atomically."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = read_text(path).splitlines(keepends=True)
     rest = [line for line in lines if keep(line)]
     if len(rest) < len(lines):
         with atomic(path) as part:
@@ -93,8 +93,7 @@ class CsvTable:
         self.columns = ["iter", *columns]
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
-                header = next(csv.reader(file), [])
+            header = next(csv.reader(read_text(path).splitlines()), [])
             if header != self.columns:  # the run goes on with other metrics
                 set_aside(path)
         if path.exists():

@@ -10,6 +10,7 @@ from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.noisy import GaussianDenoisingDataset
 from sam4ir.data.paired import PairedImageDataset
 from sam4ir.data.views import LabelView, ValueView
+from sam4ir.errors import UserError
 from sam4ir.utils.image import read_image, write_image
 from sam4ir.utils.rng import generator
 
@@ -40,7 +41,7 @@ class Masks:
 
     def read(self, key):
         if key == "img_c":
-            raise ValueError(f"{self.path}: no record {key}")
+            raise UserError(f"{self.path}: no record {key}")
         return SimpleNamespace(size=self.labels.shape, labels=self.labels)
 
 

@@ -10,6 +10,7 @@ from sam4ir.archs.nafnet import NAFNet
 from sam4ir.data.sample import Batch
 from sam4ir.distill import balance
 from sam4ir.distill.balance import TermWeight
+from sam4ir.distill.lesson import Lesson
 from sam4ir.distill.sgr import SemanticGuidedRelation
 from sam4ir.distill.spd import SemanticPriorsDistillation
 from sam4ir.distill.spf import SemanticPriorsFusion
@@ -63,17 +64,34 @@ def refiner(seed=1, mask_dropout=0.0, **arguments):
 
 
 def spd(target="refiner", fixed=None, share=0.3, criterion="l1", gate="none"):
-    return SemanticPriorsDistillation(criterion, gate), Term(target, TermWeight(fixed, share))
+    return Term(SemanticPriorsDistillation(criterion, gate), target, TermWeight(fixed, share))
+
+
+class Pixels:
+    """Features that are the pixels themselves."""
+
+    strides = {"pixel": 1}  # noqa: RUF012
+
+    def __call__(self, image):
+        return {"pixel": image - 0.4}
 
 
 def sgr(target="refiner", fixed=None, share=0.05, every=1):
-    relation = SemanticGuidedRelation(lambda image: {"pixel": image - 0.4}, {"pixel": 1})
-    return relation, Term(target, TermWeight(fixed, share), every)
+    relation = SemanticGuidedRelation(lambda variant, layers, weights: Pixels())
+    return Term(relation, target, TermWeight(fixed, share), every)
 
 
 def model(**arguments):
-    built = {"student": network(0), "refiner": refiner(), "loss": PSNRLoss(), "spd": spd(), "sgr": sgr(), **arguments}
+    terms = {"spd": arguments.pop("spd", spd()), "sgr": arguments.pop("sgr", sgr())}
+    terms = {name: term for name, term in terms.items() if term is not None}
+    built = {"student": network(0), "refiner": refiner(), "loss": PSNRLoss(), "terms": terms, **arguments}
     return SamDistill(**built)
+
+
+def sgr_loss(m, student, target, data):
+    """The SGR of a model on these images."""
+    images = (student, target, data.gt, data.lq)
+    return m.terms["sgr"].loss(target, Lesson(*images, data.regions, data.region_count, data.maps))
 
 
 def step(m, data, iteration=1, measure=False):
@@ -250,7 +268,7 @@ def test_ground_truth_as_target_compares_with_the_ground_truth():
     terms = m.losses(data, 1, False).terms
     y1 = m.student(data.lq)
     torch.testing.assert_close(terms["spd"], (y1 - data.gt).abs().mean())
-    torch.testing.assert_close(terms["sgr"], m.sgr[0](y1, data.gt, data.regions, data.region_count))
+    torch.testing.assert_close(terms["sgr"], sgr_loss(m, y1, data.gt, data))
 
 
 def test_the_refiners_image_is_the_target_by_default():
@@ -307,7 +325,7 @@ def test_stage_outputs_are_summed_in_the_loss_and_the_last_is_distilled():
     torch.testing.assert_close(terms["pix"], loss(first, data.gt) + loss(y1, data.gt))
     torch.testing.assert_close(terms["refine"], loss(refined_first, data.gt) + loss(y2, data.gt))
     torch.testing.assert_close(terms["spd"], loss(y1, y2))
-    torch.testing.assert_close(terms["sgr"], m.sgr[0](y1, y2, data.regions, data.region_count))
+    torch.testing.assert_close(terms["sgr"], sgr_loss(m, y1, y2, data))
     assert measures["psnr"] == pytest.approx(batch_psnr(y1, data.gt))
     assert measures["psnr_refiner"] == pytest.approx(batch_psnr(y2, data.gt))
 
@@ -333,7 +351,7 @@ def test_a_batch_with_fewer_than_two_regions_still_trains():
     torch.stack(list(terms.values())).sum().backward()
     assert terms["sgr"].item() == 0
     assert measures["share_sgr"] == 0
-    assert m.sgr[1].weight.batches == 0
+    assert m.terms["sgr"].weight.batches == 0
     assert gradients(m.student).isfinite().all()
 
 
@@ -398,7 +416,7 @@ def test_pulls_of_micro_batches_and_processes_make_the_weight_of_one_large_batch
         parts.losses(small, 1, False)
     parts.end_step(lambda squares: squares)
     for name in ("spd", "sgr"):
-        assert parts._terms()[name].weight.value == pytest.approx(whole._terms()[name].weight.value, rel=1e-4)
+        assert parts.terms[name].weight.value == pytest.approx(whole.terms[name].weight.value, rel=1e-4)
     other = model(student=whole.student)
     other.losses(large, 1, False)
     other.end_step(lambda squares: 4 * squares)  # what the processes' mean gives is what counts

@@ -231,7 +231,7 @@ def make_control(
         images = _checked_images(like, keys, images)
     try:
         pairs = partners(keys, seed) if kind == "shuffled" else {}
-    except ValueError as error:
+    except UserError as error:
         raise MaskStoreError(f"{like.path}: {error}") from None
     tasks = [ControlTask(key, pairs.get(key, "")) for key in keys]
     meta = _meta(kind, like, keys, seed)

@@ -93,9 +93,9 @@ def read_points(folder: Path) -> list[Point]:
         name = path.parent.name
         try:
             means, protocols = _numbers(summary["mean"]), dict(summary["protocols"])
+            iteration = iteration_in(Path(summary["weights"]["source"]).stem)
         except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise ResultError(f"{path}: is no whole summary.json of test.py ({error})") from error
-        iteration = iteration_in(Path(summary["weights"]["source"]).stem)
         points.append(Point(name, iteration, means, protocols, summary.get("lower_is_better", ())))
     return sorted(points, key=lambda p: (p.iteration is None, p.iteration or 0, p.name))
 

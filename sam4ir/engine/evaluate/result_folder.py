@@ -12,7 +12,7 @@ from sam4ir.engine.evaluate.metric import Metric, lower_is_better
 from sam4ir.engine.evaluate.report import Score, means, plain, text_table
 from sam4ir.engine.evaluate.testbed import Scores
 from sam4ir.errors import UserError
-from sam4ir.utils.files import atomic, write_text
+from sam4ir.utils.files import atomic, read_text, write_text
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class ResultsExistError(UserError):
 def holds_options(folder: Path, options_text: str) -> bool:
     """Return whether the results in a folder were computed with these options (YAML)."""
     file = folder / OPTIONS_FILE
-    return file.is_file() and file.read_text(encoding="utf-8") == options_text
+    return file.is_file() and read_text(file) == options_text
 
 
 def refuse_other_options(folder: Path, options_text: str) -> None:

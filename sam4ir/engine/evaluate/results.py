@@ -133,7 +133,7 @@ def read_summary(path: Path) -> dict[str, Any]:
     """Return the content of a summary.json of test.py. Raises ResultError for a file that is none."""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _no_summary(path, error) from error
     if not isinstance(summary, dict):
         raise ResultError(f"{path}: is no whole summary.json of test.py (a {type(summary).__name__})")

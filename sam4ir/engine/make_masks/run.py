@@ -239,7 +239,7 @@ def _work(
                 try:
                     output.writer.name_of(key)  # before the time is spent
                     record = make(key)
-                except (ValueError, cv2.error) as error:
+                except (UserError, cv2.error) as error:
                     bad.append((key, str(error)))
                 else:
                     stored = output.writer.put_record(key, record, overwrite)

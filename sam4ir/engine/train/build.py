@@ -42,7 +42,7 @@ from sam4ir.engine.train.optim import Optimiser, learning_rate
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.train.stages import Stage, stages
 from sam4ir.engine.train.step import Step
-from sam4ir.engine.train.terms import build_loss, build_sgr, build_spd
+from sam4ir.engine.train.terms import build_loss, build_terms
 from sam4ir.errors import UserError
 from sam4ir.models.restoration import Loss, Model, Restoration
 from sam4ir.models.sam_diffsr import SamDiffSR
@@ -166,8 +166,7 @@ def _distilling_model(
         networks["r"],
         _pixel_loss(train, device),
         refine_loss=build_loss(train.refine_opt, "train.refine_opt", device) if train.refine_opt else None,
-        spd=build_spd(train.spd_opt),
-        sgr=build_sgr(train.sgr_opt, device),
+        terms=build_terms(train, device),
         teacher=emas["r"].module if train.distill.teacher == "ema" else None,
         schedule=_schedule(train.distill, train.total_iter),
         masks=train.distill.masks == "store",

@@ -43,7 +43,7 @@ from sam4ir.engine.weights import locate
 from sam4ir.errors import UserError
 from sam4ir.utils.cli import USER_ERROR
 from sam4ir.utils.dist import ALONE, PeerError, World
-from sam4ir.utils.memory import in_words, peak_memory, reset_peak
+from sam4ir.utils.memory import in_words, out_of_memory, peak_memory, reset_peak
 from sam4ir.utils.rng import generator, seed_defaults
 
 STEPS = 4  # a stage's steps are timed at its end, where every term takes part
@@ -77,7 +77,9 @@ class Findings:
             yield
         except PeerError:
             raise
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        except (UserError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not out_of_memory(error):
+                raise
             self.problem(str(error) or type(error).__name__)
 
 
@@ -208,7 +210,7 @@ def _examine_images(name: str, data: Dataset, findings: Findings) -> None:
                 small += not examinable.examine(index)
             if index in whole:
                 data.get(index, generator(0, "check", index))
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             wrong += 1
             if wrong <= LISTED:
                 findings.problem(f"{name}: {error}")

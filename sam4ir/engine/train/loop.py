@@ -34,7 +34,7 @@ from sam4ir.engine.train.step_log import StepLog
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import ALONE, PeerError, World
 from sam4ir.utils.files import write_text
-from sam4ir.utils.memory import reset_peak
+from sam4ir.utils.memory import out_of_memory, reset_peak
 from sam4ir.utils.rng import seed_defaults
 
 
@@ -168,7 +168,7 @@ class Trainer:
                 raise
             except Exception as error:
                 self.milestones.rescue()
-                if _out_of_memory(error):
+                if out_of_memory(error):
                     raise MemoryRunsOutError(self._advice(error)) from error
                 if "DataLoader worker" in str(error) and not isinstance(error, ValueError):
                     raise WorkerDiedError(str(error)) from error  # torch reports its death in the middle of a step
@@ -248,7 +248,3 @@ class Trainer:
             "mini_batch_sizes; train.total_batch keeps the recipe), or set checkpoint_activations: true or precision: "
             "bf16; then go on with --auto_resume"
         )
-
-
-def _out_of_memory(error: Exception) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)

@@ -80,7 +80,11 @@ def test_the_loss_falls_and_a_resumed_run_equals_an_uninterrupted_one(world: Wor
 
 def stop_after(world: World, sam: bool, iteration: int) -> None:
     """Go on with the run `stopped` and let SIGTERM arrive after an iteration."""
-    trainer = Trainer(world.options(sam, ("name=stopped",)), resume=True)
+    interrupt_after(Trainer(world.options(sam, ("name=stopped",)), resume=True), iteration)
+
+
+def interrupt_after(trainer: Trainer, iteration: int) -> None:
+    """Train, and let SIGTERM arrive after an iteration."""
     record = trainer.step_log.record
 
     def recorded(*arguments) -> None:
