@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sam4ir.distill.lesson import Lesson
-from sam4ir.distill.pool import paint, region_sums
+from sam4ir.distill.pool import paint_rows, region_sums
 from sam4ir.errors import UserError
 
 Criterion = Literal["l1", "charbonnier", "psnr"]
@@ -77,7 +77,7 @@ class SemanticPriorsDistillation(nn.Module):
         gain = _squared_error(student, gt) - _squared_error(refined, gt)
         if self.gate == "pixel":
             return (gain > 0).float()
-        return paint((region_sums(gain, labels, count) > 0).float(), labels)
+        return paint_rows((region_sums(gain, labels, count) > 0).float(), labels)
 
 
 def _squared_error(image: Tensor, gt: Tensor) -> Tensor:

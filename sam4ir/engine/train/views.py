@@ -9,7 +9,7 @@ import numpy as np
 from sam4ir.data.masks.record import MaskRecord
 from sam4ir.data.transforms import Window
 from sam4ir.data.views import LabelView, ValueView
-from sam4ir.priors.spe import MaskRecordLike, Mean, spe_map
+from sam4ir.priors.spe import Mean, SpeRecord, spe_map
 
 
 class RegionView(LabelView):
@@ -29,5 +29,5 @@ class SpeView(ValueView):
 
     mean: Mean = "image"
 
-    def read(self, record: MaskRecordLike, window: Window) -> np.ndarray:
+    def read(self, record: SpeRecord, window: Window) -> np.ndarray:
         return spe_map(record, window.top, window.left, window.height, window.width, self.mean)
