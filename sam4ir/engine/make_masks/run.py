@@ -64,7 +64,7 @@ class ImageShare:
 
 @dataclass(frozen=True)
 class RecordMaker:
-    """Makes the mask record of an image; raises ValueError where the image or its masks are at fault.
+    """Makes the mask record of an image; raises UserError where the image or its masks are at fault.
 
     source: the images. generate: (h, w, 3) uint8 RGB -> segment-anything's mask dictionaries. restore: image ->
     restored image of the same type, which the generator gets instead; None for the image itself. max_side: larger
@@ -183,7 +183,7 @@ def generate_masks(
 ) -> MaskReport:
     """Make the masks of all images that the store lacks.
 
-    make: key -> record bytes, or a ValueError: such an image is left out and reported; the next run tries it again.
+    make: key -> record bytes, or a UserError: such an image is left out and reported; the next run tries it again.
     keys: all images, sorted, the same in all processes. shard: this process's share where it runs by itself.
     begun: called with (images, number of those in the store) when the work begins, in the main process.
     Raises Interrupted after SIGTERM or Ctrl-C, when the present image is stored; MaskStoreError where the store cannot

@@ -35,6 +35,7 @@ from sam4ir.engine.make_masks.run import (
     enlarged_record,
     generate_masks,
 )
+from sam4ir.errors import UserError
 from sam4ir.utils.dist import PeerError, Tally, world
 from sam4ir.utils.image import read_image, write_image
 
@@ -132,7 +133,7 @@ def test_bad_images_are_skipped_listed_and_tried_again(tmp_path: Path) -> None:
 
     def picky(image: np.ndarray) -> list[dict[str, Any]]:
         if (image == picture(3)).all():
-            raise ValueError("no masks for this one")
+            raise UserError("no masks for this one")
         return thresholds(image)
 
     report = run(images, tmp_path / "m.lmdb", picky)
