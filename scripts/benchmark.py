@@ -33,9 +33,8 @@ from benchmarks import data, diffusion, networks, sam
 from benchmarks.networks import RECIPES, Setting
 from benchmarks.sam import SamSetting
 from benchmarks.timing import Contest, Plan, environment, measure
-from sam4ir.engine.make_masks.build import device_of
+from sam4ir.engine.devices import choose_device
 from sam4ir.utils import cli
-from sam4ir.utils.dist import World
 from sam4ir.utils.files import write_text
 
 COMMANDS = ("train", "infer", "data", "masks", "spe")
@@ -75,7 +74,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def setting(options: argparse.Namespace) -> Setting:
     """Return the setting of the networks' contests."""
     return Setting(
-        device=device_of(options.device, World()),
+        device=choose_device(options.device, place="--device"),
         precisions=("fp32", "bf16") if options.precision == "both" else (options.precision,),
         patch=options.patch,
         batch=options.batch,
@@ -101,7 +100,7 @@ def contests(options: argparse.Namespace, command: str) -> Iterator[Contest]:
     elif command == "diffusion":
         yield from diffusion.contests(setting(options))
     elif command == "sam":
-        device = device_of(options.device, World())
+        device = choose_device(options.device, place="--device")
         yield sam.contest(
             SamSetting(options.sam, device, options.images, options.number, options.points_per_side, options.quick)
         )
@@ -130,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     cv2.setNumThreads(options.threads)
     plan = QUICK if options.quick else Plan(options.rounds)
-    device = device_of(options.device, World())
+    device = choose_device(options.device, place="--device")
     report: dict[str, Any] = {"environment": environment(device), "contests": []}
     if options.command == "bookkeeping":
         return bookkeeping(options, report)

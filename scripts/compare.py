@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sam4ir.engine.evaluate.compare import Choice, Comparison, compare, compare_seeds, extremes, record
+from sam4ir.engine.evaluate.compare import CompareChoice, Comparison, compare, compare_seeds, extremes, flat_row
 from sam4ir.engine.evaluate.report import columns, plain, printable, titled
 from sam4ir.engine.evaluate.results import read_results
 from sam4ir.engine.evaluate.statistics import FEW, RESAMPLES, Interval
@@ -72,7 +72,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    choice = Choice(options.stage, options.metric, options.common, options.lower_is_better)
+    choice = CompareChoice(options.stage, options.metric, options.common, options.lower_is_better)
     if options.a is not None:
         runs = read_results([*options.a, *options.b])
         comparisons, notes = compare_seeds(runs[: len(options.a)], runs[len(options.a) :], choice)
@@ -95,7 +95,7 @@ def text(comparisons: Sequence[Comparison], listed: int) -> list[str]:
     lines = []
     for dataset in dict.fromkeys(c.dataset for c in comparisons):
         own = [c for c in comparisons if c.dataset == dataset]
-        lines += [f"{dataset}, stage {own[0].stage}, baseline {own[0].baseline}", ""]
+        lines += [f"{dataset}, stage {own[0].output}, baseline {own[0].baseline}", ""]
         lines += [*columns([[*HEAD, *COUNTS], *map(row, own)]), ""]
         for c in own:
             lines += largest(c, listed)
@@ -128,7 +128,7 @@ def largest(c: Comparison, listed: int) -> list[str]:
 
 def table(comparisons: Sequence[Comparison]) -> str:
     """Return the statistics as CSV."""
-    rows = [record(c) for c in comparisons]
+    rows = [flat_row(c) for c in comparisons]
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -140,7 +140,7 @@ def document(comparisons: Sequence[Comparison], notes: Sequence[str]) -> dict[st
     """Return the statistics and [baseline, result] of every pair; what is not finite is text, as JSON needs."""
     found = []
     for c in comparisons:
-        numbers = {k: plain(v) if isinstance(v, float) else v for k, v in record(c).items()}
+        numbers = {k: plain(v) if isinstance(v, float) else v for k, v in flat_row(c).items()}
         values = {unit: [plain(a), plain(b)] for unit, a, b in zip(c.units, c.a, c.b, strict=True)}
         found.append({**numbers, "values": values})
     return {"resamples": RESAMPLES, "notes": list(notes), "comparisons": found}

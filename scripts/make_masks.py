@@ -23,9 +23,10 @@ import cv2
 import torch
 
 from sam4ir.data.sources import open_source, select_keys
+from sam4ir.engine.devices import choose_device, wants_cuda
 from sam4ir.engine.interrupt import Interrupted, Signals
-from sam4ir.engine.make_masks.build import SETTINGS, LoadedGenerator, device_of, load_generator, load_restorer, meta_of
-from sam4ir.engine.make_masks.run import Place, RecordMaker, Report, Share, generate_masks
+from sam4ir.engine.make_masks.build import SETTINGS, LoadedGenerator, load_generator, load_restorer, meta_of
+from sam4ir.engine.make_masks.run import ImageShare, MaskReport, Place, RecordMaker, generate_masks
 from sam4ir.errors import UserError
 from sam4ir.utils import cli
 from sam4ir.utils.dist import World, restarted, world
@@ -85,11 +86,11 @@ def add_settings(group: Any) -> None:
         group.add_argument(*flags, dest=name, type=Path if name == "point_grids" else kind, metavar=metavar, help=what)
 
 
-def shard(text: str) -> Share:
+def shard(text: str) -> ImageShare:
     """Return the share of a process that runs by itself, from text such as '2/8'."""
     index, _, count = text.partition("/")
     try:
-        return Share(int(index), int(count), "shard")
+        return ImageShare(int(index), int(count), "shard")
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} must be I/N with I from 0 to N - 1") from None
 
@@ -131,10 +132,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.threads:
         torch.set_num_threads(options.threads)
         cv2.setNumThreads(options.threads)
-    cuda = options.device.startswith("cuda") or (options.device == "auto" and torch.cuda.is_available())
     main_process = True
     try:
-        with world(options.launcher, cuda) as joined, Signals(patient=joined.size > 1) as signals:
+        with world(options.launcher, wants_cuda(options.device)) as joined, Signals(patient=joined.size > 1) as signals:
             main_process = joined.main
             return make_masks(options, joined, signals)
     except Interrupted as stopped:  # behind world(), which would wait for the others
@@ -149,7 +149,7 @@ def make_masks(options: argparse.Namespace, joined: World, signals: Signals) -> 
         raise UserError("--shard is for processes that run by themselves; torchrun and Slurm share the images out")
     source = open_source(options.input, None, "--input")
     keys = select_keys(source, options.keys)
-    device = device_of(options.device, joined)
+    device = choose_device(options.device, joined, "--device")
     restored = load_restorer(options.restore_opt, options.restore_weights, device) if options.restore_opt else None
     model = load_generator(options.sam, settings_of(options), options.precision, device, joined)
     meta = meta_of(model, options.image, options.max_side, restored, options.scale)
@@ -182,10 +182,10 @@ def summary(model: LoadedGenerator) -> str:
     return f"{model.name} ({model.kind}, {model.file}), {', '.join(differing) or 'default settings'}, {model.made_on}"
 
 
-def print_report(report: Report, options: argparse.Namespace) -> None:
+def print_report(report: MaskReport, options: argparse.Namespace) -> None:
     """Print the figures, the images without masks, and the next commands."""
-    duration = f"{report.seconds:.1f} s, {report.rate:.3g} images/s" if report.made else "nothing to do"
-    print(f"{report.made} images made ({duration}), {report.found} were there, {len(report.bad)} could not be done")
+    duration = f"{report.seconds:.1f} s, {report.rate:.3g} images/s" if report.new else "nothing to do"
+    print(f"{report.new} images made ({duration}), {report.old} were there, {len(report.bad)} could not be done")
     masks = "" if report.masks is None else f", {report.masks} masks"
     print(f"{options.store}: {report.stored} images{masks}")
     for key, reason in report.bad[:SHOWN]:

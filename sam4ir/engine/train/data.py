@@ -14,9 +14,10 @@ from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sample import Dataset, Resizable
 from sam4ir.data.sources import listed
 from sam4ir.data.views import View
-from sam4ir.engine.build import BuildError, channels_of, dataset, make, naming
+from sam4ir.engine.build import BuildError, build_dataset, channels_of, make, naming
 from sam4ir.engine.train.stages import Stage
 from sam4ir.errors import UserError
+from sam4ir.priors.spe import Mean as SpeMean
 from sam4ir.priors.spe import spe_map
 from sam4ir.registry import DATASETS, VIEWS
 
@@ -26,43 +27,48 @@ SPE_IMAGES = 1000  # images on which the scale of the position encoding is measu
 def views_of(options: Options) -> dict[str, View]:
     """Return the views of the maps that the model reads, by name; none where it does not look at masks."""
     if options.distills and options.train is not None and options.train.distill.masks == "store":
-        return {"regions": _view(Block(type="regions"), "model_type", options)}
+        return {"regions": _view(Block(type="regions"), "model_type", options.process.mean)}
     if options.diffuses and options.process.needs_masks:
-        return {"spe": _view(Block(type="spe"), "diffusion", options)}
+        return {"spe": _view(Block(type="spe"), "diffusion", options.process.mean)}
     return {}
 
 
-def own_views(key: str, block: DatasetOptions, options: Options) -> dict[str, View]:
+def own_views(key: str, block: DatasetOptions, mean: SpeMean) -> dict[str, View]:
     """Return the views that a data set names under masks.views, for a user's own model, fusion or term."""
     if block.masks is None:
         return {}
     views: dict[str, View] = {}
     for number, view in enumerate(block.masks.views):
-        views[view.type] = _view(view, f"datasets.{key}.masks.views.{number}", options)
+        views[view.type] = _view(view, f"datasets.{key}.masks.views.{number}", mean)
     return views
 
 
-def _view(block: Block, place: str, options: Options) -> View:
-    view: View = make(VIEWS, block, place, mean=options.process.mean)
+def _view(block: Block, place: str, mean: SpeMean) -> View:
+    view: View = make(VIEWS, block, place, mean=mean)
     return view
 
 
-def masked_dataset(key: str, block: DatasetOptions, options: Options, views: Mapping[str, View]) -> Dataset:
-    """Return a data set whose samples carry the maps of these views and of its own ones, if it has masks."""
-    views = {**own_views(key, block, options), **views}
+def masked_dataset(
+    key: str, block: DatasetOptions, views: Mapping[str, View], scale: int = 1, mean: SpeMean = "image"
+) -> Dataset:
+    """Return a data set whose samples carry the maps of these views and of its own ones, if it has masks.
+
+    scale: of super-resolution. mean: diffusion.mean, for the position encoding.
+    """
+    views = {**own_views(key, block, mean), **views}
     if not views or block.masks is None:
-        return dataset(key, block, options)
+        return build_dataset(key, block, scale)
     if not accepts(DATASETS.get(block.type), "masks"):
         raise BuildError(
             f"datasets.{key}.type: {block.type} takes no masks; its constructor needs masks and mask_views"
         )
     store = mask_store(key, block)
-    if "spe" in views and options.process.mean == "region" and store.meta.get("imported", {}).get("format") == "spe":
+    if "spe" in views and mean == "region" and store.meta.get("imported", {}).get("format") == "spe":
         raise BuildError(
             f"diffusion.mean: region needs whole masks, but {store.path} was imported from maps of their encoding, "
             "which show of each mask what no other covers; take mean: image, or masks made by scripts/make_masks.py"
         )
-    data = dataset(key, block, options, masks=store, mask_views=views)
+    data = build_dataset(key, block, scale, masks=store, mask_views=views)
     names = set(store.keys())
     lacking = [name for name in map(data.key, range(len(data))) if name not in names]
     if lacking:
@@ -74,18 +80,17 @@ def masked_dataset(key: str, block: DatasetOptions, options: Options, views: Map
     return data
 
 
-def measured_spe(options: Options) -> float:
+def measured_spe(key: str, block: DatasetOptions, scale: int, mean: SpeMean) -> float:
     """Return the RMS of the position encoding over the covered pixels of the training images, SPE_IMAGES at most.
 
     Raises BuildError where no pixel of them is covered.
     """
-    ((key, block),) = options.phase("train").items()
     store = mask_store(key, block)
-    data = dataset(key, block, options)
+    data = build_dataset(key, block, scale)
     total, count = 0.0, 0
     for index in range(0, len(data), -(-len(data) // SPE_IMAGES)):
         record = store.read(data.key(index))
-        spe = spe_map(record, 0, 0, *record.size, mean=options.process.mean)
+        spe = spe_map(record, 0, 0, *record.size, mean=mean)
         covered = record.list_map(0, 0, *record.size) > 0
         total += float(np.square(spe[covered], dtype=np.float64).sum())
         count += int(covered.sum())
@@ -134,10 +139,11 @@ def data_sets(options: Options) -> Sets:
     if train is None or not options.phase("train"):
         raise BuildError("datasets.train: training needs a training set and a `train` block; test.py scores networks")
     ((key, block),) = options.phase("train").items()
+    scale, mean = options.scale, options.process.mean
     views = views_of(options)
     scored = views if options.val is not None and options.val.refiner else {}
-    val = {b.name or k: masked_dataset(k, b, options, scored) for k, b in options.phase("val").items()}
-    data = masked_dataset(key, block, options, views)
+    val = {b.name or k: masked_dataset(k, b, scored, scale, mean) for k, b in options.phase("val").items()}
+    data = masked_dataset(key, block, views, scale, mean)
     if block.gt_sizes is not None and not isinstance(data, Resizable):
         raise BuildError(
             f"datasets.{key}.gt_sizes: {block.type} cannot change its patch size; it needs a method with_gt_size(size)"
