@@ -140,7 +140,7 @@ def stretched(record: MaskRecord, size: tuple[int, int]) -> bytes:
     Masks that lose all their pixels are left out; order and scores stay.
     """
     whole = regions.Atoms(record.labels(0, 0, *record.size), record.table)
-    atoms, kept = regions.in_sight(regions.resized(whole, size))
+    atoms, kept = regions.drop_absent_masks(regions.resize_atoms(whole, size))
     return record_from_atoms(atoms, record.predicted_iou[kept], record.stability_score[kept])
 
 

@@ -34,7 +34,7 @@ def cut_records(record: MaskRecord, windows: Sequence[SubImage], hashes: Sequenc
     table, scores = record.table, (record.predicted_iou, record.stability_score)
     made = []
     for window, sha256 in zip(windows, hashes, strict=True):
-        atoms, kept = regions.in_sight(regions.Atoms(window.cut(labels), table))
+        atoms, kept = regions.drop_absent_masks(regions.Atoms(window.cut(labels), table))
         iou, stability = (score[kept] for score in scores)
         made.append(record_from_atoms(atoms, iou, stability, sha256))
     return made

@@ -101,7 +101,7 @@ def record_from_atoms(
 
 def _record(runs: Sequence[regions.Runs], values: np.ndarray, size: Size, image_sha256: bytes) -> bytes:
     """values: (n, 8) area, box (4), predicted_iou, stability_score, spe_sum."""
-    atoms = regions.atoms(runs, size)
+    atoms = regions.atoms_of_runs(runs, size)
     first = np.array([regions.first_pixel(r, size) for r in runs], np.int64)
     region = regions.top_masks(atoms.table, regions.paint_order(values[:, 0], first))
     columns = MaskColumns(values[:, 0], values[:, 1:5], *values[:, 5:].T)

@@ -108,7 +108,7 @@ def enlarged_record(masks: Sequence[Mapping[str, Any]], size: tuple[int, int], i
         return record_from_sam([], size, image_sha256)
     small = masks[0]["segmentation"]["size"]
     runs = [regions.parse_counts(mask["segmentation"]["counts"], (small[0], small[1])) for mask in masks]
-    atoms = regions.resized(regions.atoms(runs, (small[0], small[1])), size)
+    atoms = regions.resize_atoms(regions.atoms_of_runs(runs, (small[0], small[1])), size)
     iou, stability = (
         np.array([mask[name] for mask in masks], np.float64) for name in ("predicted_iou", "stability_score")
     )

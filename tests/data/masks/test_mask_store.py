@@ -290,7 +290,7 @@ def test_bytes_that_are_no_record_are_refused(tmp_path: Path) -> None:
 
 @given(place=st.integers(0, 1 << 16), flip=st.integers(1, 255))
 @example(place=212, flip=208)  # a frame that claims to be too large for the memory
-@example(place=218, flip=1)  # a tile of an atom that is not there
+@example(place=218, flip=1)  # a tile of an atom that does not exist
 @settings(max_examples=80, deadline=None)
 def test_a_record_with_a_damaged_byte_is_an_error_or_reads_without_crashing(place: int, flip: int) -> None:
     data = bytearray(record_from_sam([sam_mask(m) for m in blobs(4, 70, 70)]))
