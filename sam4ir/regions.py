@@ -50,8 +50,8 @@ def _integers(counts: Sequence[int] | NDArray[Any]) -> Runs:
 def _decompress(counts: str | bytes) -> Runs:
     """Return the runs of COCO's compressed text; raise RleError on any other text.
 
-    Each character holds 5 bits of a number, low bits first; bit 5 says that more characters follow; the last one's bit 4
-    is the sign. From the fourth run on the number is the difference from the run two places before.
+    Each character holds 5 bits of a number, low bits first. Bit 5 says that more characters follow, and bit 4 of the
+    last one is the sign. From the fourth run on the number is the difference from the run two places before.
     """
     try:
         text = counts.encode("ascii") if isinstance(counts, str) else counts
@@ -93,7 +93,7 @@ def mask_to_runs(mask: NDArray[Any]) -> Runs:
 
 
 def _runs_between(edges: NDArray[np.int64], pixels: int, covered_first: bool) -> Runs:
-    """Return the runs of a mask that changes at the pixels `edges`; an empty run comes first where it covers pixel 0."""
+    """Return the runs of a mask that changes at the pixels `edges`, after an empty run where it covers pixel 0."""
     first = [0, 0] if covered_first else [0]
     return np.diff(np.concatenate((first, edges, [pixels])))
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 from tqdm import tqdm
 
 from sam4ir.data.lmdb_io import Packed
-from sam4ir.data.masks.meta import holds_nothing, provenance_of
+from sam4ir.data.masks.meta import holds_nothing, stored_provenance
 from sam4ir.data.masks.store import MaskStore, MaskStoreError, MaskStoreWriter
 from sam4ir.data.sources import ImageSource
 from sam4ir.data.windows import TABLE
@@ -132,7 +132,7 @@ def inherited(store: MaskStore) -> dict[str, Any]:
     """The provenance of a store, for another that is made of its records."""
     ours = ("python", "numpy", "lmdb", "zstandard")  # of whoever writes
     versions = {k: v for k, v in store.meta.get("versions", {}).items() if k not in ours}
-    return {**provenance_of(store.meta), **({"versions": versions} if versions else {})}
+    return {**stored_provenance(store.meta), **({"versions": versions} if versions else {})}
 
 
 def refuse_same(store: Path, output: Path) -> None:

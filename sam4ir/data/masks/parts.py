@@ -145,7 +145,7 @@ def _merge_one(writer: MaskStoreWriter, part: Path, meta: Mapping[str, Any]) -> 
     if mask_meta.holds_nothing(part) or not data.exists() or not data.stat().st_size:
         return 0
     known = mask_meta.read_meta(part)
-    mask_meta.refuse_other(part, mask_meta.provenance_of(known), mask_meta.provenance(meta))
+    mask_meta.refuse_other_provenance(part, mask_meta.stored_provenance(known), mask_meta.checked_provenance(meta))
     copied = sum(writer.put_records(batch) for batch in MaskStore(part).batches())
     mask_meta.add_made_on(writer.path, known.get("made_on", []))
     return copied

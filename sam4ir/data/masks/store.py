@@ -9,12 +9,12 @@ from typing import Any, TypeVar
 import lmdb
 
 from sam4ir.data.lmdb_env import OpenLmdb, get, open_shared
-from sam4ir.data.masks.meta import HELP, PROVENANCE, SOURCES, read_meta
+from sam4ir.data.masks.meta import HELP, PROVENANCE_KEYS, SOURCES, read_meta
 from sam4ir.data.masks.record import MaskRecord, MaskStoreError, mask_count
 from sam4ir.data.masks.writer import MaskStoreWriter, contains
 from sam4ir.registry import near_miss
 
-__all__ = ["PROVENANCE", "SOURCES", "MaskRecord", "MaskStore", "MaskStoreError", "MaskStoreWriter"]
+__all__ = ["PROVENANCE_KEYS", "SOURCES", "MaskRecord", "MaskStore", "MaskStoreError", "MaskStoreWriter"]
 
 T = TypeVar("T")
 

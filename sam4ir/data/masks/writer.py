@@ -33,7 +33,7 @@ class MaskStoreWriter:
         self, path: str | Path, meta: Mapping[str, Any], new: bool = False, map_size: int = 64 * 2**20
     ) -> None:
         self.path = Path(path)
-        own = mask_meta.provenance(meta)
+        own = mask_meta.checked_provenance(meta)
         if new and self.path.exists():
             mask_meta.refuse_foreign(self.path)
             self._refuse_writers()
@@ -42,7 +42,7 @@ class MaskStoreWriter:
             mask_meta.read_meta(self.path)  # nothing is written into a folder of somebody else
         self.path.mkdir(parents=True, exist_ok=True)
         with mask_meta.locked(self.path):
-            mask_meta.write_meta(self.path, mask_meta.begin(self.path, own, meta))  # before any data
+            mask_meta.write_meta(self.path, mask_meta.joined_meta(self.path, own, meta))  # before any data
         self._presence = mask_meta.Presence(self.path)
         self._put = 0
         existing = self.path / "data.mdb"
