@@ -32,8 +32,8 @@ from tqdm import tqdm
 
 from sam4ir.data.masks.control import KINDS, make_control
 from sam4ir.data.masks.crop import crop_by_table, crop_images
-from sam4ir.data.masks.exporter import SUFFIXES, export
-from sam4ir.data.masks.fill import Filled, refuse_same
+from sam4ir.data.masks.exporter import EXPORT_SUFFIXES, export_masks
+from sam4ir.data.masks.fill import FillResult, refuse_same
 from sam4ir.data.masks.formats import FORMATS, find_masks
 from sam4ir.data.masks.importer import import_masks
 from sam4ir.data.masks.info import look
@@ -185,7 +185,7 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("store", type=Path)
     parser.add_argument(
         "--format",
-        choices=tuple(SUFFIXES),
+        choices=tuple(EXPORT_SUFFIXES),
         required=True,
         help="sam: segment-anything's JSON; labels: region map PNG, 8 or 16 bits; samdiffsr: float32 SPE map, .npy",
     )
@@ -334,8 +334,10 @@ def _background(texts: Sequence[str]) -> tuple[int, ...]:
 def run_export(options: argparse.Namespace) -> int:
     """A file an image."""
     store = MaskStore(options.store)
-    done = export(store, options.format, options.output, spe_map, options.keys, options.overwrite, options.workers)
-    print(f"{options.output}: {done.written} files written, {done.there} were there, {len(done.bad)} bad")
+    done = export_masks(
+        store, options.format, options.output, spe_map, options.keys, options.overwrite, options.workers
+    )
+    print(f"{options.output}: {done.written} files written, {done.present} were there, {len(done.bad)} bad")
     return _told(done.bad)
 
 
@@ -388,8 +390,8 @@ def run_control(options: argparse.Namespace) -> int:
     return _filled(options.output, done)
 
 
-def _filled(store: Path, done: Filled) -> int:
-    print(f"{store}: {done.stored} images stored, {done.there} were there, {len(done.bad)} bad")
+def _filled(store: Path, done: FillResult) -> int:
+    print(f"{store}: {done.stored} images stored, {done.present} were there, {len(done.bad)} bad")
     return _told(done.bad)
 
 

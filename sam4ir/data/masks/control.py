@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4ir import regions
-from sam4ir.data.masks.fill import Filled, TaskResult, crop_hint, fill, inherited
+from sam4ir.data.masks.fill import FillResult, TaskResult, crop_hint, fill, inherited_meta
 from sam4ir.data.masks.from_sam import pixel_sha256, record_from_atoms, record_from_sam
 from sam4ir.data.masks.labels import masks_of_labels
 from sam4ir.data.masks.record import MaskRecord, MaskStoreError
@@ -216,7 +216,7 @@ def make_control(
     seed: int = 0,
     new: bool = False,
     workers: int = 1,
-) -> Filled:
+) -> FillResult:
     """A control store with the keys of `like`. images: what superpixels are made of; the other kinds look at none.
 
     Its provenance says what it is: generator 'control: slic | grid | shuffled', settings, and `like`, that store's own.
@@ -259,7 +259,7 @@ def _meta(kind: Kind, like: MaskStore, keys: list[str], seed: int) -> dict[str, 
         "shuffled": "the masks of another image of the store `like`, resized (nearest neighbour)",
     }
     digest = hashlib.sha256("\n".join(keys).encode()).hexdigest()
-    given = inherited(like)
+    given = inherited_meta(like)
     about = {k: given.get(k) for k in ("generator", "checkpoint", "checkpoint_sha256", "settings")}
     return {
         "generator": GENERATORS[kind],

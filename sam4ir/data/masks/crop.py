@@ -13,7 +13,7 @@ import numpy as np
 
 from sam4ir import regions
 from sam4ir.data.lmdb_io import Encoding, LmdbReader, LmdbWriter, Packed, pack, read_image_keys, unpack_image
-from sam4ir.data.masks.fill import Filled, ImageSink, TaskResult, fill, inherited
+from sam4ir.data.masks.fill import FillResult, ImageSink, TaskResult, fill, inherited_meta
 from sam4ir.data.masks.from_sam import pixel_sha256, record_from_atoms
 from sam4ir.data.masks.record import MaskRecord, MaskStoreError
 from sam4ir.data.masks.store import MaskStore
@@ -89,7 +89,7 @@ class CutImage:
 
 def crop_by_table(
     store: MaskStore, output: Path, table: Path, parts: ImageSource | None = None, new: bool = False, workers: int = 1
-) -> Filled:
+) -> FillResult:
     """A store of the sub-images of a prepared set: table is its windows.jsonl, parts its GT LMDB (for checksums).
 
     Raises MaskStoreError where the store has none of the table's images.
@@ -120,7 +120,7 @@ def crop_images(
     encoding: Encoding = "raw",
     new: bool = False,
     workers: int = 1,
-) -> Filled:
+) -> FillResult:
     """Cuts images and their masks together, by BasicSR's rule; keys are <image>_s001, ...
 
     output_images: an LMDB (*.lmdb) or a folder of PNGs for the sub-images, None for none. An image LMDB gets its name
@@ -258,7 +258,7 @@ def _with_masks(store: MaskStore, cuts: Sequence[Cut], where: str) -> tuple[list
 
 
 def _meta(store: MaskStore, how: dict[str, Any]) -> dict[str, Any]:
-    meta = inherited(store)
+    meta = inherited_meta(store)
     earlier = {"of": meta["cut"]} if "cut" in meta else {}
     return {**meta, "cut": {**how, **earlier}}
 

@@ -110,7 +110,7 @@ def _record(runs: Sequence[regions.Runs], values: np.ndarray, size: regions.Size
 
 
 def pixel_sha256(image: np.ndarray) -> str:
-    """Return the hexadecimal sha256 of an (h, w, 3) RGB image's pixels in raster order; its file format has no effect."""
+    """Return the hexadecimal sha256 of an (h, w, 3) RGB image's pixels in raster order."""
     return hashlib.sha256(image.tobytes()).hexdigest()
 
 
@@ -154,7 +154,9 @@ def _size(value: Any) -> regions.Size:
 
 
 def _is_side(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and 0 < value < _LARGEST_SIDE
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        return False
+    return bool(0 < value < _LARGEST_SIDE)
 
 
 def _row(mask: Mapping[str, Any], runs: regions.Runs, size: regions.Size) -> list[float]:

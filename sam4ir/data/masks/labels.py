@@ -20,7 +20,7 @@ from sam4ir.errors import UserError
 from sam4ir.utils.image import read_labels
 
 MAX_LABELS = 10_000  # beyond, it is a photograph; atoms x masks would not fit into memory either
-SPE_SUM = "spe_sum"  # key of a mask whose sum of the rotary table is stated, because only a part of it is in sight
+SPE_SUM_KEY = "spe_sum"  # key of a mask whose sum of the rotary table is stated, because only a part of it is in sight
 METADATA = "metadata.csv"
 
 _SCORES = ("predicted_iou", "stability_score")
@@ -79,7 +79,7 @@ def read_spe_map(path: Path) -> tuple[Masks, regions.Size | None]:
     """The masks of an SPE map's .npy file as SAM-DiffSR's data_gen/merge_mask_to_one.py writes it, and its size.
 
     (h, w) floating point, 0 where no mask lies: each other value is a mask, as much of it as later masks left in sight.
-    Its sum of the rotary table, of the whole mask, is the value times h w and stands under SPE_SUM, so that the map
+    Its sum of the rotary table, of the whole mask, is the value times h w and stands under SPE_SUM_KEY, so that the map
     comes back. Values alike are one mask, a value of 0 is none. An image without masks is a file of None, whose size
     nothing tells; it is recognised without being unpickled.
     Raises ValueError naming file and reason.
@@ -99,7 +99,7 @@ def read_spe_map(path: Path) -> tuple[Masks, regions.Size | None]:
         raise MaskStoreError(f"{path}: {len(values)} values (at most {MAX_LABELS}); is it an SPE map?")
     masks = masks_of_labels(found, (0.0,))
     for mask, value in zip(masks, values.tolist(), strict=True):
-        mask[SPE_SUM] = value * found.size
+        mask[SPE_SUM_KEY] = value * found.size
     return masks, (found.shape[0], found.shape[1])
 
 

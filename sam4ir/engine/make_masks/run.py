@@ -227,7 +227,7 @@ def _work(
                 found += 1
             else:
                 try:
-                    output.writer.name_of(key)  # before the time is spent
+                    output.writer.encode_key(key)  # before the time is spent
                     record = make(key)
                 except (ValueError, cv2.error) as error:
                     bad.append((key, str(error)))

@@ -161,7 +161,7 @@ def test_shuffled_masks_are_another_images_in_this_ones_size(like: MaskStore) ->
     del made  # a process does not write what it has open
     with pytest.raises(ValueError, match=r"made differently .*seed: stored 3, now 4"):
         make_control("shuffled", like, path, seed=4)
-    assert make_control("shuffled", like, path, seed=3).there == 3
+    assert make_control("shuffled", like, path, seed=3).present == 3
 
 
 def test_superpixels_know_the_image_they_were_made_of(like: MaskStore) -> None:

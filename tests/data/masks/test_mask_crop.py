@@ -99,7 +99,7 @@ def test_a_prepared_set_trains_with_masks_cut_as_its_images_were(pairs: Path) ->
     assert store.meta["cut"]["store"] == "masks.lmdb"
     assert (store.meta["generator"], store.meta["source"]) == ("drawn", "gt")
     del data, store  # a process does not write what it has open
-    assert crop_by_table(whole, pairs / "cut.lmdb", folder / "windows.jsonl").there == 36
+    assert crop_by_table(whole, pairs / "cut.lmdb", folder / "windows.jsonl").present == 36
 
 
 def _cut_masks(record: MaskRecord, window: SubImage) -> list[dict]:
@@ -126,7 +126,7 @@ def test_images_and_masks_are_cut_alike(name: str, pairs: Path) -> None:
             np.testing.assert_array_equal(made.stack(0, 0, 32, 32), stack[stack.any(axis=(1, 2))])
     del cut, made
     again = crop_images(store, pairs / "cut.lmdb", whole, crop, pairs / name)
-    assert (again.stored, again.there) == (0, 6)
+    assert (again.stored, again.present) == (0, 6)
 
 
 def test_a_cut_that_is_stopped_goes_on_and_ends_as_if_it_had_not_been(
@@ -149,7 +149,7 @@ def test_a_cut_that_is_stopped_goes_on_and_ends_as_if_it_had_not_been(
         crop_images(store, pairs / "cut.lmdb", whole, crop, pairs / "gt.lmdb")
     assert not (pairs / "gt.lmdb").exists()
     done = crop_images(store, pairs / "cut.lmdb", whole, crop, pairs / "gt.lmdb")
-    assert done.there == done.stored / 2
+    assert done.present == done.stored / 2
     straight, cut = MaskStore(pairs / "straight.lmdb"), MaskStore(pairs / "cut.lmdb")
     keys = straight.keys()
     assert cut.keys() == keys == read_image_keys(pairs / "gt.lmdb")

@@ -31,7 +31,7 @@ def write_part(store: Path, name: str, *numbers: int, meta: dict[str, Any] = MET
     return parts_folder(store) / f"{name}.lmdb"
 
 
-def merge(store: Path, meta: dict[str, Any] = META) -> mask_parts.Merged:
+def merge(store: Path, meta: dict[str, Any] = META) -> mask_parts.MergeResult:
     with merging(store):
         return merge_idle(store, meta)
 
@@ -51,7 +51,7 @@ def test_parts_of_any_number_of_processes_become_one_store(tmp_path: Path) -> No
     assert contents(store) == {str(i): record(i) for i in range(31)}
     assert MaskStore(store).meta["counts"] == {"images": 31, "masks": 31}
     assert not parts_folder(store).exists()
-    assert merge(store) == mask_parts.Merged()
+    assert merge(store) == mask_parts.MergeResult()
 
 
 def test_the_first_record_of_a_key_stays(tmp_path: Path) -> None:
