@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,8 @@ def import_masks(
         if folder.format == "labels":
             reading |= {"background": list(rules.background), "rgb": rules.rgb}
         meta = {**meta, "imported": reading}
-    files, without_image = folder.files, []
+    files: Sequence[MaskFile] = folder.files
+    without_image: list[str] = []
     if images is not None:
         files, without_image = _files_with_image(folder, images)
     result = fill(store, meta, files, ReadFile(folder.format, rules, images), workers, new)

@@ -233,7 +233,7 @@ def test_a_binary_folder_that_is_not_whole_is_named(change: Any, message: str, t
 
 def test_binary_masks_beside_each_other_without_a_folder_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "a.png", LABELS // 200)
-    with pytest.raises(ValueError, match="nothing tells whose they are"):
+    with pytest.raises(ValueError, match="their image is not known"):
         find_masks(tmp_path, "binary")
 
 
