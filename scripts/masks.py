@@ -36,7 +36,7 @@ from sam4ir.data.masks.exporter import EXPORT_SUFFIXES, export_masks
 from sam4ir.data.masks.fill import FillResult, refuse_same
 from sam4ir.data.masks.formats import FORMATS, find_masks
 from sam4ir.data.masks.importer import import_masks
-from sam4ir.data.masks.info import look
+from sam4ir.data.masks.info import inspect_store
 from sam4ir.data.masks.labels import LabelRules
 from sam4ir.data.masks.pictures import SHEET_IMAGES, SHEET_PANEL, chosen_keys, contact_sheet, panels, side_by_side
 from sam4ir.data.masks.store import SOURCES, MaskStore
@@ -252,7 +252,7 @@ def run_info(options: argparse.Namespace) -> int:
     """Prints provenance and figures."""
     if options.sample < 1:
         raise UserError(f"--sample: {options.sample} must be at least 1 (--all looks at every record)")
-    report = look(MaskStore(options.store), None if options.all else options.sample, options.workers)
+    report = inspect_store(MaskStore(options.store), None if options.all else options.sample, options.workers)
     print(json.dumps(report.values(), indent=2, ensure_ascii=False) if options.json else report.text())
     return _told(report.bad)
 
@@ -264,12 +264,12 @@ def run_verify(options: argparse.Namespace) -> int:
     status = _told(found.problems)
     for note in found.notes(store.meta.get("source")):
         print(note)
-    good = found.images - len(found.to_make)
+    good = found.images - len(found.keys_to_make)
     print(f"{options.store}: {good} of {found.images} images have their masks{found.hint}")
     if options.missing is not None:
-        write_text(options.missing, "".join(f"{key}\n" for key in found.to_make))
+        write_text(options.missing, "".join(f"{key}\n" for key in found.keys_to_make))
         keys = f"--keys {options.missing}{' --overwrite' if found.wrong else ''}"
-        print(f"{options.missing}: {len(found.to_make)} keys; scripts/make_masks.py {keys} makes them")
+        print(f"{options.missing}: {len(found.keys_to_make)} keys; scripts/make_masks.py {keys} makes them")
     return status
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sam4ir.data.masks.from_sam import pixel_sha256, record_from_sam
-from sam4ir.data.masks.info import half_decades, histogram, look, whole_bins
+from sam4ir.data.masks.info import half_decades, histogram, inspect_store, whole_bins
 from sam4ir.data.masks.record import MaskColumns, MaskRecord, encode_record
 from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
 from sam4ir.data.masks.verify import CheckRecord, verify
@@ -44,7 +44,7 @@ def damage(store: Path, key: str, at: int, flip: int = 255) -> None:
 
 
 def test_figures_are_those_of_the_masks(store: Path) -> None:
-    seen = look(MaskStore(store / "m.lmdb"), None).values()["looked_at"]
+    seen = inspect_store(MaskStore(store / "m.lmdb"), None).values()["looked_at"]
     assert seen["masks_an_image"] == {"min": 0, "median": 1, "mean": 4 / 3, "max": 3}
     assert seen["covered"] == {"min": 0, "median": 0.5, "mean": 0.5, "max": 1}
     assert seen["covered_twice"] == {"min": 0, "median": 0, "mean": 0.5 / 3, "max": 0.5}
@@ -54,25 +54,25 @@ def test_figures_are_those_of_the_masks(store: Path) -> None:
 
 
 def test_a_sample_is_spread_evenly_and_told(store: Path) -> None:
-    report = look(MaskStore(store / "m.lmdb"), 2)
+    report = inspect_store(MaskStore(store / "m.lmdb"), 2)
     assert [figures.masks for figures in report.figures] == [0, 1]
     assert "images looked at: 2, evenly spread (--all looks at every one)" in report.text()
-    assert "images looked at: all" in look(MaskStore(store / "m.lmdb"), 3).text()
+    assert "images looked at: all" in inspect_store(MaskStore(store / "m.lmdb"), 3).text()
 
 
 def test_an_empty_store_has_a_text(tmp_path: Path) -> None:
     MaskStoreWriter(tmp_path / "m.lmdb", {}).close()
-    text = look(MaskStore(tmp_path / "m.lmdb"), 10).text()
+    text = inspect_store(MaskStore(tmp_path / "m.lmdb"), 10).text()
     assert "0 images, 0 masks" in text
     assert "made by: not known" in text
 
 
 def test_damaged_records_are_listed_by_info_and_verify(store: Path) -> None:
     damage(store, "2", -4)
-    report = look(MaskStore(store / "m.lmdb"), None)
+    report = inspect_store(MaskStore(store / "m.lmdb"), None)
     assert (len(report.figures), len(report.bad)) == (2, 1)
     found = verify(MaskStore(store / "m.lmdb"), open_source(store / "gt", None, "--images"))
-    assert found.wrong == found.to_make == ["2"]
+    assert found.wrong == found.keys_to_make == ["2"]
     assert "2: damaged" in found.problems[0]
 
 
