@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from sam4ir.data.masks.control import KINDS, make_control
+from sam4ir.data.masks.control import CONTROL_KINDS, make_control
 from sam4ir.data.masks.crop import crop_by_table, crop_images
 from sam4ir.data.masks.exporter import EXPORT_SUFFIXES, export_masks
 from sam4ir.data.masks.fill import FillResult, refuse_same
@@ -38,7 +38,7 @@ from sam4ir.data.masks.formats import FORMATS, find_masks
 from sam4ir.data.masks.importer import import_masks
 from sam4ir.data.masks.info import inspect_store
 from sam4ir.data.masks.labels import LabelRules
-from sam4ir.data.masks.pictures import SHEET_IMAGES, SHEET_PANEL, chosen_keys, contact_sheet, panels, side_by_side
+from sam4ir.data.masks.pictures import SHEET_IMAGES, SHEET_PANEL, choose_keys, contact_sheet, draw_panels, side_by_side
 from sam4ir.data.masks.store import SOURCES, MaskStore
 from sam4ir.data.masks.verify import verify
 from sam4ir.data.sources import open_source, read
@@ -224,7 +224,7 @@ def _add_control(commands: Any) -> None:
     parser = _command(commands, "control", run_control, text)
     parser.add_argument(
         "--kind",
-        choices=KINDS,
+        choices=CONTROL_KINDS,
         required=True,
         help="superpixels (SLIC) or a grid, as many as the store has regions in sight, image by image; "
         "shuffled: another image's masks, resized",
@@ -281,7 +281,7 @@ def run_view(options: argparse.Namespace) -> int:
         raise UserError(f"--output: {options.output} is a file; give a folder for the pictures")
     store = MaskStore(options.store)
     images = open_source(options.images, None, "--images") if options.images else None
-    keys = chosen_keys(store, images, options.keys, options.number)
+    keys = choose_keys(store, images, options.keys, options.number)
     if options.contact_sheet is not None and len(keys) > SHEET_IMAGES:
         raise UserError(
             f"--contact-sheet: holds up to {SHEET_IMAGES} images, not {len(keys)}; choose with --number or --keys"
@@ -290,7 +290,7 @@ def run_view(options: argparse.Namespace) -> int:
     for key in tqdm(keys, desc="view", unit="image", disable=None):
         record = store.read(key)
         spe = spe_map(record, 0, 0, *record.size, mean=options.mean)
-        drawn, title = panels(record, read(images, key) if images else None, spe), f"{key}: {record.count} masks"
+        drawn, title = draw_panels(record, read(images, key) if images else None, spe), f"{key}: {record.count} masks"
         if options.output is not None:
             write_image(options.output / f"{key}.png", side_by_side(drawn, title))
         if options.contact_sheet is not None:
