@@ -108,10 +108,10 @@ def test_atoms_hold_any_overlap_without_loss(stack: np.ndarray) -> None:
 @settings(max_examples=100, deadline=None)
 def test_runs_come_back_from_atoms_and_from_windows_of_them(stack: np.ndarray, data: st.DataObject) -> None:
     n, h, w = stack.shape
-    found = regions.atoms_of_runs([regions.mask_to_runs(mask) for mask in stack], (h, w))
+    atoms = regions.atoms_of_runs([regions.mask_to_runs(mask) for mask in stack], (h, w))
     top, left = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
-    for labels, masks in ((found.labels, stack), (found.labels[top:, left:], stack[:, top:, left:])):
-        runs = regions.runs_of_atoms(regions.Atoms(labels, found.table))
+    for labels, masks in ((atoms.labels, stack), (atoms.labels[top:, left:], stack[:, top:, left:])):
+        runs = regions.runs_of_atoms(regions.Atoms(labels, atoms.table))
         assert len(runs) == n
         for one, mask in zip(runs, masks, strict=True):
             np.testing.assert_array_equal(one, regions.mask_to_runs(mask))

@@ -1,4 +1,4 @@
-"""Controls: exactly as many regions as the store has in sight, made without it; no image keeps its own."""
+"""Control stores have exactly as many regions as the region maps of the store, and no image keeps its own masks."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def photograph(seed: int, h: int, w: int) -> np.ndarray:
 
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
 @settings(max_examples=120, deadline=None)
-def test_a_grid_has_as_many_cells_as_are_asked_for_and_covers_the_image(h: int, w: int, data: st.DataObject) -> None:
+def test_a_grid_has_the_requested_number_of_cells_and_covers_the_image(h: int, w: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, h * w))
     labels = grid_labels((h, w), count)
     assert labels.shape == (h, w)
@@ -63,7 +63,7 @@ def test_more_cells_than_pixels_are_refused() -> None:
 
 
 @pytest.mark.parametrize(("h", "w", "count"), [(48, 64, 1), (48, 64, 33), (64, 48, 120), (6, 5, 17), (1, 9, 4)])
-def test_superpixels_are_exactly_as_many_as_asked_for(h: int, w: int, count: int) -> None:
+def test_superpixels_have_exactly_the_requested_number(h: int, w: int, count: int) -> None:
     labels = superpixel_labels(photograph(count, h, w), count)
     np.testing.assert_array_equal(np.unique(labels), np.arange(1, count + 1))
 
@@ -85,12 +85,12 @@ def test_a_merge_joins_the_smallest_to_the_neighbour_of_its_colour() -> None:
 def test_halving_cuts_the_largest_along_its_longer_side() -> None:
     labels = np.ones((2, 6), np.int64)
     labels[:, 4:] = 2
-    made = halve_largest(labels, 3)
-    assert sorted(np.bincount(made.ravel())[1:].tolist()) == [4, 4, 4]
-    assert (made[0] == made[1]).all()
+    labels = halve_largest(labels, 3)
+    assert sorted(np.bincount(labels.ravel())[1:].tolist()) == [4, 4, 4]
+    assert (labels[0] == labels[1]).all()
 
 
-def test_regions_in_sight_are_counted_not_masks() -> None:
+def test_visible_regions_are_counted_and_not_masks() -> None:
     under, over = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
     under[2:4, 2:4] = over[2:4, 2:4] = True
     assert count_regions(record_of(under, over)) == 1
@@ -109,14 +109,14 @@ def test_no_image_keeps_its_own_masks(count: int, seed: int) -> None:
     assert pairs == draw_partners(keys[::-1], seed)
 
 
-def test_another_seed_shuffles_otherwise_and_one_image_cannot_be_shuffled() -> None:
+def test_another_seed_gives_other_partners_and_one_image_cannot_be_shuffled() -> None:
     keys = [f"k{i}" for i in range(20)]
     assert draw_partners(keys, 0) != draw_partners(keys, 1)
     with pytest.raises(ValueError, match="two images or more"):
         draw_partners(["a"], 0)
 
 
-def test_stretched_masks_take_the_nearest_pixel() -> None:
+def test_resized_masks_take_the_nearest_pixel() -> None:
     mask, dot = np.zeros((4, 6), bool), np.zeros((4, 6), bool)
     mask[:2, :3] = True
     dot[3, 5] = True
@@ -149,31 +149,31 @@ def test_a_control_has_as_many_regions_as_the_store_image_by_image(kind: str, li
     path = like.path.parent / "control.lmdb"
     done = make_control(kind, like, path, images)  # type: ignore[arg-type]
     assert (done.stored, done.bad) == (3, [])
-    made = MaskStore(path)
+    store = MaskStore(path)
     for key in like.keys():  # noqa: SIM118
-        record, control = like.read(key), made.read(key)
+        record, control = like.read(key), store.read(key)
         assert control.size == record.size
         assert control.count == count_regions(control) == count_regions(record)
         assert (control.region_map(0, 0, *record.size) > 0).all() or record.count == 0
-    assert made.meta["generator"] == {"superpixels": "control: slic", "grid": "control: grid"}[kind]
-    assert made.meta["source"] == "gt"
-    assert made.meta["like"]["generator"] == "sam"
+    assert store.meta["generator"] == {"superpixels": "control: slic", "grid": "control: grid"}[kind]
+    assert store.meta["source"] == "gt"
+    assert store.meta["like"]["generator"] == "sam"
 
 
-def test_shuffled_masks_are_another_images_in_this_ones_size(like: MaskStore) -> None:
+def test_shuffled_masks_are_those_of_another_image_resized_to_this_one(like: MaskStore) -> None:
     path = like.path.parent / "control.lmdb"
     make_control("shuffled", like, path, seed=3)
-    made, pairs = MaskStore(path), draw_partners(like.keys(), 3)
+    store, pairs = MaskStore(path), draw_partners(like.keys(), 3)
     for key, partner in pairs.items():
-        assert made.record_bytes(key) == resize_record(like.read(partner), like.read(key).size)
-    assert made.meta["settings"] == {"seed": 3}
-    del made  # a process does not write what it has open
+        assert store.record_bytes(key) == resize_record(like.read(partner), like.read(key).size)
+    assert store.meta["settings"] == {"seed": 3}
+    del store  # a process does not write what it has open
     with pytest.raises(ValueError, match=r"made differently .*seed: stored 3, now 4"):
         make_control("shuffled", like, path, seed=4)
     assert make_control("shuffled", like, path, seed=3).present == 3
 
 
-def test_superpixels_know_the_image_they_were_made_of(like: MaskStore) -> None:
+def test_superpixels_record_the_checksum_of_their_image(like: MaskStore) -> None:
     folder = like.path.parent
     write_image(folder / "gt" / "a.png", photograph(0, 30, 45))
     images = open_source(folder / "gt", None, "--images")
