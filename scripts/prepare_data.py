@@ -1,4 +1,4 @@
-"""Training and test sets as LMDB, from the files that you downloaded.
+"""Make training and test sets as LMDB from the files that you downloaded.
 
 python scripts/prepare_data.py sidd    --input SIDD_Medium_Srgb blocks --output datasets/SIDD
 python scripts/prepare_data.py gopro   --input GOPRO_Large      --output datasets/GoPro
@@ -10,7 +10,8 @@ python scripts/prepare_data.py folder  --gt SHARP --lq BLURRED  --output dataset
 python scripts/prepare_data.py folder  --gt HR --scale 4 --make-lq --output datasets/mine
 
 Images are cut as the set's recipes cut them, counts and names are verified, GT and LQ get the same keys. It may be
-killed at any moment: the same command goes on. datasets/README.md tells where each set comes from and what it takes.
+killed at any moment: the same command goes on. datasets/README.md says where each set comes from and how much disk
+it takes.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ STOPPED = 130
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, or 2 with one message where something is missing, damaged or in the way; 130 when stopped."""
+    """Return the exit status: 0, or 2 with one message where something is missing or damaged; 130 when stopped."""
     options = _parser().parse_args(arguments)
     return cli.run(lambda: prepare(options))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = cli.Parser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="prepare_data.py"
     )
     sets = parser.add_subparsers(required=True, dest="recipe", metavar="SET")
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     own = sets.add_parser("folder", help="your own pairs, matched by name, or GT alone")
     own.add_argument("--gt", type=Path, required=True, metavar="FOLDER")
     own.add_argument("--lq", type=Path, metavar="FOLDER")
-    own.add_argument("--filename_tmpl", default="{}", metavar="TEMPLATE", help="LQ name of a GT name, e.g. '{}x4'")
+    own.add_argument("--filename-tmpl", default="{}", metavar="TEMPLATE", help="LQ name of a GT name, e.g. '{}x4'")
     own.add_argument("--scale", type=int, default=1, help="GT size over LQ size (default 1)")
     _add_make_lq(own)
     _add_common(own)
@@ -96,11 +97,11 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, metavar="PIXELS", help="distance of sub-images")
     parser.add_argument("--thresh", type=int, metavar="PIXELS", help="remainder at the border that is left out")
     parser.add_argument("--no-crop", action="store_true", help="keep training images whole")
-    parser.add_argument("--dry-run", action="store_true", help="tell what would be made and what it takes, then stop")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be made and its disk space, then stop")
 
 
 def prepare(options: argparse.Namespace) -> int:
-    """Finds, verifies, tells, makes."""
+    """Find the images, verify counts and names, print them, and make the sets."""
     if options.workers < 1:
         raise UserError(f"--workers: {options.workers} must be at least 1")
     jobs = _jobs(options)
@@ -112,7 +113,7 @@ def prepare(options: argparse.Namespace) -> int:
         return 0
     try:
         for job in jobs:
-            print(_told(run(job, options.workers)), flush=True)
+            print(_summary(run(job, options.workers)), flush=True)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return STOPPED
@@ -150,14 +151,14 @@ def _parts(options: argparse.Namespace) -> list[Part]:
 
 
 def _verify(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
-    """Counts and names as published, unless the user takes what is there."""
+    """Raise UserError where counts or names are not as published, unless --allow-incomplete accepts that."""
     problems = [problem for job in jobs for problem in job.part.problems]
     found = "\n".join(f"  {job.folder}: {len(job.part.items)} images or pairs found" for job in jobs)
     print(found, flush=True)
     if not any(job.part.items for job in jobs):
         raise UserError(
-            f"--input: {_names(options.input)} holds nothing of {options.recipe}; the trees that are understood stand "
-            "in datasets/README.md"
+            f"--input: {_names(options.input)} holds nothing of {options.recipe}; the folder trees "
+            "that can be read are listed in datasets/README.md"
         )
     if not problems:
         return
@@ -181,7 +182,7 @@ def _forecast(job: Job) -> str:
     )
 
 
-def _told(summary: Summary) -> str:
+def _summary(summary: Summary) -> str:
     job = summary.job
     state = "done" if summary.fresh else "was done already, with these settings"
     basicsr = "" if job.encoding == "png" else "\n# raw records: BasicSR's own programs read --encoding png only"

@@ -1,15 +1,19 @@
-"""The whole way on real photographs, on a CPU, in minutes: plain training, SAM4IR training, test, a picture.
+"""Train a small network plainly and with SAM4IR on real photographs, score both and draw a picture.
 
 python scripts/quickstart.py
 
-It lays out six photographs of the scikit-image package, fetches VGG16 and calls train.py and test.py with
-options/quickstart/{plain,sam4ir,test}.yml, as you would. A run that was stopped goes on where it was.
+The script copies six photographs from the scikit-image package, fetches VGG16 and calls train.py and test.py with
+options/quickstart/{plain,sam4ir,test}.yml, as a user would. A CPU does this in minutes. The same command continues a
+run that was stopped.
+
+It writes results/quickstart: summary.json (all scores), summary.md (the table that README.md shows) and comparison.png.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import json
 import shutil
 import subprocess
@@ -23,6 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 import cv2
 import numpy as np
+import torch
 
 from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.noisy import GaussianDenoisingDataset
@@ -35,19 +40,21 @@ from sam4ir.utils.rng import generator
 
 TRAIN = ("coffee.png", "rocket.jpg", "motorcycle_left.png", "ihc.png")
 TEST = ("astronaut.png", "chelsea.png")
-PHOTOS = ROOT / "datasets" / "quickstart" / "photos"
+COMMITTED = ROOT / "datasets" / "quickstart"
+PHOTOS = COMMITTED / "photos"
 RESULTS = ROOT / "results" / "quickstart"
 OPTIONS = "options/quickstart"
 COLUMNS = ("noisy", "plain", "refiner", "student")
-# where the pictures show a detail of the photographs: top, left
+TITLES = ("noisy", "plain", "refiner", "student (deployed)")  # of the columns in README.md
+# top and left of the detail that the picture shows of each photograph
 DETAILS = {"astronaut": (20, 130), "chelsea": (60, 90)}
 DETAIL = 192
 
 Scores = dict[str, dict[str, dict[str, float]]]
 
 
-def lay_out_photographs() -> None:
-    """The photographs of the scikit-image package: those for training as an LMDB of raw pixels, the others as files."""
+def copy_photographs() -> None:
+    """Copy the photographs of the scikit-image package: for training into an LMDB of raw pixels, for test as files."""
     from skimage import data
 
     source = Path(data.__file__).parent
@@ -64,7 +71,7 @@ def lay_out_photographs() -> None:
 
 
 def call(script: str, *arguments: str) -> None:
-    """Run a script of the project as a user would, showing the command."""
+    """Run a script of the project as a user would, and print the command first. Raises UserError where it fails."""
     command = [sys.executable, script, *arguments]
     print("\n$ python", script, *arguments, flush=True)
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
@@ -73,7 +80,7 @@ def call(script: str, *arguments: str) -> None:
 
 
 def train() -> None:
-    """Train the plain network, then the same network with SAM4IR; without VGG16, SGR is left out."""
+    """Train the plain network, then the same network with SAM4IR. Where VGG16 cannot be fetched, leave SGR out."""
     without_sgr = []
     try:
         resolve("vgg16")
@@ -85,7 +92,7 @@ def train() -> None:
 
 
 def test() -> None:
-    """Score both networks with the same option file."""
+    """Score both networks with one option file."""
     for name in ("plain", "sam4ir"):
         weights = f"experiments/quickstart_{name}/models/net_g_latest.pth"
         force = [f"name=quickstart_{name}", f"path:pretrain_network_g={weights}"]
@@ -93,45 +100,73 @@ def test() -> None:
 
 
 def collect() -> Scores:
-    """{photograph: {noisy, plain, refiner, student: {psnr, ssim}}} from the results of test.py and of validation."""
-    plain, student = (_tested(name) for name in ("plain", "sam4ir"))
-    refiner = _refined()
-    return {
-        photo: {
+    """Read the results of test.py and of validation: {photograph: {noisy, plain, refiner, student: {psnr, ssim}}}."""
+    plain, student = _result("plain"), _result("sam4ir")
+    refiner = _refiner_scores()
+    scores: Scores = {}
+    for photo in plain:
+        scores[photo] = {
             "noisy": plain[photo]["input"],
             "plain": plain[photo]["restored"],
             "refiner": refiner[photo],
             "student": student[photo]["restored"],
         }
-        for photo in plain
-    }
+    return scores
 
 
-def _tested(name: str) -> Scores:
+def _result(name: str) -> Scores:
+    """Read the scores that test.py wrote for one of the two networks."""
     summary = json.loads((ROOT / "results" / f"quickstart_{name}" / "summary.json").read_text(encoding="utf-8"))
     scores: Scores = summary["images"]["photographs"]
     return scores
 
 
-def _refined() -> dict[str, dict[str, float]]:
-    """The refiner's scores in the last validation of the SAM4IR run."""
+def _refiner_scores() -> dict[str, dict[str, float]]:
+    """Read the refiner's scores in the last validation of the SAM4IR run."""
+    scores = {}
     with (ROOT / "experiments" / "quickstart_sam4ir" / "validation.csv").open(encoding="utf-8", newline="") as file:
-        rows = [r for r in csv.DictReader(file) if r["stage"] == "refined"]
-    return {r["image"]: {"psnr": float(r["psnr"]), "ssim": float(r["ssim"])} for r in rows}  # later rows win
+        for row in csv.DictReader(file):  # a later validation replaces an earlier one
+            if row["stage"] == "refined":
+                scores[row["image"]] = {"psnr": float(row["psnr"]), "ssim": float(row["ssim"])}
+    return scores
 
 
 def table(scores: Scores) -> str:
-    """One line a photograph, PSNR in dB and SSIM."""
+    """Return the table for the console: a line for each photograph, PSNR in dB and SSIM."""
     head = f"{'photograph':12}" + "".join(f"{c:>18}" for c in COLUMNS)
     lines = [head, "-" * len(head)]
     for photo, row in scores.items():
-        cells = (f"{row[c]['psnr']:.2f} / {row[c]['ssim']:.4f}" for c in COLUMNS)
-        lines.append(f"{photo:12}" + "".join(f"{c:>18}" for c in cells))
+        lines.append(f"{photo:12}" + "".join(f"{cell:>18}" for cell in _cells(row)))
     return "\n".join([*lines, "PSNR in dB / SSIM, on 8-bit RGB images (protocols psnr and ssim)"])
 
 
+def markdown_table(scores: Scores) -> str:
+    """Return the same table in Markdown, as README.md shows it."""
+    lines = ["| photograph | " + " | ".join(TITLES) + " |", "|---" * (1 + len(TITLES)) + "|"]
+    for photo, row in scores.items():
+        lines.append(f"| {photo} | " + " | ".join(_cells(row)) + " |")
+    return "\n".join(lines)
+
+
+def _cells(row: Mapping[str, Mapping[str, float]]) -> list[str]:
+    return [f"{row[column]['psnr']:.2f} / {row[column]['ssim']:.4f}" for column in COLUMNS]
+
+
+def summary(scores: Scores, picture_file: Path) -> str:
+    """Return summary.md: the table, the version of PyTorch, the number of threads and the picture's hash."""
+    digest = hashlib.sha256(picture_file.read_bytes()).hexdigest()
+    return (
+        "# Quickstart: PSNR in dB / SSIM\n\n"
+        f"{markdown_table(scores)}\n\n"
+        "`scripts/quickstart.py` wrote this file and the picture `comparison.png` in one run. One seed,\n"
+        "800 iterations; protocols `psnr` and `ssim`.\n\n"
+        f"- PyTorch {torch.__version__}, {torch.get_num_threads()} threads\n"
+        f"- sha256 of `comparison.png`: {digest}\n"
+    )
+
+
 def picture(scores: Scores) -> np.ndarray:
-    """A detail of each test photograph: noisy, plain, refiner, student, original; (h, w, 3) uint8 RGB."""
+    """Draw a detail of each test photograph: noisy, plain, refiner, student, original; (h, w, 3) uint8 RGB."""
     noisy = GaussianDenoisingDataset(dataroot_gt=str(PHOTOS / "test"), sigma_range=50, noise_seed=0)
     rows = []
     for i in range(len(noisy)):
@@ -169,20 +204,28 @@ def _detail(photo: str, name: str, image: np.ndarray, scores: Mapping[str, Mappi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.parse_args(arguments)
-    begun = time.monotonic()
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--commit",
+        action="store_true",
+        help="also copy summary.md and comparison.png to datasets/quickstart, where README.md shows them from",
+    )
+    options = parser.parse_args(arguments)
+    start = time.monotonic()
     resumed = (ROOT / "experiments" / "quickstart_plain").exists()
-    lay_out_photographs()
+    copy_photographs()
     train()
     test()
     scores = collect()
     write_image(RESULTS / "comparison.png", picture(scores))
-    seconds = round(time.monotonic() - begun, 1)
-    summary = {**scores, "seconds": seconds, "resumed": resumed}
-    write_text(RESULTS / "summary.json", json.dumps(summary, indent=1))
+    write_text(RESULTS / "summary.md", summary(scores, RESULTS / "comparison.png"))
+    seconds = round(time.monotonic() - start, 1)
+    write_text(RESULTS / "summary.json", json.dumps({**scores, "seconds": seconds, "resumed": resumed}, indent=1))
     print(f"\n{table(scores)}\n\n{seconds:.0f} seconds{' (an earlier run went on)' if resumed else ''}.")
     print("Numbers: results/quickstart/summary.json, picture: results/quickstart/comparison.png")
+    if options.commit:
+        for name in ("summary.md", "comparison.png"):
+            shutil.copyfile(RESULTS / name, COMMITTED / name)
     return 0
 
 

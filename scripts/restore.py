@@ -5,7 +5,8 @@ python scripts/restore.py --weights restormer_deraining --input FOLDER --output 
 python scripts/restore.py -opt options/test/sr/samdiffsr_x4.yml --input FOLDER --output FOLDER --steps 15 --tile 64
 
 The network is described by -opt, by the option file of the run that the weights lie in, or else by the weights
-themselves: names of the zoo (scripts/fetch_weights.py list) have it on record, other files tell it by their shapes.
+themselves: names of the zoo (scripts/fetch_weights.py list) have it on record, for other files the shapes of the
+weights show it.
 Without --weights those of the option file's path.pretrain_network_g are taken.
 Only the deployed network runs: no SAM, no VGG, no masks. A network of one channel restores grey images. A diffusion
 network draws its noise from --seed and the file's name without suffix, so an image comes out the same in any folder.
@@ -36,24 +37,8 @@ from sam4ir.utils import cli
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, read_image, write_image
 
 
-def count(text: str) -> int:
-    """A whole number from 0 on."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"{number} is below 0")
-    return number
-
-
-def positive(text: str) -> int:
-    """A whole number above 0."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not above 0")
-    return number
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--weights",
         metavar="FILE|NAME",
@@ -65,17 +50,20 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--input", type=Path, required=True, help="an image or a folder of images, subfolders too")
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the restored PNGs go")
     parser.add_argument(
-        "--tile", type=positive, metavar="PIXELS", help="restore in overlapping, blended tiles of this side (of input)"
+        "--tile",
+        type=cli.positive,
+        metavar="PIXELS",
+        help="restore in blended tiles of this side (of input)",
     )
     parser.add_argument(
-        "--overlap", type=count, metavar="PIXELS", help="pixels that tiles share (default: an eighth of the tile)"
+        "--overlap", type=cli.count, metavar="PIXELS", help="pixels that tiles share (default: an eighth of the tile)"
     )
-    parser.add_argument("--self_ensemble", action="store_true", help="mean over the eight flips and rotations")
-    parser.add_argument("--sampler", choices=sorted(SAMPLERS), help="diffusion: how the noise is taken away")
-    parser.add_argument("--steps", type=positive, help="diffusion: passes through the network (default: the sampler's)")
+    parser.add_argument("--self-ensemble", action="store_true", help="mean over the eight flips and rotations")
+    parser.add_argument("--sampler", choices=sorted(SAMPLERS), help="diffusion: the method that removes the noise")
+    parser.add_argument("--steps", type=cli.positive, help="diffusion: passes of the network (default: the sampler's)")
     parser.add_argument("--eta", type=float, help="ddim: 0 adds no noise, 1 as much as ddpm")
     parser.add_argument("--seed", type=int, help="diffusion: of the noise (default 0)")
-    parser.add_argument("--samples", type=positive, default=1, help="diffusion: results an image, NAME_s0.png, ...")
+    parser.add_argument("--samples", type=cli.positive, default=1, help="diffusion: results an image, NAME_s0.png, ...")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="diffusion: of the network")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ... (default: the option file's)")
     parser.add_argument("--overwrite", action="store_true", help="replace images that are in the output folder already")
@@ -83,7 +71,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run_options(weights: str | None, opt: Path | None, device: str | None) -> Options:
-    """The options that describe the network: -opt, options.yml of the run that the weights lie in, or the weights."""
+    """Return the options of the network: those of -opt, of the run that holds the weights, or by the weights."""
     own = Path(weights).resolve().parent.parent / "options.yml" if weights else None
     path = opt or (own if own is not None and weights and Path(weights).is_file() and own.is_file() else None)
     if path is not None:
@@ -91,7 +79,7 @@ def run_options(weights: str | None, opt: Path | None, device: str | None) -> Op
     if weights is None:
         raise UserError("--weights: name the weights, or an option file with path.pretrain_network_g by -opt")
     block = network_block(weights)
-    print(f"network_g: {flow(block)} (told by the weights)")
+    print(f"network_g: {flow(block)} (by the weights)")
     scale = block.get("sr_scale") or block.get("scale") or 1
     kind = _diffusion_of(weights) if block["type"] == "DiffSR" else {}
     try:
@@ -101,33 +89,33 @@ def run_options(weights: str | None, opt: Path | None, device: str | None) -> Op
 
 
 def _diffusion_of(weights: str) -> dict[str, Any]:
-    """model_type and diffusion of a diffusion network: what its weights file says, else the released code's."""
-    told = trained_diffusion(weights)
-    diffusion = told or DiffusionOptions()
-    source = "told by the weights" if told else "assumed, as the weights do not tell it; an option file would: -opt"
+    """Return model_type and diffusion of a diffusion network: those of its weights file, else the released code's."""
+    recorded = trained_diffusion(weights)
+    diffusion = recorded or DiffusionOptions()
+    source = "by the weights" if recorded else "assumed, as the weights do not record it; an option file does: -opt"
     print(f"diffusion: {flow(diffusion.model_dump())} ({source})")
     return {"model_type": DIFFUSION_MODEL, "diffusion": diffusion}
 
 
-def as_asked(options: Options, given: argparse.Namespace) -> Options:
-    """The option file's way through the network, changed by the command line."""
+def with_flags(options: Options, flags: argparse.Namespace) -> Options:
+    """Return the options with what the command line says of tiles and sampling."""
     val = options.val or ValOptions()
     names = ("sampler", "steps", "eta", "seed", "precision")
-    asked = {name: value for name in names if (value := getattr(given, name)) is not None}
-    for name in [*asked, *(["samples"] if given.samples > 1 else [])] if not options.diffuses else ():
+    asked = {name: value for name in names if (value := getattr(flags, name)) is not None}
+    for name in [*asked, *(["samples"] if flags.samples > 1 else [])] if not options.diffuses else ():
         raise UserError(f"--{name}: is for diffusion networks; {options.network_g.type} restores in one pass")
     if "sampler" in asked:  # steps and eta of the file are another sampler's
         asked = {"steps": None, "eta": 0.0, **asked}
-    changes: dict[str, Any] = {"self_ensemble": given.self_ensemble or val.self_ensemble, "samples": given.samples}
-    if given.tile:
-        changes |= {"grids": True, "crop_size": given.tile, "overlap": given.overlap}
-    elif given.overlap is not None:
-        changes["overlap"] = given.overlap
-    tile = given.tile or (val.crop_size if val.grids else None)
-    if given.overlap is not None and not tile:
+    changes: dict[str, Any] = {"self_ensemble": flags.self_ensemble or val.self_ensemble, "samples": flags.samples}
+    if flags.tile:
+        changes |= {"grids": True, "crop_size": flags.tile, "overlap": flags.overlap}
+    elif flags.overlap is not None:
+        changes["overlap"] = flags.overlap
+    tile = flags.tile or (val.crop_size if val.grids else None)
+    if flags.overlap is not None and not tile:
         raise UserError("--overlap: there are no tiles; add --tile")
-    if given.overlap is not None and tile and given.overlap >= tile:
-        raise UserError(f"--overlap: {given.overlap} must be smaller than the tile of {tile}")
+    if flags.overlap is not None and tile and flags.overlap >= tile:
+        raise UserError(f"--overlap: {flags.overlap} must be smaller than the tile of {tile}")
     try:
         changes["sampling"] = SamplingOptions(**{**val.sampling.model_dump(), **asked})
     except ValidationError as error:
@@ -141,7 +129,7 @@ def as_asked(options: Options, given: argparse.Namespace) -> Options:
 
 
 def images_in(place: Path) -> list[tuple[Path, Path]]:
-    """(file, name of its result below the output folder) of every image; `a.jpg` beside `a.png` keeps its suffix."""
+    """Return (file, path of its result in the output folder) of each image; `a.jpg` beside `a.png` keeps its suffix."""
     if place.is_file():
         return [(place, Path(place.stem + ".png"))]
     if not place.is_dir():
@@ -158,19 +146,19 @@ def images_in(place: Path) -> list[tuple[Path, Path]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status 1 where images could not be read; they are listed and the rest is restored."""
-    given = parse(arguments)
-    work = images_in(given.input)
-    options = as_asked(run_options(given.weights, given.opt, given.device), given)
-    weights = given.weights or options.path.pretrain_network_g
+    """Return the exit status: 1 where images cannot be read; they are listed and the rest is restored."""
+    flags = parse(arguments)
+    work = images_in(flags.input)
+    options = with_flags(run_options(flags.weights, flags.opt, flags.device), flags)
+    weights = flags.weights or options.path.pretrain_network_g
     if not weights:
-        raise UserError(f"{given.opt}: path.pretrain_network_g names no weights; give --weights")
+        raise UserError(f"{flags.opt}: path.pretrain_network_g names no weights; give --weights")
     restored = image_restorer(options, weights, StepBar())
-    return restore_all(work, given.output, restored, given.samples, given.overwrite)
+    return restore_all(work, flags.output, restored, flags.samples, flags.overwrite)
 
 
 class StepBar:
-    """The steps of an image that a diffusion network makes, below the bar of the images; in a terminal alone."""
+    """A progress bar of the steps of a diffusion network, below that of the images; shown in a terminal only."""
 
     def __init__(self) -> None:
         self.bar: Any = None
@@ -186,7 +174,7 @@ class StepBar:
 def restore_all(
     work: list[tuple[Path, Path]], output: Path, restored: ImageRestorer, samples: int, overwrite: bool
 ) -> int:
-    """Write every restored image; tell what was kept and what could not be read."""
+    """Write every restored image; report what was kept and what cannot be read."""
     kept, bad = 0, []
     for file, name in tqdm(work, unit="image", disable=None):
         ends = [f"_s{number}" for number in range(samples)] if samples > 1 else [""]

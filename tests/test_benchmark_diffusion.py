@@ -20,9 +20,9 @@ CPU = torch.device("cpu")
 
 def test_the_released_form_of_the_full_network_has_our_keys():
     options = contests.options_of("full", Setting(CPU), "fp32")
-    betas = contests.restore_build.process(options).schedule.betas.to("meta")
+    betas = contests.build_process(options.process).schedule.betas.to("meta")
     with torch.device("meta"):
-        ours = contests.build.network(options.network_g, "g", options, torch.device("meta"))
+        ours = contests.network_of(options, torch.device("meta"))
         reference = contests.ReferenceDiffusion(betas)
     assert {k: v.shape for k, v in reference.state_dict().items()} == {k: v.shape for k, v in ours.state_dict().items()}
 
@@ -42,7 +42,7 @@ def test_forms_agree_with_the_released_one_before_anything_is_timed():
 def test_only_the_denoiser_learns_in_the_released_form():
     batch = contests.batch_of(1, 32, CPU)
     options = contests.options_of("tiny", Setting(CPU), "fp32")
-    state = contests.build.network(options.network_g, "g", options, CPU).state_dict()
+    state = contests.network_of(options, CPU).state_dict()
     step = contests.ReferenceStep(contests.reference(options, state, CPU), 1e-3, batch)
     step()
     changed = {name.split(".")[0] for name, p in step.network.state_dict().items() if not torch.equal(p, state[name])}

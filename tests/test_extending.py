@@ -20,8 +20,10 @@ from conftest import World
 
 from sam4ir import registry
 from sam4ir.config.load import load_options
+from sam4ir.data.loader import train_batches
 from sam4ir.data.masks.store import MaskStore
 from sam4ir.engine.evaluate.score import score
+from sam4ir.engine.train.data import data_sets
 from sam4ir.engine.train.loop import Trainer
 from sam4ir.registry import Registry
 
@@ -31,7 +33,7 @@ BLOCK = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOT
 BLOCKS: dict[str, str] = dict(BLOCK.findall(PAGE.read_text(encoding="utf-8")))
 
 # Examples that need SAM4IR's model beneath them.
-WITH_MASKS = {"my_fusion", "bright_areas"}
+WITH_MASKS = {"my_fusion", "my_term", "my_view", "bright_areas"}
 
 
 @pytest.fixture
@@ -65,7 +67,7 @@ def values_of(world: World, name: str) -> dict[str, Any]:
     values = merged(world.values(sam=name in WITH_MASKS), yaml.safe_load(BLOCKS[f"{name}.yml"]))
     values["train"]["total_iter"] = 2
     if name in WITH_MASKS:
-        values["train"]["distill"] = {"start_iter": 0}
+        values["train"]["distill"]["start_iter"] = 0
     values["val"]["val_freq"] = 2
     values["logger"] = {"print_freq": 1, "save_checkpoint_freq": 2}
     return values
@@ -115,6 +117,23 @@ def test_an_example_trains_and_scores(name: str, folder: World) -> None:
     assert len(rows) == 5
     for metric in values["val"]["metrics"]:
         assert all(math.isfinite(float(row[metric])) for row in rows), metric
+
+
+def test_the_term_of_an_example_teaches(folder: World) -> None:
+    run = train(folder, values_of(folder, "my_term"))
+    first, second = (line for line in records(run) if "l_means" in line)
+    assert first["l_means"] == 0, "the weight follows the steps before"
+    assert second["l_means"] > 0
+    assert second["share_means"] > 0
+
+
+def test_the_map_of_an_example_arrives_in_the_batch(folder: World) -> None:
+    data = data_sets(load_options(folder.write(values_of(folder, "my_view")))).train
+    batch = next(train_batches(data, seed=0, batch_size=2, total_samples=2))
+    distance = batch.maps["BorderDistance"]
+    assert distance.shape == (2, 1, 24, 24)
+    assert (distance.min(), distance.max()) == (0, 1)
+    assert batch.regions is not None, "what the model reads is there too"
 
 
 def test_the_example_of_a_mask_source_makes_a_store_and_goes_on_with_it(folder: World) -> None:

@@ -6,7 +6,6 @@ import ast
 import inspect
 import subprocess
 import sys
-import typing
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from sam4ir import registry
+from sam4ir.config.signature import argument_hints
 from sam4ir.metrics.kinds import SetMetric, traits_of
 from sam4ir.priors.zoo import weights as zoo
 from sam4ir.registry import Registry
@@ -166,8 +166,7 @@ def test_no_registered_part_swallows_a_typo(kind: str, name: str) -> None:
     target = table.get(name)
     parameters = inspect.signature(target).parameters
     assert [p.name for p in parameters.values() if p.kind in (p.VAR_KEYWORD, p.VAR_POSITIONAL, p.POSITIONAL_ONLY)] == []
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc]
-    assert set(parameters) - table.handed <= set(typing.get_type_hints(function)), "an argument without a type"
+    assert set(parameters) - table.handed <= set(argument_hints(target)), "an argument without a type"
 
 
 def handed(target: object) -> set[str]:

@@ -19,7 +19,7 @@ from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.masks.store import MaskStore, MaskStoreError
 from sam4ir.engine import build
 from sam4ir.engine.make_masks import build as mask_setup
-from sam4ir.engine.make_masks.run import Share
+from sam4ir.engine.make_masks.run import ImageShare
 from sam4ir.utils.image import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -115,7 +115,7 @@ def test_shards_together_make_the_store_of_one_run(parts: tuple[str, ...], world
 def test_masks_of_restored_images_name_the_network_that_restored_them(world: World) -> None:
     options_file = world.write(world.values())
     options = load_options(options_file)
-    network = build.network(options.network_g, "g", options, torch.device("cpu"))
+    network = build.build_network(options.network_g, "g", torch.device("cpu"), seed=0)
     torch.save({"params": network.state_dict()}, world.root / "net.pth")
     restoring = ["--image", "restored", "--restore-opt", str(options_file)]
     assert run(world, *restoring, "--restore-weights", str(world.root / "net.pth")) == 0
@@ -139,7 +139,7 @@ def test_masks_of_restored_images_name_the_network_that_restored_them(world: Wor
         (["--shard", "0/2", "--new"], "--new with --shard"),
         (["--keys", "nothing.txt"], r"nothing\.txt cannot be read"),
         (["--point-grids", "nothing.json"], r"nothing\.json cannot be read"),
-        (["--device", "abacus"], "'abacus' is none"),
+        (["--device", "abacus"], "'abacus' is no device"),
         (["--store", "masks"], r"must end in \.lmdb"),
     ],
 )
@@ -154,7 +154,7 @@ def test_a_shard_is_one_of_so_many(text: str, world: World, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         run(world, f"--shard={text}")
     assert "must be I/N" in capsys.readouterr().err
-    assert script.shard("1/2") == Share(1, 2, "shard")
+    assert script.shard("1/2") == ImageShare(1, 2, "shard")
 
 
 def test_own_points_replace_the_grid(world: World, tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def test_refiners_turn_restored_images_into_restored_images(options: Options) ->
 def test_losses_are_built_and_finite(options: Options) -> None:
     if options.train is None:
         return
+    assert options.train.pixel_opt is not None
     loss = build(LOSSES, options.train.pixel_opt)
     assert callable(loss)
     image = torch.linspace(0, 1, 3 * SIDE).view(1, 3, 1, SIDE).expand(1, 3, SIDE, SIDE)

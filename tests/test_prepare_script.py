@@ -107,7 +107,10 @@ def test_inputs_without_the_set_are_told(tmp_path: Path, capsys: pytest.CaptureF
     assert "archives there: " in capsys.readouterr().err
     write_image(tmp_path / "other" / "a.png", np.zeros((8, 8, 3), np.uint8))
     assert script.main([*command, str(tmp_path / "other")]) == 2
-    assert "holds nothing of sidd; the trees that are understood stand in datasets/README.md" in capsys.readouterr().err
+    assert (
+        "holds nothing of sidd; the folder trees that can be read are listed in datasets/README.md"
+        in capsys.readouterr().err
+    )
     assert script.main([*command, str(tmp_path / "other"), "--workers", "0"]) == 2
     assert "--workers: 0" in capsys.readouterr().err
 

@@ -24,7 +24,7 @@ import runpy, sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name in {"segment_anything", "pycocotools", "torchvision"} or name.startswith(
-            ("sam4ir.priors", "sam4ir.distill", "sam4ir.data.mask", "sam4ir.models.sam_distill")):
+            ("sam4ir.priors", "sam4ir.distill", "sam4ir.data.masks", "sam4ir.models.sam_distill")):
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Blocker())
 sys.argv = sys.argv[1:]

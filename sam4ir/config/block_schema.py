@@ -16,14 +16,15 @@ def block_schema(registry: Registry, extra: Mapping[str, Any] | None = None) -> 
 
     extra: properties that every part of the table has beside its arguments.
     """
-    branches = [_part_schema(registry, name, extra or {}) for name in registry.names()]
+    branches = [part_schema(registry, name, extra or {}) for name in registry.names()]
     unknown = {"type": "string", "not": {"enum": registry.names()}}
     unknown["description"] = f"Name of a {registry.kind} that one of your plugins registers."
     branches.append({"type": "object", "properties": {"type": unknown}, "required": ["type"]})
     return {"anyOf": branches}
 
 
-def _part_schema(registry: Registry, name: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+def part_schema(registry: Registry, name: str, extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the schema of one part of a table: its `type`, the `extra` properties and its own arguments."""
     part = registry.get(name)
     schema = arguments_model(part, registry.handed).model_json_schema()
     schema.pop("title", None)

@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from sam4ir.config.schema import DatasetOptions, DistillOptions, Options, TrainOptions, ValOptions
 from sam4ir.config.signature import accepts
 from sam4ir.config.yaml_text import Path, Problem
-from sam4ir.registry import DATASETS
+from sam4ir.registry import DATASETS, TERMS
 
 _DATASET_KEY = re.compile(r"(train|val|test)[\w.-]*")
+_SHORT_TERMS = ("spd", "sgr")  # that train.spd_opt and train.sgr_opt name
+_LOSS_NAMES = ("pix", "refine", "noise")
 _STAGES = ("gt_sizes", "mini_batch_sizes", "iters")
 
 
@@ -21,6 +23,8 @@ def consistency(options: Options) -> list[Problem]:
     if options.phase("train") and options.train is None:
         problems.append(Problem(("train",), "is required with a training set"))
     if options.train:
+        if not options.diffuses:
+            problems += _losses(options.train)
         for key, dataset in options.phase("train").items():
             problems += _recipe(key, dataset, options.train, options.distills)
     if options.diffuses:
@@ -31,6 +35,30 @@ def consistency(options: Options) -> list[Problem]:
         problems += _distillation(options)
     else:
         problems += _plain(options)
+    return problems
+
+
+def _losses(train: TrainOptions) -> list[Problem]:
+    """Check that there is a reconstruction loss, and that each has a log name of its own."""
+    problems = []
+    log_names = {"refine", "spd", "sgr", "noise"}
+    if train.pixel_opt is not None:
+        log_names.add("pix")
+    if train.perceptual_opt is not None:
+        log_names |= {"percep", "style"}
+    if train.pixel_opt is None and train.perceptual_opt is None and not train.losses:
+        message = "is required where train.losses names no loss"
+        problems.append(Problem(("train", "pixel_opt"), message))
+    for name in train.losses:
+        place = ("train", "losses", name)
+        style_owner = name.removesuffix("_style")
+        if not name.isidentifier():
+            problems.append(Problem(place, "becomes l_NAME in the log; take letters, digits and _ alone"))
+        elif name in log_names or name.startswith("refine_"):
+            problems.append(Problem(place, f"l_{name} is the log name of another term; take another name"))
+        elif style_owner != name and style_owner in {*log_names, *train.losses}:
+            message = f"l_{name} is the log name of the style part of {style_owner}; take another name"
+            problems.append(Problem(place, message))
     return problems
 
 
@@ -106,9 +134,16 @@ def _sampling(options: Options) -> list[Problem]:
 def _diffusion_training(options: Options, train: TrainOptions) -> list[Problem]:
     """Check what the training of a diffusion network needs and what it excludes."""
     problems = []
-    if train.pixel_opt.type == "PSNRLoss":
+    if train.pixel_opt is None:
+        message = "is required by SAMDiffSRModel: the loss on the diffusion target, L1Loss (as released) or MSELoss"
+        problems.append(Problem(("train", "pixel_opt"), message))
+    elif train.pixel_opt.type in ("PSNRLoss", "PerceptualLoss"):
         message = "is a loss of images, not of noise; take L1Loss (as released) or MSELoss"
         problems.append(Problem(("train", "pixel_opt", "type"), message))
+    for key in ("losses", "perceptual_opt"):
+        if getattr(train, key):
+            message = "compares restored images, but a diffusion network is trained on noise; keep pixel_opt alone"
+            problems.append(Problem(("train", key), message))
     if options.process.needs_masks:
         for key, dataset in options.phase("train").items():
             if dataset.masks is None:
@@ -248,6 +283,26 @@ def _distillation(options: Options) -> list[Problem]:
         problems.append(Problem(("val", "refiner"), message))
     if options.train is not None:
         problems += _refiner_training(options, options.train)
+        problems += _terms(options.train)
+    return problems
+
+
+def _terms(train: TrainOptions) -> list[Problem]:
+    """Check the distillation terms: names of their own, and a weight where their type has no usual one."""
+    problems = []
+    for name in train.distill.terms:
+        path: Path = ("train", "distill", "terms", name)
+        if name in _LOSS_NAMES:
+            problems.append(
+                Problem(path, f"is a name that the log gives to a loss ({', '.join(_LOSS_NAMES)}); take another")
+            )
+        elif name in _SHORT_TERMS and getattr(train, f"{name}_opt") is not None:
+            problems.append(Problem(path, f"and train.{name}_opt are the same term; keep one"))
+    for path, term in train.terms.values():
+        usual = term.type in TERMS and getattr(TERMS.get(term.type), "default_balance", None)
+        if term.loss_weight is None and term.balance is None and not usual:
+            message = f"{term.type} has no usual weight; give loss_weight, or balance as a share of the gradient"
+            problems.append(Problem(path, message))
     return problems
 
 

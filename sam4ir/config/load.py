@@ -13,14 +13,18 @@ from typing import Any
 from sam4ir.config.consistency import consistency
 from sam4ir.config.notices import notices as notices
 from sam4ir.config.official import GEOMETRIC, as_ours, is_placeholder, takes_geometric
-from sam4ir.config.schema import DatasetOptions, Options
+from sam4ir.config.schema import Block, DatasetOptions, Options, TermOptions
 from sam4ir.config.signature import check_block, validate
 from sam4ir.config.yaml_text import DEEPEST, Path, Problem, dump, parse
 from sam4ir.errors import UserError
-from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
+from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, TERMS, VIEWS, Registry
 
 # as os.path.expandvars reads them
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
+
+
+# terms whose key says their type already
+_SHORT_TERMS: Mapping[Path, str] = {("train", "spd_opt"): "SPD", ("train", "sgr_opt"): "SGR"}
 
 
 class OptionsError(UserError):
@@ -237,10 +241,13 @@ def _import_plugin(name: str, folder: FilePath) -> None:
 
 
 def _declared(path: Path) -> set[str]:
-    """Return the keys of a data set block that belong to the loader and not to the data set's constructor."""
-    if path[0] != "datasets" or len(path) != 2:
-        return set()
-    return set(DatasetOptions.model_fields) - {"type"}
+    """Return the keys of a block that its model declares and that are no arguments of the part's constructor."""
+    model: type[Block] = Block
+    if path[0] == "datasets" and len(path) == 2:
+        model = DatasetOptions
+    elif path in _SHORT_TERMS or path[:3] == ("train", "distill", "terms"):
+        model = TermOptions
+    return set(model.model_fields) - {"type"}
 
 
 def _blocks(values: Mapping[str, Any]) -> Iterator[tuple[Path, Registry, Mapping[str, Any]]]:
@@ -251,6 +258,7 @@ def _blocks(values: Mapping[str, Any]) -> Iterator[tuple[Path, Registry, Mapping
         (("spf",), FUSIONS),
         (("train", "pixel_opt"), LOSSES),
         (("train", "refine_opt"), LOSSES),
+        (("train", "perceptual_opt"), LOSSES),
         (("train", "scheduler"), SCHEDULES),
         (("train", "scheduler_r"), SCHEDULES),
     ]
@@ -258,9 +266,16 @@ def _blocks(values: Mapping[str, Any]) -> Iterator[tuple[Path, Registry, Mapping
         chain = ("datasets", key, "degradations")
         places.append((chain[:2], DATASETS))
         places += [((*chain, index), DEGRADATIONS) for index in _keys(values, *chain)]
+        views = ("datasets", key, "masks", "views")
+        places += [((*views, index), VIEWS) for index in _keys(values, *views)]
+    places += [(("train", "losses", key), LOSSES) for key in _keys(values, "train", "losses")]
     places += [(("val", "metrics", key), METRICS) for key in _keys(values, "val", "metrics")]
+    terms = ("train", "distill", "terms")
+    places += [(path, TERMS) for path in (*_SHORT_TERMS, *((*terms, key) for key in _keys(values, *terms)))]
     for path, registry in places:
         block = _at(values, path)
+        if isinstance(block, Mapping) and path in _SHORT_TERMS:
+            block = {"type": _SHORT_TERMS[path], **block}
         if isinstance(block, Mapping) and isinstance(block.get("type"), str) and not _is_placeholder(path, block):
             yield path, registry, block
 

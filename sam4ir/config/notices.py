@@ -64,7 +64,7 @@ def _diffusion(options: Options, values: Mapping[str, Any]) -> list[str]:
     for key in reasons.keys() & values.get("diffusion", {}).keys():
         lines.append(f"diffusion.{key} has no effect: {reasons[key]}")
     for key, loader in options.phase("train").items():
-        if loader.masks is not None and not process.needs_masks:
+        if loader.masks is not None and not loader.masks.views and not process.needs_masks:
             why = "modulation is none" if process.modulation == "none" else "strength is 0"
             lines.append(f"datasets.{key}.masks has no effect: diffusion.{why}")
     return sorted(lines)

@@ -16,6 +16,7 @@ _MAY_BE_EMPTY: tuple[Path, ...] = (
     ("datasets",),
     ("path",),
     ("logger",),
+    ("train", "losses"),
     ("train", "distill"),
     ("val", "metrics"),
 )

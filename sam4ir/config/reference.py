@@ -20,7 +20,7 @@ from sam4ir.config.schema import DatasetOptions, json_schema
 EXAMPLE = Path(__file__).parents[2] / "options" / "example.yml"
 # blocks of the top level in the order of a file
 ORDER = ("datasets", "network_g", "network_r", "spf", "train", "diffusion", "val", "path", "logger")
-KEYS = {"datasets": "KEY", "metrics": "NAME"}  # names that a file chooses by itself
+KEYS = {"datasets": "KEY", "losses": "NAME", "metrics": "NAME", "terms": "NAME"}  # names that a file chooses by itself
 
 INTRODUCTION = """\
 # Options

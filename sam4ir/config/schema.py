@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from sam4ir.config.block_schema import block_schema
+from sam4ir.config.block_schema import block_schema, part_schema
 from sam4ir.config.official import CROP_SIDES, ENSEMBLE, MIXUP, SPELLINGS, is_placeholder
-from sam4ir.config.signature import WHOLE
+from sam4ir.config.signature import WHOLE, plain_defaults
 from sam4ir.errors import UserError
-from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES
+from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, TERMS, VIEWS
 
 
 def _folder_name(value: str) -> str:
@@ -36,6 +37,7 @@ FolderName = Annotated[str, AfterValidator(_folder_name)]
 Count = Annotated[int, Field(ge=0), WHOLE]
 Positive = Annotated[int, Field(ge=1), WHOLE]
 Share = Annotated[float, Field(ge=0)]
+TermName = Annotated[str, Field(pattern=r"^[a-z]\w*$")]
 
 PLAIN_MODELS = ("ImageRestorationModel", "SRModel", "ImageCleanModel")
 DIFFUSION_MODEL = "SAMDiffSRModel"
@@ -80,6 +82,16 @@ class MasksOptions(_Options):
     source: Literal["gt", "lq", "restored"] | None = None
     """Images that the masks must come from: ground truth, degraded or restored ones; a store of other images is an
     error. Without it any store will do."""
+    views: tuple[Block, ...] = ()
+    """Further maps that masks bring to a sample, beside those that the model reads; for parts of a plugin."""
+
+    @model_validator(mode="after")
+    def _views_have_names_of_their_own(self) -> MasksOptions:
+        names = [view.type for view in self.views]
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"has two views of type {name}, whose maps would have one name; keep one")
+        return self
 
 
 class DatasetOptions(Block):
@@ -165,14 +177,26 @@ class OptimOptions(_Options):
         return own if self.weight_decay is None else self.weight_decay
 
 
-class TermOptions(_Options):
-    """Weight of a loss term: fixed, or measured from its share of the reconstruction's gradient (ours)."""
+class TermOptions(Block):
+    """A distillation term: its type, its weight and its use; the other keys are the arguments of that type."""
 
     loss_weight: Share | None = None
     """Fixed weight of the term in the loss; 0 switches the term off."""
     balance: Share | None = None
     """Share of the reconstruction's gradient that the term takes, from which its weight is measured as training goes
     on; 0 switches the term off. Without both keys it is 0.3 for SPD and 0.05 for SGR."""
+    every: Positive = 1
+    """Iterations between two computations of the term, whose weight grows by the same factor."""
+    target: Literal["refiner", "gt"] = "refiner"
+    """Image that the term pulls the student's image to: the refiner's output, or the ground truth as a control."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, values: Any) -> Any:
+        """Write the defaults of the type's own arguments out, so that a saved option file shows them."""
+        if not isinstance(values, Mapping) or values.get("type") not in TERMS:
+            return values
+        return {**plain_defaults(TERMS, values["type"]), **values}
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TermOptions:
@@ -186,50 +210,23 @@ class TermOptions(_Options):
         return self.loss_weight == 0 or (self.loss_weight is None and self.balance == 0)
 
 
-class SpdOptions(TermOptions):
-    """Semantic priors distillation."""
+def _of_type(name: str) -> BeforeValidator:
+    """Return a validator that adds `type: name` to a term whose key already says its type."""
 
-    criterion: Literal["l1", "charbonnier", "psnr"] = "l1"
-    """Distance of the student's image to the target, counted where the gate is open."""
-    gate: Literal["none", "region", "pixel"] = "region"
-    """Where the refiner may teach: everywhere, in the regions or at the pixels where its squared error is smaller than
-    the student's. Gate pixel needs another criterion than l1."""
-    target: Literal["refiner", "gt"] = "refiner"
-    """Image that the student's image is drawn to: the refiner's output, or the ground truth as a control."""
+    def add(values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {"type": name, **values}
 
-    @model_validator(mode="after")
-    def _pixel_gate_needs_a_curve(self) -> SpdOptions:
-        if self.gate == "pixel" and self.criterion == "l1":
-            raise UserError(
-                "has gate pixel with criterion l1, whose gradient equals that of a gated L1 to the ground truth; "
-                "take criterion charbonnier"
-            )
-        return self
-
-
-class SgrOptions(TermOptions):
-    """Semantic-guided relation in the features of a frozen VGG."""
-
-    target: Literal["refiner", "gt"] = "refiner"
-    """Image whose relations between regions the student matches: the refiner's output, or the ground truth as a
-    control."""
-    every: Positive = 1
-    """Iterations between two computations of the term, whose weight grows by the same factor."""
-    variant: Literal["vgg16", "vgg19"] = "vgg16"
-    """Network of the features, with ImageNet weights of torchvision."""
-    layers: Annotated[tuple[str, ...], Field(min_length=1)] = ("relu2_2", "relu3_3", "relu4_3")
-    """Layers of the VGG whose features are compared."""
-    weights: str | None = None
-    """Weights file of the VGG; without it the weights come from the zoo."""
-    min_cells: Share = 4.0
-    """Least area of a region in feature cells; a smaller region is left out of that layer, in both images."""
-    bf16: bool = False
-    """Whether the VGG alone runs in bfloat16, whatever the precision of the run."""
+    return BeforeValidator(add)
 
 
 class DistillOptions(_Options):
     """How student and refiner train together."""
 
+    terms: dict[TermName, TermOptions] = {}
+    """Further distillation terms by the names that the log gives them, each with a type; spd_opt and sgr_opt are short
+    forms for terms of the names spd and sgr."""
     schedule: Literal["joint", "two_phase"] = "joint"
     """Order of training: joint trains both networks at once; two_phase trains the refiner first, then the student
     beside the frozen refiner."""
@@ -291,16 +288,34 @@ class TrainOptions(_Options):
     """Mixing of the images of a total batch; SAM4IR and data sets with masks do not allow it."""
     max_nonfinite: Positive = 10
     """Steps in a row without a finite loss or gradient that end the run; fewer of them are skipped."""
-    pixel_opt: Block
-    """Reconstruction loss; in SAM-DiffSR the loss on the diffusion target, L1Loss or MSELoss."""
+    pixel_opt: Block | None = None
+    """Reconstruction loss, l_pix in the log; may be left out beside losses or perceptual_opt. In SAM-DiffSR it is the
+    loss on the diffusion target, L1Loss or MSELoss, and required."""
+    losses: dict[str, Block] = {}
+    """Further reconstruction losses by names of your own, l_NAME in the log; all are summed. The student and, without
+    refine_opt, the refiner (l_refine_NAME) have them."""
+    perceptual_opt: Block | None = None
+    """Further reconstruction loss of BasicSR's files, usually PerceptualLoss; l_percep and l_style in the log."""
     refine_opt: Block | None = None
-    """Reconstruction loss of the refiner; without it the refiner uses pixel_opt."""
-    spd_opt: SpdOptions | None = None
-    """Distillation term SPD; without it the term is off."""
-    sgr_opt: SgrOptions | None = None
-    """Distillation term SGR; without it the term is off."""
+    """Only reconstruction loss of the refiner, l_refine in the log; without it the refiner has those of the student."""
+    spd_opt: Annotated[TermOptions | None, _of_type("SPD")] = None
+    """Distillation term of type SPD with the name spd; without it the term is off."""
+    sgr_opt: Annotated[TermOptions | None, _of_type("SGR")] = None
+    """Distillation term of type SGR with the name sgr; without it the term is off."""
     distill: DistillOptions = DistillOptions()
     """How student and refiner of SAM4IR train together."""
+
+    @property
+    def terms(self) -> dict[str, tuple[tuple[str, ...], TermOptions]]:
+        """The distillation terms by name (spd, sgr, then others), each with its key path in the option file."""
+        terms: dict[str, tuple[tuple[str, ...], TermOptions]] = {}
+        if self.spd_opt is not None:
+            terms["spd"] = (("train", "spd_opt"), self.spd_opt)
+        if self.sgr_opt is not None:
+            terms["sgr"] = (("train", "sgr_opt"), self.sgr_opt)
+        for name, term in self.distill.terms.items():
+            terms[name] = (("train", "distill", "terms", name), term)
+        return terms
 
 
 class DiffusionOptions(_Options):
@@ -538,6 +553,8 @@ def json_schema() -> dict[str, Any]:
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Options.model_json_schema()}
     definitions = schema["$defs"]
     definitions["Degradation"] = block_schema(DEGRADATIONS)
+    definitions["View"] = block_schema(VIEWS)
+    definitions["MasksOptions"]["properties"]["views"]["items"] = {"$ref": "#/$defs/View"}
     loader = definitions["DatasetOptions"]["properties"]
     chain = {"type": "array", "minItems": 1, "items": {"$ref": "#/$defs/Degradation"}}
     loader["degradations"].update({"anyOf": [chain, {"type": "null"}]})
@@ -548,6 +565,7 @@ def json_schema() -> dict[str, Any]:
         (schema, "network_r", ARCHS),
         (schema, "spf", FUSIONS),
         (definitions["TrainOptions"], "pixel_opt", LOSSES),
+        (definitions["TrainOptions"], "perceptual_opt", LOSSES),
         (definitions["TrainOptions"], "refine_opt", LOSSES),
         (definitions["TrainOptions"], "scheduler", SCHEDULES),
         (definitions["TrainOptions"], "scheduler_r", SCHEDULES),
@@ -557,11 +575,27 @@ def json_schema() -> dict[str, Any]:
             block["anyOf"].append({"type": "null"})
         block["description"] = owner["properties"][key]["description"]
         owner["properties"][key] = block
+    _term_blocks(definitions)
+    definitions["TrainOptions"]["properties"]["losses"]["additionalProperties"] = block_schema(LOSSES)
     metrics = definitions["ValOptions"]["properties"]["metrics"]
     metrics["additionalProperties"] = block_schema(METRICS)
     _official_spellings(definitions)
     _join_lines(schema)
     return schema
+
+
+def _term_blocks(definitions: dict[str, Any]) -> None:
+    """Spell out the distillation terms with what all of them have; spd_opt and sgr_opt need no `type`."""
+    common = definitions["TermOptions"]["properties"]
+    del common["type"]
+    definitions["TermOptions"] = block_schema(TERMS, common)
+    terms = definitions["DistillOptions"]["properties"]["terms"]
+    terms["additionalProperties"] = {"$ref": "#/$defs/TermOptions"}
+    train = definitions["TrainOptions"]["properties"]
+    for key, name in (("spd_opt", "SPD"), ("sgr_opt", "SGR")):
+        block = part_schema(TERMS, name, common)
+        block["required"].remove("type")
+        train[key] = {"anyOf": [block, {"type": "null"}], "default": None, "description": train[key]["description"]}
 
 
 if __name__ == "__main__":

@@ -61,11 +61,24 @@ def _with_whole(hint: Any) -> Any:
     return origin[changed]
 
 
+def argument_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """Return argument -> annotation, resolved; more names may be among them. Raises what typing.get_type_hints does.
+
+    The __init__ that @dataclass writes has the annotations of all bases as texts, which only their own modules can
+    resolve: there the class is asked.
+    """
+    if not inspect.isclass(target):
+        return typing.get_type_hints(target, include_extras=True)
+    owner = next(base for base in target.__mro__ if "__init__" in vars(base))
+    fields = vars(owner).get("__dataclass_fields__", {})
+    written = set(inspect.signature(owner).parameters) <= set(fields)
+    return typing.get_type_hints(owner if fields and written else target.__init__, include_extras=True)
+
+
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
     """Return argument -> annotation; nothing where an annotation exists for the type checker only."""
-    function = target.__init__ if inspect.isclass(target) else target
     try:
-        hints = typing.get_type_hints(function, include_extras=True)
+        hints = argument_hints(target)
     except (NameError, AttributeError, TypeError, SyntaxError):
         return {}
     return {name: _with_whole(hint) for name, hint in hints.items()}
@@ -127,13 +140,46 @@ def check_block(
         target = registry.get(str(block["type"]))
     except UnknownNameError as error:
         return [Problem((*path, "type"), str(error))]
-    problems, arguments = [], {}
+    problems: list[Problem] = []
+    arguments = {}
     for key, value in block.items():
         if key in registry.handed:
             problems.append(Problem((*path, key), "is handed over by the program; remove it here"))
         elif key != "type":
             arguments[key] = value
-    return problems + validate(arguments_model(target, registry.handed), arguments, path, also_known)[1]
+    problems += validate(arguments_model(target, registry.handed), arguments, path, also_known)[1]
+    if not problems:
+        problems += _own_check(target, {**plain_defaults(registry, str(block["type"])), **arguments}, path)
+    return problems
+
+
+def _own_check(target: Callable[..., Any], arguments: Mapping[str, Any], path: Path) -> list[Problem]:
+    """Let a part refuse arguments that do not go together: by a static method check_options(argument, ...)."""
+    check = getattr(target, "check_options", None)
+    if check is None:
+        return []
+    names = inspect.signature(check).parameters
+    try:
+        check(**{name: arguments[name] for name in names})
+    except UserError as error:
+        return [Problem(path, str(error))]
+    return []
+
+
+def plain_defaults(registry: Registry, type_name: str) -> dict[str, Any]:
+    """Return the defaults of a part's arguments that an option file can hold: numbers, texts, null, lists."""
+    defaults = {}
+    for field in arguments_model(registry.get(type_name), registry.handed).model_fields.values():
+        value = list(field.default) if isinstance(field.default, tuple) else field.default
+        if not field.is_required() and _is_plain(value):
+            defaults[str(field.alias)] = value
+    return defaults
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def block_arguments(registry: Registry, type_name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:

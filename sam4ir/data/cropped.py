@@ -1,18 +1,19 @@
-"""What all data sets share: images by sorted key, of each a crop with flips, masks along with it."""
+"""What all data sets share: images by sorted key, of each a crop with flips, and the maps of its masks."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
 from torch import Tensor
 
-from sam4ir.data.sample import MaskReader
-from sam4ir.data.sources import ImageSource
-from sam4ir.data.transforms import Augmentation, Placement, patch_side
+from sam4ir.data.sources import IoBackend, open_source, select_keys
+from sam4ir.data.transforms import Placement, augmentation, patch_side, refuse_normalization
+from sam4ir.data.views import MapReader, MaskStoreLike, Views
 from sam4ir.errors import UserError
 from sam4ir.utils.image import to_float_tensor, to_grey
 
@@ -20,62 +21,104 @@ Self = TypeVar("Self", bound="CroppedDataset")
 Colour = Literal[1, 3]  # grey or RGB
 
 
+@dataclass(kw_only=True, eq=False)
 class CroppedDataset:
-    """The keys of a data set and how a crop is drawn; `get` is the data set's own.
+    """GT images by sorted key, of which samples show a crop, and the arguments that all data sets have.
 
-    gt: the GT images; keys: those of them that are used, sorted. augmentation: on the LQ grid.
-    scale: GT size over LQ size.
-    gt_channels: 3 = RGB, 1 = grey; lq_views: images that are stacked in lq.
-    channels: of lq, what a network for this data set takes.
+    A data set derives from it as a dataclass with keyword arguments: it declares as fields what it takes beside these
+    (or with another default), opens its files in __post_init__ after super().__post_init__(), and defines
+    get(index, rng), made of draw, pixels and maps below.
+
+    channels: of lq, for which a network is built; a class sets it, or has a field of that name for grey images.
+    lq_views: images that are stacked in lq. source: the GT images; keys: those of them that are used, sorted.
+
+    Args:
+        dataroot_gt: Folder of the ground-truth images, read with its subfolders, or an LMDB folder (*.lmdb).
+        io_backend: How images are stored, {type: disk} or {type: lmdb}; left out, the name of the folder decides.
+        meta_info_file: Text file with the names of the GT images to use, one a line; left out, all are used.
+        gt_size: Side of the GT crop in pixels, a multiple of scale; smaller images are mirrored at their bottom and
+            right. Left out, whole images are used.
+        use_hflip: Flip samples horizontally at random, with probability 1/2.
+        use_flip: Another name of use_hflip, from the option files of NAFNet and HINet.
+        use_rot: Flip samples vertically and transpose them at random, each with probability 1/2.
+        scale: Size of GT over size of LQ.
+        mean: Accepted from other option files as zeros only; images stay in [0, 1].
+        std: Accepted from other option files as ones only; images stay in [0, 1].
+        masks: Mask store with a record for each GT key, or None for samples without maps.
+        mask_views: Views of the store's records by the names of their maps (data.views), on the GT grid.
     """
 
-    def __init__(
-        self,
-        gt: ImageSource,
-        keys: Sequence[str],
-        augmentation: Augmentation,
-        masks: MaskReader,
-        scale: int = 1,
-        gt_channels: Colour = 3,
-        lq_views: int = 1,
-    ) -> None:
-        if gt_channels not in (1, 3):
-            raise UserError(f"in_ch (channels): {gt_channels} must be 3 for RGB or 1 for grey")
-        self.scale = scale
-        self.gt_channels = gt_channels
-        self.channels = gt_channels * lq_views
-        self._gt = gt
-        self._keys = keys
-        self._augmentation = augmentation
-        self._masks = masks
+    dataroot_gt: str
+    io_backend: IoBackend | None = None
+    meta_info_file: str | None = None
+    gt_size: int | None = None
+    use_hflip: bool = False
+    use_flip: bool | None = None
+    use_rot: bool = False
+    scale: int = 1
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    masks: MaskStoreLike | None = None
+    mask_views: Views | None = None
+
+    channels = 3
+    lq_views = 1
+
+    def __post_init__(self) -> None:
+        refuse_normalization(self.mean, self.std)
+        self._augmentation = augmentation(self.gt_size, self.use_hflip, self.use_flip, self.use_rot, self.scale)
+        self._reader = MapReader(self.masks, self.mask_views)
+        if self.gt_channels not in (1, 3):
+            raise UserError(f"in_ch (channels): {self.gt_channels} must be 3 for RGB or 1 for grey")
+        self.source = open_source(self.dataroot_gt, self.io_backend, "dataroot_gt")
+        self.keys = select_keys(self.source, self.meta_info_file)
 
     def __len__(self) -> int:
-        return len(self._keys)
+        return len(self.keys)
+
+    @property
+    def gt_channels(self) -> int:
+        """Channels of GT: 3 = RGB, 1 = grey."""
+        return self.channels // self.lq_views
 
     def key(self, index: int) -> str:
-        """The GT key of image `index`; images are sorted by it."""
-        return self._keys[index]
+        """Return the GT key of image `index`; images are sorted by it."""
+        return self.keys[index]
 
     def examine(self, index: int) -> bool:
-        """Compare what belongs to image `index` by headers: whether it is at least as large as the patch.
+        """Compare what belongs to image `index` by headers; return whether it is at least as large as the patch.
 
         Raises ValueError naming the files that do not fit.
         """
-        key = self._keys[index]
-        size = self._gt.size(key)
-        self._masks.record(key, self._gt.where(key), size)
+        key = self.keys[index]
+        size = self.source.size(key)
+        self._reader.record(key, self.source.where(key), size)
         return min(size) >= (self._augmentation.patch or 0) * self.scale
 
     def with_gt_size(self: Self, gt_size: int | None) -> Self:
-        """The same images in GT crops of another size, for a stage of progressive training; None gives whole images.
+        """Return the same images in GT crops of another side, for a stage of training; None gives whole images.
 
         The copy shares the opened sources. Raises ValueError where gt_size is no positive multiple of scale.
         """
         changed = copy.copy(self)
+        changed.gt_size = gt_size
         changed._augmentation = dataclasses.replace(self._augmentation, patch=patch_side(gt_size, self.scale))
         return changed
 
-    def _pixels(self, image: np.ndarray, placement: Placement) -> Tensor:
-        """(gt_channels, h, w) float32 of what the placement takes of an (h, w, 3) RGB image."""
-        taken = placement.pixels(image)
-        return to_float_tensor(taken if self.gt_channels == 3 else to_grey(taken))
+    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Placement:
+        """Draw the window and the flip of a sample, on the LQ grid of an image whose LQ is (h, w) = size."""
+        return self._augmentation.draw(size, rng)
+
+    def pixels(self, image: np.ndarray, placement: Placement) -> Tensor:
+        """Return what a placement takes of an (h, w, 3) RGB image, (gt_channels, h, w) float32 in [0, 1]."""
+        crop = placement.pixels(image)
+        return to_float_tensor(crop if self.gt_channels == 3 else to_grey(crop))
+
+    def maps(
+        self, key: str, size: tuple[int, int], placement: Placement, used: tuple[int, int] | None = None
+    ) -> dict[str, Tensor]:
+        """Return Sample.maps of image `key`, whose GT is (h, w) = size; {} without masks.
+
+        placement: on the GT grid. used: the (h, w) of GT that samples show where that is not all of it.
+        """
+        return self._reader.read(key, self.source.where(key), size, placement, used)

@@ -2,51 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from sam4ir.data.paired import AlignedDataset
-from sam4ir.data.sample import MaskReader, MaskStoreLike, MaskViews
-from sam4ir.data.sources import IoBackend
-from sam4ir.data.transforms import augmentation, refuse_normalization
 from sam4ir.errors import UserError
 
 
+@dataclass(kw_only=True, eq=False)
 class DualPixelDataset(AlignedDataset):
-    """lq (6, h, w): the left view's RGB, then the right view's, as Abuolaim & Brown's network (ECCV 2020) takes them.
+    """Left and right view of a defocused image, and the sharp image; 16-bit PNG files, or 8-bit ones.
 
-    dataroot_lqL, dataroot_lqR: the two views of the defocused image; dataroot_gt: the sharp one. 16-bit PNG files, in
-    folders or LMDBs; 8 bits are read as well. filename_tmpl: the name of both views from the GT name.
-    Flips turn both views alike; they stay left and right in lq. The other arguments are PairedImageDataset's.
+    lq is (6, h, w): the left view's RGB, then the right view's, as Abuolaim & Brown's network (ECCV 2020) takes them.
+    Flips turn both views alike; they stay left and right in lq. filename_tmpl names both views.
+
+    Args:
+        dataroot_lqL: Folder of the left views, or an LMDB folder (*.lmdb).
+        dataroot_lqR: Folder of the right views, or an LMDB folder (*.lmdb).
+        scale: 1; defocus changes no size.
     """
 
-    def __init__(
-        self,
-        dataroot_gt: str,
-        dataroot_lqL: str,
-        dataroot_lqR: str,
-        io_backend: IoBackend | None = None,
-        meta_info_file: str | None = None,
-        filename_tmpl: str = "{}",
-        gt_size: int | None = None,
-        use_hflip: bool = False,
-        use_flip: bool | None = None,
-        use_rot: bool = False,
-        scale: int = 1,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        masks: MaskStoreLike | None = None,
-        mask_views: MaskViews | None = None,
-    ) -> None:
-        if scale != 1:
-            raise UserError(f"scale: {scale} must be 1 for defocus deblurring")
-        refuse_normalization(mean, std)
-        super().__init__(
-            dataroot_gt,
-            {"dataroot_lqL": dataroot_lqL, "dataroot_lqR": dataroot_lqR},
-            io_backend,
-            meta_info_file,
-            filename_tmpl,
-            augmentation(gt_size, use_hflip, use_flip, use_rot),
-            MaskReader(masks, mask_views),
-            scale,
-        )
+    dataroot_lqL: str
+    dataroot_lqR: str
+
+    channels = 6
+    lq_views = 2
+
+    def __post_init__(self) -> None:
+        if self.scale != 1:
+            raise UserError(f"scale: {self.scale} must be 1 for defocus deblurring")
+        super().__post_init__()
+
+    def lq_roots(self) -> Mapping[str, str]:
+        return {"dataroot_lqL": self.dataroot_lqL, "dataroot_lqR": self.dataroot_lqR}

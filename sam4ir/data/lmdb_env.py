@@ -306,6 +306,16 @@ def get(transaction: lmdb.Transaction, key: str, path: Path) -> Any:
         raise UserError(f"{path}: key {key!r} cannot be read ({error}); copy or make the LMDB again") from None
 
 
+def keys_of(transaction: lmdb.Transaction, path: Path) -> list[str]:
+    """All keys in LMDB's order. A damaged page and a key that is not UTF-8 are UserErrors naming the folder."""
+    try:
+        return [bytes(key).decode() for key in transaction.cursor().iternext(values=False)]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: has the key {error.object!r}, which is not UTF-8; make the LMDB again") from None
+    except lmdb.Error as error:
+        raise UserError(f"{path}: its keys cannot be read ({error}); copy or make the LMDB again") from None
+
+
 def _identity(path: Path, remedy: str) -> tuple[int, int]:
     try:
         status = (path / "data.mdb").stat()
@@ -338,8 +348,8 @@ def _open(path: Path, remedy: str, lock: bool) -> OpenLmdb:
     raise AssertionError("the last way either opens or raises")
 
 
-def _unreadable(path: Path, error: lmdb.Error, remedy: str) -> ValueError:
-    return ValueError(
+def _unreadable(path: Path, error: lmdb.Error, remedy: str) -> UserError:
+    return UserError(
         f"{path / 'data.mdb'}: cannot be opened as LMDB ({error}); cut off, no LMDB file, or being written in this "
         f"process; {remedy}"
     )

@@ -23,9 +23,9 @@ from typing import Any, Literal
 import lmdb
 import numpy as np
 
-from sam4ir.data.lmdb_env import OpenLmdb, get, open_shared
+from sam4ir.data.lmdb_env import OpenLmdb, get, keys_of, open_shared
 from sam4ir.errors import UserError
-from sam4ir.utils.files import write_text
+from sam4ir.utils.files import read_text, write_text
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, decode_image, encode_png, size_of
 
 RAW_VERSION = 1
@@ -69,7 +69,7 @@ class LmdbReader:
     def keys(self) -> list[str]:
         """All keys, in LMDB's (byte) order."""
         with self._env().begin() as transaction:
-            return [key.decode() for key in transaction.cursor().iternext(values=False)]
+            return keys_of(transaction, self.path)
 
     def __len__(self) -> int:
         return int(self._env().stat()["entries"])
@@ -96,7 +96,7 @@ def read_image_keys(path: str | Path) -> list[str]:
     if not meta.parent.is_dir():
         raise UserError(f"{path}: no such folder; scripts/prepare_data.py makes the LMDBs of the recipes")
     try:
-        lines = meta.read_text(encoding="utf-8").splitlines()
+        lines = read_text(meta).splitlines()
     except OSError as error:
         raise UserError(
             f"{path}: meta_info.txt cannot be read ({error.strerror}); "
@@ -210,10 +210,10 @@ class LmdbWriter:
 
     def _stored(self) -> dict[str, str]:
         """{key: its meta_info line} of what earlier writers committed."""
-        text = self._journal.read_text(encoding="utf-8") if self._journal.exists() else ""
+        text = read_text(self._journal) if self._journal.exists() else ""
         lines = {key_of(parse_meta_line(line)[0]): line for line in text.split("\n")[:-1]}  # whole lines only
         with self._env.begin() as transaction:
-            keys = [key.decode() for key in transaction.cursor().iternext(values=False)]
+            keys = keys_of(transaction, self._part)
         lost = [key for key in keys if key not in lines]
         if lost:
             raise UserError(f"{self._journal}: lacks {len(lost)} keys of data.mdb; remove {self._part} and begin anew")

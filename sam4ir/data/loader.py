@@ -1,17 +1,19 @@
-"""The data stream: sample number s is a pure function of (seed, s), whoever computes it.
+"""The data stream: sample number s is a pure function of (seed, s), whatever process computes it.
 
-So the stream is the same for any number of workers and ranks, and resuming takes nothing but the sample number.
+So the stream is the same for any number of workers and ranks, and a run that resumes needs only the sample number.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import pickle
 import signal
+import traceback
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 import cv2
 import numpy as np
@@ -24,17 +26,17 @@ from sam4ir.utils.rng import generator
 
 T = TypeVar("T")
 
-ATTEMPTS = 10  # images that are tried in the place of one that cannot be read
+ATTEMPTS = 10  # images that are tried in place of one that cannot be read
 BadImages = Literal["stop", "skip"]
 
 
 class SampleStream(torch.utils.data.Dataset[Any]):
-    """Sample number -> sample, without end.
+    """An endless stream of samples by number.
 
     An epoch is `enlarge` rounds through the dataset (BasicSR's dataset_enlarge_ratio), shuffled as one list by
     (seed, epoch); a sample's crop, flip and noise come from (seed, number).
     bad_images: 'stop' lets an image's ValueError or OSError through; 'skip' takes another image in its place, drawn
-        from (seed, number, attempt), and raises ValueError after ATTEMPTS of them. Sample.skipped says what happened.
+        from (seed, number, attempt), and raises ValueError after ATTEMPTS of them. Sample.skipped lists the errors.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class SampleStream(torch.utils.data.Dataset[Any]):
             raise UserError("the dataset is empty: there is nothing to train on")
         self.dataset, self.seed, self.shuffle, self.enlarge = dataset, seed, shuffle, enlarge
         self.bad_images = bad_images
-        self._order: tuple[int, np.ndarray] | None = None  # of the epoch asked for last
+        self._order: tuple[int, np.ndarray] | None = None  # the latest epoch and its order
 
     @property
     def epoch_length(self) -> int:
@@ -56,7 +58,7 @@ class SampleStream(torch.utils.data.Dataset[Any]):
         return len(self.dataset) * self.enlarge
 
     def index(self, number: int) -> int:
-        """The dataset index of sample `number`."""
+        """Return the dataset index of sample `number`."""
         epoch, position = divmod(number, self.epoch_length)
         if self.shuffle:
             position = int(self._epoch_order(epoch)[position])
@@ -70,7 +72,7 @@ class SampleStream(torch.utils.data.Dataset[Any]):
         for attempt in range(1, ATTEMPTS + 2):
             try:
                 return dataclasses.replace(self.dataset.get(index, rng), skipped=tuple(skipped))
-            except (ValueError, OSError) as error:
+            except (UserError, OSError) as error:
                 skipped.append(str(error))
             rng = generator(self.seed, "replacement", number, attempt)
             index = int(rng.integers(len(self.dataset)))
@@ -89,10 +91,10 @@ class SampleStream(torch.utils.data.Dataset[Any]):
 class Mixup:
     """Mixup of images and their ground truth alike (Zhang et al., ICLR 2018), as Restormer's denoising recipes do it.
 
-    For each total batch one draw from (seed, its first sample number) settles it: with use_identity whether at all,
-    each with probability 1/2; lam ~ Beta(beta, beta); and which sample each of them is mixed with, a permutation of
-    the total batch. A sample becomes lam * sample + (1 - lam) * partner. So it is the same for any number of ranks
-    and workers and any micro-batch.
+    Each total batch has one draw from (seed, its first sample number): with use_identity whether it is mixed,
+    with probability 1/2; lam ~ Beta(beta, beta); and the partner of each sample, by a permutation of the total batch.
+    A sample becomes lam * sample + (1 - lam) * partner. So it is the same for any number of ranks and workers and any
+    micro-batch.
     """
 
     beta: float = 1.2
@@ -103,12 +105,14 @@ class Mixup:
             raise UserError(f"mixup_beta: {self.beta} must be positive")
 
     def plan(self, seed: int, first: int, total_batch: int) -> tuple[float, Sequence[int]]:
-        """(lam, the partner's number of each sample) of the total batch that begins with sample `first`."""
+        """Return (lam, the partner's number of each sample) of the total batch that begins with sample `first`."""
         rng = generator(seed, "mixup", first)
         identity = self.use_identity and rng.random() < 0.5
         lam = float(rng.beta(self.beta, self.beta))
         partners = (first + rng.permutation(total_batch)).tolist()
-        return (1.0, range(first, first + total_batch)) if identity else (lam, partners)
+        if identity:
+            return 1.0, range(first, first + total_batch)
+        return lam, partners
 
 
 def train_batches(
@@ -129,14 +133,14 @@ def train_batches(
     total_batch: int | None = None,
     bad_images: BadImages = "stop",
 ) -> Generator[Batch, None, None]:
-    """Batches of the samples start_sample, ..., total_samples - 1, in order.
+    """Return batches of the samples start_sample, ..., total_samples - 1, in order.
 
     batch_size: samples of one batch over all ranks; rank r yields the r-th of world_size equal, contiguous shares.
     total_samples: the number at which the stream ends, counted from 0 and not from start_sample.
-    num_workers: processes that prepare samples ahead; 0 does it here. They change speed only.
+    num_workers: processes that prepare samples ahead, 0 for none; they change speed only.
     mixup: None leaves samples as they are. total_batch: samples of one optimiser step, a multiple of batch_size, None
         for batch_size; mixup takes its partners from these, so start_sample must be the first of one.
-    bad_images: 'stop' raises what was wrong with an image, 'skip' takes another and tells it in Batch.skipped.
+    bad_images: 'stop' raises an image's error, 'skip' takes another image and lists the error in Batch.skipped.
     Raises ValueError for numbers that do not divide; a sample's ValueError or OSError arrives with its own message.
     """
     if batch_size < 1 or batch_size % world_size:
@@ -163,7 +167,10 @@ def train_batches(
 def eval_samples(
     dataset: Dataset, seed: int, rank: int = 0, world_size: int = 1, num_workers: int = 0, prefetch_factor: int = 2
 ) -> Iterator[Sample]:
-    """The images of a validation set in key order, each drawn from (seed, its key); rank r takes every w-th from r."""
+    """Return the images of a validation set in key order, each drawn from (seed, its key).
+
+    Rank r takes every world_size-th image, from the r-th on.
+    """
     indices = range(rank, len(dataset), world_size)
     return _load(partial(_eval_sample, dataset, seed), indices, num_workers, prefetch_factor)
 
@@ -181,10 +188,10 @@ def _mixed_batch(stream: SampleStream, mixup: Mixup, start: int, total: int, num
 
 
 def _mixed(sample: Sample, partner: Sample, lam: float) -> Sample:
-    """lam * sample + (1 - lam) * partner; the key stays the sample's."""
+    """Return lam * sample + (1 - lam) * partner, under the sample's key; raise ValueError where a sample has maps."""
     if sample is partner:
         return sample
-    if sample.regions is not None or sample.spe is not None:
+    if sample.maps:
         raise UserError(f"{sample.key}: mixup blends two images, whose masks cannot be blended; switch one of them off")
     if sample.gt is None or partner.gt is None or sample.lq.shape != partner.lq.shape:
         raise UserError(f"{sample.key} and {partner.key}: mixup needs samples with GT and of one size; set gt_size")
@@ -203,44 +210,44 @@ def _eval_sample(dataset: Dataset, seed: int, index: int) -> Sample:
 def _load(
     make: Callable[[Any], T], items: Iterable[Any], num_workers: int, prefetch_factor: int, pin_memory: bool = False
 ) -> Generator[T, None, None]:
-    """make(item) of each item, in order, prepared ahead by num_workers processes."""
+    """Yield make(item) of each item, in order, prepared ahead by num_workers processes."""
     loader: torch.utils.data.DataLoader[Any] = torch.utils.data.DataLoader(
         _Guarded(make),
         batch_size=None,  # an item is a batch already
         sampler=items,
         num_workers=num_workers,
-        collate_fn=_as_it_is,
+        collate_fn=_unchanged,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),  # else each start draws from torch's global stream
         prefetch_factor=prefetch_factor if num_workers else None,
     )
     others = set(multiprocessing.active_children())
-    made_ones = iter(loader)
+    results = iter(loader)
     workers = set(multiprocessing.active_children()) - others
     try:
         while True:
             try:
-                made = next(made_ones, _END)
-            except (RuntimeError, EOFError) as error:  # what goes wrong inside a worker comes as a _Failure
+                result = next(results, _END)
+            except (RuntimeError, EOFError) as error:  # errors of the data arrive as a _Failure
                 raise WorkerDiedError(str(error) or type(error).__name__) from error
-            if made is _END:
+            if result is _END:
                 return
-            if isinstance(made, _Failure):
-                raise made.error
-            yield made
+            if isinstance(result, _Failure):
+                result.throw()
+            yield result
     finally:
-        if any(worker.exitcode for worker in workers):  # one was killed, maybe with a lock that the others wait for
+        if any(worker.exitcode for worker in workers):  # one was killed, maybe with a lock on which the others wait
             for worker in workers:
                 worker.kill()
-        del made_ones  # ends the workers now: an error that somebody keeps would keep them to the end of the process
+        del results  # ends the workers now: an error that somebody keeps would keep them to the end of the process
 
 
 _END: Any = object()
 
 
 class WorkerDiedError(UserError):
-    """A process that loads images is gone; the message tells what most often helps."""
+    """A process that loads images has died; the message names the most frequent remedy."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -250,14 +257,44 @@ class WorkerDiedError(UserError):
 
 
 class _Failure:
-    """An error on its way out of a worker: raised as it is, where torch would wrap it in the worker's traceback."""
+    """An error on its way out of a worker, raised as it is in the main process.
+
+    A bug (no UserError, no OSError) brings the worker's traceback as its cause.
+    """
 
     def __init__(self, error: Exception) -> None:
         self.error = error
+        self.traceback = "" if isinstance(error, (UserError, OSError)) else _worker_traceback(error)
+        if torch.utils.data.get_worker_info() is not None and not _survives_pickling(error):
+            self.error = RuntimeError(f"{type(error).__name__}: {error}")  # else the main process would wait for ever
+
+    def throw(self) -> NoReturn:
+        """Raise the error."""
+        if self.traceback:
+            raise self.error from WorkerTraceback(f"in a process that loads images:\n{self.traceback}")
+        raise self.error
+
+
+class WorkerTraceback(Exception):
+    """The traceback of another process as text, shown as the cause of the error that came from there."""
+
+
+def _worker_traceback(error: Exception) -> str:
+    """The error's traceback in a worker; empty in the main process, where the error carries its own."""
+    if torch.utils.data.get_worker_info() is None:
+        return ""
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
+
+
+def _survives_pickling(error: Exception) -> bool:
+    try:
+        return isinstance(pickle.loads(pickle.dumps(error)), type(error))
+    except Exception:  # a plug-in's exception may refuse in any way
+        return False
 
 
 class _Guarded(torch.utils.data.Dataset[Any]):
-    """make(item), where what is wrong with the user's data is a result like any other."""
+    """make(item) by item; an error is returned as a _Failure, as torch would rebuild it from its text."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         self._make = make
@@ -265,16 +302,16 @@ class _Guarded(torch.utils.data.Dataset[Any]):
     def __getitem__(self, item: Any) -> Any:
         try:
             return self._make(item)
-        except (ValueError, OSError) as error:
+        except Exception as error:
             return _Failure(error)
 
 
-def _as_it_is(made: Any) -> Any:
-    return made
+def _unchanged(result: Any) -> Any:
+    return result
 
 
 def _start_worker(_: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # it may reach the whole group; the main process saves, then ends us
+        signal.signal(number, signal.SIG_IGN)  # it may reach the whole group; the main process saves, then ends this
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -3,72 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from sam4ir.data.cropped import Colour
-from sam4ir.data.degrade.dataset import DegradedImageDataset
+from sam4ir.data.degrade.dataset import Degrade, SyntheticDataset
 from sam4ir.data.degrade.noise import GaussianNoise, checked
-from sam4ir.data.sample import MaskStoreLike, MaskViews
-from sam4ir.data.sources import IoBackend
 from sam4ir.errors import UserError
 from sam4ir.registry import near_miss
 
 SIGMA_TYPES = ("constant", "random", "choice")
 
 
-class GaussianDenoisingDataset(DegradedImageDataset):
+@dataclass(kw_only=True, eq=False)
+class GaussianDenoisingDataset(SyntheticDataset):
     """LQ = GT + noise of standard deviation sigma / 255, float32, neither clipped nor quantised.
 
-    sigma_type: 'constant' takes the one sigma of sigma_range; 'random' draws it uniformly from [low, high];
-        'choice' draws it from the list. sigma_range is in units of 0..255.
-    sigma_test: instead of sigma_range, for validation: this sigma with the same noise for an image every time
-        (noise_seed, 0 unless given).
-    noise_seed: None draws noise from the sample's stream; a number makes it a function of (noise_seed, key) alone,
-        whatever the order or the subset of images.
-    in_ch: 3 for RGB, 1 for grey. scale: 1; noise changes no size. The other arguments are PairedImageDataset's.
+    Args:
+        sigma_range: Noise level, in units of 0 to 255; one number, or a list as sigma_type asks.
+        sigma_type: How sigma is chosen. 'constant' takes the one number of sigma_range, 'random' draws uniformly from
+            [low, high], 'choice' draws from the list.
+        sigma_test: Noise level for validation, instead of sigma_range, in units of 0 to 255; an image has the same
+            noise every time (noise_seed, 0 unless given).
+        in_ch: 3 for RGB; 1 for grey, the luma of what the files hold.
     """
 
-    def __init__(
-        self,
-        dataroot_gt: str,
-        sigma_range: float | list[float] | None = None,
-        sigma_type: Literal["constant", "random", "choice"] = "constant",
-        sigma_test: float | None = None,
-        noise_seed: int | None = None,
-        in_ch: Colour = 3,
-        io_backend: IoBackend | None = None,
-        meta_info_file: str | None = None,
-        gt_size: int | None = None,
-        use_hflip: bool = False,
-        use_flip: bool | None = None,
-        use_rot: bool = False,
-        scale: int = 1,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
-        masks: MaskStoreLike | None = None,
-        mask_views: MaskViews | None = None,
-    ) -> None:
-        super().__init__(
-            dataroot_gt,
-            [_noise(sigma_type, sigma_range, sigma_test)],
-            noise_seed=0 if sigma_test is not None and noise_seed is None else noise_seed,
-            io_backend=io_backend,
-            meta_info_file=meta_info_file,
-            gt_size=gt_size,
-            use_hflip=use_hflip,
-            use_flip=use_flip,
-            use_rot=use_rot,
-            scale=scale,
-            mean=mean,
-            std=std,
-            channels=in_ch,
-            masks=masks,
-            mask_views=mask_views,
-        )
+    sigma_range: float | list[float] | None = None
+    sigma_type: Literal["constant", "random", "choice"] = "constant"
+    sigma_test: float | None = None
+    in_ch: Colour = 3
+
+    def __post_init__(self) -> None:
+        self.channels = self.in_ch
+        if self.sigma_test is not None and self.noise_seed is None:
+            self.noise_seed = 0
+        self._noise = _noise(self.sigma_type, self.sigma_range, self.sigma_test)
+        super().__post_init__()
+
+    def chain(self) -> Sequence[Degrade]:
+        return [self._noise]
 
 
 def _noise(sigma_type: str, sigma_range: float | Sequence[float] | None, sigma_test: float | None) -> GaussianNoise:
-    """The noise that the options ask for. Raises ValueError where they contradict each other or make no sense."""
+    """Return the noise that the options ask for. Raise ValueError where they contradict each other or make no sense."""
     if sigma_test is not None:
         if sigma_range is not None or sigma_type != "constant":
             raise UserError(
@@ -82,17 +59,17 @@ def _noise(sigma_type: str, sigma_range: float | Sequence[float] | None, sigma_t
 
 
 def _sigmas(sigma_type: str, sigma_range: float | Sequence[float]) -> list[float]:
-    """sigma_range as numbers >= 0: one for 'constant', low and high for 'random', any for 'choice'."""
+    """Return sigma_range as numbers >= 0: one for 'constant', low and high for 'random', any for 'choice'."""
     if sigma_type not in SIGMA_TYPES:
         raise UserError(
             f"sigma_type: {sigma_type!r} must be one of {', '.join(SIGMA_TYPES)}{near_miss(sigma_type, SIGMA_TYPES)}"
         )
-    sigmas = [float(s) for s in (sigma_range if isinstance(sigma_range, Sequence) else [sigma_range])]
+    sigmas = [float(s) for s in sigma_range] if isinstance(sigma_range, Sequence) else [float(sigma_range)]
     if not sigmas or min(sigmas) < 0:
         raise UserError(f"sigma_range: {sigma_range} must hold numbers >= 0, in units of 0..255")
-    wanted = {"constant": 1, "random": 2}.get(sigma_type, len(sigmas))
-    if len(sigmas) != wanted:
-        raise UserError(f"sigma_range: {sigma_range} must hold {wanted} number(s) for sigma_type: {sigma_type}")
+    count = {"constant": 1, "random": 2}.get(sigma_type, len(sigmas))
+    if len(sigmas) != count:
+        raise UserError(f"sigma_range: {sigma_range} must hold {count} number(s) for sigma_type: {sigma_type}")
     if sigma_type == "random" and sigmas[0] > sigmas[1]:
         raise UserError(f"sigma_range: {sigma_range} must be [low, high] for sigma_type: random")
     return sigmas

@@ -16,6 +16,7 @@ import numpy as np
 from sam4ir.data.lmdb_io import LmdbReader, key_of, parse_meta_line, read_image_keys, unpack_image, unpack_size
 from sam4ir.errors import UserError
 from sam4ir.registry import near_miss
+from sam4ir.utils.files import read_text
 from sam4ir.utils.image import IMAGE_SUFFIXES, read_image, read_size
 
 IoBackend = Mapping[Literal["type"], Literal["disk", "lmdb"]]
@@ -24,35 +25,35 @@ SHOWN = 10  # names that an error message lists
 
 
 class ImageSource(Protocol):
-    """Images by key."""
+    """Images by key, of a folder or an LMDB."""
 
     root: Path
     keys: list[str]  # sorted
 
     def open(self, key: str) -> AbstractContextManager[np.ndarray]:
-        """(h, w, 3) RGB uint8 or uint16, valid inside the `with` block only: copy what is to be kept."""
+        """Lend the image, (h, w, 3) RGB uint8 or uint16, for the `with` block only; copy the pixels to keep them."""
 
     def size(self, key: str) -> tuple[int, int]:
-        """(h, w) by the image's header; the pixels may still turn out to be damaged."""
+        """Return (h, w) by the image's header; the pixels may still turn out to be damaged."""
 
     def where(self, key: str) -> str:
-        """What error messages call the image."""
+        """Return the image's name in error messages."""
 
 
 def read(source: ImageSource, key: str) -> np.ndarray:
-    """(h, w, 3) RGB uint8 or uint16, the caller's own copy."""
+    """Return an image, (h, w, 3) RGB uint8 or uint16, as the caller's own copy."""
     with source.open(key) as image:
         return image.copy()
 
 
 class FolderSource:
-    """The images in a folder and its subfolders, hidden ones left out; the folder is listed once, here."""
+    """The images in a folder and its subfolders, without hidden ones; the constructor lists the folder, once."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         if not self.root.is_dir():
-            what = "is a file, give the folder that it lies in" if self.root.exists() else "no such folder"
-            raise UserError(f"{root}: {what}")
+            problem = "is a file, give the folder that it lies in" if self.root.exists() else "no such folder"
+            raise UserError(f"{root}: {problem}")
         self._files: dict[str, str] = {}
         for name in _image_files(self.root):
             other = self._files.setdefault(key_of(name), name)
@@ -93,9 +94,9 @@ class LmdbSource:
 
 
 def open_source(dataroot: str | Path, io_backend: IoBackend | None, option: str) -> ImageSource:
-    """The source at `dataroot`.
+    """Open the source at `dataroot`.
 
-    io_backend: {'type': 'disk' | 'lmdb'}; None goes by the folder's name. option: what error messages call dataroot.
+    io_backend: {'type': 'disk' | 'lmdb'}; None goes by the folder's name. option: dataroot's name in error messages.
     Raises ValueError for an unknown type, a type that the folder's name contradicts, and where there are no images.
     """
     is_lmdb = Path(dataroot).suffix == ".lmdb"
@@ -107,7 +108,7 @@ def open_source(dataroot: str | Path, io_backend: IoBackend | None, option: str)
         )
     try:
         source: ImageSource = LmdbSource(dataroot) if is_lmdb else FolderSource(dataroot)
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{option}: {error}") from error
     if not source.keys:
         raise UserError(f"{option}: {dataroot} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -115,36 +116,36 @@ def open_source(dataroot: str | Path, io_backend: IoBackend | None, option: str)
 
 
 def select_keys(source: ImageSource, meta_info_file: str | Path | None) -> list[str]:
-    """The source's keys, or those that a BasicSR meta_info file names (`name.png (h,w,c)`, one a line), sorted.
+    """Return the source's keys, or those that a BasicSR meta_info file names (`name.png (h,w,c)`, one a line), sorted.
 
     Raises ValueError listing the names that the source lacks.
     """
     if meta_info_file is None:
         return list(source.keys)
-    known = set(source.keys)
+    keys = set(source.keys)
     try:
-        lines = Path(meta_info_file).read_text(encoding="utf-8").splitlines()
+        lines = read_text(Path(meta_info_file)).splitlines()
     except OSError as error:
         raise UserError(f"meta_info_file: {meta_info_file} cannot be read ({error.strerror})") from error
-    names = {_meta_key(line, known) for line in lines if line.strip()}
-    if names - known:
-        raise UserError(f"meta_info_file: {meta_info_file} names {listed(names - known)} that {source.root} lacks")
+    names = {_meta_key(line, keys) for line in lines if line.strip()}
+    if names - keys:
+        raise UserError(f"meta_info_file: {meta_info_file} names {listed(names - keys)} that {source.root} lacks")
     if not names:
         raise UserError(f"meta_info_file: {meta_info_file} names no image")
     return sorted(names)
 
 
 def listed(names: Iterable[str]) -> str:
-    """'12 images: a, b, ...' with the first ten names."""
+    """Return '12 images: a, b, ...' with the first ten names."""
     ordered = sorted(names)
     more = ", ..." if len(ordered) > SHOWN else ""
     return f"{len(ordered)} image{'s' * (len(ordered) != 1)}: {', '.join(ordered[:SHOWN])}{more}"
 
 
-def _meta_key(line: str, known: set[str]) -> str:
-    """A name may hold spaces; a line may hold more words after its name: the reading that is known wins."""
+def _meta_key(line: str, keys: set[str]) -> str:
+    """Return the key that a line names; a name may hold spaces, and more words may follow it: a source's key wins."""
     key = key_of(parse_meta_line(line)[0])
-    return key if key in known else key_of(line.split()[0])
+    return key if key in keys else key_of(line.split()[0])
 
 
 def _image_files(root: Path) -> Iterator[str]:

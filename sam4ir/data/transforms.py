@@ -1,4 +1,4 @@
-"""What is drawn once for all aligned arrays of a sample, a window and a flip.
+"""Placements: the window and the flip that all aligned arrays of a sample share.
 
 Arrays are (h, w, ...) with any trailing axes.
 """
@@ -16,7 +16,7 @@ from sam4ir.errors import UserError
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle, in pixels of an image. What lies outside the image is its mirror image.
+    """A rectangle, in pixels of an image. Outside the image it shows the mirror image.
 
     The mirror repeats the edge (numpy's 'symmetric', OpenCV's BORDER_REFLECT), as the padding of NAFNet's, HINet's
     and Restormer's data sets does; unlike a mirror that leaves the edge out, it commutes with `scaled`.
@@ -29,51 +29,52 @@ class Window:
 
     @classmethod
     def draw(cls, size: tuple[int, int], patch: int, rng: np.random.Generator) -> Window:
-        """A patch x patch window, uniform over all that fit into an image of size (h, w).
+        """Draw a patch x patch window, uniform over all that fit into an image of size (h, w).
 
-        An image that is smaller along a side is taken whole there, and the window reaches over its bottom or right.
+        Along a side where the image is smaller, the window takes all of it and reaches over its bottom or right.
         """
-        h, w = (max(side, patch) for side in size)
+        h, w = max(size[0], patch), max(size[1], patch)
         return cls(int(rng.integers(h - patch + 1)), int(rng.integers(w - patch + 1)), patch, patch)
 
     @classmethod
     def whole(cls, size: tuple[int, int]) -> Window:
-        """All of an image of size (h, w)."""
+        """Return the window of a whole image of size (h, w)."""
         return cls(0, 0, *size)
 
     def inside(self, size: tuple[int, int]) -> Window:
-        """The part of an image of size (h, w) that the window is made of: a side that it leaves is taken whole."""
+        """Return the part of an image of size (h, w) that the window shows; a side that it leaves counts whole."""
         rows, columns = _reach(self.top, self.height, size[0]), _reach(self.left, self.width, size[1])
         return Window(rows[0], columns[0], rows[1], columns[1])
 
     def cut(self, array: np.ndarray) -> np.ndarray:
-        """The window of an (h, w, ...) array: a view where it lies inside, else a copy with the mirrored part."""
+        """Return the window of an (h, w, ...) array: a view where it lies inside, else a copy with mirrored pixels."""
         part = self.inside((array.shape[0], array.shape[1]))
         inner = array[part.top : part.top + part.height, part.left : part.left + part.width]
         return inner if part == self else self.mirrored(inner, part)
 
     def mirrored(self, inner: np.ndarray, part: Window) -> np.ndarray:
-        """The window made of `inner`, the pixels of `part` = inside(size)."""
+        """Return the window, mirrored from `inner`, the pixels of `part` = inside(size)."""
         rows = _mirror(self.top - part.top, self.height, part.height)
         columns = _mirror(self.left - part.left, self.width, part.width)
         return inner[rows[:, None], columns]
 
     def scaled(self, factor: int) -> Window:
-        """The same window on a grid `factor` times finer."""
+        """Return the same window on a grid `factor` times finer."""
         return Window(self.top * factor, self.left * factor, self.height * factor, self.width * factor)
 
     def grown(self, margin: int) -> Window:
-        """The window with `margin` more pixels on each side."""
+        """Return the window with `margin` more pixels on each side."""
         return Window(self.top - margin, self.left - margin, self.height + 2 * margin, self.width + 2 * margin)
 
 
 def _reach(start: int, length: int, side: int) -> tuple[int, int]:
-    """(start, length) of what a stretch takes of a side: itself inside, else all."""
-    return (start, length) if start >= 0 and start + length <= side else (0, side)
+    """Return (start, length) of what a stretch shows of a side: itself where it lies inside, else the whole side."""
+    inside = start >= 0 and start + length <= side
+    return (start, length) if inside else (0, side)
 
 
 def _mirror(start: int, length: int, side: int) -> np.ndarray:
-    """The indices 0..side-1 that start, ..., start + length - 1 show, mirrored at both edges again and again."""
+    """Return the indices 0..side-1 that start, ..., start + length - 1 show, mirrored at both edges repeatedly."""
     within = np.arange(start, start + length) % (2 * side)
     return np.minimum(within, 2 * side - 1 - within)
 
@@ -88,12 +89,12 @@ class Flip:
 
     @classmethod
     def draw(cls, use_hflip: bool, use_rot: bool, rng: np.random.Generator) -> Flip:
-        """Horizontal with probability 1/2 if use_hflip; vertical and transpose, 1/2 each, if use_rot."""
+        """Draw horizontal with probability 1/2 if use_hflip; vertical and transpose, 1/2 each, if use_rot."""
         horizontal, vertical, transpose = (bool(v) for v in rng.random(3) < 0.5)
         return cls(use_hflip and horizontal, use_rot and vertical, use_rot and transpose)
 
     def apply(self, array: np.ndarray) -> np.ndarray:
-        """The flipped (h, w, ...) array, as a view."""
+        """Return the flipped (h, w, ...) array, as a view."""
         if self.horizontal:
             array = array[:, ::-1]
         if self.vertical:
@@ -101,42 +102,42 @@ class Flip:
         return array.swapaxes(0, 1) if self.transpose else array
 
     def copy(self, pixels: np.ndarray) -> np.ndarray:
-        """The flipped (h, w, c) uint8, uint16 or float32 pixels as a contiguous copy.
+        """Return the flipped (h, w, c) uint8, uint16 or float32 pixels as a contiguous copy.
 
-        Equal to `apply`, whose views cost ten times as much once they are copied, one pixel at a time.
+        The result equals `apply`, whose views cost ten times as much once they are copied, one pixel at a time.
         """
         if self == Flip():
             return np.array(pixels, order="C")
         h, w, c = pixels.shape
-        turned = pixels
         if self.horizontal or self.vertical:
-            turned = cv2.flip(turned, -1 if self.horizontal and self.vertical else int(self.horizontal))
+            both = self.horizontal and self.vertical
+            pixels = cv2.flip(pixels, -1 if both else int(self.horizontal))
         if self.transpose:
-            turned = cv2.transpose(turned)
-        return turned.reshape((w, h, c) if self.transpose else (h, w, c))  # OpenCV drops the axis of one channel
+            return cv2.transpose(pixels).reshape(w, h, c)  # OpenCV drops the axis of one channel
+        return pixels.reshape(h, w, c)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where in the image a sample lies and how it is turned."""
+    """The place of a sample in its image: a window and a flip."""
 
     window: Window
     flip: Flip
 
     def take(self, array: np.ndarray) -> np.ndarray:
-        """The sample's part of an (h, w, ...) array, a view where the window lies inside."""
+        """Return the sample's part of an (h, w, ...) array, a view where the window lies inside."""
         return self.flip.apply(self.window.cut(array))
 
     def pixels(self, image: np.ndarray) -> np.ndarray:
-        """The sample's part of an (h, w, c) image, a contiguous copy."""
+        """Return the sample's part of an (h, w, c) image, a contiguous copy."""
         return self.flip.copy(self.window.cut(image))
 
     def scaled(self, factor: int) -> Placement:
-        """The same placement on a grid `factor` times finer."""
+        """Return the same placement on a grid `factor` times finer."""
         return Placement(self.window.scaled(factor), self.flip)
 
     def grown(self, margin: int) -> Placement:
-        """The same placement with `margin` more pixels on each side."""
+        """Return the same placement with `margin` more pixels on each side."""
         return Placement(self.window.grown(margin), self.flip)
 
 
@@ -149,7 +150,7 @@ class Augmentation:
     use_rot: bool = False
 
     def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Placement:
-        """A placement in an image of size (h, w); a smaller image is mirrored at its bottom and right (Window)."""
+        """Draw a placement in an image of size (h, w); a smaller image is mirrored at its bottom and right (Window)."""
         window = Window.whole(size) if self.patch is None else Window.draw(size, self.patch, rng)
         return Placement(window, Flip.draw(self.use_hflip, self.use_rot, rng))
 
@@ -157,7 +158,7 @@ class Augmentation:
 def augmentation(
     gt_size: int | None, use_hflip: bool, use_flip: bool | None, use_rot: bool, scale: int = 1
 ) -> Augmentation:
-    """The Augmentation on the LQ grid that a dataset's options ask for.
+    """Return the augmentation, on the LQ grid, that a data set's options ask for.
 
     use_flip is NAFNet's and HINet's name of use_hflip. Raises ValueError where the two disagree or gt_size is no
     positive multiple of scale.
@@ -170,7 +171,7 @@ def augmentation(
 
 
 def patch_side(gt_size: int | None, scale: int) -> int | None:
-    """The side of the LQ patch. Raises ValueError where gt_size is no positive multiple of scale."""
+    """Return the side of the LQ patch. Raise ValueError where gt_size is no positive multiple of scale."""
     if gt_size is None:
         return None
     if gt_size < 1 or gt_size % scale:
@@ -179,9 +180,9 @@ def patch_side(gt_size: int | None, scale: int) -> int | None:
 
 
 def refuse_normalization(mean: Sequence[float] | None, std: Sequence[float] | None) -> None:
-    """BasicSR's `mean` and `std`: only values that change nothing are taken.
+    """Raise ValueError where BasicSR's `mean` and `std` would change images.
 
-    Networks, masks, metrics and saved images all take [0, 1] here; anything else raises ValueError.
+    Networks, masks, metrics and saved images all take [0, 1] here.
     """
     if any(v != 0 for v in mean or ()) or any(v != 1 for v in std or ()):
         raise UserError(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sam4ir.errors import UserError
+from sam4ir.utils.files import read_text
 
 TABLE = "windows.jsonl"
 
@@ -137,12 +138,12 @@ def read_table(path: Path) -> Iterator[Cut]:
     path: windows.jsonl beside a prepared LMDB. A line is {"key": ..., "size": [h, w], "windows": [[suffix, top, left,
     height, width], ...]}: the sub-image key + suffix shows that part of the image `key`. Raises ValueError naming path.
     """
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
+    for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
         try:
             record = json.loads(line)
             h, w = record["size"]
             yield Cut(record["key"], (h, w), [SubImage(*window) for window in record["windows"]])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{path}: line {number} is damaged ({error}); remove the folder and make it again"
             ) from None

@@ -40,7 +40,7 @@ def useful(workers: int, tasks: int, at_least: int = TASKS_A_PROCESS) -> int:
 def attempts(
     function: Callable[[T], R], tasks: Iterable[T], workers: int = 1, ahead: int = 4
 ) -> Generator[tuple[T, R | Failure], None, None]:
-    """(task, function(task)) in the order of `tasks`; a ValueError, OSError or MemoryError of one is a Failure.
+    """(task, function(task)) in the order of `tasks`; a UserError, OSError or MemoryError of one is a Failure.
 
     workers: processes, 1 = this one. ahead: tasks a worker that are handed out before the first of them is done; their
     results wait in memory. `function` is pickled once a process: a module's function or a partial of one.
@@ -80,7 +80,7 @@ class _Attempt(Generic[T, R]):
     def __call__(self, task: T) -> R | Failure:
         try:
             return self.function(task)
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             return Failure(str(error))
         except MemoryError as error:
             return Failure(f"{task}: not enough memory ({error})")

@@ -1,4 +1,4 @@
-"""Weights of loss terms, by hand or from their pull on the student's output ([D])."""
+"""Weights of distillation terms: fixed, or measured from the pull on the student's output (docs/method.md#weights)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ BATCHES = 50
 class TermWeight:
     """The weight of one term.
 
-    fixed: the weight by hand; otherwise `share` sets it so that the term's gradient at the student's
-    output has that share of the reconstruction's (L2 norms, mean over the first 50 batches that have
-    the term). While those are measured the weight follows the mean so far; then it is kept.
+    fixed: a fixed weight. Without it, `share` sets the weight so that the term's gradient at the student's output has
+    that share of the reconstruction's (L2 norms, mean over the first 50 batches that have the term). During those
+    batches the weight follows the mean so far; afterwards it stays.
     """
 
     fixed: float | None = None
@@ -25,13 +25,17 @@ class TermWeight:
 
     @property
     def measuring(self) -> bool:
+        """Whether the weight still follows what is measured."""
         return self.fixed is None and self.batches < BATCHES
 
     @property
     def value(self) -> float:
+        """The weight that holds now; 0 before anything is measured."""
         if self.fixed is not None:
             return self.fixed
-        return self.share * self.reconstruction / self.term if self.term > 0 else 0.0
+        if self.term <= 0:
+            return 0.0
+        return self.share * self.reconstruction / self.term
 
     def observe(self, reconstruction: float, term: float) -> None:
         """Count one total batch: the gradient norms of reconstruction and unweighted term over all its images.
@@ -44,10 +48,10 @@ class TermWeight:
             self.term += term
 
     def state(self) -> dict[str, float]:
-        """Plain values for a checkpoint."""
+        """Return plain values for a checkpoint."""
         return {"batches": self.batches, "reconstruction": self.reconstruction, "term": self.term}
 
     def load_state(self, state: dict[str, float]) -> None:
-        """Take up what state() gave."""
+        """Restore the values that state() returned."""
         self.batches = int(state["batches"])
         self.reconstruction, self.term = state["reconstruction"], state["term"]

@@ -1,7 +1,7 @@
 """Sums and means over the regions of a batch, without a loop over regions or images.
 
-Labels are (b, h, w) int64, dense per image: 0 where there is no region, 1..n for regions; images
-with fewer regions than n leave the rest empty. All sums are fp32, also under autocast.
+Labels are (b, h, w) int64, dense in each image: 0 is no region, 1..n are regions. An image with fewer than n regions
+leaves the rest empty. All sums are float32, also under autocast.
 """
 
 from __future__ import annotations
@@ -16,28 +16,29 @@ BANDS = 64
 
 
 def one_hot(labels: Tensor, count: int) -> Tensor:
-    """(b, h, w) labels -> (b, count + 1, h w) float32, row 0 being the pixels of no region."""
+    """Return (b, count + 1, h w) float32 of labels (b, h, w); row 0 holds the pixels of no region."""
     rows = torch.arange(count + 1, device=labels.device).view(1, -1, 1)
     return (labels.flatten(1).unsqueeze(1) == rows).float()
 
 
 def _by_matmul(labels: Tensor, count: int) -> bool:
+    """Return whether a one-hot product serves better than scatter-add."""
     return labels.numel() * (count + 1) <= MATMUL_LIMIT or torch.are_deterministic_algorithms_enabled()
 
 
 def _rows(labels: Tensor, count: int) -> Tensor:
-    """Each pixel's row in a flat (b (count + 1), c) table."""
+    """Return each pixel's row in a flat (b (count + 1), c) table."""
     first = torch.arange(labels.shape[0], device=labels.device).view(-1, 1) * (count + 1)
     return (labels.flatten(1) + first).flatten()
 
 
 def _pixels_last(values: Tensor) -> Tensor:
-    """(b, c, h, w) -> (b, h w, c) float32; a view where values is channels_last."""
+    """Turn (b, c, h, w) into (b, h w, c) float32; a view if values is channels_last."""
     return values.float().permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def region_sums(values: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Sum of (b, c, h, w) values over each region -> (b, count + 1, c) float32; row 0 is the rest."""
+    """Sum values (b, c, h, w) over each region: (b, count + 1, c) float32; row 0 is the rest."""
     with torch.autocast(values.device.type, enabled=False):
         pixels = _pixels_last(values)
         if _by_matmul(labels, count):
@@ -46,7 +47,7 @@ def region_sums(values: Tensor, labels: Tensor, count: int) -> Tensor:
 
 
 def _sums_by_index(pixels: Tensor, labels: Tensor, count: int) -> Tensor:
-    """region_sums of (b, h w, c) float32 by scatter-add, through the sums of each of BANDS bands of rows."""
+    """Sum pixels (b, h w, c) float32 by scatter-add, first within each of BANDS bands of an image."""
     images, size = pixels.shape[:2]
     band = torch.arange(size, device=labels.device) * BANDS // max(size, 1)
     first = torch.arange(images, device=labels.device).view(-1, 1) * BANDS + band
@@ -56,13 +57,13 @@ def _sums_by_index(pixels: Tensor, labels: Tensor, count: int) -> Tensor:
 
 
 def region_areas(labels: Tensor, count: int) -> Tensor:
-    """Pixels of each region -> (b, count + 1) float32; column 0 is the rest."""
+    """Count the pixels of each region: (b, count + 1) float32; column 0 is the rest."""
     table = torch.zeros(labels.shape[0] * (count + 1), dtype=torch.int64, device=labels.device)
     rows = _rows(labels, count)  # counted in integers: fp32 stops at 2^24 pixels
     return table.index_add(0, rows, torch.ones_like(rows)).unflatten(0, (-1, count + 1)).float()
 
 
-def paint(table: Tensor, labels: Tensor) -> Tensor:
+def paint_rows(table: Tensor, labels: Tensor) -> Tensor:
     """Give every pixel the row of its label: (b, count + 1, c) and (b, h, w) -> (b, c, h, w), channels_last."""
     count = table.shape[1] - 1
     with torch.autocast(table.device.type, enabled=False):
@@ -74,16 +75,16 @@ def paint(table: Tensor, labels: Tensor) -> Tensor:
 
 
 def region_means_painted(values: Tensor, labels: Tensor, count: int) -> Tensor:
-    """The mean of each region at each of its pixels, 0 where there is no region: (b, c, h, w) float32."""
+    """Return each region's mean at all of its pixels, and 0 outside of regions: (b, c, h, w) float32."""
     if count == 0:
         return torch.zeros_like(values, dtype=torch.float32)
     areas = region_areas(labels, count)
     areas[:, 0] = torch.inf  # the mean over the rest counts as 0
-    return paint(region_sums(values, labels, count) / areas.clamp(min=1).unsqueeze(-1), labels)
+    return paint_rows(region_sums(values, labels, count) / areas.clamp(min=1).unsqueeze(-1), labels)
 
 
 def boundary_map(labels: Tensor) -> Tensor:
-    """(b, 1, h, w) float32: 1 where the label differs from a 4-neighbour inside the crop (methods.md, [D])."""
+    """Return (b, 1, h, w) float32: 1 where a label differs from a 4-neighbour in the crop (docs/method.md#spf)."""
     edge = torch.zeros_like(labels, dtype=torch.bool)
     rows = labels[:, 1:, :] != labels[:, :-1, :]
     columns = labels[:, :, 1:] != labels[:, :, :-1]
@@ -95,10 +96,10 @@ def boundary_map(labels: Tensor) -> Tensor:
 
 
 def cell_coverage(labels: Tensor, count: int, size: tuple[int, int], stride: int) -> Tensor:
-    """Share of each feature cell that each region covers: (b, count, h_f w_f) float32 in [0, 1].
+    """Return the share of each feature cell that each region covers: (b, count, h_f w_f) float32 in [0, 1].
 
-    size: (h_f, w_f) of a feature map whose cells are stride x stride pixels; pixels right of and
-    below the last whole cell are left out, as the pooling of the feature network leaves them out.
+    size: (h_f, w_f) of a feature map whose cells are stride x stride pixels. Pixels right of and below the last whole
+    cell are left out, as in the pooling of the feature network.
     """
     height, width = size
     labels = labels[:, : height * stride, : width * stride]

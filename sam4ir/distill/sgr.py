@@ -1,24 +1,49 @@
 """SGR: semantic-guided relation (SAM4IR, arXiv 2403.16368).
 
-The paper keeps the semantic feature space of the two restored images consistent with a frozen VGG;
-prototypes and their relation matrix are our definition ([D]; after RKD, CIRKD and FAKD).
+The paper keeps the semantic feature space of the two restored images consistent with a frozen VGG. Prototypes and their
+relation matrix are our definition (docs/method.md#sgr), after RKD, CIRKD and FAKD.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal, Protocol
 
+import annotated_types
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam4ir.distill.lesson import Lesson
 from sam4ir.distill.pool import cell_coverage
 
 PROTOTYPE_EPS = 1e-6
 
+Variant = Literal["vgg16", "vgg19"]
+Layers = Annotated[tuple[str, ...], annotated_types.MinLen(1)]
+Cells = Annotated[float, annotated_types.Ge(0)]
+
+
+class Analyser(Protocol):
+    """A frozen network whose features SGR compares (priors.features.VGGFeatures). It normalises images itself."""
+
+    @property
+    def strides(self) -> Mapping[str, int]:
+        """Layer -> pixels that one feature cell spans."""
+
+    def __call__(self, image: Tensor) -> Mapping[str, Tensor]:
+        """Return layer -> features (b, c, h_l, w_l) of images (b, 3, h, w) in [0, 1], unclamped."""
+
+
+class BuildAnalyser(Protocol):
+    """How SGR gets its analyser; the engine hands it over, so that this module knows no VGG."""
+
+    def __call__(self, variant: Variant, layers: Sequence[str], weights: str | None) -> Analyser:
+        """Return the analyser on the device of the training. weights: as `weights` of SGR."""
+
 
 def prototypes(features: Tensor, weights: Tensor) -> Tensor:
-    """Unit-length mean feature of each region: (b, c, h, w) and (b, n, h w) -> (b, n, c) float32.
+    """Return the unit-length mean feature of each region: (b, c, h, w) and (b, n, h w) -> (b, n, c) float32.
 
     weights: coverage divided by its sum, so that a row sums to 1 (or 0 for an empty region).
     """
@@ -27,7 +52,7 @@ def prototypes(features: Tensor, weights: Tensor) -> Tensor:
 
 
 def relation_distance(student: Tensor, target: Tensor, valid: Tensor) -> Tensor:
-    """mean over i != j of |R1 - R2|, R = P P^T, averaged over images; 0 where fewer than two regions are valid.
+    """Return the mean over i != j of |R1 - R2|, R = P P^T, averaged over images; 0 below two valid regions.
 
     student, target: (b, n, c) prototypes; valid: (b, n) bool.
     """
@@ -39,37 +64,45 @@ def relation_distance(student: Tensor, target: Tensor, valid: Tensor) -> Tensor:
 
 
 class SemanticGuidedRelation(nn.Module):
-    """L1 distance of the region-relation matrices of two images in the features of a frozen analyser.
+    """L1 distance of the region-relation matrices of two images in the features of a frozen VGG.
 
-    analyser: image (b, 3, h, w) in [0, 1], unclamped -> {layer: (b, c, h_l, w_l)}; its normalisation is its own.
-    strides: layer -> pixels a feature cell spans.
-    min_cells: a region that covers less than this many cells of a layer is left out there, for both images.
-    bf16: the analyser runs under bf16 autocast also where the rest of the step does not.
+    Args:
+        variant: Network of the features, with ImageNet weights of torchvision.
+        layers: Layers of the VGG whose features are compared.
+        weights: Weights file of the VGG; without it the weights come from the zoo; random is for tests.
+        min_cells: Least area of a region in feature cells; a smaller region is left out of that layer, in both images.
+        bf16: Whether the VGG alone runs in bfloat16, whatever the precision of the run.
+
+    build_analyser: builds the frozen network; the engine hands it over.
     """
+
+    default_balance: ClassVar[float] = 0.05
 
     def __init__(
         self,
-        analyser: Callable[[Tensor], Mapping[str, Tensor]],
-        strides: Mapping[str, int],
-        min_cells: float = 4.0,
+        build_analyser: BuildAnalyser,
+        variant: Variant = "vgg16",
+        layers: Layers = ("relu2_2", "relu3_3", "relu4_3"),
+        weights: str | None = None,
+        min_cells: Cells = 4.0,
         bf16: bool = False,
     ) -> None:
         super().__init__()
-        self.analyser = analyser
-        self.strides = dict(strides)
+        self.analyser = build_analyser(variant, layers, weights)
+        self.strides = dict(self.analyser.strides)
         self.min_cells = min_cells
         self.bf16 = bf16
 
-    def forward(self, student: Tensor, target: Tensor, labels: Tensor, count: int) -> Tensor:
-        """Scalar loss, averaged over images and layers; gradient flows to `student` alone.
-
-        student, target: (b, 3, h, w); labels: (b, h, w) int64 dense region labels; count: regions at most.
-        """
+    def forward(self, target: Tensor, lesson: Lesson) -> Tensor:
+        """Return the loss, a scalar, averaged over images and layers."""
+        student, labels, count = lesson.student, lesson.labels, lesson.region_count
         if count < 2:
             return student.new_zeros((), dtype=torch.float32)
         with torch.no_grad():
             wanted = self._features(target)
-        distances = [self._layer(f, wanted[name], labels, count, name) for name, f in self._features(student).items()]
+        distances = []
+        for layer, features in self._features(student).items():
+            distances.append(self._layer(features, wanted[layer], labels, count, layer))
         return torch.stack(distances).mean()
 
     def _features(self, image: Tensor) -> Mapping[str, Tensor]:

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C, kept until the loop can stop with everything saved."""
+"""SIGTERM and Ctrl-C, held back until the loop can stop with everything saved."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class Interrupted(Exception):
-    """SIGTERM or Ctrl-C arrived; carries the exit code."""
+    """SIGTERM or Ctrl-C has arrived; `exit_code` is that of the process."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -16,7 +16,7 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """Remembers SIGTERM and SIGINT until the loop asks.
+    """Remember SIGTERM and SIGINT until the loop asks for them.
 
     patient: a second signal is ignored, since torchrun repeats what the whole group got already, and kills on its own
     after half a minute; otherwise it ends the process at once.
@@ -42,5 +42,5 @@ class Signals:
         self.received = self.received or number
 
     def number(self) -> int:
-        """The signal that has arrived, or 0."""
+        """Return the signal that has arrived, or 0."""
         return self.received or 0

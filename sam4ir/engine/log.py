@@ -1,4 +1,4 @@
-"""What a run tells: console and log file, JSON lines, TensorBoard, CSV."""
+"""The outputs of a run: console and log file, JSON lines, TensorBoard, CSV."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from sam4ir.utils.files import atomic
+from sam4ir.utils.files import atomic, read_text
 
 
 def console(log_file: Path | None = None) -> logging.Logger:
-    """The logger `sam4ir`, to stdout and, where given, appended to a file, in BasicSR's format."""
+    """Set up the logger `sam4ir`: it writes to stdout and appends to log_file, if there is one, in BasicSR's format."""
     logger = logging.getLogger("sam4ir")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
@@ -36,12 +36,12 @@ def console(log_file: Path | None = None) -> logging.Logger:
 
 
 class JsonLines:
-    """One JSON object a line, appended and flushed; `iter` in each."""
+    """A file of JSON objects, one a line, each with a key `iter`."""
 
     def __init__(self, path: Path, keep_until: int, validated: int) -> None:
-        """Opens the file of a run that goes on from iteration keep_until; later lines, which the run repeats, go.
+        """Open the file of a run that goes on from iteration keep_until; drop later lines, which the run repeats.
 
-        validated: the iteration whose validation is the last that counts; metrics past it go too.
+        validated: iteration of the last validation; metrics of later ones are dropped too.
         """
         if path.exists():
             keep_lines(path, lambda line: _iteration(line) <= (validated if '"metrics/' in line else keep_until))
@@ -49,7 +49,7 @@ class JsonLines:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record."""
+        """Append one record and flush the file."""
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
@@ -59,10 +59,10 @@ class JsonLines:
 
 
 def _iteration(line: str) -> float:
-    """The iteration of a JSON line; a torn last line belongs to no kept iteration."""
+    """Return the iteration of a JSON line; infinity for a torn last line, so that it is dropped."""
     try:
         return float(json.loads(line)["iter"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return float("inf")
 
 
@@ -74,28 +74,30 @@ def set_aside(path: Path) -> Path | None:
     return path.rename(path.with_name(f"{path.name}.{number}"))
 
 
-def keep_lines(path: Path, keep: Any) -> None:
-    """Drop the lines of a text file that `keep` refuses, atomically."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if keep(line)]
-    if len(kept) < len(lines):
+def keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
+    """Drop the lines of a text file for which `keep` returns False, atomically."""
+    lines = read_text(path).splitlines(keepends=True)
+    rest = [line for line in lines if keep(line)]
+    if len(rest) < len(lines):
         with atomic(path) as part:
-            part.write_text("".join(kept), encoding="utf-8")
+            part.write_text("".join(rest), encoding="utf-8")
 
 
 class CsvTable:
-    """A CSV that grows by rows; the first column is the iteration. One with other columns is set aside."""
+    """A CSV that grows by rows; its first column is the iteration.
+
+    A file with other columns is set aside. Rows past the iteration keep_until are dropped.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str], keep_until: int) -> None:
         self.columns = ["iter", *columns]
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            with path.open(encoding="utf-8", newline="") as file:
-                header = next(csv.reader(file), [])
+            header = next(csv.reader(read_text(path).splitlines()), [])
             if header != self.columns:  # the run goes on with other metrics
                 set_aside(path)
         if path.exists():
-            keep_lines(path, lambda line: not (n := line.split(",", 1)[0]).isdigit() or int(n) <= keep_until)
+            keep_lines(path, lambda line: _row_iteration(line) <= keep_until)
         new = not path.exists() or path.stat().st_size == 0
         self._file = path.open("a", encoding="utf-8", newline="")
         self._writer = csv.DictWriter(self._file, self.columns, restval="")
@@ -112,15 +114,21 @@ class CsvTable:
         self._file.close()
 
 
+def _row_iteration(line: str) -> int:
+    """Return the iteration of a CSV line; 0 for the head, which is never dropped."""
+    first = line.split(",", 1)[0]
+    return int(first) if first.isdigit() else 0
+
+
 class Scalars(Protocol):
-    """Where scalars go (TensorBoard, or nowhere)."""
+    """A writer of scalars by tag and iteration."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
     def close(self) -> None: ...
 
 
 class NoScalars:
-    """TensorBoard switched off."""
+    """The writer of a run without TensorBoard."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
         return None
@@ -130,7 +138,7 @@ class NoScalars:
 
 
 def scalars(folder: Path | None, purge_after: int) -> Scalars:
-    """A TensorBoard writer into `folder`, or nothing where it is None."""
+    """Return a TensorBoard writer into `folder`; one that writes nothing where it is None."""
     if folder is None:
         return NoScalars()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -140,7 +148,7 @@ def scalars(folder: Path | None, purge_after: int) -> Scalars:
 
 
 class Pace:
-    """Seconds an iteration and the time left, counted from where this process began."""
+    """The seconds an iteration and the time left, measured since this process began to train."""
 
     def __init__(self, start_iteration: int, total: int) -> None:
         self.start_iteration = start_iteration
@@ -148,7 +156,7 @@ class Pace:
         self._begun = time.monotonic()
 
     def line(self, iteration: int) -> tuple[str, float]:
-        """('1 day, 0:12:30', seconds an iteration)"""
+        """Return the time left ('1 day, 0:12:30') and the seconds an iteration."""
         seconds = (time.monotonic() - self._begun) / max(iteration - self.start_iteration, 1)
         left = datetime.timedelta(seconds=int(seconds * (self.total - iteration)))
         return str(left), seconds
@@ -163,7 +171,10 @@ def message(
     times: tuple[float, float],
     values: Mapping[str, float],
 ) -> str:
-    """The console line of BasicSR."""
+    """Return the console line of an iteration, in BasicSR's format.
+
+    rates: learning rate of each network that trains. times: seconds of the iteration, and of loading its images.
+    """
     lr = "".join(f"{r:.3e}," for r in rates)
     shown = " ".join(f"{k}: {v:.4e}" for k, v in values.items())
     head = f"[{name[:5]}..][epoch:{epoch:3d}, iter:{iteration:8,d}, lr:({lr})]"

@@ -1,4 +1,4 @@
-"""Weights from a file or the zoo into a network; where they do not fit, what would."""
+"""Loading weights from a file or the zoo; where they do not fit, the message names the network that would."""
 
 from __future__ import annotations
 
@@ -19,43 +19,44 @@ __all__ = ["WeightsFileError", "flow", "load_weights", "locate", "network_block"
 log = logging.getLogger(__name__)
 
 ZOO = "zoo:"
-SUFFIXES = (".pth", ".pt", ".safetensors", ".state", ".ckpt")
+WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors", ".state", ".ckpt")
 
 
 def locate(source: str | Path) -> Path:
-    """The file that `source` means: a path, `zoo:NAME`, or a bare NAME of the zoo where no file is called so.
+    """Return the file that `source` names: a path, `zoo:NAME`, or a bare NAME of the zoo where no such file is there.
 
-    Weights of the zoo are fetched where they are not in the cache. Raises WeightsFileError for what is neither, and
+    Weights of the zoo are fetched unless the cache holds them. Raises WeightsFileError for what is neither, and
     priors.zoo.weights.WeightsError where the zoo cannot give them.
     """
     name = zoo_name(source)
     if name is None:
         return Path(source)
-    from sam4ir.priors.zoo import weights as zoo  # a plain network of one's own needs no zoo
+    from sam4ir.priors.zoo import weights as zoo  # a file needs no zoo
 
     if name not in zoo.ENTRIES and not str(source).startswith(ZOO):
         near = near_miss(name, zoo.ENTRIES) or ";"
-        listed = "scripts/fetch_weights.py list tells the zoo's names"
+        listed = "scripts/fetch_weights.py list prints the names of the zoo"
         raise WeightsFileError(f"{source}: no such weights file, nor weights of the zoo{near} {listed}")
     return zoo.resolve(name)
 
 
 def zoo_name(source: str | Path) -> str | None:
-    """The name that `source` may have in the zoo; None where it is a file or a path."""
+    """Return the name that `source` may have in the zoo; None where it is a file or a path."""
     text = str(source)
     if text.startswith(ZOO):
         return text.removeprefix(ZOO)
     path = Path(text)
-    return None if path.exists() or path.name != text or path.suffix in SUFFIXES else text
+    return None if path.exists() or path.name != text or path.suffix in WEIGHTS_SUFFIXES else text
 
 
 def load_weights(network: nn.Module, source: str | Path, key: str | None = None, strict: bool = True) -> None:
-    """Load weights into `network`; the log tells from which entry of which file, and what was left out.
+    """Load weights into `network`; the log names the file, its entry, and the tensors left out.
 
-    source: see locate. key: the entry to take; None prefers params_ema (see utils.weights). A network may bring keys of
-    other programs into its own (`adapted`).
-    Raises WeightsFileError where names or shapes do not fit: a short difference, and the network and arguments that
-    would fit, where one of ours does. With strict False what fits is loaded, and nothing fitting is still an error.
+    source: see locate. key: the entry to take; None prefers params_ema (see utils.weights). A network may translate
+    keys of other programs into its own (its method `adapted`).
+    Raises WeightsFileError where names or shapes do not fit, with a short difference, and with the network and the
+    arguments that would fit, where one of ours does. With strict False all that fits is loaded; that nothing fits is
+    still an error.
     """
     weights = read_weights(locate(source), key)
     adapted: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = getattr(network, "adapted", dict)
@@ -65,21 +66,21 @@ def load_weights(network: nn.Module, source: str | Path, key: str | None = None,
     if not fitting or (strict and not complete):
         raise WeightsFileError(f"{weights}: does not fit {type(network).__name__}: {_misfit(network, own, state)}")
     if not complete:
-        left = _difference(own, state)
-        log.warning("%s: %d of the network's %d tensors were taken; %s", weights, len(fitting), len(own), left)
+        rest = _difference(own, state)
+        log.warning("%s: %d of the network's %d tensors were taken; %s", weights, len(fitting), len(own), rest)
     network.load_state_dict(fitting, strict=False)
     log.info("%s loaded the weights %s", type(network).__name__, weights)
 
 
-def facts_of(source: str | Path, entry: str) -> Mapping[str, Any]:
-    """What a weights file says beside its weights under a name; nothing where it says nothing."""
+def metadata_of(source: str | Path, entry: str) -> Mapping[str, Any]:
+    """Return the plain values that a weights file holds under `entry`, beside its weights; {} where it holds none."""
     content = read_file(locate(source))
-    told = content.get(entry) if isinstance(content, Mapping) else None
-    return told if isinstance(told, Mapping) else {}
+    metadata = content.get(entry) if isinstance(content, Mapping) else None
+    return metadata if isinstance(metadata, Mapping) else {}
 
 
 def network_block(source: str | Path) -> dict[str, Any]:
-    """{type, argument ...} of the network that weights belong to: the zoo's record, or read off their shapes.
+    """Return {type, argument ...} of the network that weights belong to, by the zoo's entry or by their shapes.
 
     Raises WeightsFileError where no network of ours fits, and what `locate` raises.
     """
@@ -87,24 +88,24 @@ def network_block(source: str | Path) -> dict[str, Any]:
     if name is not None:
         from sam4ir.priors.zoo.weights import find
 
-        recorded = find(name).network
-        if recorded is not None:
-            return recorded.block
+        network = find(name).network
+        if network is not None:
+            return network.block
     weights = read_weights(path)
     fit = infer(shapes_of(weights.state))
     if fit is None:
-        told = "its keys and shapes are those of no network that is known here; give an option file with network_g"
-        raise WeightsFileError(f"{weights}: {told}")
+        reason = "its keys and shapes are those of no network that is known here; give an option file with network_g"
+        raise WeightsFileError(f"{weights}: {reason}")
     return {"type": fit.network.__name__, **fit.arguments}
 
 
 def flow(block: Mapping[str, Any]) -> str:
-    """A block as one line of YAML."""
+    """Return a block as one line of YAML."""
     return "{" + ", ".join(f"{k}: {v if isinstance(v, str) else json.dumps(v)}" for k, v in block.items()) + "}"
 
 
 def _difference(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """What the network (own) and the weights do not share, in one short line."""
+    """Return in one short line what the network (own) and the weights do not share."""
     missing = [k for k in own if k not in state]
     unknown = [k for k in state if k not in own]
     shapes = [k for k in own if k in state and state[k].shape != own[k].shape]
@@ -117,7 +118,7 @@ def _difference(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
 
 
 def _misfit(network: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """What differs, and what would fit; another network than the one asked for differs in everything."""
+    """Return what differs, and the network that would fit; another network differs in everything."""
     fit = infer(shapes_of(state))
     if fit is None:
         return f"{_difference(own, state)}; network_g of the option file must be the network that was trained"
@@ -135,7 +136,10 @@ def _few(what: str, names: Sequence[str]) -> str:
 
 
 def _grouped(what: str, names: Sequence[str]) -> str:
-    """'168 missing (middle_blks.* 154, encoders.* 14)': names counted by the first parts that are not all the same."""
+    """Return a short count such as '168 missing (middle_blks.* 154, encoders.* 14)'.
+
+    Names are counted by the first parts in which they differ.
+    """
     if len(names) <= 3:
         return _few(what, names)
     groups: dict[str, list[str]] = {}

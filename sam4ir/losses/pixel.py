@@ -21,7 +21,12 @@ LUMA_WEIGHTS = (65.481, 128.553, 24.966)
 
 
 class _PixelLoss(nn.Module):
-    """loss_weight times the mean or the sum over all elements of what `_elements` gives for the difference."""
+    """loss_weight times the mean or the sum of `_elements` of the difference.
+
+    Args:
+        loss_weight: Factor of the loss.
+        reduction: How the elements become one number: mean or sum over batch, channels and pixels.
+    """
 
     def __init__(self, loss_weight: float, reduction: Reduction) -> None:
         super().__init__()
@@ -31,10 +36,11 @@ class _PixelLoss(nn.Module):
         self.reduction = reduction
 
     def _elements(self, difference: Tensor) -> Tensor:
+        """Return the distance of each element, of the difference's shape."""
         raise NotImplementedError
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of two tensors of one shape; ValueError where the shapes differ."""
+        """Return the scalar loss of two tensors of one shape. Raises UserError where the shapes differ."""
         elements = self._elements(_difference(self, prediction, target))
         return self.loss_weight * (elements.mean() if self.reduction == "mean" else elements.sum())
 
@@ -62,7 +68,10 @@ class MSELoss(_PixelLoss):
 class CharbonnierLoss(_PixelLoss):
     """loss_weight * mean sqrt((prediction - target)^2 + eps)  (Lai et al., CVPR 2017; eps as in BasicSR).
 
-    Equal images give sqrt(eps), with gradient 0.
+    Equal images give sqrt(eps), with gradient 0. Raises UserError for an eps of 0 or less.
+
+    Args:
+        eps: Number that is added to the squared difference, more than 0; images are in [0, 1].
     """
 
     def __init__(self, loss_weight: float = 1.0, reduction: Reduction = "mean", eps: float = 1e-12) -> None:
@@ -78,7 +87,12 @@ class CharbonnierLoss(_PixelLoss):
 class PSNRLoss(nn.Module):
     """loss_weight * 10/ln 10 * mean over images of ln(MSE + 1e-8): minus the mean PSNR in dB of [0, 1] images (HINet).
 
-    toY: on luma (BT.601 studio swing) of (b, 3, h, w) RGB images instead of on the channels.
+    Raises UserError for another reduction than mean.
+
+    Args:
+        loss_weight: Factor of the loss; with 1 the loss of one image is minus its PSNR in dB.
+        reduction: How the images of a batch become one number; mean alone is defined.
+        toY: Whether the error is measured on luma (BT.601 studio swing) of RGB images instead of on all channels.
     """
 
     EPS = 1e-8
@@ -93,7 +107,10 @@ class PSNRLoss(nn.Module):
         self.register_buffer("luma", torch.tensor(LUMA_WEIGHTS).view(1, 3, 1, 1) / 255.0, persistent=False)
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Scalar loss of two (b, c, h, w) tensors; ValueError for other shapes, and with toY where c is not 3."""
+        """Return the scalar loss of two (b, c, h, w) tensors.
+
+        Raises UserError for other shapes, and with toY where c is not 3.
+        """
         if prediction.ndim != 4 or (self.to_y and prediction.shape[1] != 3):
             expected = "(b, 3, h, w)" if self.to_y else "(b, c, h, w)"
             raise UserError(f"PSNRLoss: prediction is {tuple(prediction.shape)}, expected {expected}")
@@ -105,7 +122,7 @@ class PSNRLoss(nn.Module):
 
 
 def _difference(loss: nn.Module, prediction: Tensor, target: Tensor) -> Tensor:
-    """prediction - target in float32 at least; no silent broadcasting."""
+    """Return prediction - target in float32 at least. Raises UserError where the shapes differ (no broadcasting)."""
     if prediction.shape != target.shape:
         raise UserError(
             f"{type(loss).__name__}: prediction is {tuple(prediction.shape)}, target is {tuple(target.shape)}: "

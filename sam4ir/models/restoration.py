@@ -1,4 +1,4 @@
-"""Plain restoration: one network, one reconstruction loss."""
+"""Plain restoration: one network and its reconstruction losses."""
 
 from __future__ import annotations
 
@@ -13,25 +13,40 @@ from torch.nn.parallel import DistributedDataParallel
 from sam4ir.errors import UserError
 from sam4ir.utils.rng import torch_stream
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[[Tensor, Tensor], Tensor]  # (output, ground truth) -> scalar
+LossInParts = Callable[[Tensor, Tensor], Mapping[str, Tensor]]  # part -> scalar, such as PerceptualLoss
 Mean = Callable[[Tensor], Tensor]
 
 
 class TrainingBatch(Protocol):
-    """What a model reads of a batch: images (b, c, h, w), labels (b, h s, w s) or None, sample numbers.
-
-    spe: position encodings (b, 1, h s, w s), or None.
-    """
+    """What a model reads of a batch: degraded images lq (b, c, h, w), sample numbers, and what masks bring."""
 
     lq: Tensor
-    regions: Tensor | None
-    spe: Tensor | None
-    region_count: int
     numbers: list[int]
 
     @property
     def gt(self) -> Tensor | None:
-        """Read-only here, so that a batch that always has one fits."""
+        """Ground truth (b, c, h s, w s), or None; read-only here, so that a batch that always has one fits."""
+
+    @property
+    def maps(self) -> Mapping[str, Tensor]:
+        """All maps by the names of their views: labels (b, h s, w s) int64, values (b, c, h s, w s) float32."""
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """The largest label of each map of labels."""
+
+    @property
+    def regions(self) -> Tensor | None:
+        """maps["regions"], labels of SAM's regions, or None."""
+
+    @property
+    def region_count(self) -> int:
+        """counts["regions"], or 0."""
+
+    @property
+    def spe(self) -> Tensor | None:
+        """maps["spe"], position encodings (b, 1, h s, w s), or None."""
 
 
 class Losses(NamedTuple):
@@ -80,10 +95,46 @@ def restore(network: nn.Module, lq: Tensor) -> Tensor:
     return last_output(network(lq)).float()
 
 
-def reconstruction(loss: Loss, output: Tensor | list[Tensor], gt: Tensor) -> Tensor:
-    """The loss of a network's output; summed over stage outputs, as in HINet's recipe."""
-    outputs = output if isinstance(output, (list, tuple)) else [output]
-    return torch.stack([loss(o, gt) for o in outputs]).sum() if len(outputs) > 1 else loss(outputs[0], gt)
+class Reconstruction:
+    """The reconstruction losses of one network, by the names of the log.
+
+    losses: name -> loss. Part P of a loss with several parts is called <name>_P, and the part '' has the loss's name.
+    renamed: names of parts that are called otherwise -> their names in the log.
+    """
+
+    def __init__(self, losses: Mapping[str, Loss | LossInParts], renamed: Mapping[str, str] | None = None) -> None:
+        if not losses:
+            raise UserError("a network needs a reconstruction loss")
+        self.losses = dict(losses)
+        self.renamed = dict(renamed or {})
+
+    def __call__(self, output: Tensor | list[Tensor], gt: Tensor) -> dict[str, Tensor]:
+        """Return name -> scalar for a network's output (b, c, h, w); summed over stage outputs, as in HINet's recipe.
+
+        output: the restored images, or a list of them, one for each stage output. gt: (b, c, h, w).
+        """
+        outputs = output if isinstance(output, (list, tuple)) else [output]
+        by_output = [self._of_one(image, gt) for image in outputs]
+        if len(by_output) == 1:
+            return by_output[0]
+        return {name: torch.stack([terms[name] for terms in by_output]).sum() for name in by_output[0]}
+
+    def _of_one(self, image: Tensor, gt: Tensor) -> dict[str, Tensor]:
+        """Return name -> scalar for one image of the network."""
+        terms: dict[str, Tensor] = {}
+        for name, loss in self.losses.items():
+            value = loss(image, gt)
+            parts = {"": value} if isinstance(value, Tensor) else value
+            for part, scalar in parts.items():
+                full = f"{name}_{part}" if part else name
+                terms[self.renamed.get(full, full)] = scalar
+        return terms
+
+
+def total(terms: Mapping[str, Tensor]) -> Tensor:
+    """Return the sum of one or more scalars; a single one as it is."""
+    scalars = list(terms.values())
+    return scalars[0] if len(scalars) == 1 else torch.stack(scalars).sum()
 
 
 def ground_truth(batch: TrainingBatch) -> Tensor:
@@ -140,13 +191,13 @@ class Restoration(OneNetwork):
     """A network that learns to restore from pairs.
 
     network: lq (b, c, h, w) -> restored or list of stage outputs; wrapped where several processes train it.
-    loss: (output, gt) -> scalar.
+    reconstruction: the losses of its output.
     seed: the network's own random stream (dropout) is a function of it and the sample number.
     """
 
-    def __init__(self, network: nn.Module, loss: Loss, seed: int = 0) -> None:
+    def __init__(self, network: nn.Module, reconstruction: Reconstruction, seed: int = 0) -> None:
         super().__init__(network)
-        self.loss = loss
+        self.reconstruction = reconstruction
         self.seed = seed
 
     def losses(self, batch: TrainingBatch, iteration: int, measure: bool) -> Losses:
@@ -154,4 +205,4 @@ class Restoration(OneNetwork):
         with torch_stream(self.seed, "g", batch.numbers[0]):
             output = self.network(batch.lq)
         measures = {"psnr": batch_psnr(last_output(output), gt)} if measure else {}
-        return Losses({"pix": reconstruction(self.loss, output, gt)}, measures)
+        return Losses(self.reconstruction(output, gt), measures)

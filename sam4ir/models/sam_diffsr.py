@@ -26,45 +26,45 @@ RESIDUAL_SCALE = 2.0  # res_rescale of the released code
 
 
 class DiffusionNetwork(Protocol):
-    """What sampling knows of a diffusion network (archs.diffusion_sr.DiffSR)."""
+    """A diffusion network as sampling sees it (archs.diffusion_sr.DiffSR)."""
 
-    multiple: int  # of LR's sides
-    smallest: int  # that they may be
+    multiple: int  # the sides of LR are multiples of it
+    smallest: int  # the least side of LR
 
     def condition(self, lq: Tensor) -> Tensor:
-        """What LR images (b, 3, h, w) in [0, 1] tell, on the grid of the restored image; the same for all steps."""
+        """Return the condition of LR images (b, 3, h, w) in [0, 1] on the grid of the restored image, for all steps."""
 
     def denoise(self, x_t: Tensor, t: Tensor, condition: Tensor, lq_up: Tensor | None = None) -> Tensor:
-        """The network's estimate of the target, (b, 3, h s, w s)."""
+        """Return the network's estimate of the target, (b, 3, h s, w s)."""
 
 
 def upsampled(lq: Tensor, size: Sequence[int]) -> Tensor:
-    """Bicubic LR images (b, 3, h, w) in [0, 1] on the grid of HR, in the [-1, 1] scale, unclamped.
+    """Enlarge LR images (b, 3, h, w) in [0, 1] to HR's grid by bicubic interpolation, in the [-1, 1] scale, unclamped.
 
-    Of a training crop: its outer 6 HR pixels differ from the crop of the whole image's, as LR is mirrored at the crop.
+    In a training crop the outer 6 HR pixels differ from those of the whole image, as LR is mirrored at the crop.
     """
     with torch.autocast(lq.device.type, enabled=False):
         return 2 * resize_to(lq.float(), (size[0], size[1])) - 1
 
 
 def residual(gt: Tensor, lq_up: Tensor) -> Tensor:
-    """x_0 of HR images in [0, 1] over up-sampled LR in [-1, 1]."""
+    """Return x_0 = clip(2 (HR - LR up), -1, 1) of HR images in [0, 1] and up-sampled LR in [-1, 1]."""
     return (RESIDUAL_SCALE * ((2 * gt.float() - 1) - lq_up)).clamp(-1, 1)
 
 
 def image_of(x_0: Tensor, lq_up: Tensor) -> Tensor:
-    """The images in [0, 1] (unclamped) of x_0, clipped as the released code does."""
+    """Return the images of x_0, nominally in [0, 1], unclamped; x_0 is clipped as in the released code."""
     return ((x_0.clamp(-1, 1) / RESIDUAL_SCALE + lq_up) + 1) / 2
 
 
 class SamDiffSR(OneNetwork):
-    """Training of a diffusion network.
+    """The training of a diffusion network.
 
     network: (x_t, t, lq, lq_up) -> estimate; wrapped where several processes train it. process: the forward process.
     loss: (estimate, target) -> scalar. seed: timestep and noise of a sample are functions of it and of the sample's
-    number, so they do not depend on micro-batches and processes. measure_spe: the RMS of the encoding over covered
-    training pixels; asked once, by a run whose modulation needs it, and kept in its checkpoints. encoding: what that is
-    the RMS of; with another one it is measured anew.
+    number, so they do not depend on micro-batches and processes. measure_spe: measures the RMS of the encoding over
+    covered training pixels; a run whose modulation needs it calls it once and stores the result in its checkpoints.
+    encoding: a name of the measured encoding; after a change of it the RMS is measured again.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class SamDiffSR(OneNetwork):
         gt = ground_truth(batch)
         lq_up = upsampled(batch.lq, gt.shape[-2:])
         x_0 = residual(gt, lq_up)
-        t, noise = self._draws(batch.numbers, x_0)
+        t, noise = self._draw(batch.numbers, x_0)
         x_t, target = self.process.training_pair(x_0, t, noise, self._spe(batch), self._rms())
         estimate = self.network(x_t, t, batch.lq, lq_up).float()
         measures = {}
@@ -97,8 +97,8 @@ class SamDiffSR(OneNetwork):
             measures["spe_shift"] = ((x_t - plain).norm() / plain.norm()).item()
         return Losses({"noise": self.loss(estimate, target)}, measures)
 
-    def _draws(self, numbers: Sequence[int], x_0: Tensor) -> tuple[Tensor, Tensor]:
-        """Timesteps (b,) and noise of x_0's shape; each sample has its own streams."""
+    def _draw(self, numbers: Sequence[int], x_0: Tensor) -> tuple[Tensor, Tensor]:
+        """Draw timesteps (b,) and noise of x_0's shape; each sample has its own streams."""
         steps = len(self.process.schedule.betas)
         t = torch.tensor([int(generator(self.seed, "t", n).integers(steps)) for n in numbers])
         noise = torch.empty(x_0.shape, device=x_0.device, dtype=torch.float32)
@@ -109,6 +109,7 @@ class SamDiffSR(OneNetwork):
         return t.to(x_0.device, non_blocking=True), noise
 
     def _spe(self, batch: TrainingBatch) -> Tensor | None:
+        """Return the encoding of the batch, None if the process needs none."""
         if not self.process.needs_spe:
             return None
         if batch.spe is None:
@@ -116,6 +117,7 @@ class SamDiffSR(OneNetwork):
         return batch.spe
 
     def _rms(self) -> float:
+        """Return the RMS of the encoding, measured at the first call."""
         if self.process.modulation != "invertible":
             return 1.0
         if self.spe_rms is None:
@@ -125,7 +127,11 @@ class SamDiffSR(OneNetwork):
         return self.spe_rms
 
     def state(self) -> dict[str, Any]:
-        return {} if self.spe_rms is None else {"spe_rms": self.spe_rms, "encoding": self.encoding}
+        if self.spe_rms is None:
+            return {}
+        return {"spe_rms": self.spe_rms, "encoding": self.encoding}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        self.spe_rms = state.get("spe_rms") if state.get("encoding") == self.encoding else None
+        self.spe_rms = None
+        if state.get("encoding") == self.encoding:
+            self.spe_rms = state.get("spe_rms")

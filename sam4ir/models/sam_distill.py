@@ -1,7 +1,7 @@
 """SAM4IR: a student network, a refiner that sees SAM's masks, and what the one learns from the other.
 
 Zhang et al., CVPR 2024 (arXiv 2403.16368) state the skeleton; shapes, weights and schedules are ours
-([D] of the project's method notes):
+(docs/method.md):
 
     Y1 = f1(X)                    student, deployed
     Y2 = f2(SPF(sg Y1, M))        refiner
@@ -13,25 +13,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sam4ir.distill.balance import TermWeight
-from sam4ir.distill.sgr import SemanticGuidedRelation
-from sam4ir.distill.spd import SemanticPriorsDistillation
+from sam4ir.distill.lesson import DistillationTerm, Lesson
 from sam4ir.errors import UserError
 from sam4ir.models.restoration import (
-    Loss,
     Losses,
     Mean,
+    Reconstruction,
     TrainingBatch,
     batch_psnr,
     eval_mode,
     ground_truth,
     last_output,
-    reconstruction,
+    total,
     unwrapped,
 )
 from sam4ir.utils.rng import torch_stream
@@ -55,11 +54,13 @@ class Refiner(nn.Module):
 
 @dataclass
 class Term:
-    """A distillation term: what it pulls the student to, how hard, and every how many iterations.
+    """A distillation term in use: its loss, its target, its weight, and how often it is computed.
 
-    pulls: squared gradient norms of reconstruction and term, for each micro-batch of the step that goes on.
+    every: iterations between two computations, whose weight grows by the same factor. pulls: squared gradient norms of
+    reconstruction and term, one pair for each micro-batch of the current step.
     """
 
+    loss: DistillationTerm
     target: Target = "refiner"
     weight: TermWeight = field(default_factory=TermWeight)
     every: int = 1
@@ -90,21 +91,11 @@ class Schedule:
         return iteration > (self.start_iter if self.refine_iter is None else self.refine_iter)
 
 
-class Lesson(NamedTuple):
-    """What SPD and SGR compare: images (b, c, h, w), gradient through `student` alone; labels (b, h, w)."""
-
-    student: Tensor
-    refined: Tensor
-    gt: Tensor
-    labels: Tensor
-    region_count: int
-
-
 class SamDistill:
     """Training of student and refiner.
 
-    student, refiner: trained networks, wrapped where several processes train them. loss: reconstruction loss, of
-    both unless the refiner has its own. spd, sgr: the terms and how they are used (None: without). teacher: the
+    student, refiner: trained networks, wrapped where several processes train them. reconstruction, refinement: the
+    losses of the student's and of the refiner's output. terms: the distillation terms by name. teacher: the
     refiner whose output is the target, if it is not the raw one (its EMA); it is run frozen. schedule: who trains
     when. masks: False trains the control with
     empty masks. seed: the random streams of student and refiner are functions of it and the sample number.
@@ -114,10 +105,9 @@ class SamDistill:
         self,
         student: nn.Module,
         refiner: nn.Module,
-        loss: Loss,
-        refine_loss: Loss | None = None,
-        spd: tuple[SemanticPriorsDistillation, Term] | None = None,
-        sgr: tuple[SemanticGuidedRelation, Term] | None = None,
+        reconstruction: Reconstruction,
+        refinement: Reconstruction,
+        terms: Mapping[str, Term] | None = None,
         teacher: nn.Module | None = None,
         schedule: Schedule | None = None,
         masks: bool = True,
@@ -125,10 +115,9 @@ class SamDistill:
     ) -> None:
         self.student = student
         self.refiner = refiner
-        self.loss = loss
-        self.refine_loss = refine_loss or loss
-        self.spd = spd
-        self.sgr = sgr
+        self.reconstruction = reconstruction
+        self.refinement = refinement
+        self.terms = dict(terms or {})
         self.teacher = refiner if teacher is None else teacher
         self.schedule = schedule or Schedule()
         self.masks = masks
@@ -169,18 +158,17 @@ class SamDistill:
         second = self.refiner if refiner_learns else self.teacher
         with torch_stream(self.seed, "r", batch.numbers[0]) if refiner_learns else eval_mode(second):
             y2 = second(*seen)
-        terms, measures = {}, {}
-        if student_learns:
-            terms["pix"] = reconstruction(self.loss, y1, gt)
-        if refiner_learns:
-            terms["refine"] = reconstruction(self.refine_loss, y2, gt)
+        measures = {}
+        reconstruction = self.reconstruction(y1, gt) if student_learns else {}
+        refinement = self.refinement(y2, gt) if refiner_learns else {}
+        terms = reconstruction | refinement
         if measure:
             measures = {"psnr": batch_psnr(last_output(y1), gt), "psnr_refiner": batch_psnr(last_output(y2), gt)}
-        looked_at = {n: t for n, t in self._terms().items() if t.due(iteration) or measure}
-        if looked_at and self.schedule.distills(iteration):
+        computed = {name: term for name, term in self.terms.items() if measure or term.due(iteration)}
+        if computed and self.schedule.distills(iteration):
             refined = last_output(y2).detach() if second is self.teacher else self._taught(seen)
-            lesson = Lesson(last_output(y1), refined, gt, labels, count)
-            taught = self._distil(looked_at, lesson, terms["pix"], iteration, measure)
+            lesson = Lesson(last_output(y1), refined, gt, batch.lq, labels, count, batch.maps)
+            taught = self._distil(computed, lesson, total(reconstruction), iteration, measure)
             terms, measures = terms | taught.terms, measures | taught.measures
         return Losses(terms, measures)
 
@@ -190,41 +178,32 @@ class SamDistill:
             return last_output(self.teacher(*seen))
 
     def _distil(
-        self, looked_at: Mapping[str, Term], lesson: Lesson, pix: Tensor, iteration: int, measure: bool
+        self, computed: Mapping[str, Term], lesson: Lesson, pix: Tensor, iteration: int, measure: bool
     ) -> Losses:
-        """The weighted terms that are due; pulls are measured while a weight is found, and for the log.
+        """Return the weighted terms that are due. Pulls are measured while a weight is not fixed yet, and for the log.
 
-        A weight follows the steps before this one; in the very first it is 0. A share is that of the term's mean
+        A weight follows the steps before this one; in the very first step it is 0. A share is that of the term's mean
         pull over its `every` iterations.
         """
         terms: dict[str, Tensor] = {}
         measures: dict[str, float] = {}
-        for name, term in looked_at.items():
-            distance = self._distance(name, term.target, lesson)
+        for name, term in computed.items():
+            target = lesson.gt if term.target == "gt" else lesson.refined
+            loss = term.loss(target, lesson)
             if term.weight.measuring or measure:
-                whole, pull = gradient_norm(pix, lesson.student), gradient_norm(distance, lesson.student)
+                whole, pull = gradient_norm(pix, lesson.student), gradient_norm(loss, lesson.student)
                 if term.due(iteration) and term.weight.measuring:
                     term.pulls.append((whole**2, pull**2))
                 if measure:
                     measures[f"weight_{name}"] = term.weight.value
                     measures[f"share_{name}"] = term.weight.value * pull / whole if whole > 0 else 0.0
             if term.due(iteration):
-                terms[name] = distance * (term.weight.value * term.every)
+                terms[name] = loss * (term.weight.value * term.every)
         return Losses(terms, measures)
 
-    def _distance(self, name: str, target: Target, lesson: Lesson) -> Tensor:
-        """The unweighted term of that name."""
-        image = lesson.refined if target == "refiner" else lesson.gt
-        labels, count = lesson.labels, lesson.region_count
-        if name == "sgr":
-            assert self.sgr is not None
-            return self.sgr[0](lesson.student, image, labels, count)
-        assert self.spd is not None
-        return self.spd[0](lesson.student, image, refined=lesson.refined, gt=lesson.gt, labels=labels, count=count)
-
     def end_step(self, mean: Mean) -> None:
-        """Hand the step's pulls to the weights: root mean squares, whose ratios are those of one large batch."""
-        pulling = [term for term in self._terms().values() if term.pulls]
+        """Give the step's pulls to the weights, as root mean squares: their ratios are those of one large batch."""
+        pulling = [term for term in self.terms.values() if term.pulls]
         if not pulling:
             return
         squares = mean(torch.stack([torch.tensor(t.pulls, dtype=torch.float64).mean(dim=0) for t in pulling]))
@@ -232,21 +211,20 @@ class SamDistill:
             term.weight.observe(*pair)
             term.pulls.clear()
 
-    def _terms(self) -> dict[str, Term]:
-        return {name: pair[1] for name, pair in (("spd", self.spd), ("sgr", self.sgr)) if pair}
-
     def state(self) -> dict[str, Any]:
-        return {name: term.weight.state() for name, term in self._terms().items()}
+        return {name: term.weight.state() for name, term in self.terms.items()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        for name, term in self._terms().items():
+        for name, term in self.terms.items():
             if name in state:
                 term.weight.load_state(state[name])
 
 
 def gradient_norm(loss: Tensor, at: Tensor) -> float:
-    """L2 norm of d loss / d at; 0 where the loss does not depend on it."""
+    """Return the L2 norm of d loss / d at; 0 if the loss does not depend on it."""
     if not loss.requires_grad:
         return 0.0
     (gradient,) = torch.autograd.grad(loss * LIFT, at, retain_graph=True, allow_unused=True)
-    return 0.0 if gradient is None else gradient.float().norm().item() / LIFT
+    if gradient is None:
+        return 0.0
+    return gradient.float().norm().item() / LIFT

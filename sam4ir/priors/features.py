@@ -1,9 +1,12 @@
-"""The frozen VGG whose features SGR compares: Simonyan, Zisserman (arXiv 1409.1556), torchvision's weights."""
+"""The frozen VGG whose features SGR and the perceptual loss compare: Simonyan, Zisserman (arXiv 1409.1556).
+
+Its weights are those of torchvision.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +25,41 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 RANDOM_SEED = 0
 
 
+class Layer(NamedTuple):
+    """A layer of a VGG. block: 1 to 5. position: in torchvision's `features`."""
+
+    kind: Literal["conv", "relu", "pool"]
+    block: int
+    position: int
+
+    @property
+    def channels(self) -> int:
+        """Channels of its output."""
+        return BLOCK_CHANNELS[self.block - 1]
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image per cell of its output, along one side."""
+        if self.kind == "pool":
+            return int(2**self.block)
+        return int(2 ** (self.block - 1))
+
+
 class VGGFeatures(nn.Module):
-    """Activations of a frozen VGG, built only as deep as the deepest layer asked for.
+    """Activations of a frozen VGG, which is built only as deep as the deepest layer that `layers` names.
 
-    variant: vgg16 or vgg19. layers: any of relu1_1 .. relu5_3 (vgg16) or relu5_4 (vgg19), relu{block}_{number}.
-    weights: None for the ImageNet weights of the variant (priors/zoo, fetched once), a file with torchvision's
-    keys, or 'random' for He-initialised weights of a fixed seed: for tests, meaningless as a prior.
     It always stays in eval mode, and no parameter takes a gradient; the gradient flows to the image only.
-    Raises ValueError for unknown, repeated or no layers, WeightsError for weights that cannot be had or do not fit.
+    Raises UserError for unknown, repeated or no layers, WeightsError for weights that cannot be fetched or do not fit.
 
-    channels, strides: for each layer its channel count and the pixels per feature cell, 2^(block - 1).
+    Args:
+        variant: Network: vgg16 or vgg19.
+        layers: Names of layers: conv{block}_{number} before the ReLU, relu{block}_{number} behind it, such as conv1_1
+            to conv5_3 (vgg16) or conv5_4 (vgg19), and pool1 to pool5.
+        weights: None for the variant's ImageNet weights of the zoo, a file with torchvision's keys, or random for
+            He-initialised weights of a fixed seed: for tests, meaningless as a prior.
+        normalise: Whether images are normalised by ImageNet's mean and standard deviation first.
+
+    channels, strides: for each layer its channel count, and the pixels per feature cell along one side.
     """
 
     mean: Tensor
@@ -42,18 +70,19 @@ class VGGFeatures(nn.Module):
         variant: Variant = "vgg16",
         layers: Sequence[str] = ("relu2_2", "relu3_3", "relu4_3"),
         weights: str | None = None,
+        normalise: bool = True,
     ) -> None:
         super().__init__()
-        blocks = _blocks(variant)
-        _check_layers(variant, layers, list(blocks))
+        network = _network(variant)
+        _check_layers(variant, layers, list(network))
         self.variant = variant
         self.layers = tuple(layers)
-        self.strides = {layer: 2 ** (blocks[layer] - 1) for layer in layers}
-        self.channels = {layer: BLOCK_CHANNELS[blocks[layer] - 1] for layer in layers}
-        names = list(blocks)
-        depth = max(names.index(layer) for layer in layers) + 1
-        self._plan = [(name, blocks[name]) for name in names[:depth]]
-        self.features = nn.ModuleDict(_convolutions(self._plan))
+        self.normalise = normalise
+        self.strides = {name: network[name].stride for name in layers}
+        self.channels = {name: network[name].channels for name in layers}
+        depth = max(network[name].position for name in layers) + 1
+        self._plan = dict(list(network.items())[:depth])
+        self.features = nn.ModuleDict(_convolutions(self._plan.values()))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         self._load(weights)
@@ -62,26 +91,31 @@ class VGGFeatures(nn.Module):
         self.eval()
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        """Features by layer name, in the order of `layers`.
+        """Return the features by layer name, in the order of `layers`.
 
         image: (b, 3, h, w) RGB in [0, 1], not clamped; at least as large as the deepest layer's stride.
         Returns (b, channels[layer], h // strides[layer], w // strides[layer]) each; bf16 under bf16 autocast.
+        Raises UserError for images of another shape.
         """
         self._check_image(image)
-        x = (image - self.mean) / self.std
-        found: dict[str, Tensor] = {}
-        block_before = 1
-        for (name, block), convolution in zip(self._plan, self.features.values(), strict=True):
-            if block != block_before:
+        x = (image - self.mean) / self.std if self.normalise else image
+        activations: dict[str, Tensor] = {}
+        before = ""
+        for name, layer in self._plan.items():
+            if layer.kind == "conv":
+                x = self.features[str(layer.position)](x)
+            elif layer.kind == "relu":
+                # overwrites the convolution's output where nothing else holds it
+                x = F.relu(x, inplace=before not in activations)
+            else:
                 x = F.max_pool2d(x, kernel_size=2)
-                block_before = block
-            x = F.relu(convolution(x), inplace=True)  # overwrites the convolution's output, which nothing else holds
             if name in self.strides:
-                found[name] = x
-        return {layer: found[layer] for layer in self.layers}
+                activations[name] = x
+            before = name
+        return {name: activations[name] for name in self.layers}
 
     def train(self, mode: bool = True) -> VGGFeatures:
-        """Stays in eval mode, whatever the model around it does."""
+        """Stay in eval mode, whatever the model around it does."""
         return super().train(False)
 
     def _check_image(self, image: Tensor) -> None:
@@ -93,27 +127,34 @@ class VGGFeatures(nn.Module):
             )
 
     def _load(self, weights: str | None) -> None:
-        wanted = {name: parameter.shape for name, parameter in self.named_parameters()}
+        """Load the weights of the convolutions from the zoo, from a file, or draw them."""
+        shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
         if weights == "random":
-            state = _he_weights(wanted)
+            state = _he_weights(shapes)
         else:
             source = weights or self.variant
             state = load_state(source)
-            unfit = [name for name, shape in wanted.items() if name not in state or state[name].shape != shape]
+            unfit = [name for name, shape in shapes.items() if name not in state or state[name].shape != shape]
             if unfit:
                 raise WeightsError(f"{source}: does not hold {self.variant}'s {', '.join(unfit[:3])} in its shape")
-        self.load_state_dict({name: state[name].float() for name in wanted}, assign=True)
+        self.load_state_dict({name: state[name].float() for name in shapes}, assign=True)
 
 
-def _blocks(variant: str) -> dict[str, int]:
-    """Layer name -> block (1..5), in the network's order."""
+def _network(variant: str) -> dict[str, Layer]:
+    """Return name -> layer of a whole VGG, in the network's order."""
     if variant not in BLOCK_CONVOLUTIONS:
         raise UserError(f"VGGFeatures: variant is {variant!r}, expected vgg16 or vgg19")
-    counts = BLOCK_CONVOLUTIONS[variant]
-    return {f"relu{block}_{i}": block for block, count in enumerate(counts, 1) for i in range(1, count + 1)}
+    network: dict[str, Layer] = {}
+    for block, count in enumerate(BLOCK_CONVOLUTIONS[variant], 1):
+        for number in range(1, count + 1):
+            network[f"conv{block}_{number}"] = Layer("conv", block, len(network))
+            network[f"relu{block}_{number}"] = Layer("relu", block, len(network))
+        network[f"pool{block}"] = Layer("pool", block, len(network))
+    return network
 
 
 def _check_layers(variant: str, layers: Sequence[str], known: list[str]) -> None:
+    """Raise UserError unless `layers` names different layers of the network."""
     if isinstance(layers, str) or not layers or len(set(layers)) != len(layers):
         raise UserError(f"VGGFeatures: layers is {layers!r}, expected a list of different names")
     for layer in layers:
@@ -122,19 +163,23 @@ def _check_layers(variant: str, layers: Sequence[str], known: list[str]) -> None
             raise UserError(f"VGGFeatures: {variant} has no layer {layer!r}{near} known: {', '.join(known)}")
 
 
-def _convolutions(plan: Sequence[tuple[str, int]]) -> dict[str, nn.Module]:
-    """Index in torchvision's `features` -> convolution; on the meta device, as the weights are assigned afterwards
-    and an initialisation would draw from the global random stream."""
-    found: dict[str, nn.Module] = {}
+def _convolutions(plan: Iterable[Layer]) -> dict[str, nn.Module]:
+    """Return position in torchvision's `features` -> convolution.
+
+    They lie on the meta device: the weights are assigned afterwards, and an initialisation would draw from the global
+    random stream.
+    """
+    convolutions: dict[str, nn.Module] = {}
     channels = 3
-    for position, (_, block) in enumerate(plan):
-        index = 2 * position + block - 1  # each convolution has its ReLU, each finished block its pooling
-        found[str(index)] = nn.Conv2d(channels, BLOCK_CHANNELS[block - 1], kernel_size=3, padding=1, device="meta")
-        channels = BLOCK_CHANNELS[block - 1]
-    return found
+    for layer in plan:
+        if layer.kind == "conv":
+            convolutions[str(layer.position)] = nn.Conv2d(channels, layer.channels, 3, padding=1, device="meta")
+            channels = layer.channels
+    return convolutions
 
 
 def _he_weights(shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """Return random weights of a fixed seed (He et al., arXiv 1502.01852) and biases of 0."""
     random = torch.Generator().manual_seed(RANDOM_SEED)
     state = {}
     for name, shape in shapes.items():

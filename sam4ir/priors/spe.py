@@ -1,8 +1,8 @@
 """The structural position encoding (SPE) of SAM-DiffSR (arXiv 2402.17133), section 3.2.
 
-Each mask has one value: the rotary table R (regions.rotary_table) summed over it and divided by the image's pixels, or
-by its own. The map is painted in list order, later masks on top, 0 where none lies. spe_map looks it up in an image's
-mask record, any window of it; spe_of_runs makes the whole map of masks that are in no store.
+Each mask has one value: the sum of the rotary table R (regions.rotary_table) over the mask, divided by the image's
+pixels or by the mask's own. The map is painted in list order, later masks on top; it is 0 where no mask lies. spe_map
+looks up a window of it in an image's mask record; spe_of_runs computes the whole map of masks that are in no store.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from sam4ir.errors import UserError
 Mean = Literal["image", "region"]
 
 
-class MaskRecordLike(Protocol):
-    """What the encoding needs of an image's mask record (data.masks.record.MaskRecord)."""
+class SpeRecord(Protocol):
+    """A mask record as the encoding needs it (data.masks.record.MaskRecord)."""
 
     @property
-    def name(self) -> str: ...  # what messages call it
+    def name(self) -> str: ...  # name for messages
 
     @property
     def size(self) -> tuple[int, int]: ...  # (h, w) of the image
@@ -38,9 +38,9 @@ class MaskRecordLike(Protocol):
 
 
 def spe_map(
-    record: MaskRecordLike, top: int, left: int, h: int, w: int, mean: Mean = "image", scale: float = 1.0
+    record: SpeRecord, top: int, left: int, h: int, w: int, mean: Mean = "image", scale: float = 1.0
 ) -> NDArray[np.float32]:
-    """SPE of a window, (h, w) float32, of an image whose masks are in a record.
+    """Return the SPE of a window, (h, w) float32, of an image whose masks are in a record.
 
     mean: 'image' divides a mask's sum of the rotary table by the image's pixels, as the released code does; 'region'
     by the mask's own, as the paper's Eq. 6 reads. A crop's values are those of the whole image's map.
@@ -55,7 +55,7 @@ def spe_map(
 def spe_of_runs(
     masks: Sequence[regions.Runs], size: regions.Size, mean: Mean = "image", scale: float = 1.0
 ) -> NDArray[np.float32]:
-    """SPE of a whole image, (h, w) float32, straight from its masks' runs; the other arguments are spe_map's.
+    """Return the SPE of a whole image, (h, w) float32, straight from its masks' runs; other arguments as in spe_map.
 
     masks: COCO's run lengths of each, in list order (regions.parse_counts makes them of RLE). No mask is decoded.
     Raises ValueError for another `mean`, and naming the mask whose runs do not cover the size.
@@ -73,8 +73,10 @@ def spe_of_runs(
 def _values(
     sums: NDArray[np.float64], areas: NDArray[Any], size: regions.Size, mean: Mean, scale: float
 ) -> NDArray[np.float32]:
-    """(n + 1,): 0 for no mask, then each mask's value."""
+    """Return the values (n + 1,): 0 for no mask, then each mask's."""
     if mean not in ("image", "region"):
         raise UserError(f"mean: {mean!r} must be 'image' (sum over h w) or 'region' (sum over the mask's area)")
-    pixels = size[0] * size[1] if mean == "image" else np.maximum(areas, 1)
+    pixels: Any = np.maximum(areas, 1)
+    if mean == "image":
+        pixels = size[0] * size[1]
     return np.concatenate(([0.0], scale * (sums / pixels))).astype(np.float32)

@@ -1,39 +1,122 @@
-"""Command lines that end in one clear message instead of a traceback."""
+"""Command lines: flags in one spelling, user errors in one line, bugs with their traceback."""
 
 from __future__ import annotations
 
 import argparse
+import errno
+import itertools
 import json
 import os
+import platform
+import shlex
 import sys
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
+from sam4ir.errors import UserError
+
+BUG = 1
 USER_ERROR = 2
+MOST = 2**31 - 1  # of counts: torch and OpenCV take 32 bits
 LAUNCHERS = ("none", "pytorch", "slurm")
+TRACEBACK = "SAM4IR_TRACEBACK"  # environment variable; 1 shows the traceback of user errors as well
+_OPTION_FILE_FLAGS = ("-opt", "--opt", "--restore-opt", "--restore_opt")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose long flags are spelt --kebab-case; the spelling with underscores works the same.
+
+    It adds --traceback, which equals SAM4IR_TRACEBACK=1 in the environment. Parsers of subcommands are of this class
+    too, so the flag may stand before or after the subcommand.
+    """
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.add_argument(
+            "--traceback",
+            action=_ShowTraceback,
+            nargs=0,
+            default=argparse.SUPPRESS,
+            help="show the traceback of user errors as well, not only their message",
+        )
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as argparse does, after each flag got its kebab-case spelling."""
+        words = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(kebab_case(words), namespace)
+
+
+class _ShowTraceback(argparse.Action):
+    """Set the environment variable, which worker processes inherit."""
+
+    def __call__(self, *_: Any) -> None:
+        os.environ[TRACEBACK] = "1"
+
+
+def kebab_case(words: Sequence[str]) -> list[str]:
+    """Return command-line words whose long flags have dashes for underscores; values stay, and so does all after --."""
+    end = words.index("--") if "--" in words else len(words)
+    spelt = []
+    for word in words[:end]:
+        flag, equals, value = word.partition("=")
+        spelt.append(flag.replace("_", "-") + equals + value if flag.startswith("--") else word)
+    return [*spelt, *words[end:]]
+
+
+def count(text: str) -> int:
+    """Return a flag's whole number, from 0 to what 32 bits hold."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is below 0")
+    if number > MOST:
+        raise argparse.ArgumentTypeError(f"{number} is above {MOST}")
+    return number
+
+
+def positive(text: str) -> int:
+    """Return a flag's whole number, from 1 to what 32 bits hold."""
+    if count(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return int(text)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The flags that train.py and test.py share with BasicSR."""
+    """Add the flags that train.py and test.py share with BasicSR."""
     parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file (YAML)")
     parser.add_argument(
-        "--force_yml", nargs="+", default=[], metavar="KEY:KEY=VALUE", help="options that override the file"
+        "--force-yml",
+        "--force_yml",
+        nargs="+",
+        default=[],
+        metavar="KEY:KEY=VALUE",
+        help="options that override the file",
     )
+    add_launcher(parser)
+
+
+def add_launcher(parser: argparse.ArgumentParser) -> None:
+    """Add --launcher, and --local-rank, which older launchers pass beside setting LOCAL_RANK."""
     parser.add_argument(
         "--launcher",
         choices=LAUNCHERS,
         default="none",
         help="pytorch insists on torchrun, slurm reads srun's variables; none joins torchrun's processes, if any",
     )
-    local_rank = "--local_rank", "--local-rank"  # given by older launchers, which set LOCAL_RANK as well
-    parser.add_argument(*local_rank, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)
 
 
 def run(command: Callable[[], int | None]) -> int:
-    """Run a command; what the user can mend (ValueError, OSError) is printed as one message, exit code 2.
+    """Run a command and return its exit code.
 
-    Under torchrun the message also goes into its report of what failed first.
-    SAM4IR_TRACEBACK=1 in the environment shows the traceback too.
+    A user error (UserError, or an OSError that names a file or an error number) becomes one line and exit code 2;
+    SAM4IR_TRACEBACK=1 prints its traceback before the line. Any other exception is a bug: its traceback, then lines
+    that say how to report it, and exit code 1. Under torchrun both also go into its report of what failed first.
     """
     try:
         return command() or 0
@@ -42,23 +125,71 @@ def run(command: Callable[[], int | None]) -> int:
         return 130
     except BrokenPipeError:  # whoever read the output, such as head, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, OSError) as error:
-        if os.environ.get("SAM4IR_TRACEBACK") == "1":
-            raise
+        return BUG
+    except Exception as error:
+        user_error = is_user_error(error)
+        if not user_error or os.environ.get(TRACEBACK) == "1":
+            traceback.print_exception(type(error), error, error.__traceback__)
         rank = os.environ.get("RANK")
-        print(f"error: {error}" if rank is None else f"error in process {rank}: {error}", file=sys.stderr, flush=True)
-        _tell_torchrun(f"{type(error).__name__}: {error}", later=60 if isinstance(error, ConnectionError) else 0)
-        return USER_ERROR
+        lines = _user_message(error, rank) if user_error else _bug_message(rank)
+        print(lines, file=sys.stderr, flush=True)
+        _report_to_torchrun(error, delay=60 if isinstance(error, ConnectionError) else 0)
+        return USER_ERROR if user_error else BUG
 
 
-def _tell_torchrun(text: str, later: int) -> None:
-    """The message for torchrun's own report, in the form of torch.distributed.elastic's error files.
+def is_user_error(error: BaseException) -> bool:
+    """Whether the user can mend it: a UserError, memory that ran out, or an OSError of a file, disk or connection."""
+    if isinstance(error, (UserError, MemoryError, ConnectionError, TimeoutError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno not in (None, errno.EBADF)
+    return type(error).__name__ == "OutOfMemoryError"  # torch's, which needs no import here
 
-    It calls the first failure the root cause; later: seconds by which one that follows from another is put behind it.
+
+def _user_message(error: BaseException, rank: str | None) -> str:
+    text = str(error).strip()
+    if not isinstance(error, (UserError, OSError)):
+        text = f"memory ran out ({text.splitlines()[0] if text else type(error).__name__})"
+    return f"error: {text}" if rank is None else f"error in process {rank}: {text}"
+
+
+def _bug_message(rank: str | None) -> str:
+    """The lines below a bug's traceback: whose fault it is, and what a report must hold."""
+    words = [Path(sys.executable).name, *sys.argv]
+    process = "" if rank is None else f" (process {rank})"
+    lines = [
+        f"This is a fault of sam4ir or of a plug-in{process}, not of your input. Please report it to its maintainers "
+        "with the traceback above and these lines:",
+        f"  command: {shlex.join(words)}",
+        f"  versions: {_versions()}",
+    ]
+    for flag, word in itertools.pairwise(words):
+        if flag in _OPTION_FILE_FLAGS:
+            lines.append(f"  option file, to be attached: {Path(word).absolute()}")
+    return "\n".join(lines)
+
+
+def _versions() -> str:
+    """'sam4ir 0.1.0, torch 2.4.0, Python 3.11.2, Linux-...'."""
+    versions = []
+    for package in ("sam4ir", "torch"):
+        try:
+            versions.append(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:  # run from a source folder that is not installed
+            versions.append(f"{package} (not installed)")
+    return ", ".join([*versions, f"Python {platform.python_version()}", platform.platform()])
+
+
+def _report_to_torchrun(error: BaseException, delay: int) -> None:
+    """Write the message where torchrun reads it, in the form of torch.distributed.elastic's error files.
+
+    torchrun calls the first failure the root cause. delay: seconds by which an error that follows from another is
+    put behind it.
     """
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file:
-        about = {"py_callstack": text, "timestamp": str(int(time.time()) + later)}
-        with open(file, "w", encoding="utf-8") as report:
-            json.dump({"message": {"message": text, "extraInfo": about}}, report)
+    if not file:
+        return
+    text = f"{type(error).__name__}: {error}"
+    about = {"py_callstack": text, "timestamp": str(int(time.time()) + delay)}
+    with open(file, "w", encoding="utf-8") as report:
+        json.dump({"message": {"message": text, "extraInfo": about}}, report)

@@ -121,6 +121,9 @@ class World:
                 torch.distributed.broadcast(buffer.data, 0)
 
 
+ALONE = World()  # one process by itself
+
+
 @contextlib.contextmanager
 def peers() -> Iterator[None]:
     """Turn errors of communication inside the block into PeerError."""

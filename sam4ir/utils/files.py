@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from sam4ir.errors import UserError
 
 
 @contextlib.contextmanager
@@ -33,3 +37,21 @@ def write_text(path: Path, text: str) -> None:
     """Write a whole text file atomically."""
     with atomic(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a text file. Raises OSError, and UserError naming the file where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is not a UTF-8 text file (byte {error.start})") from None
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds. Raises OSError, and UserError naming the file where it holds no JSON."""
+    try:
+        return json.loads(read_text(path))
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not JSON ({error})") from None

@@ -23,6 +23,7 @@ from sam4ir.utils.files import atomic
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
 
 _HEAD_BYTES = 1 << 16
+_MAX_SIDE, _MAX_PIXELS = 1 << 20, 1 << 30  # of an image that OpenCV decodes (CV_IO_MAX_IMAGE_*)
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _JPEG_MAGIC = b"\xff\xd8"
 _PIXEL_MAX = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
@@ -47,9 +48,7 @@ def decode_image(data: bytes, name: str, channels: Literal[1, 3] = 3) -> np.ndar
         raise ImageError(f"{name}: {problem}")
     colour = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
     with _quiet_decoder():
-        image: Any = cv2.imdecode(
-            np.frombuffer(data, np.uint8), colour | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
-        )
+        image = _decoded(data, colour | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise ImageError(f"{name}: cannot be decoded; it is damaged or no PNG, JPEG, BMP or TIFF")
     if image.dtype not in _PIXEL_MAX:
@@ -86,8 +85,8 @@ def read_labels(path: str | Path) -> np.ndarray:
         raise ImageError(f"{path}: {problem}")
     depth = _palette_depth(data)
     with _quiet_decoder():
-        stored = np.frombuffer(_palette_as_grey(data) if depth else data, np.uint8)
-        image: Any = cv2.imdecode(stored, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+        stored = _palette_as_grey(data) if depth else data
+        image = _decoded(stored, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None or image.dtype not in _PIXEL_MAX:
         raise ImageError(f"{path}: cannot be decoded as a picture of 8 or 16 bits")
     if image.ndim == 3:
@@ -98,6 +97,14 @@ def read_labels(path: str | Path) -> np.ndarray:
     if 0 < depth < 8:
         return image // (255 // (2**depth - 1))
     return image
+
+
+def _decoded(data: bytes, flags: int) -> Any:
+    """The pixels as OpenCV reads them; None where it cannot, or refuses the size that the header states."""
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None
 
 
 def _palette_depth(data: bytes) -> int:
@@ -126,7 +133,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
     try:
         with Path(path).open("rb") as file:
             head = file.read(_HEAD_BYTES)
-            size = _header_size(head)
+            size = _header_size(head, str(path))
             if size is not None:
                 return size
             return size_of(head + file.read(), str(path))
@@ -136,7 +143,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 def size_of(data: bytes, name: str) -> tuple[int, int]:
     """Return (h, w) of an encoded image: from the header of PNG and JPEG, else by decoding. Raises ImageError."""
-    size = _header_size(data)
+    size = _header_size(data, name)
     if size is None:
         h, w, _ = decode_image(data, name).shape
         return h, w
@@ -277,7 +284,15 @@ def _container_problem(data: bytes) -> str | None:
     return None
 
 
-def _header_size(data: bytes) -> tuple[int, int] | None:
+def _header_size(data: bytes, name: str) -> tuple[int, int] | None:
+    """Return the size by the header, None where that is not understood; ImageError where no decoder takes so many."""
+    size = _stated_size(data)
+    if size is not None and (max(size) > _MAX_SIDE or size[0] * size[1] > _MAX_PIXELS):
+        raise ImageError(f"{name}: is damaged, or too large to be read; its header states {size[0]}x{size[1]} pixels")
+    return size
+
+
+def _stated_size(data: bytes) -> tuple[int, int] | None:
     """Return (h, w) of a PNG (IHDR) or JPEG (frame header, ITU T.81, B.2.2) that begins with `data`; else None."""
     if data.startswith(_PNG_MAGIC) and len(data) >= 24:
         return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")

@@ -40,3 +40,8 @@ def in_words(size: float) -> str:
     if size >= 2**30:
         return f"{size / 2**30:.1f} GiB"
     return f"{size / 2**20:.0f} MiB"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that the memory of the CPU or of a device ran out."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)

@@ -101,7 +101,13 @@ def loader(root: Path, quick: bool) -> Contest:
     """One training sample of a pair, patch 256: the reference form's two ways and ours."""
     size, patch = ((96, 128), 32) if quick else (HD, PATCH)
     pairs = Pairs.make(root, size, 2 if quick else 8)
-    ours = PairedImageDataset(str(root / "gt.lmdb"), str(root / "lq.lmdb"), gt_size=patch, use_hflip=True, use_rot=True)
+    ours = PairedImageDataset(
+        dataroot_gt=str(root / "gt.lmdb"),
+        dataroot_lq=str(root / "lq.lmdb"),
+        gt_size=patch,
+        use_hflip=True,
+        use_rot=True,
+    )
     environments = [lmdb.open(str(root / f"{kind}_sub"), readonly=True, lock=False) for kind in ("gt", "lq")]
 
     def from_files(number: int) -> list[Tensor]:

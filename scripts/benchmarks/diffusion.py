@@ -9,15 +9,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.networks import OPTIONS, OurStep, Setting, noisy_batch
+from benchmarks.networks import OPTIONS, OurStep, Setting, network_of, noisy_batch
 from benchmarks.reference_diffusion import ReferenceDiffusion, optimiser
 from benchmarks.timing import Agreement, Aim, Contest, Form, relative_error
 from sam4ir.config.load import load_options
 from sam4ir.config.schema import Options
 from sam4ir.data.sample import Batch
 from sam4ir.diffusion.noise import SeededNoise
-from sam4ir.engine import build
-from sam4ir.engine.restore import build as restore_build
+from sam4ir.engine.restore.build import build_process
 from sam4ir.engine.restore.sampling import DiffusionRestorer, Sampling
 from sam4ir.models.sam_diffsr import residual, upsampled
 from sam4ir.utils.rng import derived_seed
@@ -72,13 +71,13 @@ def batch_of(number: int, side: int, device: torch.device) -> Batch:
     lq = nn.functional.interpolate(gt, scale_factor=1 / SCALE, mode="area")
     spe = 0.05 * torch.randn(number, 1, side, side, generator=torch.Generator().manual_seed(2))
     names = [str(i) for i in range(number)]
-    return Batch(lq, gt, names, list(range(number)), spe=spe.to(device))
+    return Batch(lq, gt, names, list(range(number)), {"spe": spe.to(device)})
 
 
 def reference(options: Options, state: Mapping[str, Tensor], device: torch.device) -> ReferenceDiffusion:
     """The reference form of an option file's network and process, with the weights of ours."""
     given = {k: v for k, v in options.network_g.arguments.items() if k != "sr_scale"}
-    network = ReferenceDiffusion(restore_build.process(options).schedule.betas, **given)
+    network = ReferenceDiffusion(build_process(options.process).schedule.betas, **given)
     network.load_state_dict(dict(state))
     return network.to(device)
 
@@ -104,7 +103,7 @@ def training(size: str, setting: Setting) -> Contest:
     side = setting.patch or (32 if setting.quick else PATCH)
     batch = batch_of(setting.batch, side, setting.device)
     exact = options_of(size, setting, "fp32")
-    state = build.network(exact.network_g, "g", exact, setting.device).state_dict()
+    state = network_of(exact, setting.device).state_dict()
     first = ReferenceStep(reference(exact, state, setting.device), learning_rate(exact), batch)
     pair = compared_pair(exact, first.network, batch)
     expected = gradients(first.network, pair, batch.lq, "fp32")
@@ -149,7 +148,7 @@ def compared_pair(options: Options, first: ReferenceDiffusion, batch: Batch) -> 
     random = torch.Generator().manual_seed(3)
     t = torch.randint(0, 100, (len(x_0),), generator=random).to(x_0.device)
     noise = torch.randn(x_0.shape, generator=random).to(x_0.device)
-    x_t, target = restore_build.process(options).training_pair(x_0, t, noise, batch.spe)
+    x_t, target = build_process(options.process).training_pair(x_0, t, noise, batch.spe)
     released = first.q_sample(x_0, t, noise, batch.spe)
     return Pair(x_t, t, target, relative_error([x_t, target], released))
 
@@ -181,12 +180,12 @@ def sampling(size: str, setting: Setting) -> Contest:
     """
     side = setting.patch or (32 if setting.quick else CHAIN)
     options = options_of(size, setting, "fp32")
-    ours = build.network(options.network_g, "g", options, setting.device).eval()
+    ours = network_of(options, setting.device).eval()
     first = reference(options, ours.state_dict(), setting.device).eval()
     lq = batch_of(1, side, setting.device).lq
     lq_up = upsampled(lq, (side, side))
     noise = SeededNoise([derived_seed(0, "sampling", KEY, 0)], (3, side, side), setting.device)
-    process = restore_build.process(options)
+    process = build_process(options.process)
 
     def chain(sampler: str, steps: int, precision: Literal["fp32", "bf16"]) -> Callable[[], Tensor]:
         restorer = DiffusionRestorer(ours, process, SCALE, Sampling(sampler, steps, precision=precision))

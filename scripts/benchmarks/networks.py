@@ -19,9 +19,8 @@ from sam4ir.config.schema import Options
 from sam4ir.data.sample import Batch
 from sam4ir.engine import build
 from sam4ir.engine.train import build as build_train
-from sam4ir.engine.train.step import Step
 from sam4ir.errors import UserError
-from sam4ir.models.restoration import Loss, last_output, reconstruction, restore
+from sam4ir.models.restoration import Loss, Reconstruction, last_output, restore, total
 from sam4ir.registry import LOSSES
 
 OPTIONS = Path(__file__).resolve().parents[2] / "options" / "train"
@@ -83,6 +82,12 @@ class Setting:
         return self.patch or (32 if self.quick else own)
 
 
+def network_of(options: Options, device: torch.device) -> nn.Module:
+    """Build network_g of an option file, with the initial weights of its seed."""
+    seed, channels_last = options.manual_seed, options.channels_last
+    return build.build_network(options.network_g, "g", device, seed=seed, channels_last=channels_last)
+
+
 def awake(network: nn.Module) -> dict[str, Tensor]:
     """The state of a network whose NAFNet scales are random: at zero they would hide errors."""
     random = torch.Generator().manual_seed(0)
@@ -102,7 +107,9 @@ def noisy_batch(batch: int, side: int, device: torch.device) -> Batch:
     regions = (1 + REGIONS_A_SIDE * cell.view(-1, 1) + cell).repeat(batch, 1, 1)
     names = [str(i) for i in range(batch)]
     count = REGIONS_A_SIDE**2
-    return Batch(lq.to(device), gt.to(device), names, list(range(batch)), regions.to(device), count)
+    return Batch(
+        lq.to(device), gt.to(device), names, list(range(batch)), {"regions": regions.to(device)}, {"regions": count}
+    )
 
 
 class OurStep:
@@ -110,13 +117,13 @@ class OurStep:
 
     def __init__(self, options: Options, device: torch.device, batch: Batch, state: dict[str, Tensor]) -> None:
         self.parts = build_train.build_parts(options, device)
-        self.step = Step(self.parts, device, build.ALONE, options)
+        self.step = build_train.build_step(options, self.parts, device)
         self.batch = batch
         self.network = self.parts.model.networks["g"]
         self.network.load_state_dict(state)
 
     def __call__(self) -> None:
-        if not self.step([self.batch], iteration=1, measure=False).taken:
+        if not self.step([self.batch], iteration=1, measure=False).finite:
             raise UserError("a step of the benchmark was not finite; its figures would mean nothing")
 
 
@@ -152,6 +159,7 @@ def reference(options: Options, state: dict[str, Tensor]) -> nn.Module:
 def loss_of(options: Options) -> Loss:
     """The recipe's reconstruction loss."""
     assert options.train is not None
+    assert options.train.pixel_opt is not None
     loss: Loss = build.make(LOSSES, options.train.pixel_opt, "train.pixel_opt")
     return loss
 
@@ -160,7 +168,7 @@ def gradients(network: nn.Module, loss: Loss, batch: Batch, precision: str) -> t
     """(outputs, gradients of all parameters by name) of one batch; the network is left without gradients."""
     with torch.autocast(batch.lq.device.type, torch.bfloat16, enabled=precision == "bf16"):
         output = network(batch.lq)
-    reconstruction(loss, output, batch.gt).backward()
+    total(Reconstruction({"pix": loss})(output, batch.gt)).backward()
     found = [p.grad for _, p in sorted(network.named_parameters()) if p.grad is not None]
     network.zero_grad(set_to_none=True)
     return [o.detach() for o in (output if isinstance(output, list) else [output])], found
@@ -183,7 +191,7 @@ def training(network: str, setting: Setting) -> Contest:
     side = setting.side(network, recipe.patch)
     batch = noisy_batch(setting.batch, side, setting.device)
     exact = setting.options(network, recipe.file, "fp32")
-    state = awake(build.network(exact.network_g, "g", exact, setting.device))
+    state = awake(network_of(exact, setting.device))
     first = ReferenceStep(exact, setting.device, batch, state)
     expected = gradients(first.network, first.loss, batch, "fp32")
     forms = [Form("reference fp32", first)]
@@ -209,7 +217,7 @@ def sam4ir(setting: Setting) -> Contest:
     batch = noisy_batch(setting.batch, side, setting.device)
     precision = setting.precisions[0]
     plain = setting.options("NAFNet", RECIPES["NAFNet"].file, precision)
-    state = awake(build.network(plain.network_g, "g", plain, setting.device))
+    state = awake(network_of(plain, setting.device))
     forms = [Form("plain step", OurStep(plain, setting.device, batch, state))]
     three, two = "[relu2_2,relu3_3,relu4_3]", "[relu2_2,relu3_3]"
     kinds = {
@@ -233,7 +241,7 @@ def inference(network: str, setting: Setting) -> Contest:
     side = setting.side(network, recipe.size)
     image = noisy_batch(setting.batch, side, setting.device).lq
     options = setting.options(network, recipe.file, "fp32")
-    ours = build.network(options.network_g, "g", options, setting.device).eval()
+    ours = network_of(options, setting.device).eval()
     first = reference(options, awake(ours)).to(setting.device).eval()
     forms = [Form("reference fp32", no_gradient(lambda: last_output(first(image))))]
     expected = forms[0].run()

@@ -343,3 +343,76 @@ def test_a_key_that_an_older_file_lacks_has_not_changed(load: Load) -> None:
     assert changes(older, options) == []
     assert changes(older, load(NOISE, "compile=true")) == ["compile: False, now True"]
     assert changes("not: [options", options) != []
+
+
+NAMED = "  pixel_opt: {type: L1Loss}\n  losses: {edges: {type: MSELoss}, tone: {type: PSNRLoss, toY: true}}\n"
+WITH_LOSSES = TEXT.replace("  pixel_opt: {type: L1Loss}\n", NAMED)
+PERCEPTUAL = "  perceptual_opt: {type: PerceptualLoss, layer_weights: {conv5_4: 1.0}, style_weight: 1}\n"
+
+
+def test_losses_have_names_and_survive_a_saved_file(load: Load, tmp_path: Path) -> None:
+    options = load(WITH_LOSSES + PERCEPTUAL)
+    assert options.train is not None
+    assert {name: block.type for name, block in options.train.losses.items()} == {
+        "edges": "MSELoss",
+        "tone": "PSNRLoss",
+    }
+    assert options.train.perceptual_opt is not None
+    assert options.train.perceptual_opt.arguments["layer_weights"] == {"conv5_4": 1.0}
+    assert load(dump_options(options)) == options
+    assert notices(options) == []
+
+
+@pytest.mark.parametrize("losses", [NAMED.splitlines(keepends=True)[1], PERCEPTUAL])
+def test_pixel_opt_may_be_left_out_beside_another_loss(load: Load, losses: str) -> None:
+    options = load(swap("  pixel_opt: {type: L1Loss}\n", losses))
+    assert options.train is not None
+    assert options.train.pixel_opt is None
+
+
+@pytest.mark.parametrize("losses", ["", "  losses: {}\n", "  losses:\n"])
+def test_a_training_without_a_loss_is_refused(complain: Complain, losses: str) -> None:
+    complaint = "train.pixel_opt: is required where train.losses names no loss"
+    assert any(complaint in problem for problem in complain(swap("  pixel_opt: {type: L1Loss}\n", losses)))
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("pix", "l_pix is the log name of another term"),
+        ("refine", "l_refine is the log name of another term"),
+        ("refine_tone", "l_refine_tone is the log name of another term"),
+        ("spd", "l_spd is the log name of another term"),
+        ("sgr", "l_sgr is the log name of another term"),
+        ("noise", "l_noise is the log name of another term"),
+        ("percep", "l_percep is the log name of another term"),
+        ("style", "l_style is the log name of another term"),
+        ("tone_style", "l_tone_style is the log name of the style part of tone"),
+        ("high-pass", "take letters, digits and _ alone"),
+    ],
+)
+def test_the_name_of_a_loss_is_its_own(complain: Complain, name: str, complaint: str) -> None:
+    (problem,) = complain(swap("edges", name, WITH_LOSSES) + PERCEPTUAL)
+    assert f"train.losses.{name}: " in problem
+    assert complaint in problem
+
+
+@pytest.mark.parametrize("name", ["percep", "style"])
+def test_basicsrs_log_names_are_free_without_perceptual_opt(load: Load, name: str) -> None:
+    load(swap("edges", name, WITH_LOSSES))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("MSELoss", "MSELos", r"train.losses.edges.type: no loss is called 'MSELos'; did you mean 'MSELoss'"),
+        ("toY", "to_y", r"train.losses.tone.to_y: unknown key; did you mean 'toY'"),
+        ("conv5_4: 1.0", "conv5_4: high", "train.perceptual_opt.layer_weights.conv5_4"),
+        ("style_weight", "style_wight", "train.perceptual_opt.style_wight: unknown key; did you mean 'style_weight'"),
+        ("style_weight: 1", "features: 1", "train.perceptual_opt.features: is handed over by the program"),
+        ("layer_weights: {conv5_4: 1.0}, ", "", "train.perceptual_opt.layer_weights"),
+    ],
+)
+def test_arguments_of_losses_are_checked(complain: Complain, old: str, new: str, complaint: str) -> None:
+    (problem,) = complain(swap(old, new, WITH_LOSSES + PERCEPTUAL))
+    assert complaint in problem

@@ -18,12 +18,7 @@ from sam4ir.config.descriptions import args_block, argument_descriptions, first_
 ROOT = Path(__file__).parents[2]
 
 # parts whose `Args:` blocks are still to be written; empty this set
-PENDING = {
-    *("PairedImageDataset", "Dataset_PairedImage", "PairedImageDataset_SIDD", "SuperResolutionDataset"),
-    *("GaussianDenoisingDataset", "Dataset_GaussianDenoising", "DegradedImageDataset"),
-    *("DualPixelDataset", "Dataset_DefocusDeblur_DualPixel_16bit"),
-    *("L1Loss", "MSELoss", "CharbonnierLoss", "PSNRLoss"),
-}
+PENDING = {"L1Loss", "MSELoss", "CharbonnierLoss", "PSNRLoss"}
 
 
 class Property(NamedTuple):

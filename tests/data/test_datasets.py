@@ -9,6 +9,8 @@ import torch
 from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.noisy import GaussianDenoisingDataset
 from sam4ir.data.paired import PairedImageDataset
+from sam4ir.data.views import LabelView, ValueView
+from sam4ir.errors import UserError
 from sam4ir.utils.image import read_image, write_image
 from sam4ir.utils.rng import generator
 
@@ -39,19 +41,26 @@ class Masks:
 
     def read(self, key):
         if key == "img_c":
-            raise ValueError(f"{self.path}: no record {key}")
+            raise UserError(f"{self.path}: no record {key}")
         return SimpleNamespace(size=self.labels.shape, labels=self.labels)
 
 
-VIEWS = {
-    "regions": lambda record, window: window.cut(record.labels),
-    "spe": lambda record, window: window.cut(record.labels).astype(np.float32) / 10,
-}
+class Labels(LabelView):
+    def read(self, record, window):
+        return window.cut(record.labels)
+
+
+class Tenths(ValueView):
+    def read(self, record, window):
+        return window.cut(record.labels).astype(np.float32) / 10
+
+
+VIEWS = {"regions": Labels(), "spe": Tenths()}
 
 
 def paired(roots, **arguments):
     options = {"filename_tmpl": "{}x2", "scale": SCALE} | arguments
-    return PairedImageDataset(str(roots / "gt"), str(roots / "lq"), **options)
+    return PairedImageDataset(dataroot_gt=str(roots / "gt"), dataroot_lq=str(roots / "lq"), **options)
 
 
 def pixel(tensor):
@@ -69,8 +78,8 @@ def test_lq_gt_regions_and_spe_share_one_window_and_flip(roots, seed):
     labels = y // 8 * 7 + x // 8
     _, dense = torch.unique(labels, return_inverse=True)
     shift = 0 if (labels == 0).any() else 1  # label 0 is no region and stays 0
-    torch.testing.assert_close(sample.regions, dense + shift, rtol=0, atol=0)
-    torch.testing.assert_close(sample.spe[0], labels.float() / 10)
+    torch.testing.assert_close(sample.maps["regions"], dense + shift, rtol=0, atol=0)
+    torch.testing.assert_close(sample.maps["spe"][0], labels.float() / 10)
     lq_of_gt = sample.gt.unfold(1, 2, 2).unfold(2, 2, 2).amin((3, 4))  # the even positions are the smaller ones
     torch.testing.assert_close(sample.lq, lq_of_gt, rtol=0, atol=0)
 
@@ -78,7 +87,7 @@ def test_lq_gt_regions_and_spe_share_one_window_and_flip(roots, seed):
 def test_whole_images_come_without_gt_size_and_crops_with_another(roots):
     dataset = paired(roots)
     sample = dataset.get(0, generator(0))
-    assert (sample.lq.shape, sample.gt.shape, sample.regions) == ((3, 20, 28), (3, 40, 56), None)
+    assert (sample.lq.shape, sample.gt.shape, sample.maps) == ((3, 20, 28), (3, 40, 56), {})
     assert paired(roots, gt_size=8).get(0, generator(0)).lq.shape == (3, 4, 4)
     assert dataset.get(0, generator(0)).gt.shape == (3, 40, 56)
 
@@ -102,7 +111,7 @@ def test_long_lists_of_lonely_names_are_cut_at_ten(tmp_path):
         write_image(tmp_path / "gt" / f"g{i:02d}.png", np.zeros((1, 1, 3), np.uint8))
     write_image(tmp_path / "lq" / "other.png", np.zeros((1, 1, 3), np.uint8))
     with pytest.raises(ValueError, match=r"12 images: g00, .*g09, \.\.\.") as caught:
-        PairedImageDataset(str(tmp_path / "gt"), str(tmp_path / "lq"))
+        PairedImageDataset(dataroot_gt=str(tmp_path / "gt"), dataroot_lq=str(tmp_path / "lq"))
     assert "g10" not in str(caught.value)
     assert "would pair" not in str(caught.value)
 
@@ -122,14 +131,14 @@ def test_sizes_that_do_not_fit_name_both_files_and_sizes(roots):
 def test_an_image_smaller_than_the_patch_is_mirrored_with_all_that_belongs_to_it(roots, seed):
     dataset = paired(roots, gt_size=48, use_hflip=True, use_rot=True, masks=Masks(), mask_views=VIEWS)
     sample = dataset.get(0, generator(seed))  # 40x56: 8 rows are mirrored, 48 of 56 columns are taken
-    assert (sample.gt.shape, sample.lq.shape, sample.regions.shape) == ((3, 48, 48), (3, 24, 24), (48, 48))
+    assert (sample.gt.shape, sample.lq.shape, sample.maps["regions"].shape) == ((3, 48, 48), (3, 24, 24), (48, 48))
     y, x, _ = pixel(sample.gt)
     rows = y if (y == y[:, :1]).all() else y.T  # turned back
     assert sorted(rows[:, 0].tolist()) == sorted([*range(40), *range(32, 40)])
     labels = y // 8 * 7 + x // 8
-    torch.testing.assert_close(sample.spe[0], labels.float() / 10)
+    torch.testing.assert_close(sample.maps["spe"][0], labels.float() / 10)
     _, dense = torch.unique(labels, return_inverse=True)
-    torch.testing.assert_close(sample.regions, dense + (0 if (labels == 0).any() else 1), rtol=0, atol=0)
+    torch.testing.assert_close(sample.maps["regions"], dense + (0 if (labels == 0).any() else 1), rtol=0, atol=0)
     lq_of_gt = sample.gt.unfold(1, 2, 2).unfold(2, 2, 2).amin((3, 4))
     flipped = (pixel(sample.lq)[:2] - pixel(lq_of_gt)[:2]).abs()
     assert flipped.max() <= 1  # the mirror shows a pixel pair the other way round: its smaller one, or its larger one
@@ -151,7 +160,9 @@ def test_pairs_that_cannot_fit_are_named_at_any_size(tmp_path):
     write_image(tmp_path / "gt" / "a.png", np.zeros((1, 1, 3), np.uint8))
     write_image(tmp_path / "lq" / "a.png", np.zeros((1, 1, 3), np.uint8))
     with pytest.raises(ValueError, match=r"gt.a\.png is 1x1.*lq.a\.png.*2x2"):
-        PairedImageDataset(str(tmp_path / "gt"), str(tmp_path / "lq"), scale=2).get(0, generator(0))
+        PairedImageDataset(dataroot_gt=str(tmp_path / "gt"), dataroot_lq=str(tmp_path / "lq"), scale=2).get(
+            0, generator(0)
+        )
 
 
 def test_missing_or_foreign_masks_name_store_and_image(roots):
@@ -163,7 +174,7 @@ def test_missing_or_foreign_masks_name_store_and_image(roots):
 
 
 def noisy(roots, **arguments):
-    return GaussianDenoisingDataset(str(roots / "gt"), **arguments)
+    return GaussianDenoisingDataset(dataroot_gt=str(roots / "gt"), **arguments)
 
 
 def test_noise_is_float_gaussian_and_not_clipped(roots):
@@ -225,7 +236,7 @@ def test_noisy_regions_follow_the_crop(roots):
     sample = dataset.get(0, generator(5))
     y, x, _ = pixel(sample.gt)
     assert torch.equal(sample.lq, sample.gt)
-    torch.testing.assert_close(sample.spe[0], (y // 8 * 7 + x // 8).float() / 10)
+    torch.testing.assert_close(sample.maps["spe"][0], (y // 8 * 7 + x // 8).float() / 10)
 
 
 def test_sigma_test_is_one_sigma_with_the_same_noise_every_time(roots):
@@ -268,7 +279,7 @@ def test_grey_is_opencvs_luma_and_the_same_from_folder_and_lmdb(colours, depth, 
 
 
 def noisy_at(root, **arguments):
-    return GaussianDenoisingDataset(str(root), **arguments)
+    return GaussianDenoisingDataset(dataroot_gt=str(root), **arguments)
 
 
 def test_grey_files_keep_their_values(tmp_path):

@@ -26,7 +26,8 @@ def roots(tmp_path_factory):
 
 
 def dual(roots, suffix="", **arguments):
-    return DualPixelDataset(**{folder: str(roots / (folder + suffix)) for folder in FOLDERS}, **arguments)
+    folders = {folder: str(roots / (folder + suffix)) for folder in FOLDERS}
+    return DualPixelDataset(**{**folders, **arguments})
 
 
 @pytest.mark.parametrize("suffix", ["", ".lmdb"])
@@ -47,9 +48,9 @@ def test_lq_is_the_left_view_then_the_right_in_sixteen_bits_at_the_place_of_gt(r
 def test_a_view_that_lacks_an_image_or_has_another_size_is_named(roots, tmp_path):
     write_image(tmp_path / "other" / "1P0A1.png", np.zeros((30, 40, 3), np.uint16))
     with pytest.raises(ValueError, match=r"(?s)dataroot_lqR: .*without LQ: 1 image: 1P0A2"):
-        DualPixelDataset(str(roots / "dataroot_gt"), str(roots / "dataroot_lqL"), str(tmp_path / "other"))
+        dual(roots, dataroot_lqR=str(tmp_path / "other"))
     write_image(tmp_path / "other" / "1P0A2.png", np.zeros((30, 44, 3), np.uint16))
-    dataset = DualPixelDataset(str(roots / "dataroot_gt"), str(tmp_path / "other"), str(roots / "dataroot_lqR"))
+    dataset = dual(roots, dataroot_lqL=str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"dataroot_gt.1P0A1\.png is 30x44 .*other.1P0A1\.png is 30x40"):
         dataset.get(0, generator(0))
     with pytest.raises(ValueError, match="scale: 2"):

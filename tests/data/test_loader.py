@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import multiprocessing
+import traceback
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ class Numbers:
             raise ImageError(f"folder/image{index}.png: truncated PNG")
         drawn = torch.from_numpy(rng.random((3, 2, 2), dtype=np.float32))
         regions = torch.arange(4).view(2, 2) * (index % 3)
-        return Sample(self.key(index), drawn, drawn + index, regions, regions[None].float())
+        return Sample(self.key(index), drawn, drawn + index, {"regions": regions, "spe": regions[None].float()})
 
 
 def stream(**arguments):
@@ -154,7 +155,7 @@ class Plain(Numbers):
         self.reads += 1
         if index in self.bad:
             raise ImageError(f"folder/image{index}.png: truncated PNG")
-        return dataclasses.replace(super().get(index, rng), regions=None, spe=None)
+        return dataclasses.replace(super().get(index, rng), maps={})
 
 
 def plain(dataset=None, **arguments):
@@ -267,10 +268,36 @@ def test_a_data_set_of_bad_images_stops_in_the_end():
         plain(bad_images="skp")
 
 
-def test_other_errors_than_of_images_are_never_skipped():
-    class Wrong(Plain):
-        def get(self, index, rng):
-            raise KeyError("a bug")
+class Unpicklable(Exception):
+    def __init__(self, name, number):
+        super().__init__(f"{name} {number}")
 
-    with pytest.raises(KeyError, match="a bug"):
-        plain(Wrong(), bad_images="skip")
+
+class Buggy(Plain):
+    """A plug-in whose code raises something that says nothing about an image."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def get(self, index, rng):
+        if index == 7:
+            raise self.error
+        return super().get(index, rng)
+
+
+@pytest.mark.parametrize("bad_images", ["stop", "skip"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("error", [KeyError("a bug"), ValueError("a bug"), RuntimeError("a bug")], ids=repr)
+def test_a_bug_is_no_bad_image_and_keeps_its_traceback(error, num_workers, bad_images):
+    with pytest.raises(type(error), match="a bug") as caught:
+        plain(Buggy(error), bad_images=bad_images, num_workers=num_workers, mixup=None)
+    shown = "".join(traceback.format_exception(caught.type, caught.value, caught.tb))
+    assert "in get" in shown
+    assert "raise self.error" in shown
+
+
+def test_a_bug_whose_exception_cannot_be_pickled_ends_the_run_too():
+    with pytest.raises(RuntimeError, match="Unpicklable: a bug 3") as caught:
+        plain(Buggy(Unpicklable("a bug", 3)), num_workers=2, mixup=None)
+    assert "raise self.error" in str(caught.value.__cause__)

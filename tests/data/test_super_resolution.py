@@ -16,7 +16,7 @@ from sam4ir.data.paired import PairedImageDataset
 from sam4ir.data.sample import Sample
 from sam4ir.data.super_resolution import SuperResolutionDataset
 from sam4ir.data.transforms import Flip, Placement, Window
-from sam4ir.priors.spe import spe_map
+from sam4ir.engine.train.views import RegionView, SpeView
 from sam4ir.registry import DATASETS
 from sam4ir.utils.image import read_image, to_float_tensor, write_image
 from sam4ir.utils.resize import imresize, shrunk_pixels
@@ -25,10 +25,7 @@ from sam4ir.utils.rng import generator
 SIZE = (70, 101)  # neither side a multiple of 2, 3 or 4 but 70 of 2
 NAMES = ("a", "b")
 SEEDS = range(24)  # among them all eight flips
-VIEWS = {
-    "regions": lambda record, window: record.region_map(window.top, window.left, window.height, window.width),
-    "spe": lambda record, window: spe_map(record, window.top, window.left, window.height, window.width),
-}
+VIEWS = {"regions": RegionView(), "spe": SpeView()}
 
 
 def masks_of(number: int) -> list[dict]:
@@ -55,7 +52,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def dataset(root: Path, masks: bool = False, **arguments: object) -> SuperResolutionDataset:
     given = {"masks": MaskStore(root / "masks.lmdb"), "mask_views": VIEWS} if masks else {}
-    return SuperResolutionDataset(str(root / "gt"), **given, **arguments)  # type: ignore[arg-type]
+    return SuperResolutionDataset(dataroot_gt=str(root / "gt"), **given, **arguments)  # type: ignore[arg-type]
 
 
 def record(number: int) -> MaskRecord:
@@ -114,19 +111,19 @@ def test_the_whole_pair_is_the_image_cut_to_a_multiple_and_its_bicubic(root: Pat
 def test_masks_are_read_at_gt_coordinates_under_every_flip(root: Path, patch: int) -> None:
     """SPE and regions of a crop are those of the whole map at the GT window; at the LR window they differ."""
     crops = dataset(root, masks=True, scale=4, gt_size=4 * patch, use_hflip=True, use_rot=True)
-    whole = {name: view(record(0), Window.whole(SIZE))[:68, :100] for name, view in VIEWS.items()}
+    whole = {name: view.read(record(0), Window.whole(SIZE))[:68, :100] for name, view in VIEWS.items()}
     mistaken = 0
     for seed in SEEDS:
         sample = crops.get(0, generator(seed))
         on_lq = placements((17, 25), patch, seed)
         on_gt = on_lq.scaled(4)
-        np.testing.assert_array_equal(sample.spe[0], on_gt.take(whole["spe"]))
+        np.testing.assert_array_equal(sample.maps["spe"][0], on_gt.take(whole["spe"]))
         labels = on_gt.take(whole["regions"])
         np.testing.assert_array_equal(
-            sample.regions, np.unique(np.append(labels, 0), return_inverse=True)[1][:-1].reshape(labels.shape)
+            sample.maps["regions"], np.unique(np.append(labels, 0), return_inverse=True)[1][:-1].reshape(labels.shape)
         )
         at_lr = Placement(Window(on_lq.window.top, on_lq.window.left, 4 * patch, 4 * patch), on_lq.flip)
-        mistaken += bool((at_lr.take(whole["spe"]) != sample.spe[0].numpy()).any())
+        mistaken += bool((at_lr.take(whole["spe"]) != sample.maps["spe"][0].numpy()).any())
     assert mistaken >= len(SEEDS) // 2  # this test can tell the released code's mistake
 
 
@@ -150,7 +147,9 @@ def test_a_stored_lq_is_the_same_bit_for_bit(root: Path, tmp_path: Path) -> None
         write_image(tmp_path / "gt" / f"{name}.png", image)
         write_image(tmp_path / "lq" / f"{name}x4.png", shrunk_pixels(image, 4))
     common = {"scale": 4, "gt_size": 40, "use_hflip": True, "use_rot": True}
-    stored = PairedImageDataset(str(tmp_path / "gt"), str(tmp_path / "lq"), filename_tmpl="{}x4", **common)
+    stored = PairedImageDataset(
+        dataroot_gt=str(tmp_path / "gt"), dataroot_lq=str(tmp_path / "lq"), filename_tmpl="{}x4", **common
+    )
     made = dataset(root, **common)
     for index, seed in enumerate(SEEDS):
         one, other = (d.get(index % 2, generator(seed)) for d in (made, stored))
@@ -187,7 +186,7 @@ def test_masks_of_the_cut_image_are_refused(root: Path, tmp_path: Path) -> None:
     with MaskStoreWriter(tmp_path / "m.lmdb", {"generator": "drawn", "source": "gt"}) as store:
         for name in NAMES:
             store.put(name, [{"segmentation": np.ones((68, 100), bool)}])
-    wrong = SuperResolutionDataset(str(root / "gt"), masks=MaskStore(tmp_path / "m.lmdb"), mask_views=VIEWS)
+    wrong = SuperResolutionDataset(dataroot_gt=str(root / "gt"), masks=MaskStore(tmp_path / "m.lmdb"), mask_views=VIEWS)
     for look in (lambda: wrong.get(0, generator(0)), lambda: wrong.examine(0)):
         with pytest.raises(ValueError, match=r"68x100.*70x101"):
             look()

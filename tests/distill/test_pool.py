@@ -73,7 +73,7 @@ def test_sums_are_fp32_under_bf16_autocast(layout):
     labels = torch.ones(1, 32, 32, dtype=torch.int64)
     with torch.autocast("cpu", torch.bfloat16):
         sums = pool.region_sums(values.bfloat16(), labels, 1)
-        painted = pool.paint(torch.full((1, 2, 1), 1.001), labels)
+        painted = pool.paint_rows(torch.full((1, 2, 1), 1.001), labels)
     assert sums.dtype == painted.dtype == torch.float32
     assert (sums[0, 1] == 1024).all()
     assert (painted == torch.tensor(1.001)).all()
@@ -112,7 +112,7 @@ def test_summing_a_painted_table_gives_it_back_times_the_areas():
     _, labels = draw(5)
     table = torch.rand(2, 5, 3)
     areas = pool.region_areas(labels, 4).unsqueeze(-1)
-    torch.testing.assert_close(pool.region_sums(pool.paint(table, labels), labels, 4), table * areas)
+    torch.testing.assert_close(pool.region_sums(pool.paint_rows(table, labels), labels, 4), table * areas)
 
 
 def test_means_leave_the_callers_tensors_alone():

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sam4ir.distill.lesson import Lesson
 from sam4ir.distill.sgr import SemanticGuidedRelation
 from sam4ir.priors.features import VGGFeatures
 
@@ -18,8 +19,28 @@ def analyser(image):
     return {"fine": fine, "coarse": coarse}
 
 
+class Frozen:
+    """A function of images as the analyser that SGR builds."""
+
+    def __init__(self, features, strides):
+        self.features, self.strides = features, strides
+
+    def __call__(self, image):
+        return self.features(image)
+
+
+def sgr_of(features, strides, **arguments):
+    """SGR with these features, called with (student, target, labels, region count)."""
+    term = SemanticGuidedRelation(lambda variant, layers, weights: Frozen(features, strides), **arguments)
+
+    def loss(student, target, labels, count):
+        return term(target, Lesson(student, target, target, target, labels, count, {}))
+
+    return loss
+
+
 def relation(min_cells=4.0, **arguments):
-    return SemanticGuidedRelation(analyser, STRIDES, min_cells=min_cells, **arguments)
+    return sgr_of(analyser, STRIDES, min_cells=min_cells, **arguments)
 
 
 def images(seed=0, b=3, h=18, w=21, count=5):
@@ -69,10 +90,10 @@ def test_a_small_region_is_dropped_for_both_images():
     without = torch.where(labels == 5, 0, labels)
     dark = target.clone()
     dark[0, :, 0, 0] = 0  # the one-pixel region looks different, and is too small to count
-    flat = SemanticGuidedRelation(lambda image: {"pixel": image + 1e-3}, {"pixel": 1}, min_cells=4)
+    flat = sgr_of(lambda image: {"pixel": image + 1e-3}, {"pixel": 1}, min_cells=4)
     for a, b in ((student, dark), (dark, student)):
         torch.testing.assert_close(flat(a, b, labels, 5), flat(a, b, without, 5))
-    whole = SemanticGuidedRelation(flat.analyser, {"pixel": 1}, min_cells=1)
+    whole = sgr_of(lambda image: {"pixel": image + 1e-3}, {"pixel": 1}, min_cells=1)
     assert not torch.allclose(whole(student, dark, labels, 5), whole(student, dark, without, 5))
 
 
@@ -81,8 +102,8 @@ def test_min_cells_counts_cells_of_the_layer_and_the_limit_itself_counts():
     labels[:, :8, :8], labels[:, 8:, 8:] = 1, 2  # 4 cells of stride 4 each
     student, target, _ = images(b=1, h=16, w=16)
     coarse = lambda image: {"coarse": analyser(image)["coarse"]}  # noqa: E731
-    assert SemanticGuidedRelation(coarse, STRIDES, min_cells=4)(student, target, labels, 2) > 0
-    assert SemanticGuidedRelation(coarse, STRIDES, min_cells=4.01)(student, target, labels, 2) == 0
+    assert sgr_of(coarse, STRIDES, min_cells=4)(student, target, labels, 2) > 0
+    assert sgr_of(coarse, STRIDES, min_cells=4.01)(student, target, labels, 2) == 0
 
 
 def test_equal_images_give_zero_with_gradient_zero():
@@ -107,7 +128,7 @@ def test_gradient_equals_finite_differences():
     student, target, labels = images(b=1, h=8, w=8)
     labels = torch.arange(64).view(1, 8, 8) // 16 + 1
     step = torch.rand(student.shape, generator=torch.Generator().manual_seed(3)) - 0.5
-    sgr = SemanticGuidedRelation(lambda image: {"pixel": image}, {"pixel": 1})
+    sgr = sgr_of(lambda image: {"pixel": image}, {"pixel": 1})
     student.requires_grad_()
     (gradient,) = torch.autograd.grad(sgr(student, target, labels, 4), student)
     with torch.no_grad():
@@ -125,7 +146,7 @@ def test_numbering_and_empty_regions_do_not_matter(min_cells):
 
 def test_scaling_the_features_of_an_image_does_not_matter():
     student, target, labels = images()
-    plain = SemanticGuidedRelation(lambda image: {"pixel": image}, {"pixel": 1})
+    plain = sgr_of(lambda image: {"pixel": image}, {"pixel": 1})
     expected = plain(student, target, labels, 5).item()
     assert plain(3 * student, target, labels, 5).item() == pytest.approx(expected, rel=1e-4)
 
@@ -136,7 +157,7 @@ def test_fewer_than_two_regions_are_zero_without_looking_at_the_images(count):
         raise AssertionError("features of an image without relations")
 
     student, target, labels = images()
-    loss = SemanticGuidedRelation(never, STRIDES)(student, target, labels.clamp(max=count), count)
+    loss = sgr_of(never, STRIDES)(student, target, labels.clamp(max=count), count)
     assert loss.item() == 0
     assert loss.shape == ()
 
@@ -180,7 +201,7 @@ def test_bf16_features_give_nearly_the_value_of_fp32():
 
 def test_vgg_features_relate_regions():
     vgg = VGGFeatures(layers=("relu1_2", "relu2_2", "relu3_3"), weights="random")
-    sgr = SemanticGuidedRelation(vgg, vgg.strides)
+    sgr = sgr_of(vgg, vgg.strides)
     student, target, labels = images(b=2, h=33, w=38)
     student.requires_grad_()
     loss = sgr(student, target, labels, 5)

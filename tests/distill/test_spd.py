@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from sam4ir.distill import pool
+from sam4ir.distill.lesson import Lesson
 from sam4ir.distill.spd import CRITERIA, GATES, SemanticPriorsDistillation
+
+
+def lesson(student, *, refined, gt, labels, count):
+    """What SPD sees of a micro-batch."""
+    return Lesson(student, refined, gt, gt, labels, count, {})
+
 
 ALL = list(itertools.product(CRITERIA, GATES))
 
@@ -54,7 +61,9 @@ def _both_ways_of_summing(request, monkeypatch):
 def test_the_value_is_the_one_of_a_loop_over_pixels(criterion, gate, target_is):
     student, refined, gt, labels = images()
     target = refined if target_is == "refined" else gt
-    got = SemanticPriorsDistillation(criterion, gate)(student, target, refined=refined, gt=gt, labels=labels, count=3)
+    got = SemanticPriorsDistillation(criterion, gate)(
+        target, lesson(student, refined=refined, gt=gt, labels=labels, count=3)
+    )
     assert got.shape == ()
     assert got.item() == pytest.approx(
         float(looped_loss(criterion, gate, student, target, refined, gt, labels)), rel=1e-5
@@ -68,7 +77,7 @@ def test_only_regions_where_the_refiner_is_better_teach_and_the_rest_is_one_more
     labels = torch.tensor([[[0, 1, 2, 2]]])  # rest: better; 1: worse; 2: 0.16 + 0.36 > 0.25 + 0.25, worse
     spd = SemanticPriorsDistillation("l1", "region")
     assert spd.open_gate(student, refined, gt, labels, 2).flatten().tolist() == [1, 0, 0, 0]
-    loss = spd(student, refined, refined=refined, gt=gt, labels=labels, count=2)
+    loss = spd(refined, lesson(student, refined=refined, gt=gt, labels=labels, count=2))
     assert loss.item() == pytest.approx(0.1 / 4)  # divided by all pixels, open or not
 
 
@@ -83,7 +92,9 @@ def test_the_channels_of_a_pixel_are_judged_together():
 def test_a_refiner_no_better_anywhere_teaches_only_without_a_gate(gate):
     student, _, gt, labels = images()
     refined = gt + 2 * (student - gt)
-    loss = SemanticPriorsDistillation("l1", gate)(student, refined, refined=refined, gt=gt, labels=labels, count=3)
+    loss = SemanticPriorsDistillation("l1", gate)(
+        refined, lesson(student, refined=refined, gt=gt, labels=labels, count=3)
+    )
     assert (loss.item() > 0) == (gate == "none")
 
 
@@ -91,7 +102,7 @@ def test_a_refiner_no_better_anywhere_teaches_only_without_a_gate(gate):
 def test_a_refiner_as_good_as_the_student_does_not_teach(gate):
     student, _, gt, labels = images()
     spd = SemanticPriorsDistillation("l1", gate)
-    assert spd(student, gt, refined=student.clone(), gt=gt, labels=labels, count=3).item() == 0
+    assert spd(gt, lesson(student, refined=student.clone(), gt=gt, labels=labels, count=3)).item() == 0
 
 
 @pytest.mark.parametrize(("criterion", "gate"), ALL)
@@ -101,7 +112,9 @@ def test_gradient_is_zero_where_the_student_equals_the_teacher(criterion, gate, 
     judged = gt if better else refined  # an open gate everywhere, or by chance
     student.requires_grad_()
     target = student.detach().clone()
-    loss = SemanticPriorsDistillation(criterion, gate)(student, target, refined=judged, gt=gt, labels=labels, count=3)
+    loss = SemanticPriorsDistillation(criterion, gate)(
+        target, lesson(student, refined=judged, gt=gt, labels=labels, count=3)
+    )
     loss.backward()
     assert student.grad.abs().max() == 0
     if criterion == "l1":
@@ -113,7 +126,9 @@ def test_gradient_reaches_the_student_alone(criterion, gate):
     student, refined, gt, labels = images()
     for image in (student, refined, gt):
         image.requires_grad_()
-    loss = SemanticPriorsDistillation(criterion, gate)(student, refined, refined=refined, gt=gt, labels=labels, count=3)
+    loss = SemanticPriorsDistillation(criterion, gate)(
+        refined, lesson(student, refined=refined, gt=gt, labels=labels, count=3)
+    )
     loss.backward()
     assert student.grad.abs().max() > 0
     assert refined.grad is None
@@ -126,8 +141,9 @@ def test_gradient_reaches_the_student_alone(criterion, gate):
 def test_numbering_and_empty_regions_do_not_matter(criterion, gate):
     student, refined, gt, labels = images()
     spd = SemanticPriorsDistillation(criterion, gate)
-    loss = spd(student, refined, refined=refined, gt=gt, labels=labels, count=3)
-    other = spd(student, refined, refined=refined, gt=gt, labels=torch.tensor([0, 5, 2, 8])[labels], count=9)
+    loss = spd(refined, lesson(student, refined=refined, gt=gt, labels=labels, count=3))
+    relabelled = torch.tensor([0, 5, 2, 8])[labels]
+    other = spd(refined, lesson(student, refined=refined, gt=gt, labels=relabelled, count=9))
     assert other.item() == pytest.approx(loss.item(), rel=1e-6)
 
 
@@ -145,7 +161,8 @@ def test_values_and_gradients_stay_finite_in_bf16(criterion, gate, case):
     student = student.bfloat16().requires_grad_()
     spd = SemanticPriorsDistillation(criterion, gate)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = spd(student, refined.bfloat16(), refined=refined.bfloat16(), gt=gt, labels=labels, count=3)
+        half = refined.bfloat16()
+        loss = spd(half, lesson(student, refined=half, gt=gt, labels=labels, count=3))
     loss.backward()
     assert loss.dtype == torch.float32
     assert loss.isfinite()
@@ -157,7 +174,9 @@ def test_the_pull_of_the_psnr_criterion_is_bounded_near_equality():
 
     def pull(rmse):
         student = torch.full_like(gt, rmse).requires_grad_()
-        SemanticPriorsDistillation("psnr", "none")(student, gt, refined=gt, gt=gt, labels=labels, count=0).backward()
+        SemanticPriorsDistillation("psnr", "none")(
+            gt, lesson(student, refined=gt, gt=gt, labels=labels, count=0)
+        ).backward()
         return student.grad.norm().item()
 
     assert pull(1e-2) > pull(1e-3) > pull(1e-4)

@@ -8,13 +8,17 @@ from torch import nn
 
 from sam4ir.data.sample import Batch
 from sam4ir.losses.pixel import L1Loss, PSNRLoss
-from sam4ir.models.restoration import Restoration, batch_psnr, last_output, reconstruction, restore
+from sam4ir.models.restoration import Reconstruction, Restoration, batch_psnr, last_output, restore, total
 
 
 def batch(number=0, b=2, h=8, w=6):
     g = torch.Generator().manual_seed(number)
     lq, gt = torch.rand(2, b, 3, h, w, generator=g)
     return Batch(lq, gt, keys=["a"] * b, numbers=list(range(number * b, (number + 1) * b)))
+
+
+def pixel(loss):
+    return Reconstruction({"pix": loss})
 
 
 class Outputs(nn.Module):
@@ -31,7 +35,7 @@ class Outputs(nn.Module):
 
 def test_the_one_term_is_the_loss_of_the_output():
     net, loss = nn.Conv2d(3, 3, 1), PSNRLoss()
-    terms, measures = Restoration(net, loss).losses(batch(), 1, False)
+    terms, measures = Restoration(net, pixel(loss)).losses(batch(), 1, False)
     assert terms.keys() == {"pix"}
     assert terms["pix"].item() == loss(net(batch().lq), batch().gt).item()
     assert measures == {}
@@ -40,7 +44,7 @@ def test_the_one_term_is_the_loss_of_the_output():
 def test_stage_outputs_are_summed_in_the_loss_and_the_last_is_the_image():
     net, loss, data = Outputs(), L1Loss(), batch()
     first, second = net(data.lq)
-    terms, measures = Restoration(net, loss).losses(data, 1, True)
+    terms, measures = Restoration(net, pixel(loss)).losses(data, 1, True)
     assert terms["pix"].item() == pytest.approx(loss(first, data.gt).item() + loss(second, data.gt).item())
     assert measures["psnr"] == pytest.approx(batch_psnr(second, data.gt))
     assert torch.equal(restore(net, data.lq), second)
@@ -50,7 +54,39 @@ def test_stage_outputs_are_summed_in_the_loss_and_the_last_is_the_image():
 def test_a_list_of_one_output_is_that_output(kind):
     image, gt = torch.rand(2, 1, 3, 4, 4)
     assert last_output(kind([image])) is image
-    assert reconstruction(L1Loss(), kind([image]), gt).item() == L1Loss()(image, gt).item()
+    assert pixel(L1Loss())(kind([image]), gt)["pix"].item() == L1Loss()(image, gt).item()
+
+
+def in_parts(output, gt):
+    """A loss with two parts."""
+    return {"": (output - gt).square().mean(), "edge": (output - gt).diff(dim=-1).abs().mean()}
+
+
+def test_every_loss_has_its_name_and_parts_follow_it():
+    output, gt = torch.rand(2, 1, 3, 4, 4)
+    losses = {"pix": L1Loss(), "both": in_parts, "percep": in_parts}
+    terms = Reconstruction(losses, {"percep_edge": "style"})(output, gt)
+    assert list(terms) == ["pix", "both", "both_edge", "percep", "style"]
+    assert terms["both_edge"].item() == terms["style"].item() == in_parts(output, gt)["edge"].item()
+    assert total(terms).item() == pytest.approx(sum(term.item() for term in terms.values()))
+
+
+def test_every_loss_is_summed_over_stage_outputs():
+    first, second, gt = torch.rand(3, 1, 3, 4, 4)
+    losses = Reconstruction({"pix": L1Loss(), "both": in_parts})
+    alone, other = losses([first], gt), losses(second, gt)
+    for name, value in losses([first, second], gt).items():
+        torch.testing.assert_close(value, alone[name] + other[name])
+
+
+def test_the_total_of_one_loss_is_that_loss():
+    loss = torch.rand(())
+    assert total({"pix": loss}) is loss
+
+
+def test_a_network_without_a_loss_is_refused():
+    with pytest.raises(ValueError, match="needs a reconstruction loss"):
+        Reconstruction({})
 
 
 @pytest.mark.parametrize("step", [1, 16, 100])
@@ -71,7 +107,7 @@ def test_dropout_is_a_function_of_seed_and_sample_number_and_leaves_the_global_s
     def value(seed, number):
         data = batch()
         data.numbers = [number, number + 1]
-        return Restoration(net, L1Loss(), seed).losses(data, 1, False).terms["pix"].item()
+        return Restoration(net, pixel(L1Loss()), seed).losses(data, 1, False).terms["pix"].item()
 
     torch.manual_seed(5)
     expected = torch.rand(1)
@@ -86,12 +122,12 @@ def test_dropout_is_a_function_of_seed_and_sample_number_and_leaves_the_global_s
 def test_training_without_ground_truth_is_refused():
     data = SimpleNamespace(lq=torch.rand(1, 3, 4, 4), gt=None, regions=None, region_count=0, numbers=[0])
     with pytest.raises(ValueError, match="dataroot_gt"):
-        Restoration(nn.Identity(), L1Loss()).losses(data, 1, False)
+        Restoration(nn.Identity(), pixel(L1Loss())).losses(data, 1, False)
 
 
 def test_the_network_trains_and_is_saved_as_g_with_no_state_beside():
     net = nn.Identity()
-    model = Restoration(net, L1Loss())
+    model = Restoration(net, pixel(L1Loss()))
     assert model.networks == {"g": net}
     assert model.active(1) == ("g",)
     assert model.state() == {}

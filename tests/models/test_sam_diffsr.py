@@ -34,9 +34,8 @@ def batch(numbers: tuple[int, ...] = (4, 9, 11), spe: bool = True) -> Batch:
         lqs.append(torch.rand(3, 3, 4, generator=g))
         gts.append(torch.rand(3, 12, 16, generator=g))
         spes.append(torch.rand(1, 12, 16, generator=g))
-    return Batch(
-        torch.stack(lqs), torch.stack(gts), ["x"] * len(numbers), list(numbers), spe=torch.stack(spes) if spe else None
-    )
+    maps = {"spe": torch.stack(spes)} if spe else {}
+    return Batch(torch.stack(lqs), torch.stack(gts), ["x"] * len(numbers), list(numbers), maps)
 
 
 def model(modulation: str = "none", strength: float = 1.0, seed: int = 0, rms: float = 0.5) -> SamDiffSR:
@@ -85,7 +84,7 @@ def test_another_seed_or_number_draws_other_noise() -> None:
 
 def test_without_masks_the_modulations_are_plain_diffusion_bit_for_bit() -> None:
     empty = batch()
-    empty.spe = torch.zeros_like(empty.gt[:, :1])
+    empty.maps = {"spe": torch.zeros_like(empty.gt[:, :1])}
     plain = loss(model(), batch(spe=False))
     assert {loss(model(kind), empty) for kind in ("none", "released", "paper", "invertible")} == {plain}
 

@@ -10,11 +10,12 @@ from sam4ir.archs.nafnet import NAFNet
 from sam4ir.data.sample import Batch
 from sam4ir.distill import balance
 from sam4ir.distill.balance import TermWeight
+from sam4ir.distill.lesson import Lesson
 from sam4ir.distill.sgr import SemanticGuidedRelation
 from sam4ir.distill.spd import SemanticPriorsDistillation
 from sam4ir.distill.spf import SemanticPriorsFusion
-from sam4ir.losses.pixel import L1Loss, PSNRLoss
-from sam4ir.models.restoration import Restoration, batch_psnr
+from sam4ir.losses.pixel import L1Loss, MSELoss, PSNRLoss
+from sam4ir.models.restoration import Reconstruction, Restoration, batch_psnr
 from sam4ir.models.sam_distill import Refiner, SamDistill, Schedule, Term, gradient_norm
 
 
@@ -38,7 +39,14 @@ def batch(number=0, b=2, h=12, w=8, count=4):
     lq = gt + 0.2 * torch.randn(gt.shape, generator=g)
     labels = torch.randint(0, count + 1, (b, h // 4, w // 4), generator=g)
     regions = labels.repeat_interleave(4, 1).repeat_interleave(4, 2)
-    return Batch(lq, gt, ["a"] * b, list(range(number * b, (number + 1) * b)), regions, int(regions.max()))
+    return Batch(
+        lq,
+        gt,
+        ["a"] * b,
+        list(range(number * b, (number + 1) * b)),
+        {"regions": regions},
+        {"regions": int(regions.max())},
+    )
 
 
 def network(seed, **arguments):
@@ -56,17 +64,43 @@ def refiner(seed=1, mask_dropout=0.0, **arguments):
 
 
 def spd(target="refiner", fixed=None, share=0.3, criterion="l1", gate="none"):
-    return SemanticPriorsDistillation(criterion, gate), Term(target, TermWeight(fixed, share))
+    return Term(SemanticPriorsDistillation(criterion, gate), target, TermWeight(fixed, share))
+
+
+class Pixels:
+    """Features that are the pixels themselves."""
+
+    strides = {"pixel": 1}  # noqa: RUF012
+
+    def __call__(self, image):
+        return {"pixel": image - 0.4}
 
 
 def sgr(target="refiner", fixed=None, share=0.05, every=1):
-    relation = SemanticGuidedRelation(lambda image: {"pixel": image - 0.4}, {"pixel": 1})
-    return relation, Term(target, TermWeight(fixed, share), every)
+    relation = SemanticGuidedRelation(lambda variant, layers, weights: Pixels())
+    return Term(relation, target, TermWeight(fixed, share), every)
 
 
 def model(**arguments):
-    built = {"student": network(0), "refiner": refiner(), "loss": PSNRLoss(), "spd": spd(), "sgr": sgr(), **arguments}
+    """A model; `loss` is that of student and refiner."""
+    loss = arguments.pop("loss", PSNRLoss())
+    terms = {"spd": arguments.pop("spd", spd()), "sgr": arguments.pop("sgr", sgr())}
+    terms = {name: term for name, term in terms.items() if term is not None}
+    built = {
+        "student": network(0),
+        "refiner": refiner(),
+        "reconstruction": Reconstruction({"pix": loss}),
+        "refinement": Reconstruction({"refine": loss}),
+        "terms": terms,
+        **arguments,
+    }
     return SamDistill(**built)
+
+
+def sgr_loss(m, student, target, data):
+    """The SGR of a model on these images."""
+    images = (student, target, data.gt, data.lq)
+    return m.terms["sgr"].loss(target, Lesson(*images, data.regions, data.region_count, data.maps))
 
 
 def step(m, data, iteration=1, measure=False):
@@ -132,7 +166,7 @@ def test_without_terms_the_student_is_bit_for_bit_the_plainly_trained_network(ki
     else:
         student = network(0, dropout=0.3, stages=kind == "stages")
     second = refiner(dropout=0.3, mask_dropout=0.5, stages=kind == "stages")
-    plain = Restoration(copy.deepcopy(student), PSNRLoss(), seed=7)
+    plain = Restoration(copy.deepcopy(student), Reconstruction({"pix": PSNRLoss()}), seed=7)
     initial = copy.deepcopy(student.state_dict())
     train(plain, 5)
     train(model(student=student, refiner=second, spd=None, sgr=None, seed=7), 5)
@@ -243,7 +277,7 @@ def test_ground_truth_as_target_compares_with_the_ground_truth():
     terms = m.losses(data, 1, False).terms
     y1 = m.student(data.lq)
     torch.testing.assert_close(terms["spd"], (y1 - data.gt).abs().mean())
-    torch.testing.assert_close(terms["sgr"], m.sgr[0](y1, data.gt, data.regions, data.region_count))
+    torch.testing.assert_close(terms["sgr"], sgr_loss(m, y1, data.gt, data))
 
 
 def test_the_refiners_image_is_the_target_by_default():
@@ -300,9 +334,22 @@ def test_stage_outputs_are_summed_in_the_loss_and_the_last_is_distilled():
     torch.testing.assert_close(terms["pix"], loss(first, data.gt) + loss(y1, data.gt))
     torch.testing.assert_close(terms["refine"], loss(refined_first, data.gt) + loss(y2, data.gt))
     torch.testing.assert_close(terms["spd"], loss(y1, y2))
-    torch.testing.assert_close(terms["sgr"], m.sgr[0](y1, y2, data.regions, data.region_count))
+    torch.testing.assert_close(terms["sgr"], sgr_loss(m, y1, y2, data))
     assert measures["psnr"] == pytest.approx(batch_psnr(y1, data.gt))
     assert measures["psnr_refiner"] == pytest.approx(batch_psnr(y2, data.gt))
+
+
+def test_shares_are_measured_against_the_sum_of_the_students_losses():
+    losses = {"pix": L1Loss(), "mse": MSELoss(loss_weight=20.0)}
+    several = {"reconstruction": Reconstruction(losses), "refinement": Reconstruction({"refine_mse": MSELoss()})}
+    m, outputs = settled(**several), []
+    m.student.register_forward_hook(lambda net, args, out: outputs.append(out))
+    terms, measures = m.losses(batch(), 1, True)
+    assert list(terms) == ["pix", "mse", "refine_mse", "spd", "sgr"]
+    whole = gradient_norm(terms["pix"] + terms["mse"], outputs[0])
+    assert whole > 1.2 * gradient_norm(terms["pix"], outputs[0])
+    assert gradient_norm(terms["spd"], outputs[0]) / whole == pytest.approx(measures["share_spd"], rel=1e-4)
+    assert measures["share_spd"] == pytest.approx(0.3)
 
 
 # masks
@@ -310,7 +357,7 @@ def test_stage_outputs_are_summed_in_the_loss_and_the_last_is_distilled():
 
 def test_the_control_without_masks_does_not_look_at_the_regions():
     data, without = batch(), batch()
-    without.regions, without.region_count = None, 0
+    without.maps, without.counts = {}, {}
     one, other = (model(masks=False).losses(d, 1, False).terms for d in (data, without))
     assert {k: v.item() for k, v in one.items()} == {k: v.item() for k, v in other.items()}
     assert one["sgr"].item() == 0
@@ -320,26 +367,26 @@ def test_the_control_without_masks_does_not_look_at_the_regions():
 
 def test_a_batch_with_fewer_than_two_regions_still_trains():
     data = batch()
-    data.regions, data.region_count = data.regions.clamp(max=1), 1
+    data.maps, data.counts = {"regions": data.regions.clamp(max=1)}, {"regions": 1}
     m = model()
     terms, measures = m.losses(data, 1, True)
     torch.stack(list(terms.values())).sum().backward()
     assert terms["sgr"].item() == 0
     assert measures["share_sgr"] == 0
-    assert m.sgr[1].weight.batches == 0
+    assert m.terms["sgr"].weight.batches == 0
     assert gradients(m.student).isfinite().all()
 
 
 def test_missing_regions_are_refused_with_what_would_do():
     data = batch()
-    data.regions = None
+    data.maps = {}
     with pytest.raises(ValueError, match=r"masks\.store"):
         model().losses(data, 1, False)
 
 
 def test_regions_of_another_size_are_refused():
     data = batch()
-    data.regions = data.regions[:, :6]
+    data.maps = {"regions": data.regions[:, :6]}
     with pytest.raises(ValueError, match=r"\(6, 8\).*\(12, 8\)"):
         model().losses(data, 1, False)
 
@@ -386,11 +433,12 @@ def test_pulls_of_micro_batches_and_processes_make_the_weight_of_one_large_batch
     large = batch(b=4)
     step(whole, large)
     for i in (0, 2):
-        labels = large.regions[i : i + 2]
-        parts.losses(Batch(large.lq[i : i + 2], large.gt[i : i + 2], ["a"] * 2, [i, i + 1], labels, 4), 1, False)
+        maps = {"regions": large.regions[i : i + 2]}
+        small = Batch(large.lq[i : i + 2], large.gt[i : i + 2], ["a"] * 2, [i, i + 1], maps, {"regions": 4})
+        parts.losses(small, 1, False)
     parts.end_step(lambda squares: squares)
     for name in ("spd", "sgr"):
-        assert parts._terms()[name].weight.value == pytest.approx(whole._terms()[name].weight.value, rel=1e-4)
+        assert parts.terms[name].weight.value == pytest.approx(whole.terms[name].weight.value, rel=1e-4)
     other = model(student=whole.student)
     other.losses(large, 1, False)
     other.end_step(lambda squares: 4 * squares)  # what the processes' mean gives is what counts

@@ -18,8 +18,8 @@ MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.2
 SHALLOW = ("relu1_2", "relu2_1")
 
 
-def reference_network(variant, state):
-    """torchvision's `features` for the weights in `state`, cut after the last of them, with separate ReLUs."""
+def reference_network(variant, state, length):
+    """The first `length` layers of torchvision's `features` with the weights in `state` and with separate ReLUs."""
     layers, channels = [], 3
     for width in TORCHVISION[variant]:
         if width == "M":
@@ -27,8 +27,7 @@ def reference_network(variant, state):
         else:
             layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
             channels = width
-    last = max(int(key.split(".")[1]) for key in state)
-    network = nn.Sequential(*layers)[: last + 2]
+    network = nn.Sequential(*layers)[:length]
     network.load_state_dict({key.removeprefix("features."): value for key, value in state.items()}, strict=True)
     return network
 
@@ -39,6 +38,8 @@ def reference_network(variant, state):
         ("vgg16", ("relu1_1", "relu2_2", "relu3_3"), (1, 8, 15)),
         ("vgg16", ("relu5_3", "relu4_3"), (29, 22)),
         ("vgg19", ("relu3_4", "relu4_1"), (17, 20)),
+        ("vgg19", ("conv1_1", "relu1_1", "conv2_2", "pool2", "conv3_4", "pool3"), (0, 1, 7, 9, 16, 18)),
+        ("vgg19", ("conv5_4",), (34,)),
     ],
 )
 def test_features_are_those_of_torchvisions_network(variant, layers, indices):
@@ -47,7 +48,7 @@ def test_features_are_those_of_torchvisions_network(variant, layers, indices):
     with torch.no_grad():
         got = vgg(image)
         x = (image - MEAN.view(3, 1, 1)) / STD.view(3, 1, 1)
-        network = reference_network(variant, vgg.state_dict())
+        network = reference_network(variant, vgg.state_dict(), max(indices) + 1)
         expected = {}
         for index, layer in enumerate(network):
             x = layer(x)
@@ -56,14 +57,22 @@ def test_features_are_those_of_torchvisions_network(variant, layers, indices):
     for name, index in zip(layers, indices, strict=True):
         assert got[name].shape == expected[index].shape
         assert (got[name] - expected[index]).abs().max() <= 1e-5 * expected[index].abs().max()
-    assert len(network) == max(indices) + 1
+    assert {f"{key}.weight" for key in vgg.features} == {name for name in network.state_dict() if "weight" in name}
+
+
+def test_without_normalisation_the_image_enters_as_it_is():
+    vgg = VGGFeatures(layers=["conv1_1"], weights="random", normalise=False)
+    image = torch.rand(1, 3, 6, 5)
+    before = image.clone()
+    torch.testing.assert_close(vgg(image)["conv1_1"], reference_network("vgg16", vgg.state_dict(), 1)(image))
+    assert torch.equal(image, before)
 
 
 @pytest.mark.parametrize("variant", ["vgg16", "vgg19"])
 def test_strides_and_channels_describe_the_features(variant):
-    layers = ("relu1_1", "relu2_2", "relu3_3")
+    layers = ("relu1_1", "relu2_2", "pool2", "conv3_3")
     vgg = VGGFeatures(variant, layers, weights="random")
-    assert vgg.strides == {"relu1_1": 1, "relu2_2": 2, "relu3_3": 4}
+    assert vgg.strides == {"relu1_1": 1, "relu2_2": 2, "pool2": 4, "conv3_3": 4}
     for name, feature in vgg(torch.rand(1, 3, 9, 14)).items():
         assert feature.shape == (1, vgg.channels[name], 9 // vgg.strides[name], 14 // vgg.strides[name])
 
@@ -132,8 +141,8 @@ def test_images_are_independent_and_left_as_they_were():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"layers": ["relu3_4"]}, r"vgg16 has no layer 'relu3_4'.*known: relu1_1, .*relu5_3"),
-        ({"layers": ["conv1_1"]}, "known: relu1_1"),
+        ({"layers": ["relu3_4"]}, r"vgg16 has no layer 'relu3_4'.*known: conv1_1, relu1_1, .*relu5_3"),
+        ({"layers": ["pool6"]}, "did you mean .pool"),
         ({"layers": []}, "expected a list"),
         ({"layers": "relu1_1"}, "expected a list"),
         ({"layers": ["relu1_1", "relu1_1"]}, "different names"),

@@ -238,7 +238,7 @@ def make_control(
     if kind == "shuffled":
         try:
             partners = draw_partners(keys, seed)
-        except ValueError as error:
+        except UserError as error:
             raise MaskStoreError(f"{like.path}: {error}") from None
     tasks = [ControlTask(key, partners.get(key, "")) for key in keys]
     meta = _meta(kind, like, keys, seed)

@@ -19,6 +19,7 @@ from sam4ir.data.masks.record import MaskRecord, MaskStoreError
 from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sources import ImageSource, listed, read
 from sam4ir.data.windows import TABLE, Crop, Cut, SubImage, read_table
+from sam4ir.errors import UserError
 from sam4ir.utils.files import atomic
 
 _TASKS_A_PROCESS = 24
@@ -147,7 +148,7 @@ def crop_images(
     for key in whole.keys:
         try:
             cuts.append(_cut(whole, key, crop))
-        except ValueError as error:
+        except UserError as error:
             unfit.append(str(error))
     if not cuts:
         raise MaskStoreError(f"--images: no image of {whole.root} can be cut: {unfit[0]}")

@@ -25,6 +25,7 @@ from sam4ir.data.lmdb_io import key_of
 from sam4ir.data.masks.from_sam import read_sam_json
 from sam4ir.data.masks.labels import METADATA, LabelRules, is_binary, read_binary_folder, read_label_map, read_spe_map
 from sam4ir.data.masks.record import MaskStoreError
+from sam4ir.errors import UserError
 from sam4ir.utils.image import read_labels
 
 FORMATS = ("sam", "samdiffsr", "spe", "labels", "binary")
@@ -222,5 +223,5 @@ def _is_searched(folder: str) -> bool:
 def _seems_binary(path: Path) -> bool:
     try:
         return is_binary(read_labels(path))
-    except ValueError:
+    except UserError:
         return True  # the error is reported when the file is imported

@@ -25,7 +25,7 @@ def read_sam_json(path: str | Path) -> tuple[list[Any], regions.Size | None]:
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise MaskStoreError(f"{path}: not a JSON file ({error})") from None
     except RecursionError:
         raise MaskStoreError(f"{path}: not masks, its JSON is nested too deeply") from None

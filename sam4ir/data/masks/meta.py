@@ -20,7 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from sam4ir.data.masks.record import FORMAT_VERSION, READABLE_VERSIONS, MaskStoreError
-from sam4ir.utils.files import write_text
+from sam4ir.utils.files import read_json, write_text
 
 try:
     import fcntl
@@ -45,7 +45,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         problem = "is a file, a mask store is a folder" if path.exists() else "there is no such mask store"
         raise MaskStoreError(f"{path}: {problem}; {HELP}")
     try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
+        meta = read_json(file)
     except FileNotFoundError:
         raise MaskStoreError(f"{path}: not a mask store, it has no meta.json; {HELP}") from None
     except (OSError, ValueError) as error:

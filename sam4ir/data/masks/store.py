@@ -6,15 +6,17 @@ MaskStore reads it; MaskStoreWriter (writer.py) writes it. Both can be imported 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import lmdb
 
-from sam4ir.data.lmdb_env import OpenLmdb, get, open_shared
+from sam4ir.data.lmdb_env import OpenLmdb, get, keys_of, open_shared
 from sam4ir.data.masks.meta import HELP, PROVENANCE_KEYS, SOURCES, read_meta
 from sam4ir.data.masks.record import MaskRecord, MaskStoreError, mask_count
 from sam4ir.data.masks.writer import MaskStoreWriter, contains
+from sam4ir.errors import UserError
 from sam4ir.registry import near_miss
 
 __all__ = ["PROVENANCE_KEYS", "SOURCES", "MaskRecord", "MaskStore", "MaskStoreError", "MaskStoreWriter"]
@@ -54,7 +56,7 @@ class MaskStore:
             return self._environment().read(query)
         except MaskStoreError:
             raise
-        except (ValueError, lmdb.Error) as error:
+        except (UserError, lmdb.Error) as error:
             message = str(error)
             if not message.startswith(str(self.path)):
                 message = f"{self.path}: cannot be read: {message}"
@@ -99,17 +101,13 @@ class MaskStore:
 
     def keys(self) -> list[str]:
         """Return all image keys, sorted."""
-        return self._read(_keys)
+        return self._read(partial(keys_of, path=self.path))
 
     def __len__(self) -> int:
         return int(self._environment().env.stat()["entries"])
 
     def __contains__(self, key: object) -> bool:
         return contains(self._environment(), key)
-
-
-def _keys(transaction: Any) -> list[str]:
-    return [bytes(key).decode() for key in transaction.cursor().iternext(values=False)]
 
 
 def _batch(transaction: Any, after: bytes) -> list[tuple[bytes, bytes]]:

@@ -14,6 +14,7 @@ from sam4ir.data.lmdb_env import MAX_KEY, OpenLmdb, open_for_writing
 from sam4ir.data.masks import meta as mask_meta
 from sam4ir.data.masks.from_sam import record_from_sam
 from sam4ir.data.masks.record import MaskStoreError, mask_count
+from sam4ir.errors import UserError
 
 
 class MaskStoreWriter:
@@ -50,7 +51,7 @@ class MaskStoreWriter:
             map_size = max(map_size, 2 * existing.stat().st_size)
         try:
             self._opened: OpenLmdb | None = open_for_writing(self.path, map_size)
-        except ValueError as error:
+        except UserError as error:
             self._presence.leave()
             raise MaskStoreError(str(error)) from None
 
@@ -103,7 +104,7 @@ class MaskStoreWriter:
 
         try:
             stored = self._open().write(store)
-        except ValueError as error:
+        except UserError as error:
             raise MaskStoreError(str(error)) from None
         self._stored_count += stored
         return stored

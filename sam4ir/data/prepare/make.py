@@ -86,7 +86,7 @@ def load(item: Item, plan: Plan) -> Loaded:
         images.append(shrunk_pixels(gt, divisor) if file is None else _partner(file, divisor, item.files[0], whole_gt))
     try:
         windows = plan.crop.windows((h, w)) if plan.crop else whole((h, w))
-    except ValueError as error:
+    except UserError as error:
         raise UserError(f"{item.files[0]}: {error}") from None
     if plan.crop and plan.crop.blunt and len(windows) > 1:
         windows = [windows[i] for i in sharpest([window.cut(gt) for window in windows], plan.crop.blunt)]
@@ -157,7 +157,7 @@ def estimate(items: Sequence[Item], plan: Plan, looks: int = 4) -> Estimate:
 def _estimate_one(item: Item, plan: Plan) -> Estimate | None:
     try:
         images, windows, _ = load(item, plan)
-    except ValueError:
+    except UserError:
         return None  # told when it is its turn
     raw = png = 0
     for image, divisor in zip(images, plan.divisors, strict=True):

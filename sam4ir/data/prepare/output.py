@@ -18,7 +18,7 @@ from sam4ir.data.prepare.parts import Job, Summary
 from sam4ir.data.sources import listed
 from sam4ir.data.windows import TABLE, Cut, read_table
 from sam4ir.errors import UserError
-from sam4ir.utils.files import write_text
+from sam4ir.utils.files import read_json, write_text
 
 FORMAT = "sam4ir prepared data"
 RECORD = "prepared.json"
@@ -178,7 +178,7 @@ def _disk_bytes(folders: Sequence[Path]) -> int:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}); remove the folder and begin anew") from None
     if not isinstance(record, dict) or "settings" not in record:

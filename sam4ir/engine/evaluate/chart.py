@@ -14,32 +14,35 @@ import numpy as np
 WIDTH, HEIGHT = 960, 600
 LEFT, RIGHT, TOP, BOTTOM = 90, 30, 50, 60
 PAPER, INK, GRID = (255, 255, 255), (40, 40, 40), (222, 222, 222)
-# RGB, told apart with any colour vision: Okabe, Ito, Color universal design, 2008
+# RGB, distinct with any colour vision: Okabe, Ito, Color universal design, 2008
 COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (230, 159, 0), (0, 0, 0))
 LEGEND_ROW = 18
 LEGEND_GAP = 12
 
-Places = Sequence[tuple[float, float]]
+XY = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: its name in the legend, points (x, y) of finite numbers, and whether it is dashed."""
+    """A curve: its name in the legend, its points of finite numbers, and whether it is dashed."""
 
     name: str
-    points: Places
+    points: Sequence[XY]
     dashed: bool = False
 
 
 def chart(title: str, below: str, lines: Sequence[Line], names: Sequence[str] = ()) -> np.ndarray:
-    """(h, w, 3) uint8 RGB picture of the lines, each with its points marked.
+    """Draw the lines, each with its points marked, as an (h, w, 3) uint8 RGB picture.
 
-    below: what x is. names: of the points x = 0, 1, ...; where empty, x is a number.
+    below: the label of x. names: of the points x = 0, 1, ...; where empty, x is a number.
     """
     legend = LEGEND_GAP + LEGEND_ROW * len(lines)
     canvas = np.full((HEIGHT + legend, WIDTH, 3), PAPER, np.uint8)
-    xs = [x for line in lines for x, _ in line.points]
-    ys = [y for line in lines for _, y in line.points]
+    xs: list[float] = []
+    ys: list[float] = []
+    for line in lines:
+        xs += [x for x, _ in line.points]
+        ys += [y for _, y in line.points]
     x_ticks = [float(i) for i in range(len(names))] if names else ticks(min(xs), max(xs))
     y_ticks = ticks(min(ys), max(ys))
     frame = _Frame(min([*xs, *x_ticks]), max([*xs, *x_ticks]), y_ticks[0], y_ticks[-1])
@@ -48,8 +51,8 @@ def chart(title: str, below: str, lines: Sequence[Line], names: Sequence[str] = 
     _write(canvas, below, (LEFT, HEIGHT - 10), 0.45)
     for number, line in enumerate(lines):
         colour = COLOURS[number % len(COLOURS)]
-        places = [frame.place(x, y) for x, y in line.points]
-        _curve(canvas, places, colour, line.dashed)
+        corners = [frame.pixel(x, y) for x, y in line.points]
+        _curve(canvas, corners, colour, line.dashed)
         height = HEIGHT + LEGEND_GAP + LEGEND_ROW * number
         _curve(canvas, [(LEFT, height), (LEFT + 40, height)], colour, line.dashed)
         _write(canvas, f"{line.name}  {line.points[-1][1]:.4g} (last)", (LEFT + 50, height + 4), 0.42)
@@ -57,7 +60,7 @@ def chart(title: str, below: str, lines: Sequence[Line], names: Sequence[str] = 
 
 
 def ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers, evenly apart by 1, 2 or 5 times a power of ten, that enclose [low, high]."""
+    """Return round numbers that enclose [low, high], evenly apart by 1, 2 or 5 times a power of ten."""
     span = high - low if high > low else max(abs(high), 1.0) * 0.1
     rough = span / (most - 1)
     power = 10.0 ** math.floor(math.log10(rough))
@@ -68,15 +71,15 @@ def ticks(low: float, high: float, most: int = 7) -> list[float]:
 
 @dataclass(frozen=True)
 class _Frame:
-    """Which numbers lie where on the canvas."""
+    """The numbers at the edges of the drawing, from which a point's pixel follows."""
 
     x_low: float
     x_high: float
     y_low: float
     y_high: float
 
-    def place(self, x: float, y: float) -> tuple[int, int]:
-        """(column, row) of a point."""
+    def pixel(self, x: float, y: float) -> tuple[int, int]:
+        """Return (column, row) of a point."""
         across = (x - self.x_low) / (self.x_high - self.x_low) if self.x_high > self.x_low else 0.5
         up = (y - self.y_low) / (self.y_high - self.y_low)
         return (
@@ -87,31 +90,32 @@ class _Frame:
 
 def _axes(canvas: Any, frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequence[float], names: Sequence[str]) -> None:
     for y in y_ticks:
-        row = frame.place(frame.x_low, y)[1]
+        row = frame.pixel(frame.x_low, y)[1]
         cv2.line(canvas, (LEFT, row), (WIDTH - RIGHT, row), GRID, 1)
         _write(canvas, f"{y:.6g}", (8, row + 4), 0.42)
     for number, x in enumerate(x_ticks):
-        column = frame.place(x, frame.y_low)[0]
+        column = frame.pixel(x, frame.y_low)[0]
         cv2.line(canvas, (column, HEIGHT - BOTTOM), (column, HEIGHT - BOTTOM + 5), INK, 1)
         text = names[number] if names else f"{x:.6g}"
         _write(canvas, text[:24], (max(column - 4 * min(len(text), 24), 0), HEIGHT - BOTTOM + 22), 0.42)
     cv2.rectangle(canvas, (LEFT, TOP), (WIDTH - RIGHT, HEIGHT - BOTTOM), INK, 1)
 
 
-def _curve(canvas: Any, places: Sequence[tuple[int, int]], colour: tuple[int, int, int], dashed: bool) -> None:
-    for start, end in itertools.pairwise(places):
+def _curve(canvas: Any, corners: Sequence[tuple[int, int]], colour: tuple[int, int, int], dashed: bool) -> None:
+    for start, end in itertools.pairwise(corners):
         pieces = max(1, round(math.dist(start, end) / 8)) if dashed else 1
         for piece in range(0, pieces, 2 if dashed else 1):
             a, b = (_between(start, end, (piece + i) / pieces) for i in (0, 1))
             cv2.line(canvas, a, b, colour, 2, cv2.LINE_AA)
-    for place in places if not dashed else ():
-        cv2.circle(canvas, place, 3, colour, -1, cv2.LINE_AA)
+    if not dashed:
+        for corner in corners:
+            cv2.circle(canvas, corner, 3, colour, -1, cv2.LINE_AA)
 
 
 def _between(start: tuple[int, int], end: tuple[int, int], share: float) -> tuple[int, int]:
     return round(start[0] + (end[0] - start[0]) * share), round(start[1] + (end[1] - start[1]) * share)
 
 
-def _write(canvas: Any, text: str, place: tuple[int, int], size: float) -> None:
+def _write(canvas: Any, text: str, origin: tuple[int, int], size: float) -> None:
     plain = text.encode("ascii", "replace").decode()
-    cv2.putText(canvas, plain, place, cv2.FONT_HERSHEY_SIMPLEX, size, INK, 1, cv2.LINE_AA)
+    cv2.putText(canvas, plain, origin, cv2.FONT_HERSHEY_SIMPLEX, size, INK, 1, cv2.LINE_AA)

@@ -1,4 +1,4 @@
-"""Metrics as the engine calls them: images prepared once for all, protocols in words, networks built with weights."""
+"""Metrics as the engine calls them: each image is prepared once for all, and each definition has a text."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ CPU = torch.device("cpu")
 
 
 class MetricBuildError(UserError):
-    """A metric that lacks what it needs; the message says what would do."""
+    """A metric that lacks a package or weights; the message names the remedy."""
 
 
 class Pixels:
-    """One image in the two forms that metrics read, each made once for all of them.
+    """One image in the two forms that metrics read, each computed once.
 
     image: (c, h, w) float in [0, 1]; grey or RGB.
     """
@@ -47,7 +47,7 @@ class Pixels:
         return torch.from_numpy(to_uint8(self.image)).permute(2, 0, 1).contiguous()
 
     def form(self, uint8: bool) -> tuple[Tensor, float]:
-        """(pixels, the value of white): 8 bits or float."""
+        """Return the pixels and the value of white, as 8 bits or as float."""
         return (self.rounded, 255.0) if uint8 else (self.image, 1.0)
 
 
@@ -55,8 +55,8 @@ class Pixels:
 class Metric:
     """A metric protocol with its arguments.
 
-    function: what the registry holds, see metrics.kinds. uint8: images are rounded to 8 bit first and the range is 255;
-    otherwise they are float with range 1. device: where the metric's network runs, if it has one.
+    function: the entry of the registry, see metrics.kinds. uint8: images are rounded to 8 bit first and the range is
+    255; otherwise they are float with range 1. device: that of the metric's network, if it has one.
     """
 
     name: str
@@ -68,38 +68,38 @@ class Metric:
 
     @property
     def traits(self) -> Traits:
-        """What holds for it whatever its arguments."""
+        """The properties that hold for it whatever its arguments."""
         return traits_of(self.function)
 
     @property
     def lower_is_better(self) -> bool:
-        """Whether less is better."""
+        """Whether a lower value is better."""
         return self.traits.lower_is_better
 
     @property
     def of_set(self) -> bool:
-        """Whether it is one number for a whole set, and none for an image."""
+        """Whether it is one number for a whole set, with no value for an image."""
         return inspect.isclass(self.function) and issubclass(self.function, SetMetric)
 
     @functools.cached_property
     def measure(self) -> Any:
-        """What computes it, built once: the function with its arguments, or an object of the class.
+        """The function with its arguments, or an object of the metric's class, built once.
 
-        Raises MetricBuildError where a package or weights are missing; weights are fetched where they can be.
+        Raises MetricBuildError where a package or weights are missing; weights that can be fetched are fetched.
         """
         if not inspect.isclass(self.function):
             return functools.partial(self.function, **self.arguments)
-        handed = {"state": self._state()} if accepts(self.function, "state") else {}
-        built = self.function(**handed, **self.arguments)
-        return built.to(self.device) if isinstance(built, nn.Module) else built
+        state = {"state": self._state()} if accepts(self.function, "state") else {}
+        measure = self.function(**state, **self.arguments)
+        return measure.to(self.device) if isinstance(measure, nn.Module) else measure
 
     @functools.cached_property
-    def _looks_at_lq(self) -> bool:
+    def _reads_lq(self) -> bool:
         called = getattr(self.function, "forward", self.function.__call__) if inspect.isclass(self.function) else None
         return accepts(called or self.function, "lq")
 
     def _state(self) -> Mapping[str, Tensor]:
-        """The weights of the metric's network."""
+        """Return the weights of the metric's network."""
         for module, install in self.traits.needs:
             if importlib.util.find_spec(module) is None:
                 raise MetricBuildError(
@@ -116,41 +116,41 @@ class Metric:
             raise MetricBuildError(f"val.metrics.{self.name}: {self.type_name}: {error} {fetch}") from error
 
     def __call__(self, image: Pixels, reference: Pixels, lq: Pixels | None = None) -> float:
-        """Value for an image and its ground truth; NaN where the image has values that are not finite.
+        """Return the value for an image and its ground truth; NaN where the image has values that are not finite.
 
-        lq: the degraded image, which some metrics look at.
+        lq: the degraded image, which some metrics read.
         """
         if not image.finite:
             return math.nan
-        handed: dict[str, Tensor] = {}
-        if self._looks_at_lq:
+        further: dict[str, Tensor] = {}
+        if self._reads_lq:
             if lq is None:
                 raise UserError(f"{self.name}: {self.type_name} needs the degraded image")
-            handed = {"lq": lq.form(self.uint8)[0]}
+            further = {"lq": lq.form(self.uint8)[0]}
         pixels, white = image.form(self.uint8)
-        value: float = self.measure(pixels, reference.form(self.uint8)[0], **handed, data_range=white)
+        value: float = self.measure(pixels, reference.form(self.uint8)[0], **further, data_range=white)
         return value
 
     def features(self, image: Pixels) -> Tensor:
-        """What a metric of a set remembers of an image, (dimensions,); NaN where values are not finite."""
+        """Return the features of an image for a metric of a set, (dimensions,); NaN where values are not finite."""
         if not image.finite:
             return torch.full((self.measure.dimensions,), math.nan)
-        found: Tensor = self.measure.features(*image.form(self.uint8))
-        return found
+        features: Tensor = self.measure.features(*image.form(self.uint8))
+        return features
 
     @property
     def protocol(self) -> str:
-        """What the number is, for reports: every argument is named, so that equal texts are equal definitions."""
-        known = inspect.signature(self.function).parameters.values()
-        defaults = {p.name: p.default for p in known if p.default is not p.empty and p.name not in METRICS.handed}
+        """The definition as a text that names every argument, so that equal texts are equal definitions."""
+        parameters = inspect.signature(self.function).parameters.values()
+        defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in METRICS.handed}
         arguments = "".join(f", {k} {v}" for k, v in {**defaults, **self.arguments}.items())
         definition = f": {self.traits.definition}" if self.traits.definition else ""
         pixels = "8-bit images" if self.uint8 else "float images in [0, 1]"
         return f"{self.type_name} on {pixels}{arguments}{definition}"
 
 
-def prepared(metrics: Mapping[str, Metric], device: torch.device) -> dict[str, Metric]:
-    """The metrics with their networks built on a device, so that what is missing is told before any work is done."""
+def prepare_metrics(metrics: Mapping[str, Metric], device: torch.device) -> dict[str, Metric]:
+    """Build the metrics' networks on a device, so that a missing package is reported before any work is done."""
     ready = {name: dataclasses.replace(metric, device=device) for name, metric in metrics.items()}
     for metric in ready.values():
         _ = metric.measure
@@ -158,5 +158,5 @@ def prepared(metrics: Mapping[str, Metric], device: torch.device) -> dict[str, M
 
 
 def lower_is_better(metrics: Mapping[str, Metric]) -> list[str]:
-    """Names of the metrics of which less is better."""
+    """Return the metrics where a lower value is better."""
     return [name for name, metric in metrics.items() if metric.lower_is_better]

@@ -1,7 +1,8 @@
-"""Published figures of benchmarks, to be printed beside ours."""
+"""Published figures of benchmarks, which test.py prints beside ours."""
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,25 +12,25 @@ from sam4ir.engine.evaluate.report import Means, columns
 from sam4ir.errors import UserError
 from sam4ir.registry import METRICS, near_miss
 
-Figures = Mapping[str, Mapping[str, float]]  # {data set: {quantity: value}}
+PublishedFigures = Mapping[str, Mapping[str, float]]  # {data set: {quantity: value}}
 
 
 class PublishedError(UserError):
-    """A table that is not known; the message names those that are."""
+    """A name that no published table has; the message lists the names."""
 
 
 @dataclass(frozen=True)
 class Published:
-    """Figures of one source.
+    """The table of one source.
 
-    quantities: {what the source calls it: metric types that come nearest to it here, the nearest first, all with
-    default arguments on 8-bit images}. methods: {name: figures}. note: how they were computed.
+    quantities: {the source's name of a figure: metric types here, the nearest definition first, all with default
+    arguments on 8-bit images}. methods: {name: figures}. note: how the source computed them.
     """
 
     source: str
     scale: int
     quantities: Mapping[str, Sequence[str]]
-    methods: Mapping[str, Figures]
+    methods: Mapping[str, PublishedFigures]
     note: str
 
 
@@ -62,66 +63,78 @@ TABLES: Mapping[str, Published] = {
 }
 _SPELLINGS = {"b100": "bsds100", "bsd100": "bsds100", "div2k100": "div2k"}
 _ASIDE = {"x4", "test", "val", "valid", "validation", "benchmark"}  # in names such as Set5_x4, DIV2K_valid
-_STAGE = "restored"
+_OUTPUT = "restored"
 
 
-def find(name: str) -> Published:
-    """The table called `name`, whatever its case and punctuation. Raises PublishedError with the near miss."""
-    known = {_folded(key): key for key in TABLES}
-    if _folded(name) not in known:
+def published_table(name: str | None) -> Published | None:
+    """Return the table of a name (val.published), whatever its case and punctuation; None for no name.
+
+    Raises PublishedError, with the nearest name, for one that no table has.
+    """
+    if name is None:
+        return None
+    keys = {_folded(key): key for key in TABLES}
+    if _folded(name) not in keys:
         near = near_miss(name, TABLES) or ";"
         raise PublishedError(f"val.published: no table is called {name!r}{near} known: {', '.join(TABLES)}")
-    return TABLES[known[_folded(name)]]
+    return TABLES[keys[_folded(name)]]
 
 
 def _folded(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def dataset_of(name: str, known: Sequence[str]) -> str | None:
-    """Which of the known data sets a name means: 'set 5', 'Set5_x4' and 'test_Set5' are Set5; None for another."""
+def dataset_of(name: str, datasets: Sequence[str]) -> str | None:
+    """Return the data set that a name means: 'set 5', 'Set5_x4' and 'test_Set5' are Set5; None for no one of them."""
     words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word and word not in _ASIDE]
     folded = "".join(words)
-    return {_folded(k): k for k in known}.get(_SPELLINGS.get(folded, folded))
+    return {_folded(dataset): dataset for dataset in datasets}.get(_SPELLINGS.get(folded, folded))
 
 
 def rows_of(table: Published, dataset: str, protocols: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """{method: {our metric: published figure}} of a data set of ours. protocols: of our metrics, by their names."""
+    """Return {method: {our metric: published figure}} of a data set of ours. protocols: of our metrics, by name."""
     name = dataset_of(dataset, _names(table))
-    ours = {q: _nearest(protocols, types) for q, types in table.quantities.items()}
-    found: dict[str, dict[str, float]] = {}
-    for method, figures in table.methods.items() if name is not None else ():
-        told = figures.get(str(name), {})
-        row = {metric: told[q] for q, metric in ours.items() if metric is not None and q in told}
+    if name is None:
+        return {}
+    ours = {quantity: _nearest(protocols, types) for quantity, types in table.quantities.items()}
+    rows: dict[str, dict[str, float]] = {}
+    for method, figures in table.methods.items():
+        published = figures.get(name, {})
+        row = {metric: published[q] for q, metric in ours.items() if metric is not None and q in published}
         if row:
-            found[method] = row
-    return found
+            rows[method] = row
+    return rows
 
 
 def beside(table: Published, means: Means, protocols: Mapping[str, str], scale: int) -> list[str]:
-    """Lines of the published table with our means of the deployed network; data sets that it lacks are left out.
+    """Return lines of the published table beside our means of the deployed network; other data sets are left out.
 
-    protocols: of our metrics, by their names; only one of the right protocol stands beside a figure. scale: ours.
+    protocols: of our metrics, by name; a metric stands beside a figure of the same protocol only. scale: ours.
     """
     names = _names(table)
-    ours = {q: _nearest(protocols, types) for q, types in table.quantities.items()}
+    ours = {quantity: _nearest(protocols, types) for quantity, types in table.quantities.items()}
     rows = [["dataset", "quantity", "ours", "as", *table.methods]]
-    for (dataset, stage), found in means.items():
+    for (dataset, output), values in means.items():
         name = dataset_of(dataset, names)
-        for quantity, metric in ours.items() if name is not None and stage == _STAGE else ():
-            told = [figures.get(str(name), {}).get(quantity) for figures in table.methods.values()]
-            if any(figure is not None for figure in told):
-                own = str(found[metric]) if metric in found else "-"
-                rows.append([dataset, quantity, own, metric or "-", *("-" if f is None else f"{f:g}" for f in told)])
+        if name is None or output != _OUTPUT:
+            continue
+        for quantity, metric in ours.items():
+            figures = [of_method.get(name, {}).get(quantity) for of_method in table.methods.values()]
+            if any(figure is not None for figure in figures):
+                own = str(values[metric]) if metric in values else "-"
+                cells = ["-" if figure is None else f"{figure:g}" for figure in figures]
+                rows.append([dataset, quantity, own, metric or "-", *cells])
     if len(rows) == 1:
         return [f"published ({table.source}): no data set here has the name of one of {', '.join(names)}"]
     lacking = [f"{q} ({' or '.join(types)})" for q, types in table.quantities.items() if ours[q] is None]
-    told_lacking = [f"without a metric of that protocol here: {', '.join(lacking)}"] if lacking else []
-    return [*origin(table, scale), *columns(rows), *told_lacking]
+    lines = [*origin(table, scale), *columns(rows)]
+    if lacking:
+        lines.append(f"without a metric of that protocol here: {', '.join(lacking)}")
+    return lines
 
 
 def origin(table: Published, scale: int) -> list[str]:
-    """Where the figures come from, and whether they are of another task than with our scale."""
+    """Return lines about the source of the figures, and a warning where they are of another scale than ours."""
     lines = [f"published, x{table.scale}: {table.source}. {table.note}."]
     if scale != table.scale:
         lines.append(f"scale is {scale} here, so that these figures are of another task")
@@ -129,12 +142,12 @@ def origin(table: Published, scale: int) -> list[str]:
 
 
 def _names(table: Published) -> list[str]:
-    """The table's data sets."""
-    return list(dict.fromkeys(name for figures in table.methods.values() for name in figures))
+    """Return the table's data sets."""
+    return list(dict.fromkeys(itertools.chain.from_iterable(table.methods.values())))
 
 
 def _nearest(protocols: Mapping[str, str], types: Sequence[str]) -> str | None:
-    """The name of our metric that comes nearest to a figure's protocol."""
+    """Return the name of our metric whose protocol comes nearest to a figure's; None where there is none."""
     names = {protocol: name for name, protocol in protocols.items()}
     wanted = [Metric("", type_name, METRICS.get(type_name), {}).protocol for type_name in types]
     return next((names[protocol] for protocol in wanted if protocol in names), None)

@@ -7,32 +7,32 @@ import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-BASELINES = ("input", "bicubic")  # stages that no network has a part in
+BASELINES = ("input", "bicubic")  # outputs that no network has a part in
 UP, DOWN = "↑", "↓"
 
 
 @dataclass(frozen=True)
 class Score:
-    """Metric values of one image.
+    """Metric values of one output of an image.
 
-    stage: 'input' (the degraded image itself), 'bicubic' (it, up-scaled to the size of the ground truth), 'restored'
-    (the deployed network) or 'refined' (SAM4IR's refiner). sample: which of several images that a diffusion network
-    made of one.
+    output: 'input' (the degraded image itself), 'bicubic' (up-scaled to the size of the ground truth), 'restored' (the
+    deployed network's) or 'refined' (the refiner's of SAM4IR). sample: number of the output, where a diffusion network
+    restores an image several times.
     """
 
     dataset: str
     image: str
-    stage: str
+    output: str
     values: Mapping[str, float]
     sample: int = 0
 
 
 @dataclass(frozen=True)
 class SetScore:
-    """Metric values of a whole set: of the images of one sample number; `images` of them."""
+    """Metric values of a whole set, over the outputs of one sample number. images: how many there are."""
 
     dataset: str
-    stage: str
+    output: str
     values: Mapping[str, float]
     images: int
     sample: int = 0
@@ -40,9 +40,10 @@ class SetScore:
 
 @dataclass(frozen=True)
 class Spread:
-    """What differs between several samples, as standard deviations (n - 1).
+    """Standard deviations (n - 1) over several samples.
 
-    image: of one image's values, mean over images; NaN for a metric of a whole set. mean: of the set's value.
+    image: that of one image's value, averaged over images; NaN for a metric of a whole set. mean: that of the set's
+    value.
     """
 
     samples: int
@@ -54,10 +55,10 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Mean:
-    """Mean of per-image values. Infinite ones (equal images) are counted and left out of the mean.
+class MeanScore:
+    """The mean of a metric over images. Infinite values (equal images) are counted and left out.
 
-    Of several samples an image's value is their mean. A metric of a whole set has its own value here.
+    Where an image has several samples, its value is their mean. A metric of a whole set has the set's value here.
     """
 
     value: float
@@ -70,47 +71,50 @@ class Mean:
         return f"{text} ({self.infinite} of {self.images} images infinite)" if self.infinite else text
 
 
-Means = dict[tuple[str, str], dict[str, Mean]]
+Means = dict[tuple[str, str], dict[str, MeanScore]]
 
 
 def means(scores: Iterable[Score], sets: Iterable[SetScore] = ()) -> Means:
-    """{(dataset, stage): {metric: mean}} in order of appearance; metrics of whole sets follow those of images."""
+    """Return {(dataset, output): {metric: mean}} in order of appearance; metrics of whole sets follow the others."""
     images: dict[tuple[str, str], dict[str, dict[str, list[float]]]] = {}
     for score in scores:
-        metrics = images.setdefault((score.dataset, score.stage), {})
+        metrics = images.setdefault((score.dataset, score.output), {})
         for metric, value in score.values.items():
             metrics.setdefault(metric, {}).setdefault(score.image, []).append(value)
-    table: Means = {place: {m: _mean(list(v.values())) for m, v in found.items()} for place, found in images.items()}
+    table: Means = {}
+    for place, metrics in images.items():
+        table[place] = {metric: _mean_of_images(list(of_image.values())) for metric, of_image in metrics.items()}
     whole: dict[tuple[str, str], dict[str, list[tuple[float, int]]]] = {}
-    for own in sets:
-        for metric, value in own.values.items():
-            whole.setdefault((own.dataset, own.stage), {}).setdefault(metric, []).append((value, own.images))
-    for place, found_sets in whole.items():
-        for metric, values in found_sets.items():
-            table.setdefault(place, {})[metric] = _of_set([v for v, _ in values], values[0][1])
+    for of_set in sets:
+        for metric, value in of_set.values.items():
+            row = whole.setdefault((of_set.dataset, of_set.output), {})
+            row.setdefault(metric, []).append((value, of_set.images))
+    for place, set_metrics in whole.items():
+        for metric, samples in set_metrics.items():
+            table.setdefault(place, {})[metric] = _mean_of_set([value for value, _ in samples], samples[0][1])
     return table
 
 
-def _mean(images: Sequence[Sequence[float]]) -> Mean:
-    """Of each image's values, one a sample."""
+def _mean_of_images(images: Sequence[Sequence[float]]) -> MeanScore:
+    """Return the mean over images; each has a value for each of its samples."""
     each = [math.fsum(samples) / len(samples) for samples in images]
     value, infinite = _finite_mean(each)
     count = len(images[0])
     if count == 1 or any(len(samples) != count for samples in images):
-        return Mean(value, len(each), infinite)
-    known = [samples for samples in images if all(math.isfinite(v) for v in samples)]
-    of_image = math.fsum(map(statistics.stdev, known)) / len(known) if known else math.nan
+        return MeanScore(value, len(each), infinite)
+    finite = [samples for samples in images if all(map(math.isfinite, samples))]
+    of_image = math.fsum(map(statistics.stdev, finite)) / len(finite) if finite else math.nan
     of_mean = _deviation([_finite_mean(column)[0] for column in zip(*images, strict=True)])
-    return Mean(value, len(each), infinite, Spread(count, of_image, of_mean))
+    return MeanScore(value, len(each), infinite, Spread(count, of_image, of_mean))
 
 
-def _of_set(values: Sequence[float], images: int) -> Mean:
+def _mean_of_set(values: Sequence[float], images: int) -> MeanScore:
     spread = Spread(len(values), math.nan, _deviation(values)) if len(values) > 1 else None
-    return Mean(math.fsum(values) / len(values), images, spread=spread)
+    return MeanScore(math.fsum(values) / len(values), images, spread=spread)
 
 
 def _finite_mean(values: Sequence[float]) -> tuple[float, int]:
-    """(mean without infinite values, how many these are); NaN stays NaN."""
+    """Return the mean without infinite values and the number of these; NaN stays NaN."""
     finite = [v for v in values if not math.isinf(v)]
     return (math.fsum(finite) / len(finite) if finite else math.inf), len(values) - len(finite)
 
@@ -125,30 +129,31 @@ def text_table(
     sets: Sequence[SetScore] = (),
     lower: Collection[str] = (),
 ) -> str:
-    """Means by data set and stage, their spread over samples, and the protocol of every metric.
+    """Return a table of means by data set and output, their spread over samples, and the protocol of every metric.
 
-    lower: metrics of which less is better; an arrow in the head tells it.
+    lower: metrics where a lower value is better; the head marks them with an arrow.
     """
     head = ["dataset", "stage", "images", *(titled(m, m in lower) for m in protocols)]
     table = means(scores, sets)
     rows = [head]
-    for (dataset, stage), found in table.items():
-        images = str(max(m.images for m in found.values()))
-        rows.append([dataset, stage, images, *(str(found[m]) if m in found else "-" for m in protocols)])
+    for (dataset, output), values in table.items():
+        images = str(max(mean.images for mean in values.values()))
+        rows.append([dataset, output, images, *(str(values[m]) if m in values else "-" for m in protocols)])
     lines = columns(rows)
-    if spreads := _spreads(table, protocols):
+    spreads = _spreads(table, protocols)
+    if spreads:
         lines += ["", *spreads]
     return "\n".join([*lines, "", *(f"{name}: {text}" for name, text in protocols.items())]) + "\n"
 
 
 def _spreads(table: Means, protocols: Mapping[str, str]) -> list[str]:
-    """The table of what differs between samples; nothing where there is one of each."""
+    """Return the table of standard deviations over samples; [] where each image has one sample."""
     rows, counts = [["dataset", "stage", *protocols]], set()
-    for (dataset, stage), found in table.items():
-        known = {m: mean.spread for m, mean in found.items() if mean.spread is not None}
-        if known:
-            counts |= {spread.samples for spread in known.values()}
-            rows.append([dataset, stage, *(str(known[m]) if m in known else "-" for m in protocols)])
+    for (dataset, output), values in table.items():
+        spreads = {m: mean.spread for m, mean in values.items() if mean.spread is not None}
+        if spreads:
+            counts |= {spread.samples for spread in spreads.values()}
+            rows.append([dataset, output, *(str(spreads[m]) if m in spreads else "-" for m in protocols)])
     if not counts:
         return []
     count = ", ".join(map(str, sorted(counts)))
@@ -159,12 +164,12 @@ def _spreads(table: Means, protocols: Mapping[str, str]) -> list[str]:
 
 
 def titled(metric: str, lower_is_better: bool) -> str:
-    """The metric's name and an arrow to where it is better."""
+    """Return the metric's name and an arrow towards its better values."""
     return f"{metric} {DOWN if lower_is_better else UP}"
 
 
 def printable(text: str, encoding: str | None) -> str:
-    """The text for a console: arrows become ^ and v where its encoding has none."""
+    """Return the text for a console; arrows become ^ and v where its encoding has none."""
     try:
         text.encode(encoding or "ascii")
     except UnicodeEncodeError:
@@ -173,12 +178,16 @@ def printable(text: str, encoding: str | None) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of aligned cells; the first row is underlined as the head."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [lines[0], "  ".join("-" * w for w in widths), *lines[1:]]
+    """Return lines of aligned cells; the first row is underlined as the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    underline = "  ".join("-" * width for width in widths)
+    return [lines[0], underline, *lines[1:]]
 
 
 def plain(value: float) -> float | str:
-    """The number, or its name where it is not finite: JSON has no infinity."""
+    """Return the number, or its name where it is not finite: JSON has no infinity."""
     return value if math.isfinite(value) else str(value)

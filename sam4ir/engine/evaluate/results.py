@@ -1,4 +1,4 @@
-"""Results that test.py wrote, read back."""
+"""Reading the results that test.py wrote."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sam4ir.errors import UserError
 from sam4ir.metrics.kinds import traits_of
 from sam4ir.registry import METRICS
 
-KNOWN_COLUMNS = ("iter", "dataset", "stage", "image")
-SAMPLE = "sample"  # of tables with several samples an image
+KNOWN_COLUMNS = ("iter", "dataset", "stage", "image")  # `stage` holds the output
+SAMPLE = "sample"  # column of tables with several samples an image
 
-Values = dict[str, dict[str, dict[str, dict[str, float]]]]  # {dataset: {stage: {image: {metric: value}}}}
-SetValues = dict[str, dict[str, dict[str, float]]]  # {dataset: {stage: {metric: value}}}
+Values = dict[str, dict[str, dict[str, dict[str, float]]]]  # {dataset: {output: {image: {metric: value}}}}
+SetValues = dict[str, dict[str, dict[str, float]]]  # {dataset: {output: {metric: value}}}
 
 
 class ResultError(UserError):
@@ -27,10 +27,10 @@ class ResultError(UserError):
 
 @dataclass(frozen=True)
 class Result:
-    """Scores of one network. Of several samples an image its value is their mean.
+    """Scores of one network. Where an image has several samples, its value is their mean.
 
     protocols: {metric: definition}; empty where only a CSV is left, with no summary.json beside it.
-    sets: values of metrics of whole sets, which a CSV does not hold. lower: metrics of which less is better.
+    sets: values of metrics of whole sets, which a CSV does not hold. lower: metrics where a lower value is better.
     """
 
     name: str
@@ -40,71 +40,89 @@ class Result:
     lower: frozenset[str] = frozenset()
 
     def metrics(self) -> list[str]:
-        """Names of the metrics of images, in the result's order."""
-        images = (row for stages in self.values.values() for rows in stages.values() for row in rows.values())
-        return list(dict.fromkeys(metric for row in images for metric in row))
+        """Return the metrics of images, in the result's order."""
+        names: dict[str, None] = {}
+        for outputs in self.values.values():
+            for rows in outputs.values():
+                for row in rows.values():
+                    names.update(dict.fromkeys(row))
+        return list(names)
 
     def set_metrics(self) -> list[str]:
-        """Names of the metrics of whole sets, in the result's order."""
-        rows = (row for stages in self.sets.values() for row in stages.values())
-        return list(dict.fromkeys(metric for row in rows for metric in row))
+        """Return the metrics of whole sets, in the result's order."""
+        names: dict[str, None] = {}
+        for outputs in self.sets.values():
+            for row in outputs.values():
+                names.update(dict.fromkeys(row))
+        return list(names)
 
-    def stages(self) -> set[str]:
-        """Names of the stages of any data set."""
-        return {stage for held in (self.values, self.sets) for stages in held.values() for stage in stages}
+    def outputs(self) -> set[str]:
+        """Return the names of the outputs of all data sets."""
+        names: set[str] = set()
+        for outputs in self.values.values():
+            names.update(outputs)
+        for set_outputs in self.sets.values():
+            names.update(set_outputs)
+        return names
 
-    def images(self, stage: str) -> dict[tuple[str, str], Mapping[str, float]]:
-        """{(dataset, image): {metric: value}} of a stage, in the result's order."""
-        return {
-            (dataset, image): row
-            for dataset, stages in self.values.items()
-            for image, row in stages.get(stage, {}).items()
-        }
+    def images(self, output: str) -> dict[tuple[str, str], Mapping[str, float]]:
+        """Return {(dataset, image): {metric: value}} of an output, in the result's order."""
+        images: dict[tuple[str, str], Mapping[str, float]] = {}
+        for dataset, outputs in self.values.items():
+            for image, row in outputs.get(output, {}).items():
+                images[dataset, image] = row
+        return images
 
 
 def read_results(paths: Sequence[Path]) -> list[Result]:
-    """Results by their folders or files, named after the folder, or by the whole path where folders share a name."""
+    """Read results by their folders or files; named after the folders, or by whole paths where these agree."""
     names = [(path if path.is_dir() else path.parent).resolve().name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
-    read: list[Result] = []
+    results: list[Result] = []
     for path, name in zip(paths, names, strict=True):
-        again = names[: len(read)].count(name)
-        read.append(read_result(path, f"{name} ({again + 1})" if again else name))
-    return read
+        earlier = names[: len(results)].count(name)
+        results.append(read_result(path, f"{name} ({earlier + 1})" if earlier else name))
+    return results
 
 
 def read_result(path: Path, name: str) -> Result:
-    """A results/<name> folder of test.py, its summary.json or metrics.csv, or a validation.csv (last iteration)."""
+    """Read results/<name> of test.py, its summary.json or metrics.csv, or a validation.csv (last iteration)."""
     if path.is_dir():
-        for file in (path / "summary.json", path / "metrics.csv"):
-            if file.is_file():
-                return read_result(file, name)
-        several = ", ".join(sorted(file.parent.name for file in path.glob("*/summary.json")))
-        if several:
-            raise ResultError(f"{path}: holds results of several weights; name one of its folders: {several}")
-        raise ResultError(f"{path}: holds neither summary.json nor metrics.csv; name a results/<name> folder")
+        return read_result(_file_in(path), name)
     if not path.is_file():
         raise ResultError(f"{path}: no such file or folder; name a results/<name> folder of test.py")
-    told = _Told({}, {})
+    summary = _Summary({}, {})
     if path.suffix == ".json":
-        told, values = _of_summary(path)
+        summary, values = _read_summary(path)
     elif path.suffix == ".csv":
         beside = path.with_name("summary.json")
         if path.name == "metrics.csv" and beside.is_file():
-            told = _of_summary(beside)[0]
-        values = _of_table(path)
+            summary = _read_summary(beside)[0]
+        values = _read_table(path)
     else:
         raise ResultError(f"{path}: expected a results/<name> folder, its summary.json or its metrics.csv")
-    result = Result(name, told.protocols, values, told.sets)
+    result = Result(name, summary.protocols, values, summary.sets)
     names = [*result.metrics(), *result.set_metrics()]
     if not names:
         raise ResultError(f"{path}: holds no scores; was the test set without ground truth, or val.metrics empty?")
-    return replace(result, lower=_known_lower(names) if told.lower is None else frozenset(told.lower))
+    lower = _lower_by_type(names) if summary.lower is None else frozenset(summary.lower)
+    return replace(result, lower=lower)
 
 
-class _Told(NamedTuple):
-    """What a summary tells beside the values of images. lower: None where an older one does not tell it."""
+def _file_in(folder: Path) -> Path:
+    """Return the file of a results/<name> folder that holds its scores."""
+    for file in (folder / "summary.json", folder / "metrics.csv"):
+        if file.is_file():
+            return file
+    several = ", ".join(sorted(file.parent.name for file in folder.glob("*/summary.json")))
+    if several:
+        raise ResultError(f"{folder}: holds results of several weights; name one of its folders: {several}")
+    raise ResultError(f"{folder}: holds neither summary.json nor metrics.csv; name a results/<name> folder")
+
+
+class _Summary(NamedTuple):
+    """The content of a summary.json beside the values of images. lower: None where an older file lacks it."""
 
     protocols: dict[str, str]
     sets: SetValues
@@ -112,52 +130,58 @@ class _Told(NamedTuple):
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """What a summary.json of test.py holds. Raises ResultError for what is none."""
+    """Return the content of a summary.json of test.py. Raises ResultError for a file that is none."""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ResultError(f"{path}: is no whole summary.json of test.py ({type(error).__name__}: {error})") from error
+    except (ValueError, RecursionError) as error:
+        raise _no_summary(path, error) from error
     if not isinstance(summary, dict):
         raise ResultError(f"{path}: is no whole summary.json of test.py (a {type(summary).__name__})")
     return summary
 
 
-def _of_summary(path: Path) -> tuple[_Told, Values]:
-    """(what it tells, values of images) of test.py's summary.json."""
-    summary = read_summary(path)
+def _no_summary(path: Path, error: Exception) -> ResultError:
+    return ResultError(f"{path}: is no whole summary.json of test.py ({type(error).__name__}: {error})")
+
+
+def _read_summary(path: Path) -> tuple[_Summary, Values]:
+    """Return the content of a summary.json, and its values of images."""
+    content = read_summary(path)
     try:
-        protocols = {str(metric): str(text) for metric, text in summary["protocols"].items()}
+        protocols = {str(metric): str(text) for metric, text in content["protocols"].items()}
         values: Values = {}
-        for dataset, images in summary["images"].items():
-            for image, stages in images.items():
-                for stage, row in stages.items():
+        for dataset, images in content["images"].items():
+            for image, outputs in images.items():
+                for output, row in outputs.items():
                     numbers = {metric: float(value) for metric, value in row.items()}
-                    values.setdefault(dataset, {}).setdefault(stage, {})[image] = numbers
-        told = _Told(protocols, _sets(summary), summary.get("lower_is_better"))
+                    values.setdefault(dataset, {}).setdefault(output, {})[image] = numbers
+        summary = _Summary(protocols, _set_values(content), content.get("lower_is_better"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ResultError(f"{path}: is no whole summary.json of test.py ({type(error).__name__}: {error})") from error
-    return told, values
+        raise _no_summary(path, error) from error
+    return summary, values
 
 
-def _sets(summary: Mapping[str, Any]) -> SetValues:
-    """The values of metrics of whole sets, which stand among the means."""
+def _set_values(summary: Mapping[str, Any]) -> SetValues:
+    """Return the values of metrics of whole sets, which a summary lists among the means."""
     of_sets = set(summary.get("of_sets", ()))
-    found: SetValues = {}
-    for dataset, stages in summary.get("mean", {}).items() if of_sets else ():
-        for stage, row in stages.items():
+    values: SetValues = {}
+    if not of_sets:
+        return values
+    for dataset, outputs in summary.get("mean", {}).items():
+        for output, row in outputs.items():
             numbers = {metric: float(value) for metric, value in row.items() if metric in of_sets}
             if numbers:
-                found.setdefault(dataset, {})[stage] = numbers
-    return found
+                values.setdefault(dataset, {})[output] = numbers
+    return values
 
 
-def _known_lower(names: Sequence[str]) -> frozenset[str]:
-    """Of metrics whose summary is not there: those of which less is better by the name of their type."""
+def _lower_by_type(names: Sequence[str]) -> frozenset[str]:
+    """Return the metrics, named as their type is, where a lower value is better; for results without a summary."""
     return frozenset(name for name in names if name in METRICS and traits_of(METRICS.get(name)).lower_is_better)
 
 
-def _of_table(path: Path) -> Values:
-    """The values of test.py's metrics.csv, or of the last iteration in a validation.csv."""
+def _read_table(path: Path) -> Values:
+    """Return the values of a metrics.csv of test.py, or of the last iteration in a validation.csv."""
     rows = _rows(path)
     if rows and "iter" in rows[0][1]:
         iterations = [_number(path, line, "iter", row["iter"]) for line, row in rows]
@@ -165,25 +189,29 @@ def _of_table(path: Path) -> Values:
     several = bool(rows) and SAMPLE in rows[0][1]
     samples: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
     for line, row in rows:
-        place = row["dataset"], row["stage"], row["image"]
-        of_image, sample = samples.setdefault(place, {}), row[SAMPLE] if several else ""
+        of_image = samples.setdefault((row["dataset"], row["stage"], row["image"]), {})
+        sample = row[SAMPLE] if several else ""
         if sample in of_image:
             raise ResultError(f"{path}: line {line}: {row['dataset']}/{row['image']}, {row['stage']} is there twice")
         cells = {m: v for m, v in row.items() if m not in (*KNOWN_COLUMNS, SAMPLE) and v != ""}
-        of_image[sample] = {m: _number(path, line, m, v) for m, v in cells.items()}
+        of_image[sample] = {metric: _number(path, line, metric, text) for metric, text in cells.items()}
     values: Values = {}
-    for (dataset, stage, image), of_image in samples.items():
-        values.setdefault(dataset, {}).setdefault(stage, {})[image] = _mean(list(of_image.values()))
+    for (dataset, output, image), of_image in samples.items():
+        values.setdefault(dataset, {}).setdefault(output, {})[image] = _mean(list(of_image.values()))
     return values
 
 
 def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Mean of each metric over the samples of an image."""
-    return {m: math.fsum(row.get(m, math.nan) for row in rows) / len(rows) for m in rows[0]}
+    """Return the mean of each metric over the samples of an image."""
+    means = {}
+    for metric in rows[0]:
+        values = [row.get(metric, math.nan) for row in rows]
+        means[metric] = math.fsum(values) / len(values)
+    return means
 
 
 def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """(line, cells by column) of a table of scores."""
+    """Return (line number, cells by column) of each row in a table of scores."""
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file)

@@ -1,4 +1,4 @@
-"""Statistics of paired values: the mean difference with its intervals, and tests of whether there is one."""
+"""Statistics of paired values: the mean difference with its intervals, and tests of whether it differs from 0."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from scipy import stats  # type: ignore[import-untyped]  # comes with scikit-ima
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-TIE = 1e-9  # sums in another order, on another machine, move a metric by less; what changes an 8-bit image, by more
-FEW = 20  # pairs under which a percentile bootstrap is not to be trusted
+TIE = 1e-9  # another machine's order of summation moves a metric by less; a changed 8-bit image, by more
+FEW = 20  # with fewer pairs a percentile bootstrap is too narrow
 _BLOCK = 1 << 22  # indices drawn at a time, so that thousands of images need no gigabytes
 
 Interval = tuple[float, float]
@@ -21,7 +21,7 @@ NOWHERE: Interval = (math.nan, math.nan)
 
 @dataclass(frozen=True)
 class Paired:
-    """What pairs (a, b) say about b - a.
+    """The statistics of b - a over pairs (a, b).
 
     pairs: all of them. finite: those where both values are finite; means, difference, intervals and the Wilcoxon test
     are over these, NaN where there are too few.
@@ -51,16 +51,16 @@ class Paired:
 
 
 def paired(a: Sequence[float], b: Sequence[float], lower_is_better: bool = False) -> Paired:
-    """Statistics of the pairs (a[i], b[i]); a is the baseline.
+    """Return the statistics of the pairs (a[i], b[i]); a is the baseline.
 
-    lower_is_better turns `better` and `worse` around and nothing else.
+    lower_is_better swaps `better` and `worse`, and changes nothing else.
     """
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    known = ~(np.isnan(first) | np.isnan(second))
+    numbers = ~(np.isnan(first) | np.isnan(second))
     finite = np.isfinite(first) & np.isfinite(second)
     x, y = first[finite], second[finite]
     d = y - x
-    above, below, equal = _signs(first[known], second[known])
+    above, below, equal = _signs(first[numbers], second[numbers])
     better, worse = (below, above) if lower_is_better else (above, below)
     return Paired(
         pairs=len(first),
@@ -77,12 +77,12 @@ def paired(a: Sequence[float], b: Sequence[float], lower_is_better: bool = False
         sign_p=float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0,
         infinite_a=int(np.isinf(first).sum()),
         infinite_b=int(np.isinf(second).sum()),
-        nan=int((~known).sum()),
+        nan=int((~numbers).sum()),
     )
 
 
 def t_interval(d: np.ndarray) -> Interval:
-    """95 % interval of the mean of (n,) values by Student's t; NaN for n < 2."""
+    """Return the 95 % interval of the mean of (n,) values by Student's t; NaN for n < 2."""
     n = len(d)
     if n < 2:
         return NOWHERE
@@ -91,7 +91,7 @@ def t_interval(d: np.ndarray) -> Interval:
 
 
 def bootstrap_interval(d: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """95 % percentile interval of the mean of (n,) values, resampled with replacement; NaN for n < 2."""
+    """Return the 95 % percentile interval of the mean of (n,) values, resampled with replacement; NaN for n < 2."""
     n = len(d)
     if n < 2:
         return NOWHERE
@@ -104,7 +104,7 @@ def bootstrap_interval(d: np.ndarray, resamples: int = RESAMPLES, seed: int = 0)
 
 
 def _signs(a: np.ndarray, b: np.ndarray) -> tuple[int, int, int]:
-    """How often b is above, below and equal to a; two equal infinities are equal."""
+    """Return how often b is above, below and equal to a; two equal infinities are equal."""
     with np.errstate(invalid="ignore"):  # infinity less infinity
         differ = (a != b) & ~(np.abs(b - a) <= TIE)
     above, below = int((differ & (b > a)).sum()), int((differ & (b < a)).sum())
@@ -112,7 +112,7 @@ def _signs(a: np.ndarray, b: np.ndarray) -> tuple[int, int, int]:
 
 
 def _wilcoxon(d: np.ndarray) -> float:
-    """Two-sided p of the signed-rank test, ties with zero dropped."""
+    """Return the two-sided p of the signed-rank test; differences of zero are dropped."""
     if not len(d):
         return math.nan
     moved = d[np.abs(d) > TIE]

@@ -1,4 +1,4 @@
-"""Scores of networks on a data set, for validation during training and for test.py."""
+"""Scoring networks on a data set, for validation during training and for test.py."""
 
 from __future__ import annotations
 
@@ -6,56 +6,56 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from sam4ir.data.loader import eval_samples
-from sam4ir.data.sample import Sample
+from sam4ir.data.sample import Dataset, Sample
 from sam4ir.engine.evaluate.metric import Metric, Pixels
 from sam4ir.engine.evaluate.report import Score, SetScore
 from sam4ir.engine.restore.one_pass import Restorer
 from sam4ir.models.restoration import eval_mode, last_output
-from sam4ir.utils.dist import World
+from sam4ir.utils.dist import ALONE, World
 from sam4ir.utils.image import to_uint8, write_image
 from sam4ir.utils.resize import imresize
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The images that are scored for a sample: restored by a way, refined by a refiner where there is one."""
+    """The networks whose outputs are scored: a Restorer, and SAM4IR's refiner where there is one."""
 
     restorer: Restorer
     device: torch.device
     refiner: nn.Module | None = None
 
     def __call__(self, sample: Sample, number: int = 0) -> dict[str, Tensor]:
-        """{'restored': (c, h, w), 'refined': ...} on the CPU, float32 clamped to [0, 1]; networks run in eval mode.
+        """Return {'restored': (c, h, w), 'refined': ...} on the CPU, float32 clamped to [0, 1].
 
-        number: which of several samples of the image, for ways that draw noise.
+        The networks run in eval mode. number: the sample number, by which a diffusion network draws its noise.
         """
         lq = sample.lq.unsqueeze(0).to(self.device)
         with eval_mode(self.restorer.network):
             restored = self.restorer(lq, sample.key, number)
-        stages = {"restored": restored}
+        outputs = {"restored": restored}
         if self.refiner is not None:
             with eval_mode(self.refiner):
-                stages["refined"] = self._refine(self.refiner, restored, lq, sample)
-        return {name: image[0].clamp(0, 1).cpu() for name, image in stages.items()}
+                outputs["refined"] = self._refine(self.refiner, restored, lq, sample)
+        return {name: image[0].clamp(0, 1).cpu() for name, image in outputs.items()}
 
     def _refine(self, refiner: nn.Module, restored: Tensor, lq: Tensor, sample: Sample) -> Tensor:
-        labels = torch.zeros(lq.shape[-2:], dtype=torch.int64) if sample.regions is None else sample.regions
+        labels = sample.maps.get("regions", torch.zeros(lq.shape[-2:], dtype=torch.int64))
         labels = labels.unsqueeze(0).to(self.device)
         return last_output(refiner(restored, labels, int(labels.max()), lq)).float()
 
 
 class Evaluation(NamedTuple):
-    """What a data set gave.
+    """The scores of a data set.
 
-    scores: of the images. stopped: 0, or what `stopped` said in some process, and then images are missing.
-    sets: of the whole set; none where images are missing. notes: what to know of these, for the user.
+    scores: of its images. stopped: 0, or the number that `stopped` returned in some process; then images are missing.
+    sets: of the whole set; empty where images are missing. notes: warnings about these.
     """
 
     scores: list[Score]
@@ -64,91 +64,103 @@ class Evaluation(NamedTuple):
     notes: Sequence[str] = ()
 
 
+_GT = ""  # in place of an output: the ground truth
+
+
 @dataclass
-class _Seen:
-    """What is kept of one image: its scores, and features for metrics of the whole set by what they are of."""
+class _ImageScores:
+    """The scores of one image, and its features for metrics of the whole set.
+
+    features: by (metric, output or _GT, sample number).
+    """
 
     scores: list[Score] = field(default_factory=list)
-    features: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)  # (metric, stage or _GT, sample)
+    features: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)
 
 
-_GT = ""  # the stage of ground truth
-
-
-class _Judge:
-    """Scores what is made of one image; the ground truth and the degraded image are prepared once for all of it."""
+class _Scorer:
+    """Scores the outputs of one image; the ground truth and the degraded image are prepared once for all of them."""
 
     def __init__(self, dataset: str, sample: Sample, metrics: Mapping[str, Metric]) -> None:
-        self.seen = _Seen()
+        self.result = _ImageScores()
         self._dataset = dataset
         self._key = sample.key
         self._metrics = metrics if sample.gt is not None else {}
         self._reference = Pixels(sample.lq if sample.gt is None else sample.gt)
         self._lq = Pixels(sample.lq)
-        for m, metric in _of_set(self._metrics):
-            self.seen.features[m, _GT, 0] = metric.features(self._reference)
+        for name, metric in _of_set(self._metrics):
+            self.result.features[name, _GT, 0] = metric.features(self._reference)
 
     def add(self, images: Mapping[str, Tensor], number: int) -> None:
-        """Scores images by stage. number: which sample they are."""
-        of_image = {m: metric for m, metric in self._metrics.items() if not metric.of_set}
-        for stage, image in images.items() if self._metrics else ():
+        """Score images by output. number: their sample number."""
+        if not self._metrics:
+            return
+        of_image = {name: metric for name, metric in self._metrics.items() if not metric.of_set}
+        for output, image in images.items():
             pixels = Pixels(image)
-            values = {m: metric(pixels, self._reference, self._lq) for m, metric in of_image.items()}
-            self.seen.scores.append(Score(self._dataset, self._key, stage, values, number))
-            for m, metric in _of_set(self._metrics):
-                self.seen.features[m, stage, number] = metric.features(pixels)
+            values = {name: metric(pixels, self._reference, self._lq) for name, metric in of_image.items()}
+            self.result.scores.append(Score(self._dataset, self._key, output, values, number))
+            for name, metric in _of_set(self._metrics):
+                self.result.features[name, output, number] = metric.features(pixels)
 
 
 def evaluate(
     name: str,
-    dataset: Any,
+    dataset: Dataset,
     outputs: Outputs,
     metrics: Mapping[str, Metric],
     *,
     seed: int,
-    world: World | None = None,
+    world: World = ALONE,
     save_folder: Path | None = None,
     save_suffix: str = "",
     stopped: Callable[[], int] = lambda: 0,
     samples: int = 1,
 ) -> Evaluation:
-    """Scores of every image of a data set, in key order, one row a stage; the same in each process of `world`.
+    """Score every image of a data set, in key order, one row an output; the result is the same in each process.
 
-    Each process takes every world.size-th image. The degraded image itself is scored as stage 'input' where it has
+    Each process takes every world.size-th image. The degraded image itself is scored as the output 'input' where it has
     the size of the ground truth, and as 'bicubic', up-scaled, where it is smaller by a whole factor.
     samples: how often each image is restored, with other noise each time. save_folder: restored images are written
-    there as 8-bit PNG, each by the process that restored it. stopped: asked between images; what is not 0 ends the
-    work in all processes.
+    there as 8-bit PNG, each by the process that restored it. stopped: asked between images; a number other than 0 ends
+    the work in all processes.
     """
-    world = world or World()
     images = eval_samples(dataset, seed, world.rank, world.size)
     share = len(range(world.rank, len(dataset), world.size))
-    own: list[_Seen] = []
+    own: list[_ImageScores] = []
     show = tqdm(images, total=share, desc=name, unit="image", disable=None if world.main else True, leave=False)
     for sample in show:
         if stopped():
             break
-        judge = _Judge(name, sample, metrics)
-        judge.add(_baselines(sample), 0)
+        scorer = _Scorer(name, sample, metrics)
+        scorer.add(_baselines(sample), 0)
         for number in range(samples):
             restored = outputs(sample, number)
             if save_folder is not None:
                 _save(save_folder, sample.key, save_suffix, restored, number if samples > 1 else None)
-            judge.add(restored, number)
-        own.append(judge.seen)
-    shares = world.gather(own)
-    turns = itertools.zip_longest(*shares)  # image i lies with process i mod size
-    whole = [seen for turn in turns for seen in turn if seen is not None]
-    scores = [score for seen in whole for score in seen.scores]
-    end = world.largest(stopped())
-    if end or not any(metric.of_set for metric in metrics.values()):
-        return Evaluation(scores, end)
-    sets = world.from_main(_set_scores(name, whole, metrics) if world.main else [])
-    return Evaluation(scores, end, sets, _notes(sets, metrics))
+            scorer.add(restored, number)
+        own.append(scorer.result)
+    results = _in_order(world.gather(own))
+    scores: list[Score] = []
+    for result in results:
+        scores += result.scores
+    signal = world.largest(stopped())
+    if signal or not any(metric.of_set for metric in metrics.values()):
+        return Evaluation(scores, signal)
+    sets = world.from_main(_set_scores(name, results, metrics) if world.main else [])
+    return Evaluation(scores, signal, sets, _notes(sets, metrics))
+
+
+def _in_order(shares: Sequence[Sequence[_ImageScores]]) -> list[_ImageScores]:
+    """Return the images of all processes in key order: image i lies with process i mod size."""
+    results = []
+    for turn in itertools.zip_longest(*shares):
+        results += [result for result in turn if result is not None]
+    return results
 
 
 def _baselines(sample: Sample) -> dict[str, Tensor]:
-    """The degraded image itself, as far as it can stand beside the ground truth."""
+    """Return the degraded image itself as an output, where it can be compared with the ground truth."""
     gt, lq = sample.gt, sample.lq.clamp(0, 1)
     if gt is None or lq.shape[0] != gt.shape[0]:
         return {}
@@ -164,38 +176,50 @@ def _of_set(metrics: Mapping[str, Metric]) -> Iterator[tuple[str, Metric]]:
     return ((name, metric) for name, metric in metrics.items() if metric.of_set)
 
 
-def _set_scores(name: str, whole: Sequence[_Seen], metrics: Mapping[str, Metric]) -> list[SetScore]:
-    """Metrics of the whole set by stage and sample number, in order of appearance."""
-    known = [seen for seen in whole if seen.features]
-    places = dict.fromkeys((stage, number) for seen in known for _, stage, number in seen.features if stage != _GT)
-    references = {m: torch.stack([seen.features[m, _GT, 0] for seen in known]) for m, _ in _of_set(metrics) if known}
-    found = []
-    for stage, number in places:
-        here = [i for i, seen in enumerate(known) if all((m, stage, number) in seen.features for m in references)]
+def _set_scores(dataset: str, results: Sequence[_ImageScores], metrics: Mapping[str, Metric]) -> list[SetScore]:
+    """Return the metrics of the whole set by output and sample number, in order of appearance."""
+    images = [result.features for result in results if result.features]
+    places: dict[tuple[str, int], None] = {}
+    for features in images:
+        places.update(dict.fromkeys((output, number) for _, output, number in features if output != _GT))
+    names = [name for name, _ in _of_set(metrics)]
+    scores = []
+    for output, number in places:
+        scored = [features for features in images if all((name, output, number) in features for name in names)]
         values = {}
-        for m, gt in references.items():
-            features = torch.stack([known[i].features[m, stage, number] for i in here])
-            values[m] = metrics[m].measure.distance(features, gt[here])
-        found.append(SetScore(name, stage, values, len(here), number))
-    return found
+        for name in names:
+            restored = torch.stack([features[name, output, number] for features in scored])
+            references = torch.stack([features[name, _GT, 0] for features in scored])
+            values[name] = metrics[name].measure.distance(restored, references)
+        scores.append(SetScore(dataset, output, values, len(scored), number))
+    return scores
 
 
 def _notes(sets: Sequence[SetScore], metrics: Mapping[str, Metric]) -> list[str]:
-    """A warning for each data set with fewer images than a metric has dimensions."""
+    """Return a warning for each data set with fewer images than a metric has dimensions."""
     images = {score.dataset: score.images for score in sets}
-    return [
-        f"{m} of {dataset}: {count} images for {metric.measure.dimensions} features. The distance is far from that of "
-        "many images: compare it only with that of the same number of images, better of the same images"
-        for dataset, count in images.items()
-        for m, metric in _of_set(metrics)
-        if count <= metric.measure.dimensions
-    ]
+    notes = []
+    for dataset, count in images.items():
+        for name, metric in _of_set(metrics):
+            dimensions = metric.measure.dimensions
+            if count <= dimensions:
+                notes.append(
+                    f"{name} of {dataset}: {count} images for {dimensions} features. The distance is far from that of "
+                    "many images: compare it only with that of the same number of images, better of the same images"
+                )
+    return notes
 
 
 def _save(folder: Path, key: str, suffix: str, images: Mapping[str, Tensor], number: int | None) -> None:
-    """Writes the images of the stages that can be shown; number: of the sample, where there are several."""
-    for stage, image in images.items():
-        if image.isfinite().all():
-            parts = [key, *([suffix] if suffix else []), *(["refined"] if stage == "refined" else [])]
-            parts += [f"s{number}"] if number is not None else []
-            write_image(folder / f"{'_'.join(parts)}.png", to_uint8(image))
+    """Write the images whose values are finite. number: of the sample, where there are several."""
+    for output, image in images.items():
+        if not image.isfinite().all():
+            continue
+        parts = [key]
+        if suffix:
+            parts.append(suffix)
+        if output == "refined":
+            parts.append("refined")
+        if number is not None:
+            parts.append(f"s{number}")
+        write_image(folder / f"{'_'.join(parts)}.png", to_uint8(image))

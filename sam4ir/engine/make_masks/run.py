@@ -1,13 +1,14 @@
-"""Making masks of many images: what scripts/make_masks.py runs, by one process or many (torchrun, Slurm, shards).
+"""Making masks of many images, by one process or many (torchrun, Slurm, shards), for scripts/make_masks.py.
 
-An image is done whole or not at all: its record is one committed transaction. A run that is stopped anywhere goes on
-with the same command, by any number of processes. Each takes every n-th image of the sorted list, skips what is in
-the store, and asks nobody anything until all are at the end.
+The record of an image is one transaction, so the store holds it whole or not at all. A run that is stopped anywhere
+goes on with the same command, by any number of processes. Each process takes every n-th image of the sorted list,
+skips those in the store, and waits for no other process until all have come to the end.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
 import sys
 import time
@@ -29,20 +30,19 @@ from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
 from sam4ir.data.sources import ImageSource, read
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.errors import UserError
-from sam4ir.utils.dist import PeerError, Tally, World
+from sam4ir.utils.dist import ALONE, PeerError, Tally, World
 from sam4ir.utils.image import eight_bits
 
 Generator = Callable[[np.ndarray], Sequence[Mapping[str, Any]]]
-ALONE = World()
-COUNTERS = ("made", "found", "bad")
+COUNTERS = ("new", "old", "bad")
 
-_TELL_EVERY = 60.0  # seconds between two lines where there is no terminal
-_SHARED_PATIENCE = 60.0  # seconds until a file of another machine must be seen
+_PRINT_EVERY = 60.0  # seconds between two lines where there is no terminal
+_SHARED_PATIENCE = 60.0  # seconds until a file of another machine must be visible
 
 
 @dataclass(frozen=True)
-class Share:
-    """Which of the images a process takes: keys[index::count]. kind: 'rank', or 'shard' for one that runs by itself."""
+class ImageShare:
+    """The images that a process takes: keys[index::count]. kind: 'rank', or 'shard' for one that runs by itself."""
 
     index: int = 0
     count: int = 1
@@ -54,22 +54,22 @@ class Share:
 
     @property
     def name(self) -> str:
-        """Its part's name: 'rank-0of2'."""
+        """Name of its part of the store, such as 'rank-0of2'."""
         return f"{self.kind}-{self.index}of{self.count}"
 
     def of(self, keys: Sequence[str]) -> Sequence[str]:
-        """Its keys."""
+        """Return its keys."""
         return keys[self.index :: self.count]
 
 
 @dataclass(frozen=True)
 class RecordMaker:
-    """An image's key -> its mask record's bytes; a ValueError where the image or its masks are at fault.
+    """Makes the mask record of an image; raises UserError where the image or its masks are at fault.
 
     source: the images. generate: (h, w, 3) uint8 RGB -> segment-anything's mask dictionaries. restore: image ->
-    restored image of the same type, which the generator looks at instead; None without. max_side: larger images are
-    shrunk until their longest side has so many pixels, and their masks enlarged again; None for any size. scale: the
-    ground truth is so many times larger than what the generator looks at, and the masks are enlarged to its grid.
+    restored image of the same type, which the generator gets instead; None for the image itself. max_side: larger
+    images are shrunk until their longest side has so many pixels, and their masks are enlarged again; None for any
+    size. scale: how many times the ground truth is larger than the image; masks are enlarged to its grid.
     """
 
     source: ImageSource
@@ -79,19 +79,20 @@ class RecordMaker:
     scale: int = 1
 
     def __call__(self, key: str) -> bytes:
+        """Return the bytes of the mask record of an image."""
         image = read(self.source, key)
         sha256 = bytes.fromhex(pixel_sha256(image))
-        seen = eight_bits(image if self.restore is None else self.restore(image))
-        size = seen.shape[0] * self.scale, seen.shape[1] * self.scale
-        if self.max_side is not None and max(seen.shape[:2]) > self.max_side:
-            seen = shrunk(seen, self.max_side)
-        if seen.shape[:2] == size:
-            return record_from_sam(self.generate(seen), size, sha256)
-        return enlarged_record(self.generate(seen), size, sha256)
+        rgb = eight_bits(image if self.restore is None else self.restore(image))
+        size = rgb.shape[0] * self.scale, rgb.shape[1] * self.scale
+        if self.max_side is not None and max(rgb.shape[:2]) > self.max_side:
+            rgb = shrink(rgb, self.max_side)
+        if rgb.shape[:2] == size:
+            return record_from_sam(self.generate(rgb), size, sha256)
+        return enlarged_record(self.generate(rgb), size, sha256)
 
 
-def shrunk(image: np.ndarray, side: int) -> np.ndarray:
-    """The image with `side` pixels on its longest side, by area averages."""
+def shrink(image: np.ndarray, side: int) -> np.ndarray:
+    """Shrink an image until its longest side has `side` pixels, by area averages."""
     h, w = image.shape[:2]
     scale = side / max(h, w)
     return np.asarray(
@@ -100,7 +101,7 @@ def shrunk(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def enlarged_record(masks: Sequence[Mapping[str, Any]], size: tuple[int, int], image_sha256: bytes = b"") -> bytes:
-    """The record of an image of `size` (h, w) from masks of a smaller form of it: every pixel takes the nearest one's.
+    """Make the record of an image of `size` (h, w) from masks of a smaller form of it, by nearest neighbours.
 
     A partition stays one, and overlaps stay overlaps, since the atoms are enlarged and not the masks.
     """
@@ -116,24 +117,28 @@ def enlarged_record(masks: Sequence[Mapping[str, Any]], size: tuple[int, int], i
 
 
 @dataclass
-class Output:
-    """Where one process puts its records.
+class MaskOutput:
+    """The writer of one process, and its images.
 
-    todo: the images of its share that were not in the store when it began; found: how many were.
+    todo: images of its share that the store lacked when it began. old: number of those that the store had.
     """
 
     writer: MaskStoreWriter
     todo: Sequence[str]
-    found: int
+    old: int
 
 
 @dataclass
-class Report:
-    """What a run did, over all processes. bad: (image, reason). left: parts that other processes still write."""
+class MaskReport:
+    """The figures of a run, over all processes.
+
+    images: all of them. new: those with new masks. old: those that the store had. bad: (image, reason). stored, masks:
+    images and masks of the store. left: parts of the store that other processes still write.
+    """
 
     images: int
-    made: int = 0
-    found: int = 0
+    new: int = 0
+    old: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
     seconds: float = 0.0
     stored: int = 0
@@ -142,16 +147,16 @@ class Report:
 
     @property
     def rate(self) -> float:
-        """Images a second that were made now."""
-        return self.made / self.seconds if self.seconds else 0.0
+        """Images made now a second."""
+        return self.new / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the masks go.
+    """The store that masks are written into.
 
-    store, meta: the store and what its meta says. new: it is begun anew. parts: each process writes a part of its own.
-    overwrite: images that are in the store are made again, and their records replaced.
+    store, meta: its folder and its metadata. new: begin it anew. parts: each process writes a part of its own.
+    overwrite: make the masks of all images again and replace their records.
     """
 
     store: Path
@@ -171,18 +176,18 @@ def generate_masks(
     keys: Sequence[str],
     place: Place,
     *,
-    shard: Share | None = None,
+    shard: ImageShare | None = None,
     world: World = ALONE,
     signals: Signals | None = None,
     begun: Callable[[int, int], None] | None = None,
-) -> Report:
+) -> MaskReport:
     """Make the masks of all images that the store lacks.
 
-    make: key -> record bytes, or a ValueError: such an image is left out, reported, and tried again by the next run.
+    make: key -> record bytes, or a UserError: such an image is left out and reported; the next run tries it again.
     keys: all images, sorted, the same in all processes. shard: this process's share where it runs by itself.
-    begun: told (images, how many of them are in the store) when the work begins, in the main process.
-    Raises Interrupted after SIGTERM or Ctrl-C, when the image under way is stored; MaskStoreError where the store
-    cannot be written, or was made in another way.
+    begun: called with (images, number of those in the store) when the work begins, in the main process.
+    Raises Interrupted after SIGTERM or Ctrl-C, when the present image is stored; MaskStoreError where the store cannot
+    be written, or was made in another way.
     """
     if shard is not None and world.size > 1:
         raise UserError("--shard is for processes that run by themselves; torchrun and Slurm share the images out")
@@ -193,17 +198,17 @@ def generate_masks(
         )
     if shard is not None and place.new:
         raise UserError("--new with --shard: each shard would begin anew; name another --store, or move the old one")
-    share = shard or Share(world.rank, world.size)
+    share = shard or ImageShare(world.rank, world.size)
     with _output(place, share, keys, world) as output:
-        shares = world.gather((len(output.todo) + output.found, output.found))
-        images, found = (sum(numbers) for numbers in zip(*shares, strict=True))
+        shares = world.gather((len(output.todo) + output.old, output.old))
+        images, old = (sum(numbers) for numbers in zip(*shares, strict=True))
         if world.main and begun is not None:
-            begun(images, found)
+            begun(images, old)
         signals = signals or Signals()
         try:
-            report = _work(make, output, Progress(images, world.main), world, signals, place.overwrite)
+            report = _work(make, output, MaskProgress(images, world.main), world, signals, place.overwrite)
         except PeerError:
-            if signals.number():  # it stops all, and who waits at the end of its share sees the others go
+            if signals.number():  # a signal stops all processes, and one that waits for the others loses them
                 raise Interrupted(signals.number()) from None
             raise
     report.left = _finish(place, share, world)
@@ -213,46 +218,51 @@ def generate_masks(
 
 
 def _work(
-    make: Callable[[str], bytes], output: Output, progress: Progress, world: World, signals: Signals, overwrite: bool
-) -> Report:
-    """This process's images; the report is of all processes."""
+    make: Callable[[str], bytes],
+    output: MaskOutput,
+    progress: MaskProgress,
+    world: World,
+    signals: Signals,
+    overwrite: bool,
+) -> MaskReport:
+    """Make the masks of this process's images; the report is of all processes."""
     begun = time.monotonic()
-    made, found, bad = 0, output.found, list[tuple[str, str]]()
+    new, old, bad = 0, output.old, list[tuple[str, str]]()
     tally = Tally(world, len(COUNTERS))
     with progress:
         for key in output.todo:
             if signals.number():
                 raise Interrupted(signals.number())
-            if not overwrite and key in output.writer:  # another run has made it meanwhile
-                found += 1
+            if not overwrite and key in output.writer:  # another run has stored it meanwhile
+                old += 1
             else:
                 try:
                     output.writer.encode_key(key)  # before the time is spent
                     record = make(key)
-                except (ValueError, cv2.error) as error:
+                except (UserError, cv2.error) as error:
                     bad.append((key, str(error)))
                 else:
                     stored = output.writer.put_record(key, record, overwrite)
-                    made, found = made + stored, found + (not stored)
-            progress.show(tally.post((made, found, len(bad))))
-        totals = tally.finish((made, found, len(bad)), progress.show)
+                    new, old = new + stored, old + (not stored)
+            progress.show(tally.post((new, old, len(bad))))
+        totals = tally.finish((new, old, len(bad)), progress.show)
         progress.show(totals)
-    everywhere = [entry for part in world.gather(bad) for entry in part]
-    return Report(sum(totals), totals[0], totals[1], sorted(everywhere), time.monotonic() - begun)
+    everywhere = itertools.chain.from_iterable(world.gather(bad))
+    return MaskReport(sum(totals), totals[0], totals[1], sorted(everywhere), time.monotonic() - begun)
 
 
-class Progress:
+class MaskProgress:
     """Images per second and the time left, over all processes: a bar on a terminal, else a line a minute.
 
-    The rate is that of images made now; those found in the store take no time.
+    The rate is that of images made now; those that the store had take no time.
     """
 
     def __init__(self, images: int, shown: bool) -> None:
         self._images, self._shown = images, shown
-        self._begun = self._told = time.monotonic()
+        self._begun = self._printed = time.monotonic()
         self._bar: Any = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> MaskProgress:
         if self._shown and sys.stderr.isatty():
             self._bar = tqdm(total=self._images, unit="image", desc="masks", smoothing=0)
         return self
@@ -262,48 +272,50 @@ class Progress:
             self._bar.close()
 
     def show(self, totals: Sequence[int]) -> None:
-        """totals: made, found, bad."""
-        made, found, bad = totals
+        """Show the totals (new, old, bad)."""
+        new, old, bad = totals
         if self._bar is not None:
-            self._bar.initial, self._bar.n = found, made + found + bad
+            self._bar.initial, self._bar.n = old, new + old + bad
             self._bar.refresh()
-        elif self._shown and time.monotonic() - self._told > _TELL_EVERY:
-            self._told = time.monotonic()
-            print(self.line(totals, self._told - self._begun), flush=True)
+        elif self._shown and time.monotonic() - self._printed > _PRINT_EVERY:
+            self._printed = time.monotonic()
+            print(self.line(totals, self._printed - self._begun), flush=True)
 
     def line(self, totals: Sequence[int], seconds: float) -> str:
-        """'120 of 400 images, 0.52 images/s, 9 min left'."""
-        made, found, bad = totals
-        rate = (made + bad) / seconds
-        left = self._images - made - found - bad
-        told = f", {left / rate / 60:.0f} min left" if rate else ""
-        return f"{made + found + bad} of {self._images} images, {rate:.3g} images/s{told}" + (
-            f", {bad} bad" if bad else ""
-        )
+        """Return '120 of 400 images, 0.52 images/s, 9 min left'."""
+        new, old, bad = totals
+        rate = (new + bad) / seconds
+        left = self._images - new - old - bad
+        line = f"{new + old + bad} of {self._images} images, {rate:.3g} images/s"
+        if rate:
+            line += f", {left / rate / 60:.0f} min left"
+        if bad:
+            line += f", {bad} bad"
+        return line
 
 
 @contextlib.contextmanager
-def _output(place: Place, share: Share, keys: Sequence[str], world: World) -> Iterator[Output]:
-    """Begins or joins the store; the writer is closed after the block."""
+def _output(place: Place, share: ImageShare, keys: Sequence[str], world: World) -> Iterator[MaskOutput]:
+    """Begin or join the store; the writer is closed after the block."""
     mine = share.of(keys)
     token = world.from_main(secrets.token_hex(8))
     world.main_first(lambda: _begin(place, token if world.size > 1 else None))
     _check_shared(place.store, token, world)
     if place.split:
-        with mask_parts.merging(place.store):  # nobody else writes it meanwhile
+        with mask_parts.merging(place.store):  # no other process writes it meanwhile
             done = MaskStore(place.store)
             todo = [key for key in mine if key not in done]
             del done
         with mask_parts.part_writer(place.store, share.name, place.meta) as writer:
-            yield Output(writer, todo, len(mine) - len(todo))
+            yield MaskOutput(writer, todo, len(mine) - len(todo))
     else:
         with MaskStoreWriter(place.store, place.meta) as writer:
             todo = [key for key in mine if place.overwrite or key not in writer]
-            yield Output(writer, todo, len(mine) - len(todo))
+            yield MaskOutput(writer, todo, len(mine) - len(todo))
 
 
 def _begin(place: Place, token: str | None) -> None:
-    """Make the store, or check that it was made in this way, and take in what earlier runs have left in parts."""
+    """Make the store, or check that it was made in this way, and merge the parts that earlier runs have left."""
     if place.new:
         mask_parts.begin_new(place.store, place.meta)
     with mask_parts.merging(place.store):
@@ -317,16 +329,16 @@ def _token(store: Path, token: str) -> Path:
 
 
 def _check_shared(store: Path, token: str, world: World) -> None:
-    """Raise MaskStoreError in all processes where one does not see the main one's store."""
+    """Raise MaskStoreError in all processes where one does not find the main process's store."""
     if world.size == 1:
         return
     patience = time.monotonic() + _SHARED_PATIENCE
-    seen = False
-    while not seen and time.monotonic() < patience:
-        seen = _token(store, token).exists()
-        if not seen:
+    visible = False
+    while not visible and time.monotonic() < patience:
+        visible = _token(store, token).exists()
+        if not visible:
             time.sleep(0.1)
-    blind = [rank for rank, sees in enumerate(world.gather(seen)) if not sees]
+    blind = [rank for rank, sees in enumerate(world.gather(visible)) if not sees]
     if world.main:
         _token(store, token).unlink(missing_ok=True)
     if blind:
@@ -336,8 +348,8 @@ def _check_shared(store: Path, token: str, world: World) -> None:
         )
 
 
-def _finish(place: Place, share: Share, world: World) -> tuple[str, ...]:
-    """Merge the parts; those that other runs write stay, and are named."""
+def _finish(place: Place, share: ImageShare, world: World) -> tuple[str, ...]:
+    """Merge the parts; return the names of those that other runs still write, which stay."""
     if not place.split:
         world.wait()
         return ()
@@ -355,10 +367,10 @@ def _finish(place: Place, share: Share, world: World) -> tuple[str, ...]:
 
 
 def _wait_for(folder: Path, names: Sequence[str]) -> None:
-    """Until the listing of a network file system shows the parts of other machines."""
+    """Wait until the listing of a network file system shows the parts of other machines."""
     patience = time.monotonic() + _SHARED_PATIENCE
     while time.monotonic() < patience:
-        there = {path.stem for path in folder.glob("*.lmdb")}
-        if there.issuperset(names):
+        parts = {path.stem for path in folder.glob("*.lmdb")}
+        if parts.issuperset(names):
             return
         time.sleep(0.1)

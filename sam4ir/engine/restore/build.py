@@ -1,94 +1,135 @@
-"""Options -> how an image goes through a network: in one pass, or by the sampling of a diffusion network."""
+"""Options -> the Restorer: one pass of a plain network, or the sampling of a diffusion network."""
 
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 from torch import nn
 
 from sam4ir.config.schema import DiffusionOptions, Options, ValOptions
 from sam4ir.diffusion.process import Process
+from sam4ir.diffusion.samplers import OnStep
 from sam4ir.diffusion.schedule import noise_schedule
 from sam4ir.engine.build import DIFFUSION_ENTRY, BuildError, naming
 from sam4ir.engine.restore.one_pass import Inference, PlainRestorer, Restorer
-from sam4ir.engine.restore.sampling import DEFAULT_STEPS, DiffusionRestorer, OnStep, Sampling
-from sam4ir.engine.weights import facts_of
+from sam4ir.engine.restore.sampling import DEFAULT_STEPS, DiffusionRestorer, Sampling
+from sam4ir.engine.weights import metadata_of
 
 TILES_AT_ONCE = 8  # where val.max_minibatch is left out, as in BasicSR's forks ...
 DIFFUSION_TILE = 128  # ... and of a diffusion network no more LR pixels at once than a tile of this side has
 
 
-def process(options: Options) -> Process:
-    """The diffusion that `diffusion` describes."""
-    own = options.process
-    with naming("diffusion"):
-        schedule = noise_schedule(
-            own.schedule, own.timesteps, s=own.s, beta_start=own.beta_start, beta_end=own.beta_end
-        )
-        return Process(schedule, own.modulation, own.strength, own.target, own.profile)
+@dataclass(frozen=True)
+class RestoreRecipe:
+    """The keys of an option file by which its network restores images.
+
+    val: tiles, self-ensemble, sampling. scale: output pixels per input pixel.
+    diffusion: the process of a diffusion network; None for a network that restores in one pass.
+    """
+
+    val: ValOptions
+    scale: int = 1
+    diffusion: DiffusionOptions | None = None
 
 
-def trained_diffusion(source: str) -> DiffusionOptions | None:
-    """The diffusion that weights were trained with, where their file says it (the released ones do not)."""
-    told = facts_of(source, DIFFUSION_ENTRY)
-    return DiffusionOptions.model_validate(dict(told)) if told else None
+def restore_recipe(options: Options) -> RestoreRecipe:
+    """Return the keys of an option file by which its network restores images."""
+    diffusion = options.process if options.diffuses else None
+    return RestoreRecipe(options.val or ValOptions(), options.scale, diffusion)
 
 
-def check_diffusion(options: Options, source: str) -> None:
-    """Raise BuildError where weights were trained for another reverse process than the options describe."""
-    told = trained_diffusion(source) if options.diffuses else None
-    if told is None:
-        return
-    own = options.process
-    names = ["schedule", "timesteps", "target", *(["s"] if own.schedule == "cosine" else ["beta_start", "beta_end"])]
-    for name in names:
-        if getattr(told, name) != getattr(own, name):
-            raise BuildError(
-                f"diffusion.{name} is {getattr(own, name)}, but {source} was trained with {getattr(told, name)}; "
-                "an image is made with what the network was trained with"
-            )
-    if (told.modulation == "paper") != (own.modulation == "paper"):
-        raise BuildError(
-            f"diffusion.modulation is {own.modulation}, but {source} was trained with {told.modulation}: with paper "
-            "the estimate means something else, and only one sampler can follow it"
-        )
+def build_restorer(recipe: RestoreRecipe, net: nn.Module, on_step: OnStep | None = None) -> Restorer:
+    """Build the Restorer of a network. on_step: called with (steps done, all steps) by a diffusion network.
+
+    Raises BuildError where the tiles of val.crop_size do not suit the network.
+    """
+    inference = build_inference(recipe)
+    if recipe.diffusion is None:
+        return PlainRestorer(net, inference)
+    sampling = _fitted(build_sampling(recipe, recipe.diffusion), net)
+    return DiffusionRestorer(net, build_process(recipe.diffusion), recipe.scale, sampling, on_step)
 
 
-def sampling(options: Options) -> Sampling:
-    """How a diffusion network makes images, as `val` says."""
-    run, own = inference(options), (options.val or ValOptions()).sampling
-    sampler = own.sampler or Sampling.sampler
-    steps = own.steps or min(DEFAULT_STEPS[sampler], options.process.timesteps)
-    return Sampling(sampler, steps, own.spacing, own.eta, own.seed, own.precision, run.tile, run.overlap, run.batch)
-
-
-def _fitting(how: Sampling, net: nn.Module) -> Sampling:
-    """The sampling with tiles that the network can take. Raises BuildError where too little of a tile is its own."""
-    if how.tile is None:
-        return how
-    multiple, smallest = int(net.multiple), int(net.smallest)  # type: ignore[arg-type]
-    tile = max(how.tile // multiple, 1) * multiple
-    if tile < smallest or how.overlap >= tile:
-        raise BuildError(
-            f"val.crop_size: tiles of {how.tile} become {tile}, as the network needs multiples of {multiple}; they "
-            f"must be {smallest} at least and larger than the overlap of {how.overlap}"
-        )
-    return dataclasses.replace(how, tile=tile)
-
-
-def build_restorer(options: Options, net: nn.Module, on_step: OnStep | None = None) -> Restorer:
-    """How an image goes through a network, as the option file says. on_step: see engine.restore.sampling."""
-    if options.diffuses:
-        return DiffusionRestorer(net, process(options), options.scale, _fitting(sampling(options), net), on_step)
-    return PlainRestorer(net, inference(options))
-
-
-def inference(options: Options) -> Inference:
-    """How images go through the network, as `val` says."""
-    val = options.val or ValOptions()
+def build_inference(recipe: RestoreRecipe) -> Inference:
+    """Return how images go through a network: whole or in tiles, with self-ensemble where val asks for it."""
+    val = recipe.val
     tile = val.crop_size if val.grids else None
     overlap = val.overlap if val.overlap is not None else (tile or 0) // 8
     batch = TILES_AT_ONCE
-    if options.diffuses and tile:
+    if recipe.diffusion is not None and tile:
         batch = min(batch, max(1, DIFFUSION_TILE**2 // tile**2))
-    return Inference(tile, overlap, val.max_minibatch or batch, val.window_size or 1, val.self_ensemble, options.scale)
+    return Inference(tile, overlap, val.max_minibatch or batch, val.window_size or 1, val.self_ensemble, recipe.scale)
+
+
+def build_sampling(recipe: RestoreRecipe, diffusion: DiffusionOptions) -> Sampling:
+    """Return the sampling of a diffusion network that val.sampling describes; steps are at most the process's."""
+    inference, keys = build_inference(recipe), recipe.val.sampling
+    sampler = keys.sampler or Sampling.sampler
+    return Sampling(
+        sampler,
+        steps=keys.steps or min(DEFAULT_STEPS[sampler], diffusion.timesteps),
+        spacing=keys.spacing,
+        eta=keys.eta,
+        seed=keys.seed,
+        precision=keys.precision,
+        tile=inference.tile,
+        overlap=inference.overlap,
+        batch=inference.batch,
+    )
+
+
+def _fitted(sampling: Sampling, net: nn.Module) -> Sampling:
+    """Return the sampling with tiles that the network can take.
+
+    Raises BuildError where tiles are too small for the network, or hardly larger than their overlap.
+    """
+    if sampling.tile is None:
+        return sampling
+    multiple, smallest = int(net.multiple), int(net.smallest)  # type: ignore[arg-type]
+    tile = max(sampling.tile // multiple, 1) * multiple
+    if tile < smallest or sampling.overlap >= tile:
+        raise BuildError(
+            f"val.crop_size: tiles of {sampling.tile} become {tile}, as the network needs multiples of {multiple}; "
+            f"they must be {smallest} at least and larger than the overlap of {sampling.overlap}"
+        )
+    return dataclasses.replace(sampling, tile=tile)
+
+
+def build_process(diffusion: DiffusionOptions) -> Process:
+    """Build the diffusion process that the block `diffusion` describes."""
+    with naming("diffusion"):
+        schedule = noise_schedule(
+            diffusion.schedule,
+            diffusion.timesteps,
+            s=diffusion.s,
+            beta_start=diffusion.beta_start,
+            beta_end=diffusion.beta_end,
+        )
+        return Process(schedule, diffusion.modulation, diffusion.strength, diffusion.target, diffusion.profile)
+
+
+def trained_diffusion(source: str) -> DiffusionOptions | None:
+    """Return the diffusion that weights were trained with; None where their file does not hold it (released ones)."""
+    metadata = metadata_of(source, DIFFUSION_ENTRY)
+    return DiffusionOptions.model_validate(dict(metadata)) if metadata else None
+
+
+def check_diffusion(diffusion: DiffusionOptions, source: str) -> None:
+    """Raise BuildError where weights were trained for another reverse process than `diffusion` describes."""
+    trained = trained_diffusion(source)
+    if trained is None:
+        return
+    schedule_keys = ["s"] if diffusion.schedule == "cosine" else ["beta_start", "beta_end"]
+    for key in ("schedule", "timesteps", "target", *schedule_keys):
+        asked, held = getattr(diffusion, key), getattr(trained, key)
+        if asked != held:
+            raise BuildError(
+                f"diffusion.{key} is {asked}, but {source} was trained with {held}; "
+                "images must be sampled with the diffusion that the network was trained with"
+            )
+    if (trained.modulation == "paper") != (diffusion.modulation == "paper"):
+        raise BuildError(
+            f"diffusion.modulation is {diffusion.modulation}, but {source} was trained with {trained.modulation}: "
+            "with paper the estimate means something else, and only one sampler can follow it"
+        )

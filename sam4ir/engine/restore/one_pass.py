@@ -1,6 +1,6 @@
-"""How an image goes through a network: whole, in blended tiles, with self-ensemble.
+"""Restoring an image by forward passes: whole or in blended tiles, with self-ensemble.
 
-Validation, test.py and scripts/restore.py all come through here, so their numbers agree.
+Validation, test.py and scripts/restore.py all restore through this module, so their numbers agree.
 """
 
 from __future__ import annotations
@@ -21,36 +21,36 @@ Area = tuple[slice, slice]
 
 
 class Restorer(Protocol):
-    """How a degraded image becomes a restored one, for plain and diffusion networks alike."""
+    """A network that restores images, in one pass or by sampling."""
 
     @property
-    def network(self) -> nn.Module: ...  # what is frozen meanwhile
+    def network(self) -> nn.Module: ...  # set to eval mode while images are restored
 
     def __call__(self, lq: Tensor, key: str, sample: int = 0) -> Tensor:
-        """lq (1, c, h, w) in [0, 1], on the network's device -> (1, c, h scale, w scale) float32, unclamped.
+        """Restore lq (1, c, h, w) in [0, 1], on the network's device, to (1, c, h scale, w scale) float32, unclamped.
 
-        key: the image's name; with `sample` it tells which random numbers a diffusion network starts from.
+        key: the image's name. A diffusion network draws its noise from the key and the sample number.
         """
 
 
 @dataclass(frozen=True)
 class PlainRestorer:
-    """One forward pass of a network, or one for each tile."""
+    """A Restorer by one forward pass of a network, or one for each tile."""
 
     network: nn.Module
-    run: Inference
+    inference: Inference
 
     def __call__(self, lq: Tensor, key: str, sample: int = 0) -> Tensor:
-        return self.run(lambda x: restore(self.network, x), lq)
+        return self.inference(lambda x: restore(self.network, x), lq)
 
 
 @dataclass(frozen=True)
 class Inference:
-    """How an image goes through a network.
+    """The tiles, padding and self-ensemble of a forward pass.
 
-    tile: side of a tile in pixels of the input, None for the whole image at once. overlap: pixels that
-    neighbouring tiles share at least, blended linearly. batch: tiles at once. multiple: the image is
-    padded by reflection to a multiple of it. self_ensemble: the mean over the eight flips and rotations.
+    tile: side of a tile in pixels of the input, None for the whole image at once. overlap: pixels that neighbouring
+    tiles share at least; they are blended linearly. batch: tiles that the network takes at once. multiple: the image is
+    padded by reflection to a multiple of it. self_ensemble: take the mean over the eight flips and rotations.
     scale: output pixels per input pixel.
     """
 
@@ -63,7 +63,7 @@ class Inference:
 
     @torch.no_grad()
     def __call__(self, forward: Forward, image: Tensor) -> Tensor:
-        """image (1, c, h, w) in [0, 1] -> (1, c, h scale, w scale) float32, unclamped."""
+        """Restore image (1, c, h, w) in [0, 1] to (1, c, h scale, w scale) float32, unclamped."""
         height, width = image.shape[-2:]
         whole = padded(image, self.multiple)
         run: Forward = self._tiled(forward) if self.tile else forward
@@ -81,7 +81,7 @@ class Inference:
 
 
 def padded(image: Tensor, multiple: int, least: int = 0) -> Tensor:
-    """The image with rows and columns added at the bottom and right by reflection, up to a multiple and to `least`."""
+    """Add rows and columns at the bottom and right by reflection, up to a multiple and to the side `least`."""
     bottom, right = (max(-(-side // multiple) * multiple, least) - side for side in image.shape[-2:])
     if not bottom and not right:
         return image
@@ -90,7 +90,7 @@ def padded(image: Tensor, multiple: int, least: int = 0) -> Tensor:
 
 
 def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """First pixels of tiles that cover `length`, evenly spread, neighbours sharing at least `overlap`."""
+    """Return the first pixels of tiles that cover `length`, evenly spread; neighbours share at least `overlap`."""
     if length <= tile:
         return [0]
     count = -(-(length - overlap) // (tile - overlap))
@@ -98,13 +98,13 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def _ramp(length: int, overlap: int, device: torch.device) -> Tensor:
-    """Blending weight along one side: rises and falls linearly over the overlap."""
-    place = torch.arange(1, length + 1, device=device, dtype=torch.float32)
-    return torch.minimum(place, length + 1 - place).clamp(max=overlap + 1)
+    """Return the blending weight along one side, which rises and falls linearly over the overlap."""
+    position = torch.arange(1, length + 1, device=device, dtype=torch.float32)
+    return torch.minimum(position, length + 1 - position).clamp(max=overlap + 1)
 
 
 def blend_tiles(forward: Forward, image: Tensor, tile: int, overlap: int, batch: int, scale: int = 1) -> Tensor:
-    """Restore (1, c, h, w) tile by tile; where tiles overlap they are blended linearly, in float32."""
+    """Restore (1, c, h, w) tile by tile, blended linearly in float32 where tiles overlap."""
 
     def restored(areas: list[Area]) -> Tensor:
         return forward(torch.cat([image[..., rows, columns] for rows, columns in areas]))
@@ -121,20 +121,20 @@ def blended(
     device: torch.device,
     scale: int = 1,
 ) -> Tensor:
-    """(1, c, h scale, w scale) float32 from overlapping tiles of (h, w), blended linearly where they overlap.
+    """Compute (1, c, h scale, w scale) float32 from tiles of (h, w), blended linearly where they overlap.
 
-    compute: n areas of the tiles' grid, all of one size -> (n, c, their height scale, their width scale). tile, overlap
+    compute: n areas of the grid (h, w), all of one size -> (n, c, their height scale, their width scale). tile, overlap
     in pixels of that grid; batch: areas at once.
     """
     height, width = size
     side = (min(tile, height), min(tile, width))
-    places = list(itertools.product(starts(height, tile, overlap), starts(width, tile, overlap)))
+    corners = list(itertools.product(starts(height, tile, overlap), starts(width, tile, overlap)))
     window = _ramp(side[0] * scale, overlap * scale, device).view(-1, 1) * _ramp(
         side[1] * scale, overlap * scale, device
     )
     total: Tensor | None = None
     weight = torch.zeros(height * scale, width * scale, device=device)
-    for group in _groups(places, batch):
+    for group in _groups(corners, batch):
         tiles = compute([(slice(y, y + side[0]), slice(x, x + side[1])) for y, x in group])
         for (y, x), values in zip(group, tiles, strict=True):
             if total is None:
@@ -152,7 +152,7 @@ def _groups(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int,
 
 
 def ensemble(forward: Forward, image: Tensor) -> Tensor:
-    """Mean over the eight flips and rotations of the image, each turned back (self-ensemble of EDSR)."""
+    """Return the mean over the eight flips and rotations of the image, each turned back (self-ensemble of EDSR)."""
     total: Tensor | None = None
     for flip, turns in itertools.product((False, True), range(4)):
         turned = torch.rot90(image.flip(-1) if flip else image, turns, (-2, -1))

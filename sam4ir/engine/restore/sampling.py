@@ -1,4 +1,4 @@
-"""How a diffusion network makes an image: the whole canvas denoised step by step, in tiles where it is large."""
+"""Sampling an image with a diffusion network: the whole canvas is denoised step by step, in tiles where it is large."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from torch import Tensor, nn
 
 from sam4ir.diffusion.noise import SeededNoise
 from sam4ir.diffusion.process import Process
-from sam4ir.diffusion.samplers import Spacing
+from sam4ir.diffusion.samplers import OnStep, Spacing
 from sam4ir.diffusion.samplers import sample as draw
 from sam4ir.engine.restore.one_pass import Area, blended, padded
 from sam4ir.models.sam_diffsr import image_of, upsampled
 from sam4ir.utils.rng import derived_seed
 
 DEFAULT_STEPS = {"ddpm": 20, "ddim": 20, "dpm_solver_2m": 15}
-OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the noise is taken away, and in which pieces.
+    """The sampler of a diffusion network, its steps, and its tiles.
 
-    sampler: a name of diffusion.samplers. steps: at most the process's; spacing: of their times. eta: of ddim. seed: of
-    the noise.
-    tile: side of a tile in LR pixels, a multiple of the network's, None for the whole image at once; overlap: LR pixels
-    that neighbouring tiles share; batch: tiles at once.
+    sampler: a name of diffusion.samplers. steps: passes through the network, at most the process's timesteps.
+    spacing: how their times are spread. eta: noise that ddim adds, from 0 (none) to 1 (as much as ddpm).
+    seed: fixes the noise, together with the key and the sample number of an image.
+    tile: side of a tile in LR pixels, a multiple of the network's; None for the whole image at once. overlap: LR pixels
+    that neighbouring tiles share. batch: tiles that the network takes at once.
     """
 
     sampler: str = "ddpm"
@@ -44,18 +44,20 @@ class Sampling:
 
 @dataclass(frozen=True)
 class DiffusionRestorer:
-    """Images by sampling. network: archs.diffusion_sr.DiffSR or one like it. scale: output pixels per input pixel.
-    on_step: told (done, of how many) after each step.
+    """A Restorer that samples its images.
+
+    network: archs.diffusion_sr.DiffSR or one like it. scale: output pixels per input pixel.
+    on_step: called with (steps done, all steps) after each step.
 
     The noise is drawn for the whole canvas, from (seed, key, sample) alone: it does not depend on other images, on the
-    processes that share a data set, or on tiles. Tiles are blended at each step, before the sampler sees the estimate,
-    so neighbours follow one trajectory; the condition is made of the whole image, without tiles.
+    processes that share a data set, or on tiles. Tiles are blended at each step, before the sampler reads the estimate,
+    so neighbours follow one trajectory. The condition is computed from the whole image, without tiles.
     """
 
     network: nn.Module
     process: Process
     scale: int
-    how: Sampling
+    sampling: Sampling
     on_step: OnStep | None = None
 
     @torch.no_grad()
@@ -66,25 +68,25 @@ class DiffusionRestorer:
         lq_up = upsampled(whole, size)
         with self._autocast(lq.device):
             condition = self.network.condition(whole)  # type: ignore[operator]
-        noise = SeededNoise([derived_seed(self.how.seed, "sampling", key, sample)], (3, *size), lq.device)
+        noise = SeededNoise([derived_seed(self.sampling.seed, "sampling", key, sample)], (3, *size), lq.device)
         x_0 = draw(
             self.process,
             self._denoise(condition, lq_up),
             noise.start(),
             noise,
-            self.how.sampler,
-            self.how.steps,
-            eta=self.how.eta,
+            self.sampling.sampler,
+            self.sampling.steps,
+            eta=self.sampling.eta,
             on_step=self.on_step,
-            spacing=self.how.spacing,
+            spacing=self.sampling.spacing,
         )
         return image_of(x_0, lq_up)[..., : height * self.scale, : width * self.scale]
 
     def _autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.how.precision == "bf16")
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.sampling.precision == "bf16")
 
     def _denoise(self, condition: Tensor, lq_up: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """(x, t) -> the network's estimate for the whole canvas, float32."""
+        """Return the function (x, t) -> the network's estimate for the whole canvas, float32."""
         denoise: Callable[..., Tensor] = self.network.denoise  # type: ignore[assignment]
         device = condition.device
 
@@ -94,11 +96,11 @@ class DiffusionRestorer:
             return estimate.float()
 
         height, width = (side // self.scale for side in lq_up.shape[-2:])
-        if self.how.tile is None or max(height, width) <= self.how.tile:
+        if self.sampling.tile is None or max(height, width) <= self.sampling.tile:
             return whole
 
         def tiled(x: Tensor, t: Tensor) -> Tensor:
-            assert self.how.tile is not None
+            assert self.sampling.tile is not None
 
             def compute(areas: list[Area]) -> Tensor:
                 fine = [self._fine(area) for area in areas]
@@ -108,12 +110,18 @@ class DiffusionRestorer:
                 return estimate
 
             return blended(
-                compute, (height, width), self.how.tile, self.how.overlap, self.how.batch, device, self.scale
+                compute,
+                (height, width),
+                self.sampling.tile,
+                self.sampling.overlap,
+                self.sampling.batch,
+                device,
+                self.scale,
             )
 
         return tiled
 
     def _fine(self, area: Area) -> Area:
-        """An area of the LR grid on the canvas."""
+        """Return the area of the canvas that an area of the LR grid covers."""
         rows, columns = (slice(side.start * self.scale, side.stop * self.scale) for side in area)
         return rows, columns

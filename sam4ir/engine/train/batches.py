@@ -3,41 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Generator
+from dataclasses import dataclass
 
-from sam4ir.config.schema import Options
+from sam4ir.config.schema import MixingOptions
 from sam4ir.data.loader import Mixup, train_batches
 from sam4ir.data.sample import Batch
-from sam4ir.engine import build
 from sam4ir.engine.train.build import worker_count
 from sam4ir.engine.train.data import Sets
 from sam4ir.engine.train.stages import Stage
 from sam4ir.utils.dist import World
 
 
-def stage_batches(
-    sets: Sets, stage: Stage, options: Options, world: World, sample: int, iterations: int, workers: int | None = None
-) -> Generator[Batch, None, None]:
-    """Micro-batches of so many iterations from sample number `sample` on, stage.rounds for each iteration.
+@dataclass(frozen=True)
+class StageBatches:
+    """Loads the micro-batches of this process for any stage.
 
-    workers: processes that load ahead; None goes by the options.
+    sets: the training set with its loading keys. world: the processes that share each total batch. seed: fixes order,
+    crops, flips and noise of all samples. mixing: train.mixing_augs. cuda: whether batches go to a CUDA device; they
+    are pinned then, unless pin_memory is false.
     """
-    loader = sets.loader
-    assert options.train is not None
-    mixing = options.train.mixing_augs
-    pin = loader.pin_memory if loader.pin_memory is not None else True
-    return train_batches(
-        sets.of(stage),
-        seed=options.manual_seed,
-        batch_size=stage.micro_batch * world.size,
-        start_sample=sample,
-        total_samples=sample + iterations * stage.total_batch,
-        num_workers=worker_count(loader) if workers is None else workers,
-        pin_memory=pin and build.wants_cuda(options),
-        rank=world.rank,
-        world_size=world.size,
-        shuffle=loader.use_shuffle,
-        enlarge=loader.dataset_enlarge_ratio,
-        mixup=Mixup(mixing.mixup_beta, mixing.use_identity) if mixing is not None and mixing.mixup else None,
-        total_batch=stage.total_batch,
-        bad_images=loader.bad_images,
-    )
+
+    sets: Sets
+    world: World
+    seed: int
+    mixing: MixingOptions | None = None
+    cuda: bool = False
+
+    def of(
+        self, stage: Stage, sample: int, iterations: int, workers: int | None = None
+    ) -> Generator[Batch, None, None]:
+        """Yield the micro-batches of so many iterations from sample number `sample` on, stage.rounds an iteration.
+
+        workers: processes that load ahead; None takes num_worker_per_gpu.
+        """
+        loader, mixing = self.sets.loader, self.mixing
+        mixup = None
+        if mixing is not None and mixing.mixup:
+            mixup = Mixup(mixing.mixup_beta, mixing.use_identity)
+        return train_batches(
+            self.sets.of(stage),
+            seed=self.seed,
+            batch_size=stage.micro_batch * self.world.size,
+            start_sample=sample,
+            total_samples=sample + iterations * stage.total_batch,
+            num_workers=worker_count(loader) if workers is None else workers,
+            pin_memory=self.cuda and loader.pin_memory is not False,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            shuffle=loader.use_shuffle,
+            enlarge=loader.dataset_enlarge_ratio,
+            mixup=mixup,
+            total_batch=stage.total_batch,
+            bad_images=loader.bad_images,
+        )

@@ -1,4 +1,4 @@
-"""Options -> the parts of a training run: data with masks, model, optimisers, EMA."""
+"""Options -> the parts of a training run: model, optimisers, EMA."""
 
 from __future__ import annotations
 
@@ -7,46 +7,120 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sam4ir.archs.layers import checkpoint_blocks
-from sam4ir.config.schema import Block, DatasetOptions, OptimOptions, Options
+from sam4ir.config.schema import (
+    Block,
+    DatasetOptions,
+    DiffusionOptions,
+    DistillOptions,
+    OptimOptions,
+    Options,
+    TrainOptions,
+)
 from sam4ir.config.signature import block_arguments
 from sam4ir.distill.spf import SemanticPriorsFusion
 from sam4ir.engine.build import (
-    ALONE,
     DIFFUSION_ENTRY,
     BuildError,
+    build_network,
     check_images,
+    load_pretrained,
     make,
     naming,
-    network,
-    pretrained,
     to_device,
 )
-from sam4ir.engine.restore.build import process
+from sam4ir.engine.restore.build import build_process
 from sam4ir.engine.train.data import measured_spe
 from sam4ir.engine.train.ema import Ema
+from sam4ir.engine.train.losses import LossBuilder, build_reconstruction, build_refinement
 from sam4ir.engine.train.optim import Optimiser, learning_rate
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.train.stages import Stage, stages
-from sam4ir.engine.train.terms import build_loss, build_sgr, build_spd
+from sam4ir.engine.train.step import Step
+from sam4ir.engine.train.terms import build_terms
 from sam4ir.errors import UserError
-from sam4ir.models.restoration import Model, Restoration
+from sam4ir.models.restoration import Loss, Model, Restoration
 from sam4ir.models.sam_diffsr import SamDiffSR
 from sam4ir.models.sam_distill import Refiner, SamDistill, Schedule
 from sam4ir.registry import FUSIONS, SCHEDULES
-from sam4ir.utils.dist import World, peers
+from sam4ir.utils.dist import ALONE, World, peers
 from sam4ir.utils.rng import torch_stream
 
 
-def _optimiser(options: Options, net: nn.Module, label: str, start: int) -> Optimiser:
-    train = options.train
-    assert train is not None
-    own: OptimOptions = (train.optim_r or train.optim_g) if label == "r" else train.optim_g
+def train_options(options: Options) -> TrainOptions:
+    """Return the block `train` of an option file. Raises BuildError where the file has none."""
+    if options.train is None:
+        raise BuildError("train: the file has no such block, so it trains nothing; score it with test.py")
+    return options.train
+
+
+def build_parts(options: Options, device: torch.device, world: World = ALONE, channels: int = 3) -> TrainingParts:
+    """Build model, optimisers and EMAs of a training run, as they are before any checkpoint is loaded.
+
+    channels: of the degraded images.
+    """
+    train = train_options(options)
+    networks = _networks(options, train, device, channels)
+    if options.checkpoint_activations:
+        _checkpoint_activations(networks)
+    emas = {label: Ema(net, train.ema_decay) for label, net in networks.items()}
+    starts = {"g": train.distill.refine_iter or 0, "r": 0}  # iterations before the network begins to train
+    optimisers = {label: _optimiser(train, net, label, starts[label]) for label, net in networks.items()}
+    find_unused = options.find_unused_parameters
+    shared = {label: _shared(net, device, world, find_unused) for label, net in networks.items()}
+    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+    seed = options.manual_seed
+    builder = LossBuilder(device, min(channels, 3))
+    metadata: dict[str, Any] = {}
+    model: Model
+    if options.diffuses:
+        metadata = {DIFFUSION_ENTRY: options.process.model_dump()}
+        ((key, block),) = options.phase("train").items()
+        measure = functools.partial(measured_spe, key, block, options.scale, options.process.mean)
+        model = _diffusion_model(shared["g"], train, options.process, measure, seed, builder)
+    elif options.distills:
+        model = _distilling_model(shared, train, emas, seed, builder)
+    else:
+        model = Restoration(shared["g"], build_reconstruction(train, builder), seed)
+    return TrainingParts(model, optimisers, emas, scaler, tuple(shared.values()), metadata)
+
+
+def _networks(options: Options, train: TrainOptions, device: torch.device, channels: int) -> dict[str, nn.Module]:
+    """Build the networks that train, by label: the student g, and the refiner r of SAM4IR; load pretrained weights."""
+    seed, channels_last = options.manual_seed, options.channels_last
+    student = build_network(options.network_g, "g", device, seed=seed, channels_last=channels_last)
+    has_weights = load_pretrained(student, options.path)
+    check_images(student, options.scale, device, channels, diffusion=options.diffuses)
+    if not options.distills:
+        return {"g": student}
+    second = build_network(options.network_r or options.network_g, "r", device, seed=seed, channels_last=channels_last)
+    if has_weights:
+        _copy_student(student, second, train.distill)
+    with torch_stream(seed, "init", "spf"):
+        spf = make(FUSIONS, options.spf, "spf") if options.spf else SemanticPriorsFusion()
+    return {"g": student, "r": Refiner(to_device(spf, device, channels_last), second)}
+
+
+def _copy_student(student: nn.Module, second: nn.Module, distill: DistillOptions) -> None:
+    """Copy the student's pretrained weights into the refiner's network, where distill.init_refiner asks for it."""
+    if distill.init_refiner != "student":
+        return
+    with naming("train.distill.init_refiner"):
+        try:
+            second.load_state_dict(student.state_dict())
+        except RuntimeError:
+            raise UserError("student needs network_r to be the network of the student") from None
+
+
+def _optimiser(train: TrainOptions, net: nn.Module, label: str, start: int) -> Optimiser:
+    """Build the optimiser of a network. start: iterations before the network begins to train."""
+    optim: OptimOptions = (train.optim_r or train.optim_g) if label == "r" else train.optim_g
     place = "scheduler_r" if label == "r" and train.scheduler_r else "scheduler"
     block: Block | None = getattr(train, place)
     schedule: Callable[[int, float], float] = SCHEDULES.get("ConstantLR")
@@ -55,80 +129,62 @@ def _optimiser(options: Options, net: nn.Module, label: str, start: int) -> Opti
             SCHEDULES.get(block.type), **block_arguments(SCHEDULES, block.type, block.arguments)
         )
     with naming(f"train.{place}"):
-        schedule(0, own.lr)
-        rate = learning_rate(own.lr, schedule, train.warmup_iter, start)
+        schedule(0, optim.lr)
+        rate = learning_rate(optim.lr, schedule, train.warmup_iter, start)
     return Optimiser(
         net.parameters(),
-        type_name=own.type,
+        type_name=optim.type,
         rate=rate,
-        betas=own.betas,
-        weight_decay=own.decay,
-        eps=own.eps,
+        betas=optim.betas,
+        weight_decay=optim.decay,
+        eps=optim.eps,
         clip=train.grad_clip if train.use_grad_clip else None,
     )
 
 
-def _schedule(options: Options) -> Schedule:
-    train = options.train
-    assert train is not None
-    if train.distill.schedule == "two_phase":
-        return Schedule(refine_iter=train.distill.refine_iter)
-    start = train.distill.start_iter
-    return Schedule(start_iter=start if start is not None else math.ceil(train.total_iter / 10))
+def _diffusion_model(
+    net: nn.Module,
+    train: TrainOptions,
+    diffusion: DiffusionOptions,
+    measure: Callable[[], float],
+    seed: int,
+    builder: LossBuilder,
+) -> Model:
+    """Build the model of SAM-DiffSR. measure: returns the RMS of the training images' position encoding."""
+    assert train.pixel_opt is not None  # config/consistency.py requires it
+    loss = cast(Loss, builder.build(train.pixel_opt, "train.pixel_opt"))
+    encoding = f"SPE, mean over the {diffusion.mean}"
+    return SamDiffSR(net, build_process(diffusion), loss, seed, measure, encoding)
 
 
-def build_parts(options: Options, device: torch.device, world: World = ALONE, channels: int = 3) -> TrainingParts:
-    """Model, optimisers and EMAs of a training run, from the start (before any checkpoint).
-
-    channels: of the degraded images.
-    """
-    train = options.train
-    assert train is not None
-    student = network(options.network_g, "g", options, device)
-    loaded = pretrained(student, options)
-    check_images(student, options, device, channels)
-    networks: dict[str, nn.Module] = {"g": student}
-    if options.distills:
-        networks["r"] = _refiner(options, student, loaded, device)
-    _checkpoint_activations(networks, options)
-    emas = {label: Ema(net, train.ema_decay) for label, net in networks.items()}
-    second = train.distill.refine_iter or 0
-    starts = {"g": second, "r": 0}
-    optimisers = {label: _optimiser(options, net, label, starts[label]) for label, net in networks.items()}
-    shared = {label: _shared(net, options, device, world) for label, net in networks.items()}
-    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
-    metadata = {DIFFUSION_ENTRY: options.process.model_dump()} if options.diffuses else {}
-    return TrainingParts(
-        _model(options, shared, emas, device), optimisers, emas, scaler, tuple(shared.values()), metadata
-    )
-
-
-def _model(options: Options, networks: Mapping[str, nn.Module], emas: Mapping[str, Ema], device: torch.device) -> Model:
-    train = options.train
-    assert train is not None
-    loss = build_loss(train.pixel_opt, "train.pixel_opt", device)
-    if options.diffuses:
-        measure = functools.partial(measured_spe, options)
-        encoding = f"SPE, mean over the {options.process.mean}"
-        return SamDiffSR(networks["g"], process(options), loss, options.manual_seed, measure, encoding)
-    if not options.distills:
-        return Restoration(networks["g"], loss, options.manual_seed)
+def _distilling_model(
+    networks: Mapping[str, nn.Module], train: TrainOptions, emas: Mapping[str, Ema], seed: int, builder: LossBuilder
+) -> Model:
+    """Build the model of SAM4IR from the networks g and r as the step calls them."""
+    reconstruction = build_reconstruction(train, builder)
     return SamDistill(
         networks["g"],
         networks["r"],
-        loss,
-        refine_loss=build_loss(train.refine_opt, "train.refine_opt", device) if train.refine_opt else None,
-        spd=build_spd(train.spd_opt),
-        sgr=build_sgr(train.sgr_opt, device),
+        reconstruction,
+        build_refinement(train, reconstruction, builder),
+        terms=build_terms(train, builder.device),
         teacher=emas["r"].module if train.distill.teacher == "ema" else None,
-        schedule=_schedule(options),
+        schedule=_schedule(train.distill, train.total_iter),
         masks=train.distill.masks == "store",
-        seed=options.manual_seed,
+        seed=seed,
     )
 
 
-def _shared(net: nn.Module, options: Options, device: torch.device, world: World) -> nn.Module:
-    """The network as many processes train it: gradients are averaged while they are computed."""
+def _schedule(distill: DistillOptions, total_iter: int) -> Schedule:
+    """Return when student and refiner train; where start_iter is unset, terms start after a tenth of the training."""
+    if distill.schedule == "two_phase":
+        return Schedule(refine_iter=distill.refine_iter)
+    start = distill.start_iter
+    return Schedule(start_iter=start if start is not None else math.ceil(total_iter / 10))
+
+
+def _shared(net: nn.Module, device: torch.device, world: World, find_unused: bool) -> nn.Module:
+    """Wrap a network for training by several processes: gradients are averaged while they are computed."""
     if world.size == 1:
         return net
     # beta and gamma of NAFNet are (1, c, 1, 1): whatever strides a side of 1 has, the memory is the same
@@ -137,45 +193,42 @@ def _shared(net: nn.Module, options: Options, device: torch.device, world: World
         return DistributedDataParallel(
             net,
             device_ids=[device.index] if device.type == "cuda" else None,
-            find_unused_parameters=options.find_unused_parameters,
+            find_unused_parameters=find_unused,
             gradient_as_bucket_view=True,
         )
 
 
-def _checkpoint_activations(networks: Mapping[str, nn.Module], options: Options) -> None:
-    for label, net in networks.items() if options.checkpoint_activations else ():
+def _checkpoint_activations(networks: Mapping[str, nn.Module]) -> None:
+    """Make the blocks of the networks compute their activations again in the backward pass, which saves memory."""
+    for label, net in networks.items():
         if not checkpoint_blocks(net):
             raise BuildError(f"checkpoint_activations: network_{label} has no blocks that can be computed again")
 
 
+def build_step(options: Options, parts: TrainingParts, device: torch.device, world: World = ALONE) -> Step:
+    """Build the optimiser step of a training run."""
+    return Step(
+        parts,
+        device,
+        world,
+        precision=options.precision,
+        channels_last=options.channels_last,
+        find_unused_parameters=options.find_unused_parameters,
+    )
+
+
 def compilable(parts: TrainingParts) -> dict[str, nn.Module]:
-    """What `compile` compiles, by label: the student, and the refiner's network without SPF."""
+    """Return the networks that `compile` compiles, by label: the student, and the refiner's network without SPF."""
     networks = parts.model.networks
     return {label: net.network if isinstance(net, Refiner) else net for label, net in networks.items()}
 
 
-def _refiner(options: Options, student: nn.Module, loaded: bool, device: torch.device) -> Refiner:
-    train = options.train
-    assert train is not None
-    second = network(options.network_r or options.network_g, "r", options, device)
-    if train.distill.init_refiner == "student" and loaded:
-        with naming("train.distill.init_refiner"):
-            try:
-                second.load_state_dict(student.state_dict())
-            except RuntimeError:
-                raise UserError("student needs network_r to be the network of the student") from None
-    with torch_stream(options.manual_seed, "init", "spf"):
-        spf = make(FUSIONS, options.spf, "spf") if options.spf else SemanticPriorsFusion()
-    return Refiner(to_device(spf, device, options.channels_last), second)
-
-
-def stages_of(options: Options, loader: DatasetOptions, world: World) -> list[Stage]:
-    """The stages of the training; see engine/train/stages.py."""
-    assert options.train is not None
+def stages_of(train: TrainOptions, loader: DatasetOptions, world: World) -> list[Stage]:
+    """Return the stages of the training; see engine/train/stages.py."""
     with naming("datasets.train"):
-        return stages(options.train, loader, world.size)
+        return stages(train, loader, world.size)
 
 
 def worker_count(loader: DatasetOptions) -> int:
-    """num_worker_per_gpu, at most the machine's processors."""
+    """Return num_worker_per_gpu, at most the number of the machine's processors."""
     return min(loader.num_worker_per_gpu, os.cpu_count() or 1)

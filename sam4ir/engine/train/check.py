@@ -1,4 +1,4 @@
-"""--check: everything that can be known of a run before it starts, and what it will take. Trains and writes nothing."""
+"""--check: examine a run before it starts, and measure what it will take. Trains and writes nothing."""
 
 from __future__ import annotations
 
@@ -11,298 +11,334 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import torch
 from torch import nn
 from tqdm import tqdm
 
 from sam4ir.config.load import notices
-from sam4ir.config.schema import Options
+from sam4ir.config.paths import RunPaths
+from sam4ir.config.schema import Options, PathOptions, TrainOptions
+from sam4ir.data.sample import Dataset, Examinable, Sample
 from sam4ir.engine import build
+from sam4ir.engine.devices import choose_device
 from sam4ir.engine.evaluate.build import build_metrics
-from sam4ir.engine.evaluate.metric import prepared
+from sam4ir.engine.evaluate.metric import Metric, prepare_metrics
 from sam4ir.engine.evaluate.validate import Outputs, evaluate
-from sam4ir.engine.restore import build as restore_build
+from sam4ir.engine.restore.build import restore_recipe
 from sam4ir.engine.train import build as build_train
-from sam4ir.engine.train import checkpoint
 from sam4ir.engine.train import data as train_data
-from sam4ir.engine.train.batches import stage_batches
+from sam4ir.engine.train import resume as resuming
+from sam4ir.engine.train.batches import StageBatches
+from sam4ir.engine.train.checkpoint import load_checkpoint
+from sam4ir.engine.train.milestones import validation_outputs
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.train.stages import Stage
 from sam4ir.engine.train.step import Step
 from sam4ir.engine.weights import locate
 from sam4ir.errors import UserError
 from sam4ir.utils.cli import USER_ERROR
-from sam4ir.utils.dist import PeerError, World
-from sam4ir.utils.memory import in_words, peak_memory, reset_peak
+from sam4ir.utils.dist import ALONE, PeerError, World
+from sam4ir.utils.memory import in_words, out_of_memory, peak_memory, reset_peak
 from sam4ir.utils.rng import generator, seed_defaults
 
 STEPS = 4  # a stage's steps are timed at its end, where every term takes part
 PATIENCE = 20.0  # seconds after which one step is enough
 DECODED = 16  # images of a data set that are read whole; of the others only the headers
-SHOWN = 5
+LISTED = 5  # wrong images that are reported one by one
 
 
 @dataclass
 class Findings:
-    """What was looked at, as lines for the user, and how much of it was wrong."""
+    """The report of a check: lines for the user, the number of problems, and the estimated seconds of the run."""
 
     show: bool
     problems: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
-    def say(self, text: str) -> None:
-        """A line of the report."""
+    def line(self, text: str) -> None:
+        """Print a line of the report, in the main process."""
         if self.show:
             print(text, flush=True)
 
     def problem(self, text: str) -> None:
-        """What would stop or spoil the run."""
+        """Print and count a problem, which would stop or spoil the run."""
         self.problems += 1
         print(f"PROBLEM  {text}", flush=True)
 
     @contextlib.contextmanager
-    def judging(self) -> Iterator[None]:
-        """An error inside the block is a problem, and the check goes on."""
+    def collecting(self) -> Iterator[None]:
+        """Turn an error inside the block into a problem, so that the check goes on."""
         try:
             yield
         except PeerError:
             raise
-        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        except (UserError, OSError, MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and not out_of_memory(error):
+                raise
             self.problem(str(error) or type(error).__name__)
 
 
-def check(options: Options, resume: bool = False, world: World = build.ALONE) -> int:
-    """Look at options, data, masks, weights, disk, then take real steps of every stage and a validation image.
+def check(options: Options, resume: bool = False, world: World = ALONE) -> int:
+    """Examine options, data, masks, weights and disk, then take real steps of every stage and validate an image.
 
-    resume: as the run would be started. Prints what was found and an estimate of the whole run; returns 0, or 2 where
+    resume: as the run would be started. Prints what it finds and an estimate of the whole run; returns 0, or 2 where
     there are problems.
     """
     findings = Findings(show=world.main)
+    paths = build.run_paths(options.path, options.name)
     for notice in notices(options):
-        findings.say(f"notice   {notice}")
-    device = build.device_of(options, world)
-    findings.say(f"device   {device}, {world.size} process(es), {options.precision}")
+        findings.line(f"notice   {notice}")
+    device = choose_device(options.device, world)
+    findings.line(f"device   {device}, {world.size} process(es), {options.precision}")
     seed_defaults(options.manual_seed)
-    sets, before = None, findings.problems
+    sets, earlier_problems = None, findings.problems
     for key, block in options.datasets.items():
-        with findings.judging():
+        with findings.collecting():
             if train_data.views_of(options) and block.masks is not None:
                 train_data.mask_store(key, block)
-        with findings.judging():
+        with findings.collecting():
             if not block.placeholder:
-                build.dataset(key, block, options)
+                build.build_dataset(key, block, options.scale)
     if world.main:
-        _folder(options, resume, findings)
-    with findings.judging():
-        sets = train_data.data_sets(options) if findings.problems == before else None
-    if sets is not None:
-        for name, data in {"train": sets.train, **sets.val}.items() if world.main else ():
-            _look_at(name, data, findings)
-        with findings.judging():
-            stages = build_train.stages_of(options, sets.loader, world)
-            parts = build_train.build_parts(options, device, world, sets.channels)
-            _weights(options, parts, findings)
-            _disk(options, parts, findings)
-            _checkpoint(options, resume, parts, findings)
-            _steps(options, sets, stages, parts, world, findings)
-            _validation(options, sets, parts, world, findings)
+        _check_folder(paths, options.path, resume, findings)
+    if findings.problems == earlier_problems:
+        with findings.collecting():
+            sets = train_data.data_sets(options)
     if sets is None:
-        _weights_files(options, findings)
-        findings.say("time and memory were not measured, since not all data can be read")
+        _check_weights_files(options.path, findings)
+        findings.line("time and memory were not measured, since not all data can be read")
+    else:
+        if world.main:
+            for name, data in {"train": sets.train, **sets.val}.items():
+                _examine_images(name, data, findings)
+        with findings.collecting():
+            _check_training(options, sets, paths, resume, device, world, findings)
     findings.problems = world.largest(findings.problems)
-    return _verdict(options, findings)
+    return _verdict(options.name, findings)
 
 
-def _folder(options: Options, resume: bool, findings: Findings) -> None:
-    """Whether the run may begin where it would be written."""
-    paths = build.run_paths(options)
-    with findings.judging():
+def _check_training(
+    options: Options,
+    sets: train_data.Sets,
+    paths: RunPaths,
+    resume: bool,
+    device: torch.device,
+    world: World,
+    findings: Findings,
+) -> None:
+    """Build the parts of the run and measure them."""
+    train = build_train.train_options(options)
+    stages = build_train.stages_of(train, sets.loader, world)
+    parts = build_train.build_parts(options, device, world, sets.channels)
+    _report_networks(parts, options.path, findings)
+    _check_disk(train, options.logger.save_checkpoint_freq, Path(options.path.root), parts, findings)
+    _check_checkpoint(paths, options.path.resume_state, resume, parts, findings)
+    step = build_train.build_step(options, parts, device, world)
+    batches = StageBatches(sets, world, options.manual_seed, train.mixing_augs, cuda=device.type == "cuda")
+    phases: list[Stage] = []
+    for stage in stages:
+        phases += _phases(train, options.distills, stage)
+    findings.seconds["training"] = _measure_steps(phases, step, batches, findings)
+    val = options.val
+    if val is not None and val.val_freq is not None:
+        metrics = prepare_metrics(build_metrics(val, options.basicsr), device)
+        outputs = validation_outputs(restore_recipe(options), parts, device)
+        runs = -(-train.total_iter // val.val_freq)
+        seconds = _measure_validation(outputs, sets.val, metrics, options.manual_seed, runs, world, findings)
+        findings.seconds["validation"] = seconds
+
+
+def _check_folder(paths: RunPaths, path: PathOptions, resume: bool, findings: Findings) -> None:
+    """Report where the run may not begin in its folder."""
+    with findings.collecting():
         if not resume:
-            checkpoint.refuse_overwrite(paths, options.path.resume_state)
-        there = next(p for p in (paths.run.absolute(), *paths.run.absolute().parents) if p.exists())
-        if not os.access(there, os.W_OK):
-            raise UserError(f"{there}: cannot be written; set path.root to a folder of yours")
+            resuming.refuse_overwrite(paths, path.resume_state)
+        parent = _existing(paths.run)
+        if not os.access(parent, os.W_OK):
+            raise UserError(f"{parent}: cannot be written; set path.root to a folder of yours")
 
 
-def _weights_files(options: Options, findings: Findings) -> None:
-    """Whether the weights that the run begins with are there, where no network is built that would ask for them."""
-    path = options.path
+def _existing(path: Path) -> Path:
+    """Return the path, or the nearest folder above it that is there."""
+    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+
+
+def _check_weights_files(path: PathOptions, findings: Findings) -> None:
+    """Report weights files that are not there, where no network is built that would load them."""
     for key, source in {"g": path.pretrain_network_g, "c": path.pretrain_network_c}.items():
-        with findings.judging(), build.naming(f"path.pretrain_network_{key}"):
+        with findings.collecting(), build.naming(f"path.pretrain_network_{key}"):
             if source and not locate(source).is_file():
                 raise UserError(f"{source}: no such weights file")
 
 
-def _checkpoint(options: Options, resume: bool, parts: TrainingParts, findings: Findings) -> None:
-    """Load what the run would go on from."""
-    paths, state = build.run_paths(options), options.path.resume_state
-    with findings.judging():
-        if resume and (found := checkpoint.find_resume(paths, parts, logging.getLogger("sam4ir"))):
-            findings.say(f"resume   from iteration {found[0].iteration}")
-        elif state:
-            progress, _ = checkpoint.load(Path(state), parts)
-            findings.say(f"resume   {state}, iteration {progress.iteration}")
+def _check_checkpoint(
+    paths: RunPaths, resume_state: str | None, resume: bool, parts: TrainingParts, findings: Findings
+) -> None:
+    """Load the checkpoint that the run would go on from."""
+    with findings.collecting():
+        newest = resuming.load_newest(paths, parts, logging.getLogger("sam4ir")) if resume else None
+        if newest is not None:
+            findings.line(f"resume   from iteration {newest.progress.iteration}")
+        elif resume_state:
+            progress = load_checkpoint(Path(resume_state), parts).progress
+            findings.line(f"resume   {resume_state}, iteration {progress.iteration}")
 
 
-def _phases(options: Options, stage: Stage) -> list[Stage]:
-    """A stage cut where other networks or terms begin to train, so that each part's cost is its own."""
-    train = options.train
-    assert train is not None
+def _phases(train: TrainOptions, distills: bool, stage: Stage) -> list[Stage]:
+    """Cut a stage where other networks or terms begin to train, so that the cost of each part is measured."""
     distill = train.distill
     begins = distill.refine_iter or distill.start_iter or math.ceil(train.total_iter / 10)
-    if not options.distills or not stage.start < begins < stage.end:
+    if not distills or not stage.start < begins < stage.end:
         return [stage]
     return [dataclasses.replace(stage, end=begins), dataclasses.replace(stage, start=begins)]
 
 
-def _look_at(name: str, data: Any, findings: Findings) -> None:
-    """Every image by its header, with its partner and its masks; some of them whole."""
+def _examine_images(name: str, data: Dataset, findings: Findings) -> None:
+    """Examine every image by its header, with its partner and its masks, and read some of them whole."""
     begun, wrong, small = time.perf_counter(), 0, 0
+    examinable = data if isinstance(data, Examinable) else None
     whole = set(range(0, len(data), max(len(data) // DECODED, 1)))
-    examine = getattr(data, "examine", None)
-    images = tqdm(
-        range(len(data)), desc=f"look at {name}", unit="image", disable=None if findings.show else True, leave=False
-    )
-    for index in images:
-        if examine is None and index not in whole:
-            continue
+    hidden = None if findings.show else True
+    for index in tqdm(range(len(data)), desc=f"look at {name}", unit="image", disable=hidden, leave=False):
         try:
-            if examine is not None:
-                small += not examine(index)
+            if examinable is not None:
+                small += not examinable.examine(index)
             if index in whole:
                 data.get(index, generator(0, "check", index))
-        except (ValueError, OSError) as error:
+        except (UserError, OSError) as error:
             wrong += 1
-            if wrong <= SHOWN:
+            if wrong <= LISTED:
                 findings.problem(f"{name}: {error}")
-    if wrong > SHOWN:
-        findings.problem(f"{name}: {wrong - SHOWN} more images are wrong")
+    if wrong > LISTED:
+        findings.problem(f"{name}: {wrong - LISTED} more images are wrong")
     if small:
-        findings.say(f"notice   {name}: {small} images are smaller than the patch; they are mirrored at their borders")
-    looked = f"{len(whole)} read whole, the others by their headers" if examine is not None else f"{len(whole)} read"
-    findings.say(f"data     {name}: {len(data)} images ({looked}) in {time.perf_counter() - begun:.1f} s")
+        findings.line(f"notice   {name}: {small} images are smaller than the patch; they are mirrored at their borders")
+    depth = f"{len(whole)} read"
+    if examinable is not None:
+        depth += " whole, the others by their headers"
+    findings.line(f"data     {name}: {len(data)} images ({depth}) in {time.perf_counter() - begun:.1f} s")
 
 
-def _weights(options: Options, parts: TrainingParts, findings: Findings) -> None:
+def _report_networks(parts: TrainingParts, path: PathOptions, findings: Findings) -> None:
     for label, network in parts.model.networks.items():
-        findings.say(f"network  net_{label}: {_count(network) / 1e6:.3f} M parameters")
-    if options.path.pretrain_network_g:
-        findings.say(f"weights  {options.path.pretrain_network_g} fits network_g")
+        findings.line(f"network  net_{label}: {_count(network) / 1e6:.3f} M parameters")
+    if path.pretrain_network_g:
+        findings.line(f"weights  {path.pretrain_network_g} fits network_g")
 
 
 def _count(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def _disk(options: Options, parts: TrainingParts, findings: Findings) -> None:
-    """The checkpoints of the whole run against what is free where they go."""
-    train, root = options.train, Path(options.path.root)
-    assert train is not None
+def _check_disk(train: TrainOptions, save_freq: int, root: Path, parts: TrainingParts, findings: Findings) -> None:
+    """Compare the checkpoints of the whole run with the free space of the disk."""
     copies = 2 + (2 if train.ema_decay else 1)  # two moments, the weights, their average
     one = sum(4 * copies * _count(network) for network in parts.model.networks.values())
-    number = -(-train.total_iter // options.logger.save_checkpoint_freq)
-    there = next(p for p in (root.absolute(), *root.absolute().parents) if p.exists())
-    free = shutil.disk_usage(there).free
-    needed = f"{number} checkpoints take {in_words(number * one)}, {in_words(free)} are free in {there}"
+    number = -(-train.total_iter // save_freq)
+    folder = _existing(root)
+    free = shutil.disk_usage(folder).free
+    needed = f"{number} checkpoints take {in_words(number * one)}, {in_words(free)} are free in {folder}"
     if number * one > free:
         findings.problem(f"disk: {needed}. Raise logger.save_checkpoint_freq, or set path.root to another disk")
     else:
-        findings.say(f"disk     {needed}")
+        findings.line(f"disk     {needed}")
 
 
-def _steps(
-    options: Options,
-    sets: train_data.Sets,
-    stages: list[Stage],
-    parts: TrainingParts,
+def _measure_steps(phases: Sequence[Stage], step: Step, batches: StageBatches, findings: Findings) -> float:
+    """Take steps at the end of each phase; return the estimated seconds of all iterations."""
+    total = 0.0
+    for number, phase in enumerate(phases, 1):
+        reset_peak(step.device)
+        computing, loading = _timed_steps(number, phase, step, batches, findings)
+        workers = batches.sets.loader.num_worker_per_gpu
+        load = loading / max(build_train.worker_count(batches.sets.loader), 1)
+        total += max(computing, load) * (phase.end - phase.start)
+        slow = ""
+        if load > computing:
+            slow = "; LOADING IS SLOWER than computing: raise num_worker_per_gpu, or use an LMDB"
+        findings.line(
+            f"stage {number}  {phase}: {computing:.3g} s a step, {load:.3g} s to load its images with "
+            f"{workers} workers{slow}; peak memory {in_words(peak_memory(step.device))}"
+        )
+    return total
+
+
+def _timed_steps(
+    number: int, phase: Stage, step: Step, batches: StageBatches, findings: Findings
+) -> tuple[float, float]:
+    """Return the seconds of a step of this phase, and those of loading its images in one process."""
+    stream = batches.of(phase, sample=0, iterations=STEPS, workers=0)
+    computing, loading = [], []
+    for iteration in range(max(phase.end - STEPS, phase.start) + 1, phase.end + 1):
+        begun = time.perf_counter()
+        micro = list(itertools.islice(stream, phase.rounds))
+        loaded = time.perf_counter()
+        outcome = step(micro, iteration, measure=False)
+        computing.append(time.perf_counter() - loaded)
+        loading.append(loaded - begun)
+        if not outcome.finite and not outcome.overflow:
+            findings.problem(f"stage {number}: loss or gradient is not finite; images {[b.keys for b in micro]}")
+        if step.world.largest(int(sum(computing) > PATIENCE)):
+            break
+    warm = computing[1:] or computing  # the first step warms up
+    return sum(warm) / len(warm), min(loading)
+
+
+def _measure_validation(
+    outputs: Outputs,
+    sets: Mapping[str, Dataset],
+    metrics: Mapping[str, Metric],
+    seed: int,
+    runs: int,
     world: World,
     findings: Findings,
-) -> None:
-    device = build.device_of(options, world)
-    step = Step(parts, device, world, options)
+) -> float:
+    """Score one image of each validation set; return the estimated seconds of `runs` validations."""
     total = 0.0
-    phases = [phase for stage in stages for phase in _phases(options, stage)]
-    for number, stage in enumerate(phases, 1):
-        reset_peak(device)
-        batches = stage_batches(sets, stage, options, world, sample=0, iterations=STEPS, workers=0)
-        times, loading = [], []
-        for iteration in range(max(stage.end - STEPS, stage.start) + 1, stage.end + 1):
-            begun = time.perf_counter()
-            micro = list(itertools.islice(batches, stage.rounds))
-            loaded = time.perf_counter()
-            outcome = step(micro, iteration, measure=False)
-            times.append(time.perf_counter() - loaded)
-            loading.append(loaded - begun)
-            if not outcome.taken and not outcome.overflow:
-                findings.problem(f"stage {number}: loss or gradient is not finite; images {[b.keys for b in micro]}")
-            if world.largest(int(sum(times) > PATIENCE)):
-                break
-        seconds = sum(times[1:]) / len(times[1:]) if len(times) > 1 else times[0]  # the first one warms up
-        load = min(loading) / max(build_train.worker_count(sets.loader), 1)
-        total += max(seconds, load) * (stage.end - stage.start)
-        slow = "" if load <= seconds else "; LOADING IS SLOWER than computing: raise num_worker_per_gpu, or use an LMDB"
-        findings.say(
-            f"stage {number}  {stage}: {seconds:.3g} s a step, {load:.3g} s to load its images with "
-            f"{sets.loader.num_worker_per_gpu} workers{slow}; peak memory {in_words(peak_memory(device))}"
-        )
-    findings.seconds["training"] = total
-
-
-def _validation(
-    options: Options, sets: train_data.Sets, parts: TrainingParts, world: World, findings: Findings
-) -> None:
-    """One image of each validation set through the network and the metrics."""
-    val, train = options.val, options.train
-    if val is None or val.val_freq is None or train is None:
-        return
-    device = build.device_of(options, world)
-    emas = parts.emas
-    refiner = emas["r"].module if val.refiner and "r" in emas else None
-    outputs = Outputs(restore_build.build_restorer(options, emas["g"].module), device, refiner)
-    runs, total = -(-train.total_iter // val.val_freq), 0.0
-    metrics = prepared(build_metrics(options.val, options.basicsr), device)
-    for name, data in sets.val.items():
-        reset_peak(device)
+    for name, data in sets.items():
+        reset_peak(outputs.device)
         begun = time.perf_counter()
-        evaluate(name, _First(data), outputs, metrics, seed=options.manual_seed)
+        evaluate(name, _First(data), outputs, metrics, seed=seed)
         seconds = time.perf_counter() - begun
         total += seconds * -(-len(data) // world.size) * runs
-        memory = in_words(peak_memory(device))
-        findings.say(
+        memory = in_words(peak_memory(outputs.device))
+        findings.line(
             f"val      {name}: {seconds:.3g} s an image, {len(data)} images, {runs} times; peak memory {memory}"
         )
-    findings.seconds["validation"] = total
+    return total
 
 
 class _First:
-    """The first image of a data set."""
+    """The first image of a data set, as a data set."""
 
-    def __init__(self, data: Any) -> None:
+    def __init__(self, data: Dataset) -> None:
         self.data = data
 
     def __len__(self) -> int:
         return min(len(self.data), 1)
 
     def key(self, index: int) -> str:
-        return str(self.data.key(index))
+        return self.data.key(index)
 
-    def get(self, index: int, rng: Any) -> Any:
+    def get(self, index: int, rng: np.random.Generator) -> Sample:
         return self.data.get(index, rng)
 
 
-def _verdict(options: Options, findings: Findings) -> int:
-    whole = sum(findings.seconds.values())
+def _verdict(name: str, findings: Findings) -> int:
+    """Print the estimate and the verdict; return the exit status."""
     if findings.seconds:
-        parts = ", ".join(f"{name} {_time(seconds)}" for name, seconds in findings.seconds.items())
-        findings.say(f"estimate {_time(whole)} in all ({parts}), if this machine stays as it was")
+        parts = ", ".join(f"{part} {_time(seconds)}" for part, seconds in findings.seconds.items())
+        whole = _time(sum(findings.seconds.values()))
+        findings.line(f"estimate {whole} in all ({parts}), if this machine stays as it was")
     if findings.problems:
-        findings.say(f"{options.name}: {findings.problems} problem(s); nothing was changed")
+        findings.line(f"{name}: {findings.problems} problem(s); nothing was changed")
         return USER_ERROR
-    findings.say(f"{options.name}: ready to train")
+    findings.line(f"{name}: ready to train")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""torch.compile, kept only where it is measured to be faster: on CPU it often is not."""
+"""torch.compile, used only where a measurement shows that it is faster: on CPU it often is not."""
 
 from __future__ import annotations
 
@@ -6,15 +6,47 @@ import copy
 import logging
 import statistics
 import time
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-ROUNDS = 5
-WORTH_IT = 0.97  # of the eager time; less gain than that is noise
+from sam4ir.engine.train.checkpoint import Progress
+from sam4ir.engine.train.step import Step
+from sam4ir.utils.dist import World
+from sam4ir.utils.rng import torch_stream
+
+_ROUNDS = 5
+_WORTH_IT = 0.97  # of the eager time; less gain than that is noise
 
 
-def compile_if_faster(
+def compile_networks(
+    networks: Mapping[str, nn.Module],
+    progress: Progress,
+    step: Step,
+    images: Callable[[str], Tensor],
+    *,
+    seed: int,
+    world: World,
+    log: logging.Logger,
+) -> None:
+    """Compile the networks that run faster so, and write their labels into progress.compiled.
+
+    networks: by label. images: label -> random images (b, c, h, w) of the first stage. A run that goes on compiles the
+    networks that were compiled when it began. The main process chooses for all.
+    """
+    if progress.compiled is None:
+        with torch_stream(seed, "compile"):
+            faster = []
+            for label, network in networks.items():
+                if compiling_is_faster(network, label, images(label), step.autocast, step.layout, log):
+                    faster.append(label)
+        progress.compiled = world.from_main(faster)
+    for label in progress.compiled:
+        networks[label].compile()
+
+
+def compiling_is_faster(
     network: nn.Module,
     label: str,
     image: Tensor,
@@ -22,9 +54,9 @@ def compile_if_faster(
     layout: torch.memory_format,
     log: logging.Logger,
 ) -> bool:
-    """Time forward and backward of `network` on `image` (b, c, h, w), eager and compiled, and say which one stays.
+    """Time forward and backward of `network` on `image` (b, c, h, w), eager and compiled, and log both times.
 
-    The network itself is not touched: whoever asked calls network.compile(). A compiler that fails is a warning.
+    Copies are timed, and the network stays as it is. A compiler that fails is a warning.
     """
     image = image.contiguous(memory_format=layout)
     eager, trial = copy.deepcopy(network), copy.deepcopy(network)
@@ -33,25 +65,25 @@ def compile_if_faster(
         begun = time.perf_counter()
         for _ in range(2):
             _step(trial, image, autocast)
-        taken = time.perf_counter() - begun
+        compile_seconds = time.perf_counter() - begun
         _step(eager, image, autocast)
-        pairs = [(_timed(eager, image, autocast), _timed(trial, image, autocast)) for _ in range(ROUNDS)]
+        pairs = [(_timed(eager, image, autocast), _timed(trial, image, autocast)) for _ in range(_ROUNDS)]
     except Exception as error:  # the compiler may fail in any way, and training goes on without it
         log.warning("compile: net_%s stays as it is, since compiling fails: %s", label, _first_line(error))
         return False
     ratio = statistics.median(compiled / plain for plain, compiled in pairs)
     plain, compiled = (1000 * statistics.median(times) for times in zip(*pairs, strict=True))
-    kept = ratio < WORTH_IT
+    faster = ratio < _WORTH_IT
     log.info(
         "compile: net_%s takes %.1f ms compiled and %.1f ms as it is (ratio %.2f, %.0f s to compile); %s.",
         label,
         compiled,
         plain,
         ratio,
-        taken,
-        "compiled it is" if kept else "it stays as it is",
+        compile_seconds,
+        "it runs compiled" if faster else "it stays as it is",
     )
-    return kept
+    return faster
 
 
 def _first_line(error: Exception) -> str:

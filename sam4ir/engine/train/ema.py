@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class Ema:
     """A copy of `network` that follows it: average <- d average + (1 - d) value.
 
-    d = min(decay, (1 + k) / (10 + k)) after k updates, so that the first values do not linger.
-    Integer buffers are copied. decay 0 means no average: `network` itself is what `module` gives.
+    d = min(decay, (1 + k) / (10 + k)) after k updates, so that the average forgets the first values soon.
+    Integer buffers are copied. With decay 0 there is no average, and `module` is `network` itself.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -25,25 +25,25 @@ class Ema:
 
     @property
     def on(self) -> bool:
-        """Whether there is an average beside the network."""
+        """Whether an average is kept beside the network."""
         return self.module is not self.source
 
     @torch.no_grad()
     def update(self) -> None:
-        """Follow the network by one step."""
+        """Move the average towards the network by one step."""
         if not self.on:
             return
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        learned = [p.requires_grad for p in self.source.parameters()]  # what is frozen stays equal by itself
+        learned = [p.requires_grad for p in self.source.parameters()]  # frozen parameters are equal already
         averaged, values = _split(self.module, learned), _split(self.source, learned)
         torch._foreach_lerp_(averaged[0], values[0], weight)
-        for mine, theirs in zip(averaged[1], values[1], strict=True):
-            mine.copy_(theirs)
+        for average, value in zip(averaged[1], values[1], strict=True):
+            average.copy_(value)
 
 
 def _split(network: nn.Module, learned: Sequence[bool]) -> tuple[list[Tensor], list[Tensor]]:
-    """Floating-point buffers and learned parameters, and the others of these."""
+    """Split learned parameters and buffers into those of floating point and the others."""
     parameters = itertools.compress(network.parameters(), learned)
     tensors = [t.detach() for t in (*parameters, *network.buffers())]
     return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]

@@ -1,4 +1,4 @@
-"""The record of a run on disk: JSON lines, the table of validation, TensorBoard. Only the main process keeps one."""
+"""The journal of a run: log.jsonl, validation.csv, TensorBoard. Only the main process writes one."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from sam4ir.engine.train.checkpoint import Progress
 
 
 class Journal(Protocol):
-    """Where a run writes what happened."""
+    """The record of a run."""
 
     def write(self, iteration: int, record: Mapping[str, Any]) -> None:
-        """One JSON line; numbers that are not finite become texts."""
+        """Write one JSON line; numbers that are not finite become texts."""
 
     def scores(self, iteration: int, scores: Iterable[Score]) -> None:
-        """Rows of the validation table."""
+        """Write rows of the validation table."""
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Scalars by TensorBoard tag."""
+        """Write scalars by TensorBoard tag."""
 
     def close(self) -> None:
         """Close the files."""
 
 
 class NoJournal:
-    """That of the other processes."""
+    """The journal of the other processes, which write nothing."""
 
     def write(self, iteration: int, record: Mapping[str, Any]) -> None:
         return None
@@ -45,7 +45,7 @@ class NoJournal:
 
 
 class FileJournal:
-    """log.jsonl, validation.csv and TensorBoard events of a run; what lies past the checkpoint is cut off.
+    """log.jsonl, validation.csv and TensorBoard events of a run; lines past the checkpoint are cut off.
 
     metrics: columns of the table. tensorboard: whether events are written.
     """
@@ -60,9 +60,11 @@ class FileJournal:
         self._json.write({"iter": iteration, **{k: _plain(v) for k, v in record.items()}})
 
     def scores(self, iteration: int, scores: Iterable[Score]) -> None:
-        self._csv.write(
-            {"iter": iteration, "dataset": s.dataset, "stage": s.stage, "image": s.image, **s.values} for s in scores
-        )
+        rows = []
+        for score in scores:
+            head = {"iter": iteration, "dataset": score.dataset, "stage": score.output, "image": score.image}
+            rows.append({**head, **score.values})
+        self._csv.write(rows)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         for tag, value in values.items():
@@ -75,5 +77,5 @@ class FileJournal:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no infinity and no NaN."""
+    """Return a value as JSON can hold it: infinity and NaN as texts."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value

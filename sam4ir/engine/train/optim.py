@@ -1,4 +1,4 @@
-"""One optimiser a trained network: learning rate as a function of the iteration, clipping, skipping."""
+"""The optimiser of one network: its learning rate as a function of the iteration, and gradient clipping."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ _TYPES: dict[str, type[torch.optim.Optimizer]] = {"Adam": torch.optim.Adam, "Ada
 
 
 def learning_rate(base_lr: float, schedule: Callable[[int, float], float], warmup_iter: int, start: int = 0) -> Rate:
-    """lr of iteration i (from 1 on): the schedule after i - 1 steps; up to warmup_iter a line from 0 (BasicSR).
+    """Return the function iteration (from 1 on) -> learning rate.
 
+    Iteration i has the schedule's rate after i - 1 steps; up to warmup_iter the rate rises from 0 on a line (BasicSR).
     start: iterations before this optimiser's phase begins.
     """
 
     def rate(iteration: int) -> float:
-        own = max(iteration - start, 1)
-        return base_lr * own / warmup_iter if own < warmup_iter else schedule(own - 1, base_lr)
+        step = max(iteration - start, 1)
+        return base_lr * step / warmup_iter if step < warmup_iter else schedule(step - 1, base_lr)
 
     return rate
 
 
 class Optimiser:
-    """An optimiser of torch with its rate and its clipping.
+    """An optimiser of torch with its learning rate and its clipping.
 
-    parameters: what it trains. rate: iteration -> lr. clip: largest L2 norm of the gradient, or None.
+    parameters: those to train; frozen ones are left out. rate: iteration -> learning rate. clip: largest L2 norm
+    of the gradient, or None.
     """
 
     def __init__(
@@ -52,26 +54,27 @@ class Optimiser:
         )
 
     def gradient_norm(self) -> Tensor:
-        """L2 norm of the gradient, which is clipped to `clip` on the way."""
+        """Clip the gradient to `clip`, and return its L2 norm before that."""
         return nn.utils.clip_grad_norm_(self.parameters, self.clip if self.clip is not None else float("inf"))
 
     def step(self, iteration: int) -> None:
-        """Update the parameters with the rate of this iteration."""
+        """Update the parameters with the learning rate of this iteration."""
         for group in self.inner.param_groups:
             group["lr"] = self.rate(iteration)
         self.inner.step()
 
     def zero_grad(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients."""
         self.inner.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """The moments, as torch keeps them."""
+        """Return the moments, as torch stores them."""
         return self.inner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the moments; betas, eps and weight decay stay as the options say."""
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.inner.param_groups]
+        """Load the moments; betas, eps and weight decay stay those of the options."""
+        settings = [dict(group) for group in self.inner.param_groups]
         self.inner.load_state_dict(state)
-        for group, own in zip(self.inner.param_groups, settings, strict=True):
-            group.update(own)
+        for group, values in zip(self.inner.param_groups, settings, strict=True):
+            del values["params"]
+            group.update(values)

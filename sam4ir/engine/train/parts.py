@@ -16,11 +16,11 @@ from sam4ir.models.restoration import Model
 
 @dataclass
 class TrainingParts:
-    """What one training run trains with; engine.train.build makes it from the options.
+    """The model of a training run with its optimisers and averages; engine.train.build builds them from the options.
 
-    optimisers, emas: one for each label of model.networks. scaler: scales the loss for float16, off otherwise.
-    shared: the networks as the step calls them, wrapped where several processes train.
-    metadata: plain values that a weights file holds beside the weights.
+    optimisers, emas: one for each label of model.networks. scaler: scales the loss for float16; switched off otherwise.
+    shared: the networks as the model calls them, wrapped in DistributedDataParallel where several processes train.
+    metadata: plain values that each weights file holds beside the weights.
     """
 
     model: Model

@@ -25,6 +25,7 @@ def true_cosine(iteration: int, base_lr: float, T_max: int, eta_min: float = 0.0
         T_max: Iterations of half a cosine, usually the whole training.
         eta_min: Learning rate at the end of the half cosine.
     """
+    _positive(T_max=[T_max])
     return _cosine(base_lr, eta_min, iteration / T_max)
 
 
@@ -46,6 +47,7 @@ def cosine_restart(
         eta_min: Learning rate at the end of each period.
     """
     _same_length("periods", periods, restart_weights=restart_weights)
+    _positive(periods=periods)
     index, progress = _period(iteration, periods)
     return _cosine(base_lr, eta_min, progress, restart_weights[index])
 
@@ -68,6 +70,7 @@ def cosine_restart_cyclic(
         eta_mins: Learning rate at the end of each period; as long as periods.
     """
     _same_length("periods", periods, restart_weights=restart_weights, eta_mins=eta_mins)
+    _positive(periods=periods)
     index, progress = _period(iteration, periods)
     return _cosine(base_lr, eta_mins[index], progress, restart_weights[index])
 
@@ -103,6 +106,7 @@ def linear(iteration: int, base_lr: float, total_iter: int) -> float:
     Args:
         total_iter: Iterations until the rate is 0; an option file may leave it to train.total_iter.
     """
+    _positive(total_iter=[total_iter])
     return base_lr * max(1 - iteration / total_iter, 0.0)
 
 
@@ -147,6 +151,12 @@ def _period(iteration: int, periods: Sequence[int]) -> tuple[int, float]:
         start += periods[index]
         index += 1
     return index, min((iteration - start) / periods[index], 1.0)
+
+
+def _positive(**arguments: Sequence[float]) -> None:
+    for name, values in arguments.items():
+        if not values or min(values) <= 0:
+            raise UserError(f"{name} {', '.join(map(str, values)) or '[]'}: must be above 0")
 
 
 def _same_length(name: str, values: Sequence[float], **others: Sequence[float]) -> None:

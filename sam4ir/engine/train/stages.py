@@ -1,6 +1,7 @@
-"""Progressive training: patches grow and batches shrink in stages (Restormer, section 3.3); one stage otherwise.
+"""Progressive training: patches grow and batches shrink from stage to stage (Restormer, section 3.3).
 
-A stage's total batch is reached on any number of processes, by rounds of micro-batches whose gradients add up.
+Other recipes have one stage. Any number of processes reaches a stage's total batch, by rounds of micro-batches whose
+gradients add up.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from sam4ir.errors import UserError
 
 @dataclass(frozen=True)
 class Stage:
-    """Iterations start + 1 to end. gt_size: the patch, None for the data set's own.
+    """The iterations start + 1 to end, which have one patch size and one batch size.
 
-    micro_batch: images a process computes at once. total_batch: images of an iteration, of all processes.
+    gt_size: side of the patches; None for that of the data set. micro_batch: images that a process computes at once.
+    total_batch: images of an iteration, over all processes.
     """
 
     start: int
@@ -40,7 +42,7 @@ class Stage:
 
 
 def stages(train: TrainOptions, loader: DatasetOptions, processes: int) -> list[Stage]:
-    """The stages of a training by its options, up to total_iter; iters that end before it let the last one go on.
+    """Return the stages of a training, up to total_iter; where iters end before it, the last stage goes on.
 
     Raises ValueError naming the key where the processes cannot make up a stage's total batch.
     """
@@ -49,7 +51,7 @@ def stages(train: TrainOptions, loader: DatasetOptions, processes: int) -> list[
     ends = [min(end, train.total_iter) for end in itertools.accumulate(loader.iters or (train.total_iter,))]
     ends[-1] = train.total_iter
     totals = train.total_batch if isinstance(train.total_batch, tuple) else (train.total_batch,) * len(sizes)
-    found = []
+    stages_in_order = []
     for start, end, size, batch, total in zip([0, *ends], ends, sizes, micro, totals, strict=False):
         whole = total if total is not None else batch * processes
         if whole % (batch * processes):
@@ -60,5 +62,5 @@ def stages(train: TrainOptions, loader: DatasetOptions, processes: int) -> list[
                 "batch_size_per_gpu), or the number of processes"
             )
         if end > start:
-            found.append(Stage(start, end, size, batch, whole, processes))
-    return found
+            stages_in_order.append(Stage(start, end, size, batch, whole, processes))
+    return stages_in_order

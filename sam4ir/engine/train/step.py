@@ -1,22 +1,22 @@
-"""One optimiser step: the micro-batches of this process in, named values of all processes out."""
+"""One optimiser step: it takes the micro-batches of this process and returns the values of all processes by name."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from sam4ir.config.schema import Options
 from sam4ir.data.sample import Batch
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.errors import UserError
-from sam4ir.utils.dist import World, peers
+from sam4ir.utils.dist import ALONE, World, peers
 
-_TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+Precision = Literal["fp32", "bf16", "fp16"]
+_TYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class UnusedParametersError(UserError):
@@ -24,37 +24,47 @@ class UnusedParametersError(UserError):
 
 
 class Outcome(NamedTuple):
-    """values: the mean of each term (l_...) and measure over micro-batches and processes.
+    """The result of a step.
 
-    taken: whether the step was taken; overflow: it was not because float16 overflowed, which lowers the scale.
+    values: the mean of each term (l_...) and measure over micro-batches and processes. finite: whether loss and
+    gradient are; else no parameter was updated. overflow: float16 overflowed, which lowers the scale of the loss.
     """
 
     values: dict[str, float]
-    taken: bool
+    finite: bool
     overflow: bool = False
 
 
 class Step:
-    """Forward, backward and update. Losses are means over micro-batches and processes, so gradients equal those of
-    one large batch.
+    """Forward, backward and update.
 
-    With precision bf16 and fp16 forward passes run under autocast; weights, gradients and losses stay fp32, and with
-    fp16 the loss is scaled.
+    Losses are means over micro-batches and processes, so gradients equal those of one large batch. With precision bf16
+    and fp16 forward passes run under autocast; weights, gradients and losses stay fp32, and with fp16 the loss is
+    scaled. channels_last: the layout of the degraded images. find_unused_parameters: whether parameters may take no
+    part in the loss.
     """
 
-    def __init__(self, parts: TrainingParts, device: torch.device, world: World, options: Options) -> None:
+    def __init__(
+        self,
+        parts: TrainingParts,
+        device: torch.device,
+        world: World = ALONE,
+        *,
+        precision: Precision = "fp32",
+        channels_last: bool = True,
+        find_unused_parameters: bool = False,
+    ) -> None:
         self.parts = parts
         self.device = device
         self.world = world
-        reduced = options.precision != "fp32"
-        self.autocast = torch.autocast(device.type, dtype=_TYPES[options.precision], enabled=reduced)
-        self.layout = torch.channels_last if options.channels_last else torch.contiguous_format
+        self.autocast = torch.autocast(device.type, dtype=_TYPES[precision], enabled=precision != "fp32")
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
         self.wrapped = [network for network in parts.shared if isinstance(network, DistributedDataParallel)]
-        self.find_unused = options.find_unused_parameters
+        self.find_unused = find_unused_parameters
         self.checked: set[str] = set()
 
     def __call__(self, batches: Sequence[Batch], iteration: int, measure: bool) -> Outcome:
-        """Take one step; one that is not finite in any process changes nothing in all of them."""
+        """Take one step. Where a value is not finite in any process, no process changes its parameters."""
         totals: dict[str, float] = {}
         with peers():
             self._settle(batches[0], iteration)
@@ -70,10 +80,11 @@ class Step:
 
     @contextlib.contextmanager
     def _in_step(self, last: bool) -> Iterator[None]:
-        """Gradients meet those of the other processes with the last micro-batch only."""
+        """Sum gradients with the other processes in the last micro-batch only."""
         with contextlib.ExitStack() as stack:
-            for network in self.wrapped if not last else ():
-                stack.enter_context(network.no_sync())
+            if not last:
+                for network in self.wrapped:
+                    stack.enter_context(network.no_sync())
             yield
 
     def _backward(self, batch: Batch, iteration: int, measure: bool, rounds: int) -> dict[str, float]:
@@ -87,9 +98,9 @@ class Step:
         return {f"l_{name}": value for name, value in zip(terms, values, strict=True)} | measures
 
     def _settle(self, batch: Batch, iteration: int) -> None:
-        """A backward pass whose result is thrown away, for networks that train in several processes for the first time.
+        """Run a backward pass and throw its result away, for networks that several processes train for the first time.
 
-        DistributedDataParallel orders its buckets anew after the first pass, and sums of three or more processes
+        DistributedDataParallel reorders its buckets after the first pass, and sums of three or more processes
         depend on the order: without this a resumed run would differ in its first step.
         """
         if not self.wrapped or self.find_unused or not set(self.parts.model.active(iteration)) - self.checked:
@@ -97,7 +108,7 @@ class Step:
         buffers = [(buffer, buffer.clone()) for network in self.wrapped for buffer in network.buffers()]
         self._backward(batch, iteration, False, 1)
         self._check_unused(iteration)
-        self.parts.model.end_step(lambda squares: squares * math.nan)  # what was measured does not count either
+        self.parts.model.end_step(lambda squares: squares * math.nan)  # its measurements do not count either
         for optimiser in self.parts.optimisers.values():
             optimiser.zero_grad()
         with torch.no_grad():
@@ -105,22 +116,25 @@ class Step:
                 buffer.copy_(before)
 
     def _check_unused(self, iteration: int) -> None:
-        """Name what got no gradient: other processes would wait for it, and alone it would silently stay as it is."""
-        new = () if self.find_unused else set(self.parts.model.active(iteration)) - self.checked
-        networks = {label: self.parts.model.networks[label] for label in new}
-        unused = [
-            f"net_{label}.{name}"
-            for label, network in networks.items()
-            for name, p in network.named_parameters()
-            if p.requires_grad and p.grad is None
-        ]
+        """Raise UnusedParametersError for parameters without a gradient.
+
+        Other processes would wait for it, and a process by itself would never train them.
+        """
+        if self.find_unused:
+            return
+        labels = set(self.parts.model.active(iteration)) - self.checked
+        unused = []
+        for label in labels:
+            for name, parameter in self.parts.model.networks[label].named_parameters():
+                if parameter.requires_grad and parameter.grad is None:
+                    unused.append(f"net_{label}.{name}")
         if unused:
             more = ", ..." if len(unused) > 5 else ""
             raise UnusedParametersError(
                 f"{len(unused)} parameters take no part in the loss: {', '.join(unused[:5])}{more}. Remove them from "
                 "the network, freeze them (requires_grad), or set find_unused_parameters: true"
             )
-        self.checked.update(networks)
+        self.checked |= labels
 
     def _update(self, iteration: int, values: dict[str, float]) -> Outcome:
         active, scaler = self.parts.model.active(iteration), self.parts.scaler

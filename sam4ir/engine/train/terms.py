@@ -1,50 +1,50 @@
-"""Options -> the losses and distillation terms of a training run."""
+"""Options -> the distillation terms of a training run."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from sam4ir.config.schema import Block, SgrOptions, SpdOptions, TermOptions
+from sam4ir.config.schema import TermOptions, TrainOptions
 from sam4ir.distill.balance import TermWeight
-from sam4ir.distill.sgr import SemanticGuidedRelation
-from sam4ir.distill.spd import SemanticPriorsDistillation
-from sam4ir.engine.build import (
-    make,
-    naming,
-    to_device,
-)
-from sam4ir.models.restoration import Loss
+from sam4ir.distill.sgr import Analyser, BuildAnalyser, Variant
+from sam4ir.engine.build import make, to_device
 from sam4ir.models.sam_distill import Term
-from sam4ir.registry import LOSSES
-
-DEFAULT_BALANCE = {"spd": 0.3, "sgr": 0.05}
+from sam4ir.registry import TERMS
 
 
-def build_loss(block: Block, place: str, device: torch.device) -> Loss:
-    loss: Loss = make(LOSSES, block, place)
-    return loss.to(device) if isinstance(loss, nn.Module) else loss
+def build_terms(train: TrainOptions, device: torch.device) -> dict[str, Term]:
+    """Return the distillation terms by name, without those that are switched off.
+
+    Raises BuildError naming the key of a term that cannot be built.
+    """
+    terms = {}
+    for name, (path, block) in train.terms.items():
+        if not block.off:
+            loss = make(TERMS, block, ".".join(path), build_analyser=_analysers(device))
+            if isinstance(loss, nn.Module):
+                loss = loss.to(device)
+            terms[name] = Term(loss, block.target, _weight(block), block.every)
+    return terms
 
 
-def _weight(term: TermOptions, name: str) -> TermWeight:
+def _weight(term: TermOptions) -> TermWeight:
+    """Return the weight of a term: fixed, or a share of the reconstruction's gradient."""
     if term.loss_weight is not None:
         return TermWeight(fixed=term.loss_weight)
-    return TermWeight(share=term.balance if term.balance is not None else DEFAULT_BALANCE[name])
+    if term.balance is not None:
+        return TermWeight(share=term.balance)
+    return TermWeight(share=TERMS.get(term.type).default_balance)  # type: ignore[attr-defined]
 
 
-def build_spd(block: SpdOptions | None) -> tuple[SemanticPriorsDistillation, Term] | None:
-    if block is None or block.off:
-        return None
-    return SemanticPriorsDistillation(block.criterion, block.gate), Term(block.target, _weight(block, "spd"))
+def _analysers(device: torch.device) -> BuildAnalyser:
+    """Return a function that builds frozen VGGs on the device."""
 
+    def build(variant: Variant, layers: Sequence[str], weights: str | None) -> Analyser:
+        from sam4ir.priors.features import VGGFeatures  # a run without SGR needs no VGG
 
-def build_sgr(block: SgrOptions | None, device: torch.device) -> tuple[SemanticGuidedRelation, Term] | None:
-    if block is None or block.off:
-        return None
-    from sam4ir.priors.features import VGGFeatures
+        return to_device(VGGFeatures(variant=variant, layers=layers, weights=weights), device)
 
-    with naming("train.sgr_opt"):
-        analyser = VGGFeatures(variant=block.variant, layers=block.layers, weights=block.weights)
-    analyser = to_device(analyser, device)
-    relation = SemanticGuidedRelation(analyser, analyser.strides, block.min_cells, block.bf16)
-    return relation, Term(block.target, _weight(block, "sgr"), block.every)
+    return build

@@ -42,6 +42,7 @@ PRECISIONS: dict[str, str] = {
     "fast": "float32, with projections folded together: masks differ by rounding only",
     "bf16": "bfloat16 in the encoder and for everything that is computed at each image token",
 }
+MOST_POINTS = 10_000  # a side; the points of such a grid take 1.6 GB
 POINTS_PER_BATCH = {"cpu": 8, "cuda": 64}
 _ENLARGED_VALUES = 1 << 24  # values of the masks that are enlarged together, 64 MB
 
@@ -99,6 +100,8 @@ class AutomaticMaskSettings:
         """Return the points (n, 2), x and y in [0, 1], of each crop layer."""
         if self.point_grids is None:
             assert self.points_per_side is not None
+            if self.points_per_side > MOST_POINTS:
+                raise UserError(f"points_per_side is {self.points_per_side}, must be at most {MOST_POINTS}")
             factor = self.crop_n_points_downscale_factor
             if self.points_per_side < factor**self.crop_n_layers:
                 raise UserError(
@@ -109,12 +112,17 @@ class AutomaticMaskSettings:
                 self.points_per_side, self.crop_n_layers, factor
             )
             return grids
+        if not isinstance(self.point_grids, Sequence) or isinstance(self.point_grids, str):
+            raise UserError("point_grids: must be a list of grids, one for each crop layer")
         if len(self.point_grids) != self.crop_n_layers + 1:
             raise UserError(
                 f"point_grids holds {len(self.point_grids)} grids, crop_n_layers {self.crop_n_layers} needs "
                 f"{self.crop_n_layers + 1}"
             )
-        return [np.asarray(grid, np.float64) for grid in self.point_grids]
+        try:
+            return [np.asarray(grid, np.float64) for grid in self.point_grids]
+        except (ValueError, TypeError, OverflowError) as error:
+            raise UserError(f"point_grids: must be points [x, y] between 0 and 1 ({error})") from None
 
     def provenance(self) -> dict[str, Any]:
         """Return the settings that decide which masks come out, as plain values: all but points_per_batch."""

@@ -285,7 +285,7 @@ def folder(tmp_path_factory):
 
 
 def degraded(folder, *degradations, **arguments):
-    return DegradedImageDataset(str(folder), degradations, **arguments)
+    return DegradedImageDataset(dataroot_gt=str(folder), degradations=degradations, **arguments)
 
 
 FIXED = {

@@ -19,6 +19,7 @@ from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
 from sam4ir.data.paired import PairedImageDataset
 from sam4ir.data.sources import open_source, read
 from sam4ir.data.windows import Crop, SubImage, read_table
+from sam4ir.engine.train.views import RegionView
 from sam4ir.regions import densify
 from sam4ir.utils.image import write_image
 from scripts import prepare_data
@@ -79,8 +80,7 @@ def test_a_prepared_set_trains_with_masks_cut_as_its_images_were(pairs: Path) ->
     assert (done.stored, done.bad) == (len(parts.keys), [])
     store = MaskStore(pairs / "cut.lmdb")
     assert store.keys() == parts.keys == read_image_keys(lq)
-    view = {"regions": lambda record, w: record.region_map(w.top, w.left, w.height, w.width)}
-    data = PairedImageDataset(gt, lq, masks=store, mask_views=view)
+    data = PairedImageDataset(dataroot_gt=gt, dataroot_lq=lq, masks=store, mask_views={"regions": RegionView()})
     number = 0
     for cut in read_table(folder / "windows.jsonl"):
         record = whole.read(cut.key)
@@ -92,7 +92,7 @@ def test_a_prepared_set_trains_with_masks_cut_as_its_images_were(pairs: Path) ->
             alone = MaskRecord(
                 record_from_sam([m for m in _cut_masks(record, window) if m["segmentation"].any()], (24, 24))
             )
-            np.testing.assert_array_equal(sample.regions, densify(alone.region_map(0, 0, 24, 24))[0])
+            np.testing.assert_array_equal(sample.maps["regions"], densify(alone.region_map(0, 0, 24, 24))[0])
             assert store.read(sample.key).image_sha256 == pixel_sha256(read(parts, sample.key))
             number += 1
     assert number == len(data) == 36

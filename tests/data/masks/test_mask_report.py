@@ -16,6 +16,7 @@ from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
 from sam4ir.data.masks.verify import CheckRecord, verify
 from sam4ir.data.sources import open_source
 from sam4ir.data.workers import Failure, attempts
+from sam4ir.errors import UserError
 from sam4ir.regions import Atoms
 from sam4ir.utils.image import write_image
 
@@ -123,7 +124,7 @@ def test_histograms_hold_every_value_once() -> None:
 
 def halve(number: int) -> int:
     if number % 2:
-        raise ValueError(f"{number} is odd")
+        raise UserError(f"{number} is odd")
     if number == 8:
         raise OSError("eight")
     return number // 2

@@ -46,8 +46,10 @@ def made(root: Path, output: Path, encoding: Encoding = "raw", **choice: object)
 def test_made_lq_is_that_of_the_fly_bit_for_bit(hr: Path, tmp_path: Path, encoding: Encoding) -> None:
     made(hr, tmp_path / "out", encoding)
     common = {"scale": 4, "gt_size": 24, "use_hflip": True, "use_rot": True}
-    stored = PairedImageDataset(str(tmp_path / "out/gt.lmdb"), str(tmp_path / "out/lq_x4.lmdb"), **common)
-    flown = SuperResolutionDataset(str(hr), **common)
+    stored = PairedImageDataset(
+        dataroot_gt=str(tmp_path / "out/gt.lmdb"), dataroot_lq=str(tmp_path / "out/lq_x4.lmdb"), **common
+    )
+    flown = SuperResolutionDataset(dataroot_gt=str(hr), **common)
     assert [stored.key(i) for i in range(3)] == list(SIZES)
     for seed in range(30):
         one, other = (dataset.get(seed % 3, generator(seed)) for dataset in (stored, flown))

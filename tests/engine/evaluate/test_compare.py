@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sam4ir.engine.evaluate.compare import Choice, CompareError, compare, compare_seeds, extremes
+from sam4ir.engine.evaluate.compare import CompareChoice, CompareError, compare, compare_seeds, extremes
 from sam4ir.engine.evaluate.metric import Metric
 from sam4ir.engine.evaluate.report import Score
+from sam4ir.engine.evaluate.result_folder import write_results
 from sam4ir.engine.evaluate.results import Result, ResultError, read_result, read_results
 from sam4ir.engine.evaluate.statistics import bootstrap_interval, paired, t_interval
+from sam4ir.engine.evaluate.testbed import Scores
 from sam4ir.metrics.psnr import psnr
 
 ROOT = Path(__file__).parents[3]
@@ -164,9 +166,9 @@ def test_intervals_hold_the_true_difference_as_often_as_they_say(draw, interval,
 def test_images_are_paired_by_name_not_by_order():
     a = result("a", {"x": 30, "y": 20})
     b = result("b", {"y": 21, "x": 31})
-    (c,), notes = compare([a, b], Choice())
+    (c,), notes = compare([a, b], CompareChoice())
     assert (c.units, c.a, c.b) == (("x", "y"), (30, 20), (31, 21))
-    assert (c.dataset, c.stage, c.metric, c.protocol) == ("set", "restored", "psnr", PSNR["psnr"])
+    assert (c.dataset, c.output, c.metric, c.protocol) == ("set", "restored", "psnr", PSNR["psnr"])
     assert notes == []
 
 
@@ -174,7 +176,7 @@ def test_data_sets_are_compared_apart_and_every_result_with_the_first():
     def two(name: str, x: float, y: float) -> Result:
         return Result(name, PSNR, {d: {"restored": {"i": {"psnr": v}}} for d, v in (("one", x), ("two", y))})
 
-    found, _ = compare([two("a", 30, 20), two("b", 31, 22), two("c", 33, 23)], Choice())
+    found, _ = compare([two("a", 30, 20), two("b", 31, 22), two("c", 33, 23)], CompareChoice())
     differences = {(c.dataset, c.baseline, c.result): c.statistics.difference for c in found}
     assert differences == {("one", "a", "b"): 1, ("one", "a", "c"): 3, ("two", "a", "b"): 2, ("two", "a", "c"): 3}
 
@@ -183,7 +185,7 @@ def test_different_definitions_of_a_metric_are_refused_with_both_printed():
     a = result("a", numbered(30), protocols={"psnr": "psnr on 8-bit images, crop_border 0"})
     b = result("b", numbered(31), protocols={"psnr": "psnr_y on 8-bit images, crop_border 0"})
     with pytest.raises(CompareError) as error:
-        compare([a, b], Choice())
+        compare([a, b], CompareChoice())
     assert "a: psnr on 8-bit images, crop_border 0" in str(error.value)
     assert "b: psnr_y on 8-bit images, crop_border 0" in str(error.value)
 
@@ -194,15 +196,15 @@ def test_another_metric_of_one_definition_can_be_chosen():
         return Result(name, {**PSNR, "ssim": ssim}, {"set": {"restored": {"i": row}}})
 
     with pytest.raises(CompareError, match="metric ssim"):
-        compare([both("a", "ssim"), both("b", "ssim3d")], Choice())
-    (c,), _ = compare([both("a", "ssim"), both("b", "ssim3d")], Choice(metrics=["psnr"]))
+        compare([both("a", "ssim"), both("b", "ssim3d")], CompareChoice())
+    (c,), _ = compare([both("a", "ssim"), both("b", "ssim3d")], CompareChoice(metrics=["psnr"]))
     assert c.metric == "psnr"
 
 
 def test_missing_images_are_listed_and_an_error():
     a, b = result("a", numbered(30, 31, 32)), result("b", {"i1": 31, "i9": 3})
     with pytest.raises(CompareError) as error:
-        compare([a, b], Choice())
+        compare([a, b], CompareChoice())
     assert "a: lacks 1 of 4: set/i9" in str(error.value)
     assert "b: lacks 2 of 4: set/i0, set/i2" in str(error.value)
     assert "--common" in str(error.value)
@@ -210,7 +212,7 @@ def test_missing_images_are_listed_and_an_error():
 
 def test_common_compares_what_all_have_and_says_so():
     results = [result("a", numbered(30, 31, 32)), result("b", numbered(31, 32)), result("c", {"i1": 35, "i2": 36})]
-    found, notes = compare(results, Choice(common=True))
+    found, notes = compare(results, CompareChoice(common=True))
     assert [c.units for c in found] == [("i1",), ("i1",)]
     assert [c.statistics.difference for c in found] == [1, 4]
     assert notes == ["b: lacks 1 of 3: set/i2", "c: lacks 1 of 3: set/i0"]
@@ -219,45 +221,45 @@ def test_common_compares_what_all_have_and_says_so():
 def test_a_data_set_that_only_one_has_is_missing_images():
     a, b = result("a", numbered(30)), result("b", numbered(30), dataset="other")
     with pytest.raises(CompareError, match=r"a: lacks 1 of 2: other/i0\nb: lacks 1 of 2: set/i0"):
-        compare([a, b], Choice())
+        compare([a, b], CompareChoice())
     with pytest.raises(CompareError, match="no image in common"):
-        compare([a, b], Choice(common=True))
+        compare([a, b], CompareChoice(common=True))
 
 
 def test_unknown_stages_and_metrics_are_named_with_the_known():
     a, b = result("a", numbered(30)), result("b", numbered(30))
     with pytest.raises(CompareError, match="a: has no stage 'refined'; it has restored"):
-        compare([a, b], Choice(stage="refined"))
+        compare([a, b], CompareChoice(output="refined"))
     with pytest.raises(CompareError, match="a: has no metric 'ssim'; it has psnr"):
-        compare([a, b], Choice(metrics=["ssim"]))
+        compare([a, b], CompareChoice(metrics=["ssim"]))
     with pytest.raises(CompareError, match="has no metric 'lpips'"):
-        compare([a, b], Choice(lower_is_better=["lpips"]))
+        compare([a, b], CompareChoice(lower_is_better=["lpips"]))
 
 
 def test_a_metric_of_one_result_is_left_out_with_a_note():
     a = result("a", numbered(30))
     b = Result("b", {**PSNR, "ssim": "ssim"}, {"set": {"restored": {"i0": {"psnr": 31.0, "ssim": 0.9}}}})
-    found, notes = compare([a, b], Choice())
+    found, notes = compare([a, b], CompareChoice())
     assert [c.metric for c in found] == ["psnr"]
     assert notes == ["metric ssim is not in all results and left out"]
     with pytest.raises(CompareError, match="no metric is in all"):
-        compare([a, Result("c", {}, {"set": {"restored": {"i0": {"ssim": 0.9}}}})], Choice())
+        compare([a, Result("c", {}, {"set": {"restored": {"i0": {"ssim": 0.9}}}})], CompareChoice())
 
 
 def test_other_degraded_images_are_noticed():
     a = result("a", numbered(30, 31), inputs=numbered(20, 21))
     b = result("b", numbered(31, 32), inputs=numbered(20, 20.5))
-    _, notes = compare([a, b], Choice())
+    _, notes = compare([a, b], CompareChoice())
     assert notes == [
         "b: 1 of 2 degraded images are not those of a (stage input differs), so the two were not given the same task"
     ]
-    assert compare([a, a], Choice())[1] == []
+    assert compare([a, a], CompareChoice())[1] == []
 
 
 def test_infinite_and_nan_images_are_told():
     a = result("a", numbered(30, INF, 31, 32))
     b = result("b", numbered(31, 40, NAN, 33))
-    (c,), notes = compare([a, b], Choice())
+    (c,), notes = compare([a, b], CompareChoice())
     assert c.statistics.difference == 1
     assert notes == [
         "set, psnr: a: 1 of 4 images infinite, left out of means and intervals",
@@ -268,7 +270,7 @@ def test_infinite_and_nan_images_are_told():
 def test_largest_differences_come_both_ways_and_in_order():
     a = result("a", numbered(30, 30, 30, 30, 30, INF))
     b = result("b", numbered(31, 29, 30, 33, 28, INF))
-    (c,), _ = compare([a, b], Choice())
+    (c,), _ = compare([a, b], CompareChoice())
     assert [unit for unit, _, _ in extremes(c, 9)] == ["i3", "i0", "i4", "i1"]
     assert [unit for unit, _, _ in extremes(c, 1)] == ["i3", "i4"]
 
@@ -277,7 +279,7 @@ def test_seeds_are_paired_run_by_run():
     """Per-run mean differences 1, 2 and 3: mean 2, half width 4.302653 / sqrt(3)."""
     a = [result(f"a{i}", numbered(30 + i, 20 + i)) for i in range(3)]
     b = [result(f"b{i}", numbered(30 + i + 1 + i, 20 + i + 1 + i)) for i in range(3)]
-    (c,), _ = compare_seeds(a, b, Choice())
+    (c,), _ = compare_seeds(a, b, CompareChoice())
     s = c.statistics
     assert c.units == ("a0 -> b0", "a1 -> b1", "a2 -> b2")
     assert (c.a, c.b) == ((25, 26, 27), (26, 28, 30))
@@ -289,18 +291,16 @@ def test_seeds_are_paired_run_by_run():
 def test_seeds_need_as_many_runs_on_both_sides():
     runs = [result("a", numbered(30))]
     with pytest.raises(CompareError, match=r"--a names 1 results and --b 2"):
-        compare_seeds(runs, runs * 2, Choice())
+        compare_seeds(runs, runs * 2, CompareChoice())
 
 
 # reading
 
 
 def test_a_results_folder_of_test_py_is_read_back(tmp_path: Path):
-    from sam4ir.engine.evaluate import score
-
     metric = Metric("psnr", "psnr", psnr, {})
     scores = [Score("set", "a/b", "restored", {"psnr": 0.1 + 0.2}), Score("set", "c", "restored", {"psnr": INF})]
-    score.write(tmp_path / "run", score.Scored(scores, (), ()), {"psnr": metric})
+    write_results(tmp_path / "run", Scores(scores, (), ()), {"psnr": metric})
     read = read_result(tmp_path / "run", "run")
     assert read.protocols == {"psnr": metric.protocol}
     assert read.values == {"set": {"restored": {"a/b": {"psnr": 0.1 + 0.2}, "c": {"psnr": INF}}}}
@@ -313,7 +313,7 @@ def test_a_results_folder_of_test_py_is_read_back(tmp_path: Path):
 def test_a_csv_does_not_tell_definitions_and_that_is_said(tmp_path: Path):
     path = tmp_path / "metrics.csv"
     path.write_text("dataset,stage,image,psnr\nset,restored,i0,31\n", encoding="utf-8")
-    (c,), notes = compare([result("a", numbered(30)), read_result(path, "b")], Choice())
+    (c,), notes = compare([result("a", numbered(30)), read_result(path, "b")], CompareChoice())
     assert c.statistics.difference == 1
     assert notes == ["the definition of psnr is not known of b (a CSV does not hold it)"]
 

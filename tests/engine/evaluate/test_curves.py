@@ -15,14 +15,16 @@ from engine.evaluate.test_evaluation import SmallFid, own_parts, sr_values  # no
 
 from sam4ir.config.load import load_options
 from sam4ir.config.schema import Options
-from sam4ir.engine.evaluate import curves
+from sam4ir.engine.evaluate import score as scoring
+from sam4ir.engine.evaluate.candidates import WeightsListError, candidates, checkpoints
 from sam4ir.engine.evaluate.chart import COLOURS, PAPER, Line, chart, ticks
-from sam4ir.engine.evaluate.compare import Choice, compare, compare_seeds
-from sam4ir.engine.evaluate.curves import WeightsListError, candidates, checkpoints, score_all, with_weights
+from sam4ir.engine.evaluate.compare import CompareChoice, compare, compare_seeds
+from sam4ir.engine.evaluate.curves import picture_of, read_points
 from sam4ir.engine.evaluate.published import PublishedError, dataset_of
 from sam4ir.engine.evaluate.report import columns
+from sam4ir.engine.evaluate.result_folder import ResultsExistError
 from sam4ir.engine.evaluate.results import Result, read_result, read_results
-from sam4ir.engine.evaluate.score import ResultsExistError, score, with_published
+from sam4ir.engine.evaluate.score import score, score_all, with_published, with_weights
 from sam4ir.registry import METRICS
 from sam4ir.utils.image import read_image
 
@@ -49,8 +51,13 @@ def options(world: World) -> Options:
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the weights that are scored, as they are."""
     names: list[str] = []
-    real = curves._score_one
-    monkeypatch.setattr(curves, "_score_one", lambda on, c, folder: names.append(c.name) or real(on, c, folder))
+    score_one = scoring._score_one
+
+    def noting(bed, candidate, folder, table) -> None:
+        names.append(candidate.name)
+        score_one(bed, candidate, folder, table)
+
+    monkeypatch.setattr(scoring, "_score_one", noting)
     return names
 
 
@@ -130,8 +137,8 @@ def test_weights_of_two_runs_are_told_apart_and_drawn_by_name(world: World, opti
     text = score_all(options, [str(first), str(second)])
     assert "models_net_g_7" in text
     assert [c.name for c in candidates([str(first)])] == ["net_g_7"]
-    points = curves._points(world.root / "results" / "sr")
-    assert curves._picture(points, "psnr_y", False)[3] == ["models_net_g_7", "other_net_g_7"]
+    points = read_points(world.root / "results" / "sr")
+    assert picture_of(points, "psnr_y", False).names == ["models_net_g_7", "other_net_g_7"]
 
 
 def test_weights_that_are_not_there_are_named_before_anything_is_made(world: World, options: Options) -> None:
@@ -162,7 +169,7 @@ def test_two_of_them_are_compared_with_what_is_better_and_the_value_of_the_whole
     values["val"]["metrics"]["fid"] = {"type": "small_fid"}
     score_all(load_options(world.write(values)), checkpoints(run_folder(world, {1: 0.2, 2: 0.0})))
     folders = [world.root / "results" / "sr" / f"net_g_{i}" for i in (1, 2)]
-    comparisons, notes = compare(read_results(folders), Choice())
+    comparisons, notes = compare(read_results(folders), CompareChoice())
     found = {c.metric: c for c in comparisons}
     assert not notes
     assert found["fid"].units == ("the whole set",)
@@ -170,7 +177,7 @@ def test_two_of_them_are_compared_with_what_is_better_and_the_value_of_the_whole
     assert found["psnr_y"].statistics.better == 5
     assert found["fid"].a == (read_results(folders)[0].sets["Set5"]["restored"]["fid"],)
     first, second = read_results(folders)
-    seeds = {c.metric: c for c in compare_seeds([first, first], [second, second], Choice())[0]}
+    seeds = {c.metric: c for c in compare_seeds([first, first], [second, second], CompareChoice())[0]}
     assert seeds["fid"].a == found["fid"].a * 2
     assert script.main([str(f) for f in folders]) == 0
     out = capsys.readouterr().out
@@ -185,7 +192,7 @@ def test_sets_of_other_images_are_no_pair(world: World) -> None:
     results = [
         Result(n, {"psnr": "p", "fid": "f"}, v, fid, frozenset({"fid"})) for n, v in zip("xy", rows, strict=True)
     ]
-    comparisons, notes = compare(results, Choice(common=True))
+    comparisons, notes = compare(results, CompareChoice(common=True))
     assert [c.metric for c in comparisons] == ["psnr"]
     assert any("fid: left out" in note for note in notes)
 

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from sam4ir.config.load import load_options
 from sam4ir.data.sample import Sample
-from sam4ir.engine.evaluate import metric
-from sam4ir.engine.evaluate import score as scoring
-from sam4ir.engine.evaluate.metric import Metric, MetricBuildError, prepared
+from sam4ir.engine.evaluate import metric, testbed
+from sam4ir.engine.evaluate.metric import Metric, MetricBuildError, prepare_metrics
 from sam4ir.engine.evaluate.report import Score, SetScore, means, printable, text_table
+from sam4ir.engine.evaluate.result_folder import write_results
 from sam4ir.engine.evaluate.results import read_result
 from sam4ir.engine.evaluate.score import score
+from sam4ir.engine.evaluate.testbed import Scores
 from sam4ir.engine.evaluate.validate import Outputs, evaluate
 from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.restore.one_pass import Inference, PlainRestorer
@@ -111,10 +112,10 @@ def of(name: str, function: object = None, uint8: bool = True) -> Metric:
     return Metric(name, name, function or METRICS.get(name), {}, uint8)
 
 
-def measured(samples: int = 1, world: dist.World | None = None, count: int = 5, **metrics: Metric):
+def measured(samples: int = 1, world: dist.World = dist.ALONE, count: int = 5, **metrics: Metric):
     metrics = metrics or {"psnr": of("psnr"), "small_fid": of("small_fid", SmallFid)}
-    stages = Outputs(Noisy(), CPU)
-    return evaluate("Set5", Shrunk(count), stages, metrics, seed=0, samples=samples, world=world)
+    outputs = Outputs(Noisy(), CPU)
+    return evaluate("Set5", Shrunk(count), outputs, metrics, seed=0, samples=samples, world=world)
 
 
 def features(images: list[Tensor]) -> Tensor:
@@ -131,7 +132,7 @@ def test_a_metric_of_a_set_is_one_number_a_stage_beside_the_means_of_the_others(
         "bicubic": frechet_distance(features([imresize(s.lq, 2) for s in samples]), gt),
         "restored": frechet_distance(features([restorer(s.lq[None], s.key)[0] for s in samples]), gt),
     }
-    assert {s.stage: s.values["small_fid"] for s in found.sets} == pytest.approx(expected, abs=1e-9)
+    assert {s.output: s.values["small_fid"] for s in found.sets} == pytest.approx(expected, abs=1e-9)
     assert [(s.dataset, s.images) for s in found.sets] == [("Set5", 5), ("Set5", 5)]
     assert all(list(s.values) == ["psnr"] for s in found.scores)
     table = means(found.scores, found.sets)
@@ -145,9 +146,9 @@ def test_the_small_image_is_scored_up_scaled_and_lr_psnr_sees_it() -> None:
     sample = Shrunk().get(2)
     up = (imresize(sample.lq, 2).clamp(0, 1) * 255).round().byte()
     gt, lq = ((x * 255).round().byte() for x in (sample.gt, sample.lq))
-    (row,) = [s.values for s in found.scores if (s.image, s.stage) == ("image_2", "bicubic")]
+    (row,) = [s.values for s in found.scores if (s.image, s.output) == ("image_2", "bicubic")]
     assert row == {"psnr": pytest.approx(psnr(up, gt), abs=1e-9), "lr_psnr": pytest.approx(lr_psnr(up, gt, lq))}
-    assert [s.stage for s in found.scores[:2]] == ["bicubic", "restored"]
+    assert [s.output for s in found.scores[:2]] == ["bicubic", "restored"]
 
 
 def test_without_ground_truth_nothing_is_scored() -> None:
@@ -159,7 +160,7 @@ def test_without_ground_truth_nothing_is_scored() -> None:
 def test_several_samples_give_means_and_both_spreads() -> None:
     found = measured(samples=3)
     table = means(found.scores, found.sets)["Set5", "restored"]
-    restored = [s for s in found.scores if s.stage == "restored"]
+    restored = [s for s in found.scores if s.output == "restored"]
     rows = [[s.values["psnr"] for s in restored if s.image == f"image_{i}"] for i in range(5)]
     assert all(len(set(row)) == 3 for row in rows)
     mean = table["psnr"]
@@ -167,7 +168,7 @@ def test_several_samples_give_means_and_both_spreads() -> None:
     assert mean.spread.image == pytest.approx(statistics.mean(map(statistics.stdev, rows)))
     assert mean.spread.mean == pytest.approx(statistics.stdev(map(statistics.mean, zip(*rows, strict=True))))
     assert (mean.images, mean.spread.samples) == (5, 3)
-    sets = [s.values["small_fid"] for s in found.sets if s.stage == "restored"]
+    sets = [s.values["small_fid"] for s in found.sets if s.output == "restored"]
     assert len(set(sets)) == 3
     assert table["small_fid"].value == pytest.approx(statistics.mean(sets))
     assert table["small_fid"].spread.mean == pytest.approx(statistics.stdev(sets))
@@ -305,7 +306,7 @@ def test_what_a_metric_lacks_is_told_before_any_image_is_restored(
     values = sr_values(world)
     values["val"]["metrics"]["mine"] = {"type": "fid" if case == "package" else "lpips_alex"}
     restored = []
-    monkeypatch.setattr(scoring, "evaluate", lambda *_, **__: restored.append(1))
+    monkeypatch.setattr(testbed, "evaluate", lambda *_, **__: restored.append(1))
     monkeypatch.setattr(metric.importlib.util, "find_spec", lambda name: None)
     if case == "weights":
         from sam4ir.priors.zoo import weights as zoo
@@ -343,7 +344,7 @@ def test_a_class_is_built_once_with_its_state_and_its_arguments(monkeypatch: pyt
     monkeypatch.setattr(zoo, "load_state", lambda name: asked.append(name) or {"bias": torch.tensor(0.5)})
     own = Metric("own", "mine", WithNetwork, {"factor": 3.0})
     assert own.protocol == "mine on 8-bit images, factor 3.0"
-    ready = prepared({"own": own, "psnr": of("psnr")}, CPU)
+    ready = prepare_metrics({"own": own, "psnr": of("psnr")}, CPU)
     assert asked == ["lpips_alex"]
     image = metric.Pixels(torch.rand(3, 8, 8))
     assert ready["own"](image, image) == ready["own"](image, image) == 0.5 + 3 * 255
@@ -378,15 +379,15 @@ def test_a_refiner_and_plain_ways_are_scored_as_before() -> None:
         def get(self, index: int, rng: object) -> Sample:
             return Sample("a", torch.full((3, 8, 8), 0.25), torch.full((3, 8, 8), 0.5))
 
-    stages = Outputs(PlainRestorer(nn.Identity(), Inference()), CPU, Add())
-    found = evaluate("set", Same(), stages, {"psnr": of("psnr")}, seed=0)
-    assert [s.stage for s in found.scores] == ["input", "restored", "refined"]
+    outputs = Outputs(PlainRestorer(nn.Identity(), Inference()), CPU, Add())
+    found = evaluate("set", Same(), outputs, {"psnr": of("psnr")}, seed=0)
+    assert [s.output for s in found.scores] == ["input", "restored", "refined"]
 
 
 def test_results_of_another_metric_set_only_can_be_read(tmp_path: Path) -> None:
     on = {"fid": of("fid", SmallFid)}
     sets = [SetScore("s", "restored", {"fid": 3.5}, 9)]
-    scoring.write(tmp_path, scoring.Scored([], sets, ()), on)
+    write_results(tmp_path, Scores([], sets, ()), on)
     result = read_result(tmp_path, "x")
     assert result.sets == {"s": {"restored": {"fid": 3.5}}}
-    assert result.stages() == {"restored"}
+    assert result.outputs() == {"restored"}

@@ -64,9 +64,9 @@ def test_float_and_8_bit_values_are_nafnets(function, uint8: bool, expected: flo
 def test_float_predictions_are_clamped_and_not_rounded(world: World) -> None:
     metrics = {"float": Metric("float", "psnr", psnr, {}, uint8=False), "bytes": Metric("bytes", "psnr", psnr, {})}
     dataset = denoising(world)
-    stages = Outputs(PlainRestorer(Brighter(), Inference()), torch.device("cpu"))
-    scores = evaluate("set", dataset, stages, metrics, seed=0).scores
-    restored = {s.image: s.values for s in scores if s.stage == "restored"}
+    outputs = Outputs(PlainRestorer(Brighter(), Inference()), torch.device("cpu"))
+    scores = evaluate("set", dataset, outputs, metrics, seed=0).scores
+    restored = {s.image: s.values for s in scores if s.output == "restored"}
     assert len(restored) == 5
     for i in range(5):
         sample = dataset.get(i, generator(0))
@@ -81,11 +81,11 @@ def test_float_predictions_are_clamped_and_not_rounded(world: World) -> None:
 def test_each_image_is_rounded_once_for_all_metrics(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(metric_module, "to_uint8", lambda image, real=to_uint8: calls.append(1) or real(image))
-    stages = Outputs(PlainRestorer(Brighter(), Inference()), torch.device("cpu"))
-    assert len(evaluate("set", denoising(world), stages, every_metric(True), seed=0).scores) == 10
+    outputs = Outputs(PlainRestorer(Brighter(), Inference()), torch.device("cpu"))
+    assert len(evaluate("set", denoising(world), outputs, every_metric(True), seed=0).scores) == 10
     assert len(calls) == 5 * 3  # ground truth, input and restored of five images
     calls.clear()
-    assert len(evaluate("set", denoising(world), stages, every_metric(False), seed=0).scores) == 10
+    assert len(evaluate("set", denoising(world), outputs, every_metric(False), seed=0).scores) == 10
     assert calls == []
 
 

@@ -26,7 +26,16 @@ from sam4ir.data.masks.record import MaskRecord
 from sam4ir.data.masks.store import MaskStore, MaskStoreError, MaskStoreWriter
 from sam4ir.data.sources import open_source
 from sam4ir.engine.interrupt import Interrupted, Signals
-from sam4ir.engine.make_masks.run import Place, Progress, RecordMaker, Report, Share, enlarged_record, generate_masks
+from sam4ir.engine.make_masks.run import (
+    ImageShare,
+    MaskProgress,
+    MaskReport,
+    Place,
+    RecordMaker,
+    enlarged_record,
+    generate_masks,
+)
+from sam4ir.errors import UserError
 from sam4ir.utils.dist import PeerError, Tally, world
 from sam4ir.utils.image import read_image, write_image
 
@@ -64,7 +73,7 @@ def make_images(folder: Path, count: int) -> Path:
     return folder
 
 
-def run(images: Path, store: Path, generate: Any = thresholds, **more: Any) -> Report:
+def run(images: Path, store: Path, generate: Any = thresholds, **more: Any) -> MaskReport:
     """generate_masks of a folder; `parts` and `new` go to the place, the rest to the call."""
     source = open_source(images, None, "--input")
     place = Place(store, more.pop("meta", META), more.pop("new", False), more.pop("parts", False))
@@ -80,7 +89,7 @@ def contents(store: Path) -> dict[str, bytes]:
 def test_every_image_gets_the_generators_masks_and_its_hash(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images", 4)
     report = run(images, tmp_path / "m.lmdb")
-    assert (report.images, report.made, report.found, report.bad) == (4, 4, 0, [])
+    assert (report.images, report.new, report.old, report.bad) == (4, 4, 0, [])
     assert (report.stored, report.masks) == (4, 12)
     record = MaskStore(tmp_path / "m.lmdb").read("002")
     pixels = read_image(images / "002.png")
@@ -100,7 +109,7 @@ def test_a_second_run_makes_what_lacks_only(tmp_path: Path) -> None:
     make_images(images, 5)
     told: list[tuple[int, int]] = []
     report = run(images, tmp_path / "m.lmdb", counting, begun=lambda *numbers: told.append(numbers))
-    assert (report.made, report.found, len(seen), told) == (2, 3, 5, [(5, 3)])
+    assert (report.new, report.old, len(seen), told) == (2, 3, 5, [(5, 3)])
 
 
 def test_overwrite_replaces_the_records_of_the_given_images_only(tmp_path: Path) -> None:
@@ -109,7 +118,7 @@ def test_overwrite_replaces_the_records_of_the_given_images_only(tmp_path: Path)
     before = contents(store)
     maker = RecordMaker(open_source(images, None, "--input"), lambda _: [])
     report = generate_masks(maker, ["001"], Place(store, META, overwrite=True))
-    assert (report.made, report.found, report.stored) == (1, 0, 3)
+    assert (report.new, report.old, report.stored) == (1, 0, 3)
     assert {key for key, record in contents(store).items() if record != before[key]} == {"001"}
     assert MaskStore(store).read("001").count == 0
     with pytest.raises(ValueError, match="--overwrite"):
@@ -124,17 +133,17 @@ def test_bad_images_are_skipped_listed_and_tried_again(tmp_path: Path) -> None:
 
     def picky(image: np.ndarray) -> list[dict[str, Any]]:
         if (image == picture(3)).all():
-            raise ValueError("no masks for this one")
+            raise UserError("no masks for this one")
         return thresholds(image)
 
     report = run(images, tmp_path / "m.lmdb", picky)
-    assert report.made == 2
+    assert report.new == 2
     assert [key for key, _ in report.bad] == ["001", "002", "003"]
     assert all(text in reason for text, (_, reason) in zip(("truncated", "empty", "no masks"), report.bad, strict=True))
     (images / "001.png").write_bytes(whole)
     (images / "002.png").unlink()
     report = run(images, tmp_path / "m.lmdb")
-    assert (report.made, report.found, report.bad) == (2, 2, [])
+    assert (report.new, report.old, report.bad) == (2, 2, [])
 
 
 def test_a_key_that_lmdb_cannot_hold_is_a_bad_image(tmp_path: Path) -> None:
@@ -145,7 +154,7 @@ def test_a_key_that_lmdb_cannot_hold_is_a_bad_image(tmp_path: Path) -> None:
     shutil.copy(images / "000.png", os.fsencode(images) + b"/caf\xe9.png")
     for made in (3, 0):
         report = run(images, tmp_path / "m.lmdb")
-        assert (report.made, report.stored) == (made, 3)
+        assert (report.new, report.stored) == (made, 3)
         assert [key for key, _ in report.bad] == [f"{deep}/x", "caf\udce9"]
         assert "1 to 511" in report.bad[0][1]
         assert "no UTF-8" in report.bad[1][1]
@@ -156,7 +165,7 @@ def test_a_run_that_was_killed_while_the_store_began_goes_on(tmp_path: Path) -> 
     store.mkdir()
     for name in (".merge.lock", ".meta.lock", ".meta.json.4711.part"):
         (store / name).touch()
-    assert run(images, store).made == 1
+    assert run(images, store).new == 1
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory"), TypeError("bug")])
@@ -181,8 +190,8 @@ def test_a_store_that_cannot_be_written_stops_the_run(tmp_path: Path, monkeypatc
 def test_shards_in_any_order_make_the_store_of_one_process(parts: bool, tmp_path: Path) -> None:
     images = make_images(tmp_path / "images", 7)
     run(images, tmp_path / "one.lmdb")
-    reports = [run(images, tmp_path / "m.lmdb", shard=Share(i, 3, "shard"), parts=parts) for i in (2, 0, 1)]
-    assert [report.made for report in reports] == [2, 3, 2]
+    reports = [run(images, tmp_path / "m.lmdb", shard=ImageShare(i, 3, "shard"), parts=parts) for i in (2, 0, 1)]
+    assert [report.new for report in reports] == [2, 3, 2]
     assert contents(tmp_path / "m.lmdb") == contents(tmp_path / "one.lmdb")
     assert MaskStore(tmp_path / "m.lmdb").meta["counts"] == {"images": 7, "masks": 21}
     assert not mask_parts.parts_folder(tmp_path / "m.lmdb").exists()
@@ -191,9 +200,9 @@ def test_shards_in_any_order_make_the_store_of_one_process(parts: bool, tmp_path
 def test_shards_and_new_or_ranks_contradict_each_other(tmp_path: Path) -> None:
     images = make_images(tmp_path / "images", 2)
     with pytest.raises(ValueError, match="--new with --shard"):
-        run(images, tmp_path / "m.lmdb", shard=Share(0, 2, "shard"), new=True)
+        run(images, tmp_path / "m.lmdb", shard=ImageShare(0, 2, "shard"), new=True)
     with pytest.raises(ValueError, match="shard 2/2"):
-        Share(2, 2)
+        ImageShare(2, 2)
 
 
 def test_an_image_that_another_run_has_made_meanwhile_is_not_made_again(tmp_path: Path) -> None:
@@ -212,7 +221,7 @@ def test_an_image_that_another_run_has_made_meanwhile_is_not_made_again(tmp_path
         return [{**mask, "predicted_iou": 0.1} for mask in thresholds(image)]
 
     report = run(images, tmp_path / "m.lmdb", overtaken)
-    assert (len(seen), report.made, report.found) == (1, 0, 3)
+    assert (len(seen), report.new, report.old) == (1, 0, 3)
     assert contents(tmp_path / "m.lmdb") == expected
 
 
@@ -227,7 +236,7 @@ def test_a_signal_stops_after_the_image_under_way_and_the_rest_follows(tmp_path:
         run(images, tmp_path / "m.lmdb", interrupted, signals=signals)
     assert stopped.value.exit_code == 143
     assert MaskStore(tmp_path / "m.lmdb").keys() == ["000"]
-    assert run(images, tmp_path / "m.lmdb").made == 3
+    assert run(images, tmp_path / "m.lmdb").new == 3
 
 
 @pytest.mark.parametrize("signalled", [True, False])
@@ -256,7 +265,7 @@ def test_another_way_of_making_is_refused_and_new_moves_aside(tmp_path: Path) ->
             run(images, store, meta=other, parts=parts)
     with mask_parts.part_writer(store, "shard-0of2", META) as part:
         part.put_record("x", MaskStore(store).record_bytes("000"))
-    assert run(images, store, meta=other, new=True).made == 2
+    assert run(images, store, meta=other, new=True).new == 2
     assert len(MaskStore(store.with_name("m.lmdb.old1"))) == 2
     assert store.with_name("m.lmdb.parts.old1").is_dir()
 
@@ -322,7 +331,7 @@ def test_enlarging_takes_the_nearest_pixel_of_any_ratio() -> None:
 
 
 def test_the_rate_is_of_images_made_now() -> None:
-    line = Progress(100, shown=False).line((10, 40, 0), 20.0)
+    line = MaskProgress(100, shown=False).line((10, 40, 0), 20.0)
     assert line == "50 of 100 images, 0.5 images/s, 2 min left"
 
 
@@ -338,7 +347,7 @@ def worker() -> None:
         with world("pytorch", cuda=False) as joined, Signals(patient=True) as signals:
             report = run(Path(images), Path(store), slow, world=joined, parts=parts == "1", signals=signals)
             if joined.main:
-                print(json.dumps({"made": report.made, "bad": report.bad, "images": report.images}), flush=True)
+                print(json.dumps({"made": report.new, "bad": report.bad, "images": report.images}), flush=True)
     except Interrupted as stopped:
         print("stopped in order", flush=True)
         sys.exit(stopped.exit_code)

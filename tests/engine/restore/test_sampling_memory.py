@@ -14,12 +14,13 @@ import torch
 from sam4ir.archs.diffusion_sr import DiffSR
 from sam4ir.diffusion.process import Process
 from sam4ir.diffusion.schedule import cosine_schedule
-from sam4ir.engine.restore.sampling import DiffusionWay, Sampling
+from sam4ir.engine.restore.sampling import DiffusionRestorer, Sampling
 from sam4ir.utils.memory import peak_memory
 
-how = Sampling("ddpm", 1, tile=128, overlap=16, batch=1)
-way = DiffusionWay(DiffSR().eval().to(memory_format=torch.channels_last), Process(cosine_schedule()), 4, how)
-restored = way(torch.rand(1, 3, 339, 510), "a")
+sampling = Sampling("ddpm", 1, tile=128, overlap=16, batch=1)
+network = DiffSR().eval().to(memory_format=torch.channels_last)
+restorer = DiffusionRestorer(network, Process(cosine_schedule()), 4, sampling)
+restored = restorer(torch.rand(1, 3, 339, 510), "a")
 assert restored.shape == (1, 3, 1356, 2040) and bool(restored.isfinite().all())
 print(peak_memory(torch.device("cpu")))
 """

@@ -123,3 +123,15 @@ def test_phases_are_measured_each_by_itself(world: World, capsys) -> None:
 def test_a_gradient_that_is_not_finite_is_told(world: World, capsys) -> None:
     assert check(world.options(False, ("train:optim_g:lr=1e30", "train:use_grad_clip=false"))) == 2
     assert "not finite" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [KeyError("a bug"), ValueError("a bug"), RuntimeError("a bug")], ids=repr)
+def test_a_bug_in_a_data_set_is_no_problem_of_the_data(
+    world: World, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("sam4ir.data.noisy.GaussianDenoisingDataset.get", get)
+    with pytest.raises(type(error), match="a bug"):
+        check(world.options())

@@ -110,13 +110,18 @@ def test_only_the_denoiser_learns_and_the_file_holds_all_that_restoring_needs(
     weights = torch.load(run / "models" / "net_g_latest.pth", weights_only=True)["params"]
     before = torch.load(rrdb, weights_only=True)["params_ema"]
     assert torch.equal(weights["rrdb.conv_first.weight"], before["conv_first.weight"])
-    network = build.network(load_options(world.write(diffusion)).network_g, "g", options_of(world, diffusion), CPU)
+    network = build.build_network(options_of(world, diffusion).network_g, "g", CPU, seed=0)
     assert set(network.state_dict()) == set(weights)
     start = network.state_dict()["denoise_fn.final_conv.1.weight"]
     assert not torch.equal(start, weights["denoise_fn.final_conv.1.weight"])
 
 
 CPU = torch.device("cpu")
+
+
+def sampling_of(options: Options) -> Sampling:
+    """The sampling that val describes."""
+    return restore_build.build_sampling(restore_build.restore_recipe(options), options.process)
 
 
 def options_of(world: World, content: dict, *overrides: str) -> Options:
@@ -207,6 +212,10 @@ def test_restore_draws_samples_by_seed_and_keeps_the_images_that_are_there(world
         ("compile=true", "compile"),
         ("scale=8", "sr_scale is 4"),
         ("train:pixel_opt:type=PSNRLoss", "not of noise"),
+        ("train:pixel_opt={type: PerceptualLoss, layer_weights: {conv1_1: 1}}", "not of noise"),
+        ("train:pixel_opt=~", "train.pixel_opt: is required by SAMDiffSRModel"),
+        ("train:losses={l1: {type: L1Loss}}", "train.losses: compares restored images"),
+        ("train:perceptual_opt={type: L1Loss}", "train.perceptual_opt: compares restored images"),
         ("val:window_size=8", "window_size"),
         ("model_type=SRModel", "SAMDiffSRModel"),
     ],
@@ -220,7 +229,7 @@ def test_paper_cannot_be_sampled_by_solvers(world: World, diffusion: dict) -> No
     with pytest.raises(OptionsError, match="ddpm"):
         options_of(world, diffusion, "diffusion:modulation=paper")
     options = options_of(world, diffusion, "diffusion:modulation=paper", "val:sampling:sampler=~")
-    assert restore_build.sampling(options).sampler == "ddpm"
+    assert sampling_of(options).sampler == "ddpm"
 
 
 def test_every_key_of_diffusion_and_sampling_arrives(world: World, diffusion: dict) -> None:
@@ -229,20 +238,20 @@ def test_every_key_of_diffusion_and_sampling_arrives(world: World, diffusion: di
     sampling = {"sampler": "ddim", "steps": 7, "spacing": "uniform", "eta": 0.5, "seed": 9, "precision": "bf16"}
     val = {"sampling": sampling, "grids": True, "crop_size": 16, "overlap": 5, "max_minibatch": 3}
     options = options_of(world, {**diffusion, "diffusion": given, "val": val})
-    process = restore_build.process(options)
+    process = restore_build.build_process(options.process)
     wanted = Process(linear_schedule(30, 1e-3, 0.05), "invertible", 0.7, "v", "signal")
     assert torch.equal(process.schedule.betas, wanted.schedule.betas)
     assert [getattr(process, n) for n in FACTS] == [getattr(wanted, n) for n in FACTS]
-    assert restore_build.sampling(options) == Sampling("ddim", 7, "uniform", 0.5, 9, "bf16", 16, 5, 3)
+    assert sampling_of(options) == Sampling("ddim", 7, "uniform", 0.5, 9, "bf16", 16, 5, 3)
     cosine = options_of(world, {**diffusion, "diffusion": {"modulation": "none", "s": 0.02, "timesteps": 30}})
-    assert torch.equal(restore_build.process(cosine).schedule.betas, cosine_schedule(30, 0.02).betas)
+    assert torch.equal(restore_build.build_process(cosine.process).schedule.betas, cosine_schedule(30, 0.02).betas)
 
 
 @pytest.mark.parametrize(("tile", "at_once"), [(16, 8), (64, 4), (100, 1), (128, 1), (512, 1)])
 def test_as_many_tiles_at_once_as_one_of_128_has_pixels(world: World, diffusion: dict, tile: int, at_once: int) -> None:
     val = {"grids": True, "crop_size": tile}
-    assert restore_build.sampling(options_of(world, {**diffusion, "val": val})).batch == at_once
-    assert restore_build.sampling(options_of(world, {**diffusion, "val": {**val, "max_minibatch": 5}})).batch == 5
+    assert sampling_of(options_of(world, {**diffusion, "val": val})).batch == at_once
+    assert sampling_of(options_of(world, {**diffusion, "val": {**val, "max_minibatch": 5}})).batch == 5
 
 
 FACTS = ("modulation", "strength", "target", "profile")
@@ -254,7 +263,7 @@ def test_samples_carry_the_encoding_that_is_asked_for(
 ) -> None:
     options = options_of(world, diffusion, f"diffusion:mean={mean}")
     data = train_data.data_sets(options).train.with_gt_size(None)
-    found = data.get(2, np.random.default_rng(5)).spe[0].numpy()
+    found = data.get(2, np.random.default_rng(5)).maps["spe"][0].numpy()
     record = MaskStore(world.root / "masks.lmdb").read("photo_2")
     whole = spe_map(record, 0, 0, 40, 52, mean)
     turned = [flip.apply(whole) for flip in (Flip(h, v, t) for h in (0, 1) for v in (0, 1) for t in (0, 1))]
@@ -267,7 +276,7 @@ def test_the_rrdb_s_own_file_is_not_needed_beside_the_weights_of_the_whole_netwo
     run = train(world, diffusion, "train:total_iter=2")
     rrdb.unlink()
     again = options_of(world, diffusion, f"path:pretrain_network_g={run / 'models' / 'net_g_latest.pth'}")
-    assert build.pretrained(build.network(again.network_g, "g", again, CPU), again)
+    assert build.load_pretrained(build.build_network(again.network_g, "g", CPU, seed=0), again.path)
 
 
 def test_weights_alone_tell_restore_their_diffusion(world: World, diffusion: dict) -> None:
@@ -320,10 +329,11 @@ def test_tiles_that_leave_nothing_of_their_own_are_refused_before_any_work(world
     tiles = {**diffusion["val"], "grids": True, "crop_size": 9, "overlap": 7}
     deep = {**diffusion, "network_g": {**NETWORK, "dim_mults": [1, 2, 2, 2, 2]}}  # LR in multiples of 4
     options = options_of(world, {**deep, "val": tiles})
-    network = build.network(options.network_g, "g", options, CPU)
-    assert restore_build.build_restorer(options, network).how.tile == 8
+    network = build.build_network(options.network_g, "g", CPU, seed=0)
+    assert restore_build.build_restorer(restore_build.restore_recipe(options), network).sampling.tile == 8
+    wide = options_of(world, {**deep, "val": {**tiles, "overlap": 8}})
     with pytest.raises(BuildError, match="overlap of 8"):
-        restore_build.build_restorer(options_of(world, {**deep, "val": {**tiles, "overlap": 8}}), network)
+        restore_build.build_restorer(restore_build.restore_recipe(wide), network)
 
 
 def test_maps_of_encodings_cannot_be_divided_by_the_masks_area(world: World, diffusion: dict) -> None:
@@ -337,10 +347,10 @@ def test_maps_of_encodings_cannot_be_divided_by_the_masks_area(world: World, dif
 
 def test_the_scale_of_the_encoding_is_that_of_its_covered_pixels(world: World, diffusion: dict) -> None:
     options = options_of(world, diffusion)
-    measured = train_data.measured_spe(options)
     ((key, block),) = options.phase("train").items()
-    data = train_data.masked_dataset(key, block, options, train_data.views_of(options))
+    measured = train_data.measured_spe(key, block, options.scale, options.process.mean)
+    data = train_data.masked_dataset(key, block, train_data.views_of(options), options.scale)
     whole = data.with_gt_size(None)
-    seen = [whole.get(i, np.random.default_rng(0)).spe for i in range(len(whole))]
+    seen = [whole.get(i, np.random.default_rng(0)).maps["spe"] for i in range(len(whole))]
     covered = torch.cat([spe[spe != 0] for spe in seen])
     assert measured == pytest.approx(covered.double().square().mean().sqrt().item(), rel=1e-5)

@@ -244,7 +244,7 @@ def test_an_option_file_may_name_weights_of_the_zoo(in_the_zoo: nn.Module, tmp_p
     file = tmp_path / "o.yml"
     file.write_text("name: x\nnetwork_g: {type: NAFNet, width: 4, enc_blk_nums: [1], dec_blk_nums: [1]}\n")
     target = tiny("NAFNet", **NAF)
-    assert build.pretrained(target, load_options(file, ["path:pretrain_network_g=zoo:tiny-0.5x"]))
+    assert build.load_pretrained(target, load_options(file, ["path:pretrain_network_g=zoo:tiny-0.5x"]).path)
     assert_same(in_the_zoo, target)
     with pytest.raises(build.BuildError, match=r"path.pretrain_network_g: no weights are called 'tinny'"):
-        build.pretrained(target, load_options(file, ["path:pretrain_network_g=zoo:tinny"]))
+        build.load_pretrained(target, load_options(file, ["path:pretrain_network_g=zoo:tinny"]).path)

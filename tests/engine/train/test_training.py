@@ -15,11 +15,15 @@ from conftest import World
 from sam4ir.config.load import load_options
 from sam4ir.data.loader import eval_samples
 from sam4ir.engine.build import BuildError
-from sam4ir.engine.evaluate.score import ResultsExistError, score
+from sam4ir.engine.evaluate.result_folder import ResultsExistError
+from sam4ir.engine.evaluate.score import score
 from sam4ir.engine.evaluate.validate import Outputs
+from sam4ir.engine.interrupt import Interrupted
 from sam4ir.engine.restore.one_pass import Inference, PlainRestorer
-from sam4ir.engine.train.checkpoint import CheckpointError, RunExistsError
-from sam4ir.engine.train.loop import Interrupted, NonFiniteError, Trainer
+from sam4ir.engine.train.checkpoint import CheckpointError
+from sam4ir.engine.train.loop import Trainer
+from sam4ir.engine.train.resume import RunExistsError
+from sam4ir.engine.train.step_log import NonFiniteError
 from sam4ir.engine.weights import WeightsFileError
 
 
@@ -76,15 +80,19 @@ def test_the_loss_falls_and_a_resumed_run_equals_an_uninterrupted_one(world: Wor
 
 def stop_after(world: World, sam: bool, iteration: int) -> None:
     """Go on with the run `stopped` and let SIGTERM arrive after an iteration."""
-    trainer = Trainer(world.options(sam, ("name=stopped",)), resume=True)
-    record = trainer._record
+    interrupt_after(Trainer(world.options(sam, ("name=stopped",)), resume=True), iteration)
+
+
+def interrupt_after(trainer: Trainer, iteration: int) -> None:
+    """Train, and let SIGTERM arrive after an iteration."""
+    record = trainer.step_log.record
 
     def recorded(*arguments) -> None:
         record(*arguments)
         if trainer.progress.iteration == iteration:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    trainer._record = recorded  # type: ignore[method-assign]
+    trainer.step_log.record = recorded  # type: ignore[method-assign]
     with pytest.raises(Interrupted) as stop:
         trainer.run()
     assert stop.value.exit_code == 128 + signal.SIGTERM
@@ -393,14 +401,14 @@ def test_a_disk_that_takes_no_more_leaves_what_was_there(world: World, monkeypat
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
 
     trainer = Trainer(world.options(False), resume=False)
-    step = trainer._milestones
+    step = trainer.milestones.reach
 
     def fills_at_eight() -> None:
         if trainer.progress.iteration == 8:
             monkeypatch.setattr(torch, "save", full)
         step()
 
-    trainer._milestones = fills_at_eight  # type: ignore[method-assign]
+    trainer.milestones.reach = fills_at_eight  # type: ignore[method-assign]
     with pytest.raises(OSError, match=r"net_g_8.pth: cannot be written"):
         trainer.run()
     assert not list(trainer.paths.run.rglob("*.part"))
@@ -414,9 +422,9 @@ def test_networks_are_scored_in_eval_mode_and_left_as_they_were(world: World) ->
     refiner = trainer.parts.model.networks["r"]
     torch.nn.init.normal_(refiner.spf.out.weight)
     refiner.network.eval()  # a module that was in eval mode stays in it
-    stages = Outputs(PlainRestorer(trainer.parts.model.networks["g"], Inference()), trainer.device, refiner)
+    outputs = Outputs(PlainRestorer(trainer.parts.model.networks["g"], Inference()), trainer.device, refiner)
     (sample,) = list(eval_samples(trainer.sets.val["small_val"], 0))[:1]
-    first, second = stages(sample), stages(sample)
+    first, second = outputs(sample), outputs(sample)
     assert torch.equal(first["refined"], second["refined"])
     assert refiner.spf.training
     assert not refiner.network.training

@@ -1,0 +1,88 @@
+"""The weights that test.py scores: which files the user names, and what their results are called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sam4ir.engine.weights import locate
+from sam4ir.errors import UserError
+
+_CHECKPOINT = re.compile(r"net_g_(\d+)\.pth")
+_ITERATION = re.compile(r"(?:net_\w+|iter|model|model_ckpt_steps)_(\d+)")
+
+
+class WeightsListError(UserError):
+    """A list of weights that cannot be scored; the message names the file that is missing or listed twice."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights to score.
+
+    source: the file or the name of the zoo that the user gives. name: that of the folder of its results. iteration:
+    the one in the file's name; None where it holds none.
+    """
+
+    source: str
+    name: str
+    iteration: int | None
+
+    def origin(self) -> dict[str, str]:
+        """Return {source, sha256}, by which a summary shows whether a file of that name is still the same."""
+        from sam4ir.priors.zoo.download import sha256_of  # scores of one network need no zoo
+
+        return {"source": self.source, "sha256": sha256_of(locate(self.source))}
+
+
+def checkpoints(folder: Path) -> list[str]:
+    """Return net_g_<iteration>.pth of a run, sorted by iteration. folder: experiments/<name> or its models folder.
+
+    Raises WeightsListError where there is none.
+    """
+    models = folder / "models" if (folder / "models").is_dir() else folder
+    by_iteration: dict[int, Path] = {}
+    for path in models.glob("net_g_*.pth"):
+        match = _CHECKPOINT.fullmatch(path.name)
+        if match:
+            by_iteration[int(match.group(1))] = path
+    if not by_iteration:
+        raise WeightsListError(
+            f"--checkpoints {folder}: holds no net_g_<iteration>.pth; name experiments/<name> of a run"
+        )
+    return [str(path) for _, path in sorted(by_iteration.items())]
+
+
+def candidates(sources: Sequence[str]) -> list[Candidate]:
+    """Return the weights with names that differ: the file's name, and as many folders above it as that takes.
+
+    Raises WeightsListError for a file that is listed twice, and for one that is not there.
+    """
+    files = [locate(source) for source in sources]
+    for source, file in zip(sources, files, strict=True):
+        if not file.is_file():
+            raise WeightsListError(f"--weights {source}: no such file")
+    if len({file.resolve() for file in files}) < len(files):
+        raise WeightsListError(f"--weights {' '.join(sources)}: names a file twice")
+    paths = [file.resolve().with_suffix("").parts for file in files]
+    depth = 1
+    while len({parts[-depth:] for parts in paths}) < len(paths):
+        depth += 1
+    listed = []
+    for source, parts in zip(sources, paths, strict=True):
+        name = file_name("_".join(part for part in parts[-depth:] if part != "/"))
+        listed.append(Candidate(source, name, iteration_in(parts[-1])))
+    return listed
+
+
+def file_name(text: str) -> str:
+    """Return the text with _ in place of all that does not belong in a file name."""
+    return re.sub(r"[^\w.+-]", "_", text)
+
+
+def iteration_in(stem: str) -> int | None:
+    """Return the iteration in the name of a weights file, such as 5000 in net_g_5000; None where there is none."""
+    match = _ITERATION.fullmatch(stem)
+    return int(match.group(1)) if match else None

@@ -1,0 +1,123 @@
+"""The folder results/<name> that test.py writes: its options, metrics.csv, summary.json, summary.txt."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from sam4ir.engine.evaluate.metric import Metric, lower_is_better
+from sam4ir.engine.evaluate.report import Score, means, plain, text_table
+from sam4ir.engine.evaluate.testbed import Scores
+from sam4ir.errors import UserError
+from sam4ir.utils.files import atomic, read_text, write_text
+
+log = logging.getLogger(__name__)
+
+OPTIONS_FILE = "options.yml"
+
+ImageValues = dict[str, dict[str, dict[str, dict[str, float | str]]]]  # {dataset: {image: {output: {metric: value}}}}
+
+
+class ResultsExistError(UserError):
+    """Results of the same name that were computed with other options or from another file."""
+
+
+def holds_options(folder: Path, options_text: str) -> bool:
+    """Return whether the results in a folder were computed with these options (YAML)."""
+    file = folder / OPTIONS_FILE
+    return file.is_file() and read_text(file) == options_text
+
+
+def refuse_other_options(folder: Path, options_text: str) -> None:
+    """Raise ResultsExistError where a folder holds results of other options."""
+    if (folder / OPTIONS_FILE).is_file() and not holds_options(folder, options_text):
+        raise ResultsExistError(
+            f"{folder}: holds results made with other options. Nothing was changed. Add --overwrite to replace them, "
+            f"or give another name, such as --force_yml name={folder.name}_2"
+        )
+
+
+def write_results(
+    folder: Path,
+    results: Scores,
+    metrics: Mapping[str, Metric],
+    closing: Sequence[str] = (),
+    origin: Mapping[str, str] | None = None,
+) -> str:
+    """Write metrics.csv, summary.json and summary.txt; return the text of the last one.
+
+    closing: last lines of summary.txt. origin: the file of the weights and its SHA-256, for summary.json.
+    """
+    for note in results.notes:
+        log.warning("%s", note)
+    _write_table(folder / "metrics.csv", results.scores, metrics)
+    protocols = {name: metric.protocol for name, metric in metrics.items()}
+    text = text_table(results.scores, protocols, results.sets, lower_is_better(metrics))
+    lines = [*(f"note: {note}" for note in results.notes), *closing]
+    if lines:
+        text += "".join(f"{line}\n" for line in ("", *lines))
+    write_text(folder / "summary.txt", text)
+    weights = {"weights": dict(origin)} if origin else {}
+    write_text(folder / "summary.json", json.dumps({**weights, **_summary(results, metrics)}, indent=1))
+    return text
+
+
+def _write_table(path: Path, scores: Sequence[Score], metrics: Mapping[str, Metric]) -> None:
+    """Write the scores of images as CSV; the column of the output is called `stage`."""
+    several = len({score.sample for score in scores}) > 1
+    of_images = [name for name, metric in metrics.items() if not metric.of_set]
+    head = ["dataset", "stage", "image", *(["sample"] if several else []), *of_images]
+    with atomic(path) as part, part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, head, extrasaction="ignore")
+        writer.writeheader()
+        for score in scores:
+            place = {"dataset": score.dataset, "stage": score.output, "image": score.image, "sample": score.sample}
+            writer.writerow({**place, **score.values})
+
+
+def _summary(results: Scores, metrics: Mapping[str, Metric]) -> dict[str, object]:
+    """Return the content of summary.json.
+
+    protocols: {metric: definition}; lower_is_better, of_sets: names of such metrics; mean: {dataset: {output: {metric:
+    value}}}; images: {dataset: {image: {output: {metric: value}}}}, where each image has several samples, their mean,
+    and then also spread: {dataset: {output: {metric: {samples, image, mean}}}}, see report.Spread.
+    """
+    mean: dict[str, dict[str, dict[str, float | str]]] = {}
+    spread: dict[str, dict[str, dict[str, dict[str, float | str]]]] = {}
+    for (dataset, output), values in means(results.scores, results.sets).items():
+        mean.setdefault(dataset, {})[output] = {name: plain(value.value) for name, value in values.items()}
+        spreads = {}
+        for name, value in values.items():
+            s = value.spread
+            if s is not None:
+                spreads[name] = {"samples": s.samples, "image": plain(s.image), "mean": plain(s.mean)}
+        if spreads:
+            spread.setdefault(dataset, {})[output] = spreads
+    summary: dict[str, object] = {
+        "protocols": {name: metric.protocol for name, metric in metrics.items()},
+        "lower_is_better": lower_is_better(metrics),
+        "of_sets": [name for name, metric in metrics.items() if metric.of_set],
+        "mean": mean,
+    }
+    if spread:
+        summary["spread"] = spread
+    if results.notes:
+        summary["notes"] = list(results.notes)
+    summary["images"] = _image_values(results.scores)
+    return summary
+
+
+def _image_values(scores: Sequence[Score]) -> ImageValues:
+    """Return the values of every image; where it has several samples, their mean."""
+    samples: dict[tuple[str, str, str], list[Score]] = {}
+    for score in scores:
+        samples.setdefault((score.dataset, score.image, score.output), []).append(score)
+    images: ImageValues = {}
+    for (dataset, image, output), of_image in samples.items():
+        row = next(iter(means(of_image).values()))
+        values = {metric: plain(mean.value) for metric, mean in row.items()}
+        images.setdefault(dataset, {}).setdefault(image, {})[output] = values
+    return images

@@ -1,0 +1,195 @@
+"""What a run does at its milestones: it validates, keeps its best records, and saves checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sam4ir.config.paths import RunPaths
+from sam4ir.data.sample import Dataset
+from sam4ir.engine.evaluate.metric import Metric
+from sam4ir.engine.evaluate.report import BASELINES, Score, SetScore, means
+from sam4ir.engine.evaluate.validate import Outputs, evaluate
+from sam4ir.engine.interrupt import Interrupted, Signals
+from sam4ir.engine.restore import build as restore_build
+from sam4ir.engine.restore.build import RestoreRecipe
+from sam4ir.engine.train.checkpoint import Progress, publish_latest, save_checkpoint
+from sam4ir.engine.train.journal import Journal
+from sam4ir.engine.train.parts import TrainingParts
+from sam4ir.utils.dist import World
+
+BestRecords = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Scores the averaged networks of a run on its validation sets.
+
+    recipe: how images are restored; its `val` also says whether the refiner is scored and whether images are saved.
+    sets: data sets by name. folder: where images go, as <folder>/<data set>/<iteration>. signals: ends a validation.
+    """
+
+    recipe: RestoreRecipe
+    sets: Mapping[str, Dataset]
+    metrics: Mapping[str, Metric]
+    parts: TrainingParts
+    device: torch.device
+    world: World
+    seed: int
+    folder: Path
+    signals: Signals
+    log: logging.Logger
+
+    def run(self, iteration: int) -> tuple[list[Score], list[SetScore]]:
+        """Return the scores of all images and of whole sets; raise Interrupted where a signal has reached a process."""
+        for ema in self.parts.emas.values():
+            self.world.share_buffers(ema.module)
+        outputs = validation_outputs(self.recipe, self.parts, self.device)
+        scores: list[Score] = []
+        sets: list[SetScore] = []
+        for name, data in self.sets.items():
+            with torch.compiler.set_stance("force_eager"):  # each image size would be compiled anew
+                evaluation = evaluate(
+                    name,
+                    data,
+                    outputs,
+                    self.metrics,
+                    seed=self.seed,
+                    world=self.world,
+                    save_folder=self.folder / name / str(iteration) if self.recipe.val.save_img else None,
+                    stopped=self.signals.number,
+                )
+            if evaluation.stopped:
+                raise Interrupted(evaluation.stopped)
+            scores += evaluation.scores
+            sets += evaluation.sets
+            for note in evaluation.notes:
+                self.log.warning(note)
+        return scores, sets
+
+
+def validation_outputs(recipe: RestoreRecipe, parts: TrainingParts, device: torch.device) -> Outputs:
+    """Return the outputs that validation scores: the averaged student's, and the refiner's where val.refiner is set."""
+    emas = parts.emas
+    refiner = emas["r"].module if recipe.val.refiner and "r" in emas else None
+    return Outputs(restore_build.build_restorer(recipe, emas["g"].module), device, refiner)
+
+
+class Milestones:
+    """Validates and saves a run at the iterations where that is due; the main process alone writes.
+
+    validation: None for a run that does not validate. total_iter: the last iteration, which is always a milestone.
+    save_freq: iterations between checkpoints. options_text: the options as YAML, for checkpoints.
+    """
+
+    def __init__(
+        self,
+        validation: Validation | None,
+        parts: TrainingParts,
+        progress: Progress,
+        paths: RunPaths,
+        journal: Journal,
+        log: logging.Logger,
+        *,
+        total_iter: int,
+        save_freq: int,
+        options_text: str,
+        main: bool,
+    ) -> None:
+        self.validation = validation
+        self.parts = parts
+        self.progress = progress
+        self.paths = paths
+        self.journal = journal
+        self.log = log
+        self.total_iter = total_iter
+        self.save_freq = save_freq
+        self.options_text = options_text
+        self.main = main
+
+    def reach(self) -> None:
+        """Validate and save where the present iteration is due for it; the checkpoint holds the best records."""
+        iteration = self.progress.iteration
+        if self._validation_due():
+            self.validate()
+        if iteration % self.save_freq == 0 or iteration == self.total_iter:
+            self.save()
+
+    def catch_up(self) -> None:
+        """Repeat the validation in whose middle the run was stopped, and save."""
+        if self._validation_due() and self.progress.validated < self.progress.iteration:
+            self.validate()
+            self.save()
+
+    def _validation_due(self) -> bool:
+        iteration = self.progress.iteration
+        if self.validation is None or self.validation.recipe.val.val_freq is None:
+            return False
+        if not self.validation.sets or iteration == 0:
+            return False
+        return iteration % self.validation.recipe.val.val_freq == 0 or iteration == self.total_iter
+
+    def validate(self) -> None:
+        """Score the validation sets and report the means."""
+        assert self.validation is not None
+        iteration = self.progress.iteration
+        scores, sets = self.validation.run(iteration)
+        self.journal.scores(iteration, scores)
+        self._report(scores, sets, self.validation.metrics)
+        self.progress.validated = iteration
+
+    def _report(self, scores: Sequence[Score], sets: Sequence[SetScore], metrics: Mapping[str, Metric]) -> None:
+        """Write means to console, TensorBoard and JSON, and update the best records of the deployed network."""
+        iteration, values_by_tag = self.progress.iteration, dict[str, float]()
+        for (dataset, output), values in means(scores, sets).items():
+            if output in BASELINES:
+                continue
+            lines = [f"Validation {dataset}" + (" (refiner)" if output == "refined" else "")]
+            for metric, mean in values.items():
+                line = f"\t # {metric}: {mean}"
+                if output == "restored":
+                    lower = metrics[metric].lower_is_better
+                    best = update_best(self.progress.best, f"{dataset}/{metric}", mean.value, iteration, lower)
+                    line += f"\tBest: {best['value']:.4f} @ {int(best['iter'])} iter"
+                lines.append(line)
+                values_by_tag[f"metrics/{dataset}/{metric}" + ("_refiner" if output == "refined" else "")] = mean.value
+            self.log.info("\n".join(lines))
+        self.journal.scalars(iteration, values_by_tag)
+        self.journal.write(iteration, values_by_tag)
+
+    def save(self) -> None:
+        """Write the checkpoint of the present iteration."""
+        if self.main:
+            save_checkpoint(self.paths, self.parts, self.progress, self.options_text)
+            self.log.info("Saved checkpoint of iteration %d.", self.progress.iteration)
+
+    def rescue(self) -> None:
+        """Save the iterations since the last checkpoint, before an error ends the run."""
+        if self.progress.iteration not in {0, *self.paths.saved_iterations()}:
+            try:
+                self.save()
+            except OSError as error:
+                self.log.error("%s", error)
+
+    def finish(self) -> None:
+        """Copy the last weights to net_<label>_latest.pth."""
+        if self.main:
+            publish_latest(self.paths, self.parts, self.total_iter)
+        self.log.info("Done: %s is trained; its weights are %s.", self.paths.name, self.paths.network("g", "latest"))
+
+
+def update_best(
+    records: BestRecords, name: str, value: float, iteration: int, lower_is_better: bool
+) -> dict[str, float]:
+    """Write {value, iter} as the record of this name where the value is better; return the record that holds then."""
+    best = records.get(name)
+    sign = -1 if lower_is_better else 1
+    if best is None or sign * value > sign * best["value"] or math.isnan(best["value"]):
+        best = {"value": value, "iter": iteration}
+        records[name] = best
+    return best

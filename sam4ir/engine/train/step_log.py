@@ -1,0 +1,109 @@
+"""The record of every step: its JSON line, its console line, and the steps that were not taken."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from sam4ir.config.paths import RunPaths
+from sam4ir.data.sample import Batch
+from sam4ir.engine.log import Pace, message
+from sam4ir.engine.train.checkpoint import Progress
+from sam4ir.engine.train.data import Sets
+from sam4ir.engine.train.journal import Journal
+from sam4ir.engine.train.parts import TrainingParts
+from sam4ir.engine.train.step import Outcome
+from sam4ir.errors import UserError
+from sam4ir.utils.dist import World
+from sam4ir.utils.memory import in_words, peak_memory
+
+
+class NonFiniteError(UserError):
+    """Training that does not recover from losses that are not finite."""
+
+
+class StepLog:
+    """Records the steps of a run.
+
+    max_nonfinite: steps in a row that may fail to be finite before the run ends.
+    """
+
+    def __init__(
+        self,
+        parts: TrainingParts,
+        progress: Progress,
+        sets: Sets,
+        paths: RunPaths,
+        journal: Journal,
+        log: logging.Logger,
+        *,
+        device: torch.device,
+        world: World,
+        max_nonfinite: int,
+    ) -> None:
+        self.parts = parts
+        self.progress = progress
+        self.sets = sets
+        self.paths = paths
+        self.journal = journal
+        self.log = log
+        self.device = device
+        self.world = world
+        self.max_nonfinite = max_nonfinite
+
+    def record(self, outcome: Outcome, micro: Sequence[Batch]) -> None:
+        """Write the JSON line of the iteration; count a step that was not taken, and name its images.
+
+        Raises NonFiniteError where too many steps in a row were not finite.
+        """
+        progress, line = self.progress, dict[str, Any](outcome.values)
+        reasons = self._skipped_images(micro)
+        if reasons:
+            line["replaced"] = reasons
+            for reason in reasons:
+                self.log.error("Iteration %d: image skipped: %s", progress.iteration, reason)
+        lowers_scale = outcome.overflow and self.parts.scaler.get_scale() >= 1  # a scale below 1 is no remedy
+        progress.skipped_in_a_row = 0 if outcome.finite or lowers_scale else progress.skipped_in_a_row + 1
+        if not outcome.finite:
+            progress.skipped += 1
+            line |= {"skipped": True, "images": self._keys(micro)}
+            cause = "float16 overflows, its scale is lowered" if lowers_scale else "loss or gradient is not finite"
+            images = ", ".join(line["images"])
+            self.log.warning("Iteration %d: %s; step skipped. Images: %s", progress.iteration, cause, images)
+        self.journal.write(progress.iteration, line)
+        if progress.skipped_in_a_row >= self.max_nonfinite:
+            raise NonFiniteError(
+                f"{self.paths.name}: loss or gradient not finite {progress.skipped_in_a_row} times in a row up to "
+                f"iteration {progress.iteration}; the images are named in {self.paths.run / 'log.jsonl'}. "
+                "Lower the learning rate, or look at the data"
+            )
+
+    def _skipped_images(self, micro: Sequence[Batch]) -> list[str]:
+        """Return why images were skipped (bad_images: skip), in all processes."""
+        reasons = list(itertools.chain.from_iterable(batch.skipped for batch in micro))
+        if self.sets.loader.bad_images == "stop" or not self.world.largest(len(reasons)):
+            return []
+        return list(itertools.chain.from_iterable(self.world.gather(reasons)))
+
+    def _keys(self, micro: Sequence[Batch]) -> list[str]:
+        """Return the keys of the images in all processes."""
+        keys = list(itertools.chain.from_iterable(batch.keys for batch in micro))
+        return list(itertools.chain.from_iterable(self.world.gather(keys)))
+
+    def show(self, values: Mapping[str, float], pace: Pace, times: tuple[float, float]) -> None:
+        """Log the console line of the iteration, and write its scalars to TensorBoard.
+
+        times: seconds of the whole iteration, and of loading its images.
+        """
+        iteration, optimisers = self.progress.iteration, self.parts.optimisers
+        eta, _ = pace.line(iteration)
+        rates = [optimisers[label].rate(iteration) for label in self.parts.model.active(iteration)]
+        epoch = self.progress.sample // max(len(self.sets.train) * self.sets.loader.dataset_enlarge_ratio, 1)
+        line = message(self.paths.name, epoch, iteration, rates, eta, times, values)
+        self.log.info("%s peak memory: %s", line, in_words(peak_memory(self.device)))
+        tags = {f"losses/{name}" if name.startswith("l_") else name: value for name, value in values.items()}
+        self.journal.scalars(iteration, {**tags, "lr": rates[0]})

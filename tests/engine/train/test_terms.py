@@ -1,0 +1,127 @@
+"""Distillation terms by option file: short names, terms of one's own, their weights and their errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import World
+from engine.train.test_training import assert_same_run, interrupt_after, records, run
+
+from sam4ir.config.load import OptionsError, load_options
+from sam4ir.engine.train.loop import Trainer
+from sam4ir.engine.train.terms import build_terms
+
+PLUGIN = '''
+"""A term that compares low frequencies, outside of all regions alone."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sam4ir.distill.lesson import Lesson
+from sam4ir.registry import TERMS
+
+
+@TERMS.register()
+class LowFrequencies(nn.Module):
+    """L1 distance of the images shrunk by a factor.
+
+    Args:
+        factor: Pixels along a side that are averaged.
+    """
+
+    def __init__(self, factor: int = 4) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, target: Tensor, lesson: Lesson) -> Tensor:
+        assert lesson.lq.shape == target.shape
+        assert lesson.maps["regions"].shape == lesson.labels.shape
+        outside = (lesson.labels == 0).unsqueeze(1)
+        difference = F.avg_pool2d((lesson.student - target) * outside, self.factor)
+        return difference.abs().mean()
+'''
+
+
+@pytest.fixture
+def plugin(world: World) -> World:
+    """The small world with a plugin that adds a term."""
+    (world.root / "low_frequencies.py").write_text(PLUGIN, encoding="utf-8")
+    return world
+
+
+def values_with_terms(world: World, **terms: dict) -> dict:
+    """Options of a SAM4IR run with SPD, SGR and further terms."""
+    values = world.values(sam=True, plugins=["low_frequencies"])
+    values["train"]["distill"]["terms"] = terms
+    return values
+
+
+def test_a_term_of_a_plugin_trains_is_logged_and_resumes(plugin: World) -> None:
+    low = {"type": "LowFrequencies", "balance": 0.2, "factor": 2, "every": 2, "target": "gt"}
+    trainers = {}
+    for name in ("whole", "stopped"):
+        path = plugin.write({**values_with_terms(plugin, low=low), "name": name}, f"{name}.yml")
+        trainers[name] = Trainer(load_options(path), resume=False)
+    trainers["whole"].run()
+    interrupt_after(trainers["stopped"], 5)
+    Trainer(load_options(plugin.root / "stopped.yml"), resume=True).run()
+    whole, stopped = (trainers[name].paths.run for name in ("whole", "stopped"))
+    assert_same_run(whole, stopped, 8)
+    lines = records(whole)
+    assert all(line["l_low"] > 0 for line in lines if "l_pix" in line and line["iter"] in (6, 8))
+    assert not any("l_low" in line for line in lines if line["iter"] % 2 or line["iter"] <= 2)
+    state = torch.load(whole / "training_states" / "8.state", weights_only=True)
+    assert list(state["model"]) == ["spd", "sgr", "low"]
+    assert state["model"]["low"]["batches"] > 0
+
+
+def test_short_names_are_terms_like_others(world: World) -> None:
+    """spd_opt and a term of type SPD called spd train the same network, bit for bit."""
+    one = "train:distill:terms={spd: {type: SPD, balance: 0.3}}"
+    short = run(world, True, "name=short", "train:sgr_opt=null")
+    term = run(world, True, "name=term", "train:sgr_opt=null", "train:spd_opt=null", one)
+    assert_same_run(short, term, 8)
+
+
+@pytest.mark.parametrize(
+    ("terms", "message"),
+    [
+        ({"low": {"type": "LowFrequencies"}}, r"distill\.terms\.low: LowFrequencies has no usual weight"),
+        ({"low": {"type": "LowFrequencies", "balance": 0.1, "factr": 2}}, r"low\.factr: .*did you mean 'factor'"),
+        ({"low": {"type": "LowFrequency", "balance": 0.1}}, r"low\.type: no distillation term .*'LowFrequencies'"),
+        ({"low": {"balance": 0.1}}, r"low\.type: is required"),
+        ({"low": {"type": "SPD", "balance": 1, "loss_weight": 1}}, r"terms\.low: has loss_weight and balance"),
+        ({"low": {"type": "SPD", "gate": "pixel"}}, r"terms\.low: has gate pixel with criterion l1"),
+        ({"low": {"type": "SGR", "build_analyser": 1}}, r"build_analyser: is handed over by the program"),
+        ({"spd": {"type": "SPD"}}, r"terms\.spd: and train\.spd_opt are the same term"),
+        ({"refine": {"type": "SPD"}}, r"terms\.refine: is a name that the log gives to a loss"),
+        ({"low": {"type": "SPD", "every": 0}}, r"low\.every"),
+    ],
+)
+def test_what_cannot_be_a_term_is_named(plugin: World, terms: dict, message: str) -> None:
+    with pytest.raises(OptionsError, match=message):
+        load_options(plugin.write(values_with_terms(plugin, **terms)))
+
+
+def test_a_plain_network_has_no_terms(plugin: World) -> None:
+    values = plugin.values(plugins=["low_frequencies"])
+    values["train"]["distill"] = {"terms": {"low": {"type": "LowFrequencies", "balance": 0.1}}}
+    with pytest.raises(OptionsError, match=r"train\.distill: belongs to model_type SAM4IRModel"):
+        load_options(plugin.write(values))
+
+
+def test_a_saved_option_file_shows_the_defaults_of_a_term(world: World) -> None:
+    term = load_options(world.write(world.values(sam=True))).train.terms["spd"][1]
+    assert term.block == {"type": "SPD", "criterion": "l1", "gate": "region"}
+
+
+def test_a_term_that_is_switched_off_is_not_built(world: World) -> None:
+    options = world.options(True, ("train:sgr_opt={balance: 0, weights: no_such_file.pth}",))
+    assert list(build_terms(options.train, torch.device("cpu"))) == ["spd"]
+
+
+def test_an_error_names_the_key_of_the_term(world: World) -> None:
+    with pytest.raises(ValueError, match=r"^train\.sgr_opt: .*no_such_file"):
+        run(world, True, "train:sgr_opt={balance: 0.1, weights: no_such_file.pth}")
+    with pytest.raises(ValueError, match=r"^train\.distill\.terms\.more: .*relu9_9"):
+        run(world, True, "train:distill:terms={more: {type: SGR, weights: random, layers: [relu9_9]}}", "name=other")
