@@ -1,8 +1,8 @@
-"""Runs, atoms and region maps of masks: arrays in, arrays out.
+"""The geometry of masks: runs, atoms, region maps and the sums that the SPE needs, as functions of arrays.
 
-Runs are COCO's run lengths: (k,) int64, column-major, alternating, starting with the uncovered run;
-they sum to h * w. Atoms are the sets of pixels that exactly the same masks cover, so one label a
-pixel and a table of atoms x masks hold any overlapping masks without loss.
+Runs are COCO's run lengths of one mask: (k,) int64, column by column, uncovered and covered pixels in turn, starting
+with the uncovered ones; they sum to h * w. An atom is a set of pixels that exactly the same masks cover. One atom label
+for each pixel and a table of atoms x masks therefore hold any overlapping masks without loss.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ Runs = NDArray[np.int64]
 
 
 class RleError(UserError):
-    """Counts that are no run-length encoding of a mask of the stated size."""
+    """Raised where counts are no run-length encoding of a mask of the stated size."""
 
 
 def parse_counts(counts: str | bytes | Sequence[int] | NDArray[Any], size: Size) -> Runs:
-    """Runs of COCO `counts`: the compressed text or the list of lengths. Raises RleError."""
+    """Return the runs of COCO's `counts`, which are compressed text or a list of lengths.
+
+    size: (h, w). Raises RleError where the counts do not encode a mask of that size.
+    """
     runs = _decompress(counts) if isinstance(counts, (str, bytes)) else _integers(counts)
     if runs.size and runs.min() < 0:
         raise RleError(f"run {int(runs.argmin())} is negative ({int(runs.min())})")
@@ -45,8 +48,11 @@ def _integers(counts: Sequence[int] | NDArray[Any]) -> Runs:
 
 
 def _decompress(counts: str | bytes) -> Runs:
-    """COCO's text: 5 bits a character, low bits first, bit 5 = more follows, sign-extended; from the
-    fourth run on the text holds the difference to the run before the last."""
+    """Return the runs of COCO's compressed text; raise RleError on any other text.
+
+    Each character holds 5 bits of a number, low bits first. Bit 5 says that more characters follow, and bit 4 of the
+    last one is the sign. From the fourth run on the number is the difference from the run two places before.
+    """
     try:
         text = counts.encode("ascii") if isinstance(counts, str) else counts
     except UnicodeEncodeError as error:
@@ -74,21 +80,26 @@ def _decompress(counts: str | bytes) -> Runs:
 
 
 def runs_to_mask(runs: Runs, size: Size) -> NDArray[np.bool_]:
-    """(h, w) bool of one mask's runs."""
+    """Return the mask of some runs, (h, w) bool."""
     covered = np.arange(len(runs)) % 2 == 1
     return np.ascontiguousarray(np.repeat(covered, runs).reshape(size[1], size[0]).T)
 
 
 def mask_to_runs(mask: NDArray[Any]) -> Runs:
-    """Runs of an (h, w) mask; any nonzero value counts as covered."""
+    """Return the runs of an (h, w) mask; any nonzero value counts as covered."""
     flat = (mask != 0).T.ravel()
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    first = [0, 0] if flat.size and flat[0] else [0]
-    return np.diff(np.concatenate((first, edges, [flat.size])))
+    return _runs_between(edges, flat.size, bool(flat.size and flat[0]))
+
+
+def _runs_between(edges: NDArray[np.int64], pixels: int, covered_first: bool) -> Runs:
+    """Return the runs of a mask that changes at the pixels `edges`, after an empty run where it covers pixel 0."""
+    first = [0, 0] if covered_first else [0]
+    return np.diff(np.concatenate((first, edges, [pixels])))
 
 
 def _covered(runs: Runs) -> tuple[Runs, Runs]:
-    """Starts and ends (exclusive) of the covered runs, column-major pixel numbers."""
+    """Return where the covered runs start and end (exclusive), as column-major pixel numbers."""
     edges = np.cumsum(runs)
     ends = edges[1::2]
     starts = edges[0::2][: len(ends)]
@@ -97,12 +108,12 @@ def _covered(runs: Runs) -> tuple[Runs, Runs]:
 
 
 def area(runs: Runs) -> int:
-    """Number of covered pixels."""
+    """Return the number of covered pixels."""
     return int(runs[1::2].sum())
 
 
 def box(runs: Runs, size: Size) -> tuple[int, int, int, int]:
-    """(x, y, x_max - x, y_max - y), as segment-anything writes `bbox`; zeros for an empty mask."""
+    """Return (x, y, x_max - x, y_max - y), as segment-anything writes `bbox`; zeros for an empty mask."""
     starts, ends = _covered(runs)
     if not starts.size:
         return 0, 0, 0, 0
@@ -114,30 +125,34 @@ def box(runs: Runs, size: Size) -> tuple[int, int, int, int]:
 
 
 def first_pixel(runs: Runs, size: Size) -> int:
-    """Raster (row-major) number of the mask's first pixel; h * w for an empty mask."""
+    """Return the raster (row-major) number of the mask's first pixel; h * w for an empty mask."""
     h, w = size
     starts, ends = _covered(runs)
     column, row = np.divmod(starts, h)
     at_start = row * w + column
-    at_next_column = np.where((ends - 1) // h > column, column + 1, h * w)  # row 0 of the column a run goes on in
+    at_next_column = np.where((ends - 1) // h > column, column + 1, h * w)  # row 0 of the column where a run continues
     return int(min(at_start.min(initial=h * w), at_next_column.min(initial=h * w)))
 
 
 class Atoms(NamedTuple):
-    """labels: (h, w) uint16, uint32 beyond 65,535 atoms; table: (atoms, n) bool, atom in mask."""
+    """The atoms of n masks.
+
+    labels: (h, w) uint16, or uint32 beyond 65,535 atoms, the atom of each pixel. table: (atoms, n) bool, True where the
+    mask covers the atom.
+    """
 
     labels: NDArray[Any]
     table: NDArray[np.bool_]
 
 
-def atoms(runs: Sequence[Runs], size: Size) -> Atoms:
-    """The atoms of n masks given by their runs; exact for any overlap.
+def atoms_of_runs(runs: Sequence[Runs], size: Size) -> Atoms:
+    """Return the atoms of n masks; exact for any overlap.
 
-    Between two neighbouring run edges of any masks the covering set is constant: the sets follow
-    from one running XOR over the edges (_covering), and no (n, h, w) stack is painted.
+    The set of covering masks changes only at the edges of runs. One running XOR over all edges gives these sets
+    (_covering_sets), so no (n, h, w) stack is painted.
     """
     h, w = size
-    starts, bits = _covering(runs, h * w)
+    starts, bits = _covering_sets(runs, h * w)
     group, first = _distinct_rows(bits)
     table = np.unpackbits(bits[first].view(np.uint8), axis=1, count=len(runs), bitorder="little").astype(bool)
     dtype = np.uint16 if len(first) <= 65535 else np.uint32
@@ -145,10 +160,11 @@ def atoms(runs: Sequence[Runs], size: Size) -> Atoms:
     return Atoms(np.ascontiguousarray(flat.reshape(w, h).T), table)
 
 
-def _covering(runs: Sequence[Runs], pixels: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Where the set of masks that cover a pixel changes, (s,) column-major, from 0 on; and that set from there on.
+def _covering_sets(runs: Sequence[Runs], pixels: int) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Return the pixels where the set of covering masks changes, and the set that holds from each of them on.
 
-    The sets are bits, (s, n / 64 rounded up) little-endian words: mask i is bit i % 64 of word i // 64.
+    The pixels are column-major numbers, (s,), the first of them 0. The sets are bits, (s, n / 64 rounded up)
+    little-endian words: mask i is bit i % 64 of word i // 64.
     """
     edges = [np.cumsum(r)[:-1] for r in runs]
     mask = np.repeat(np.arange(len(runs)), [len(e) for e in edges])
@@ -162,13 +178,14 @@ def _covering(runs: Sequence[Runs], pixels: int) -> tuple[NDArray[np.int64], NDA
     return starts, bits
 
 
-def paint(runs: Sequence[Runs], values: NDArray[Any], size: Size) -> NDArray[Any]:
-    """(h, w): the value of the last mask in the list that covers a pixel. values: (n + 1,), the first where none does.
+def paint_runs(runs: Sequence[Runs], values: NDArray[Any], size: Size) -> NDArray[Any]:
+    """Return (h, w): the value of the last mask in the list that covers each pixel.
 
-    Equal to painting one mask after the other; the work goes with the number of runs and not with the masks' areas.
+    values: (n + 1,), values[i + 1] for mask i, values[0] where no mask lies. The result equals painting one mask after
+    the other, but the time depends on the number of runs and not on the masks' areas.
     """
     h, w = size
-    starts, bits = _covering(runs, h * w)
+    starts, bits = _covering_sets(runs, h * w)
     top = np.zeros(len(starts), np.int64)
     for number, half in enumerate(bits.view("<u4").T):  # halves, because float64 holds them exactly
         length = np.frexp(half.astype(np.float64))[1]
@@ -178,36 +195,40 @@ def paint(runs: Sequence[Runs], values: NDArray[Any], size: Size) -> NDArray[Any
 
 
 def runs_of_atoms(atoms: Atoms) -> list[Runs]:
-    """The runs of each mask of `atoms`, whose labels may leave out atoms of the table: the inverse of atoms()."""
+    """Return the runs of each mask: the inverse of atoms_of_runs. The labels need not use all atoms of the table."""
     h, w = atoms.labels.shape
     flat = atoms.labels.T.ravel()
     starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
     covered = atoms.table[flat[starts].astype(np.intp)].T
-    found = []
+    masks = []
     for inside in np.ascontiguousarray(covered):
         edges = starts[1:][inside[1:] != inside[:-1]]
-        found.append(np.diff(np.concatenate(([0, 0] if inside[0] else [0], edges, [h * w]))))
-    return found
+        masks.append(_runs_between(edges, h * w, bool(inside[0])))
+    return masks
 
 
-def resized(atoms: Atoms, size: Size) -> Atoms:
-    """The atoms on a grid of another size (h, w): a pixel takes the label of the nearest one, by their centres."""
-    rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(size, atoms.labels.shape, strict=True)
-    )
+def resize_atoms(atoms: Atoms, size: Size) -> Atoms:
+    """Return the atoms on a grid of another size (h, w): each pixel takes the label of the nearest pixel centre."""
+    rows = _nearest_pixels(size[0], atoms.labels.shape[0])
+    columns = _nearest_pixels(size[1], atoms.labels.shape[1])
     return Atoms(atoms.labels[rows[:, None], columns], atoms.table)
 
 
-def in_sight(atoms: Atoms) -> tuple[Atoms, NDArray[np.bool_]]:
-    """The atoms without the masks that have no pixel there, and which of the n masks stay, (n,) bool."""
-    met = np.zeros(len(atoms.table), bool)
-    met[atoms.labels] = True
-    kept: NDArray[np.bool_] = np.any(atoms.table[met], axis=0)
-    return Atoms(atoms.labels, atoms.table[:, kept]), kept
+def _nearest_pixels(new: int, old: int) -> NDArray[np.int64]:
+    """Return for each of `new` pixels along an axis the nearest of `old` pixels, by their centres, (new,)."""
+    return (2 * np.arange(new) + 1) * old // (2 * new)
+
+
+def drop_absent_masks(atoms: Atoms) -> tuple[Atoms, NDArray[np.bool_]]:
+    """Return the atoms without the masks that have no pixel in the labels, and which masks remain, (n,) bool."""
+    present = np.zeros(len(atoms.table), bool)
+    present[atoms.labels] = True
+    remaining: NDArray[np.bool_] = np.any(atoms.table[present], axis=0)
+    return Atoms(atoms.labels, atoms.table[:, remaining]), remaining
 
 
 def _distinct_rows(rows: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Number of each row among the distinct ones, and where each distinct one occurs first."""
+    """Return the number of each row among the distinct rows, and where each distinct row occurs first."""
     group = np.zeros(len(rows), np.int64)
     first = np.zeros(1, np.int64)
     for word in rows.T:
@@ -217,12 +238,12 @@ def _distinct_rows(rows: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray
 
 
 def paint_order(areas: NDArray[Any], first_pixels: NDArray[Any]) -> NDArray[np.int64]:
-    """(n,) mask numbers, largest area first; equal areas by first pixel in raster order, then as listed."""
+    """Return the mask numbers, (n,), largest area first; equal areas by first pixel in raster order, then as listed."""
     return np.lexsort((first_pixels, -np.asarray(areas, np.int64)))
 
 
 def top_masks(table: NDArray[np.bool_], order: NDArray[Any]) -> NDArray[np.int32]:
-    """(atoms,) int32: mask number + 1 of the mask painted last in `order`, 0 where no mask lies."""
+    """Return (atoms,) int32: number + 1 of the mask that `order` paints last, 0 where no mask lies."""
     if not len(order):
         return np.zeros(len(table), np.int32)
     last_first = np.asarray(order)[::-1]
@@ -231,7 +252,7 @@ def top_masks(table: NDArray[np.bool_], order: NDArray[Any]) -> NDArray[np.int32
 
 
 def boundary(labels: NDArray[Any]) -> NDArray[np.bool_]:
-    """(h, w) bool: the label differs from a 4-neighbour's inside the array."""
+    """Return (h, w) bool: True where a pixel's label differs from a 4-neighbour's inside the array."""
     edge = np.zeros(labels.shape, bool)
     down = labels[1:] != labels[:-1]
     right = labels[:, 1:] != labels[:, :-1]
@@ -243,14 +264,17 @@ def boundary(labels: NDArray[Any]) -> NDArray[np.bool_]:
 
 
 def densify(labels: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
-    """Labels renumbered to 1..n in their order, 0 (no region) kept; (h, w) int64 and n."""
+    """Return the labels renumbered to 1..n in their order, (h, w) int64, and n; 0 (no region) stays 0.
+
+    Raises UserError on negative labels.
+    """
     if labels.size and labels.min() < 0:
         raise UserError(f"region labels must not be negative, got {int(labels.min())}")
     highest = int(labels.max(initial=0))
     if highest > 4 * labels.size + 65536:  # a table would be larger than the map
         values, dense = np.unique(labels, return_inverse=True)
-        none = int(values[0] == 0)
-        return dense.reshape(labels.shape) + (1 - none), len(values) - none
+        has_zero = int(values[0] == 0)
+        return dense.reshape(labels.shape) + (1 - has_zero), len(values) - has_zero
     present = np.zeros(highest + 1, np.int64)
     present[labels] = 1
     present[0] = 0
@@ -259,8 +283,11 @@ def densify(labels: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
 
 
 def rotary_table(size: Size) -> NDArray[np.float64]:
-    """R of the SPE (SAM-DiffSR), (h, w) float64: R[m, 2i] = cos - sin, R[m, 2i+1] = cos + sin of
-    m * 10000^(-2i/w). An odd last column is 1 (ours; the released code fails on odd widths)."""
+    """Return R of the SPE (SAM-DiffSR), (h, w) float64.
+
+    R[m, 2i] = cos(a) - sin(a) and R[m, 2i + 1] = cos(a) + sin(a) with a = m * 10000^(-2i/w). An odd last column is 1:
+    our choice, because the released code fails on odd widths.
+    """
     h, w = size
     theta = 10000.0 ** (-2.0 * np.arange(w // 2) / w)
     angle = np.arange(h)[:, None] * theta
@@ -271,45 +298,57 @@ def rotary_table(size: Size) -> NDArray[np.float64]:
 
 
 def spe_sum(runs: Runs, size: Size) -> float:
-    """Sum of R over the whole mask. The SPE as released is this divided by h * w, painted in list
-    order with later masks on top; `mean: region` divides by the mask's area."""
+    """Return the sum of R over the whole mask.
+
+    The released SPE divides it by h * w and paints it in list order, later masks on top; `mean: region` divides it by
+    the mask's area instead.
+    """
     return float(spe_sums([runs], size)[0])
 
 
 def spe_sums(runs: Sequence[Runs], size: Size) -> NDArray[np.float64]:
-    """(n,) spe_sum of each mask; its cost goes with the number of runs, whatever the image's size."""
-    covered = [_covered(r) for r in runs]
-    mask = np.repeat(np.arange(len(runs)), [len(starts) for starts, _ in covered])
-    none = np.zeros(0, np.int64)
-    edges = np.concatenate([none, *(starts for starts, _ in covered), *(ends for _, ends in covered)])
+    """Return spe_sum of each mask, (n,); the time depends on the number of runs and not on the image's size."""
+    starts, ends = [], []
+    for mask_runs in runs:
+        mask_starts, mask_ends = _covered(mask_runs)
+        starts.append(mask_starts)
+        ends.append(mask_ends)
+    mask = np.repeat(np.arange(len(runs)), list(map(len, starts)))
+    edges = np.concatenate([np.zeros(0, np.int64), *starts, *ends])
     before, behind = _rotary_prefix(edges, (int(size[0]), int(size[1]))).reshape(2, -1)
     return np.bincount(mask, behind - before, minlength=len(runs)).astype(np.float64)
 
 
 def _rotary_prefix(pixels: NDArray[np.int64], size: Size) -> NDArray[np.float64]:
-    """Sum of R over the first `pixels` pixels, column-major; float64, as fp32 errs by 7e-3."""
+    """Return the sum of R over the first `pixels` pixels, column-major; in float64, because fp32 errs by 7e-3."""
     h = size[0]
     column = pixels // h
     before, half, turn, factor = _rotary_columns(size)[:, column]
-    return before + _down_a_column(pixels - column * h, half, turn, factor)
+    return before + _column_sum(pixels - column * h, half, turn, factor)
 
 
-def _down_a_column(
+def _column_sum(
     rows: NDArray[np.int64], half: NDArray[np.float64], turn: NDArray[np.float64], factor: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Sum of R over a column's first rows: R[m, x] = sqrt(2) cos(2 half m + turn) sums up to Dirichlet's kernel."""
+    """Return the sum of R over a column's first rows.
+
+    R[m, x] = sqrt(2) cos(2 half m + turn), and its sum is a Dirichlet kernel.
+    """
     angle = rows * half
     return factor * np.sin(angle) * np.cos(angle - half + turn)
 
 
 @functools.lru_cache(maxsize=64)
 def _rotary_columns(size: Size) -> NDArray[np.float64]:
-    """(4, w + 1): of each column of R the sum over the columns before it, half its theta, its phase, and the kernel's
-    factor sqrt(2) / sin(theta / 2)."""
+    """Return four numbers for each column of R, (4, w + 1).
+
+    They are the sum of R over the columns before it, half its theta, its phase, and the kernel's factor
+    sqrt(2) / sin(theta / 2).
+    """
     h, w = size
     half = np.full(w + 1, 1e-200)  # for R = 1 of an odd last column: the kernel becomes the number of rows
     half[: w - w % 2] = np.repeat(10000.0 ** (-2.0 * np.arange(w // 2) / w) / 2, 2)
     turn = np.where(np.arange(w + 1) % 2, -np.pi / 4, np.pi / 4)
     factor = 2**0.5 / np.sin(half)
-    sums = _down_a_column(np.full(w, h), half[:w], turn[:w], factor[:w])
+    sums = _column_sum(np.full(w, h), half[:w], turn[:w], factor[:w])
     return np.stack((np.concatenate(([0.0], np.cumsum(sums))), half, turn, factor))

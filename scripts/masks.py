@@ -30,15 +30,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tqdm import tqdm
 
-from sam4ir.data.masks.control import KINDS, make_control
+from sam4ir.data.masks.control import CONTROL_KINDS, make_control
 from sam4ir.data.masks.crop import crop_by_table, crop_images
-from sam4ir.data.masks.exporter import SUFFIXES, export
-from sam4ir.data.masks.fill import Filled, refuse_same
+from sam4ir.data.masks.exporter import EXPORT_SUFFIXES, export_masks
+from sam4ir.data.masks.fill import FillResult, refuse_same
 from sam4ir.data.masks.formats import FORMATS, find_masks
 from sam4ir.data.masks.importer import import_masks
-from sam4ir.data.masks.info import look
+from sam4ir.data.masks.info import inspect_store
 from sam4ir.data.masks.labels import LabelRules
-from sam4ir.data.masks.pictures import SHEET_IMAGES, SHEET_PANEL, chosen_keys, contact_sheet, panels, side_by_side
+from sam4ir.data.masks.pictures import SHEET_IMAGES, SHEET_PANEL, choose_keys, contact_sheet, draw_panels, side_by_side
 from sam4ir.data.masks.store import SOURCES, MaskStore
 from sam4ir.data.masks.verify import verify
 from sam4ir.data.sources import open_source, read
@@ -183,7 +183,7 @@ def _add_export(commands: Any) -> None:
     parser.add_argument("store", type=Path)
     parser.add_argument(
         "--format",
-        choices=tuple(SUFFIXES),
+        choices=tuple(EXPORT_SUFFIXES),
         required=True,
         help="sam: segment-anything's JSON; labels: region map PNG, 8 or 16 bits; samdiffsr: float32 SPE map, .npy",
     )
@@ -222,7 +222,7 @@ def _add_control(commands: Any) -> None:
     parser = _command(commands, "control", run_control, text)
     parser.add_argument(
         "--kind",
-        choices=KINDS,
+        choices=CONTROL_KINDS,
         required=True,
         help="superpixels (SLIC) or a grid, as many as the store has regions in sight, image by image; "
         "shuffled: another image's masks, resized",
@@ -250,7 +250,7 @@ def run_info(options: argparse.Namespace) -> int:
     """Print provenance and figures."""
     if options.sample < 1:
         raise UserError(f"--sample: {options.sample} must be at least 1 (--all looks at every record)")
-    report = look(MaskStore(options.store), None if options.all else options.sample, options.workers)
+    report = inspect_store(MaskStore(options.store), None if options.all else options.sample, options.workers)
     print(json.dumps(report.values(), indent=2, ensure_ascii=False) if options.json else report.text())
     return _list_problems(report.bad)
 
@@ -262,12 +262,12 @@ def run_verify(options: argparse.Namespace) -> int:
     status = _list_problems(found.problems)
     for note in found.notes(store.meta.get("source")):
         print(note)
-    good = found.images - len(found.to_make)
+    good = found.images - len(found.keys_to_make)
     print(f"{options.store}: {good} of {found.images} images have their masks{found.hint}")
     if options.missing is not None:
-        write_text(options.missing, "".join(f"{key}\n" for key in found.to_make))
+        write_text(options.missing, "".join(f"{key}\n" for key in found.keys_to_make))
         keys = f"--keys {options.missing}{' --overwrite' if found.wrong else ''}"
-        print(f"{options.missing}: {len(found.to_make)} keys; scripts/make_masks.py {keys} makes them")
+        print(f"{options.missing}: {len(found.keys_to_make)} keys; scripts/make_masks.py {keys} makes them")
     return status
 
 
@@ -279,7 +279,7 @@ def run_view(options: argparse.Namespace) -> int:
         raise UserError(f"--output: {options.output} is a file; give a folder for the pictures")
     store = MaskStore(options.store)
     images = open_source(options.images, None, "--images") if options.images else None
-    keys = chosen_keys(store, images, options.keys, options.number)
+    keys = choose_keys(store, images, options.keys, options.number)
     if options.contact_sheet is not None and len(keys) > SHEET_IMAGES:
         raise UserError(
             f"--contact-sheet: holds up to {SHEET_IMAGES} images, not {len(keys)}; choose with --number or --keys"
@@ -288,7 +288,7 @@ def run_view(options: argparse.Namespace) -> int:
     for key in tqdm(keys, desc="view", unit="image", disable=None):
         record = store.read(key)
         spe = spe_map(record, 0, 0, *record.size, mean=options.mean)
-        drawn, title = panels(record, read(images, key) if images else None, spe), f"{key}: {record.count} masks"
+        drawn, title = draw_panels(record, read(images, key) if images else None, spe), f"{key}: {record.count} masks"
         if options.output is not None:
             write_image(options.output / f"{key}.png", side_by_side(drawn, title))
         if options.contact_sheet is not None:
@@ -332,8 +332,10 @@ def _background(texts: Sequence[str]) -> tuple[int, ...]:
 def run_export(options: argparse.Namespace) -> int:
     """Write one file for each image."""
     store = MaskStore(options.store)
-    done = export(store, options.format, options.output, spe_map, options.keys, options.overwrite, options.workers)
-    print(f"{options.output}: {done.written} files written, {done.there} were there, {len(done.bad)} bad")
+    done = export_masks(
+        store, options.format, options.output, spe_map, options.keys, options.overwrite, options.workers
+    )
+    print(f"{options.output}: {done.written} files written, {done.present} were there, {len(done.bad)} bad")
     return _list_problems(done.bad)
 
 
@@ -386,8 +388,8 @@ def run_control(options: argparse.Namespace) -> int:
     return _filled(options.output, done)
 
 
-def _filled(store: Path, done: Filled) -> int:
-    print(f"{store}: {done.stored} images stored, {done.there} were there, {len(done.bad)} bad")
+def _filled(store: Path, done: FillResult) -> int:
+    print(f"{store}: {done.stored} images stored, {done.present} were there, {len(done.bad)} bad")
     return _list_problems(done.bad)
 
 

@@ -69,7 +69,7 @@ def test_uncompressed_counts_box_and_area_agree_with_the_mask(mask: np.ndarray) 
 def test_zero_runs_in_the_middle_change_nothing() -> None:
     runs = regions.parse_counts([0, 2, 0, 1, 3, 0], (2, 3))
     assert regions.runs_to_mask(runs, (2, 3)).T.ravel().tolist() == [True] * 3 + [False] * 3
-    labels, table = regions.atoms([runs], (2, 3))
+    labels, table = regions.atoms_of_runs([runs], (2, 3))
     assert table[labels][..., 0].T.ravel().tolist() == [True] * 3 + [False] * 3
     assert regions.first_pixel(runs, (2, 3)) == 0
 
@@ -97,7 +97,7 @@ def test_damaged_counts_say_what_is_wrong(counts: str | list[int], message: str)
 @settings(max_examples=150, deadline=None)
 def test_atoms_hold_any_overlap_without_loss(stack: np.ndarray) -> None:
     size = stack.shape[1:]
-    labels, table = regions.atoms([regions.mask_to_runs(m) for m in stack], size)
+    labels, table = regions.atoms_of_runs([regions.mask_to_runs(m) for m in stack], size)
     assert labels.shape == size
     assert labels.dtype == np.uint16
     np.testing.assert_array_equal(table[labels].transpose(2, 0, 1), stack)
@@ -108,10 +108,10 @@ def test_atoms_hold_any_overlap_without_loss(stack: np.ndarray) -> None:
 @settings(max_examples=100, deadline=None)
 def test_runs_come_back_from_atoms_and_from_windows_of_them(stack: np.ndarray, data: st.DataObject) -> None:
     n, h, w = stack.shape
-    found = regions.atoms([regions.mask_to_runs(mask) for mask in stack], (h, w))
+    atoms = regions.atoms_of_runs([regions.mask_to_runs(mask) for mask in stack], (h, w))
     top, left = data.draw(st.integers(0, h - 1)), data.draw(st.integers(0, w - 1))
-    for labels, masks in ((found.labels, stack), (found.labels[top:, left:], stack[:, top:, left:])):
-        runs = regions.runs_of_atoms(regions.Atoms(labels, found.table))
+    for labels, masks in ((atoms.labels, stack), (atoms.labels[top:, left:], stack[:, top:, left:])):
+        runs = regions.runs_of_atoms(regions.Atoms(labels, atoms.table))
         assert len(runs) == n
         for one, mask in zip(runs, masks, strict=True):
             np.testing.assert_array_equal(one, regions.mask_to_runs(mask))
@@ -119,7 +119,7 @@ def test_runs_come_back_from_atoms_and_from_windows_of_them(stack: np.ndarray, d
 
 def test_atoms_of_more_than_64_masks_are_exact() -> None:
     stack = blobs(150, 90, 70)
-    labels, table = regions.atoms([regions.mask_to_runs(m) for m in stack], (90, 70))
+    labels, table = regions.atoms_of_runs([regions.mask_to_runs(m) for m in stack], (90, 70))
     np.testing.assert_array_equal(table[labels].transpose(2, 0, 1), stack)
 
 
@@ -128,7 +128,7 @@ def test_labels_become_uint32_beyond_65535_atoms(count: int) -> None:
     """Pixel i is covered by the masks that are the bits of min(i, count - 1)."""
     number = np.minimum(np.arange(256 * 260), count - 1).reshape(256, 260)
     stack = (number[None] >> np.arange(16)[:, None, None] & 1).astype(bool)
-    labels, table = regions.atoms([regions.mask_to_runs(m) for m in stack], (256, 260))
+    labels, table = regions.atoms_of_runs([regions.mask_to_runs(m) for m in stack], (256, 260))
     assert len(table) == count
     assert labels.dtype == (np.uint16 if count == 65_535 else np.uint32)
     np.testing.assert_array_equal(table[labels].transpose(2, 0, 1), stack)
@@ -139,7 +139,7 @@ def test_labels_become_uint32_beyond_65535_atoms(count: int) -> None:
 def test_region_map_equals_painting_the_largest_mask_first(stack: np.ndarray) -> None:
     n, h, w = stack.shape
     runs = [regions.mask_to_runs(m) for m in stack]
-    labels, table = regions.atoms(runs, (h, w))
+    labels, table = regions.atoms_of_runs(runs, (h, w))
     first = np.array([regions.first_pixel(r, (h, w)) for r in runs], int)
     order = regions.paint_order(stack.sum(axis=(1, 2)), first)
     painted = np.zeros((h, w), int)
@@ -155,7 +155,7 @@ def test_of_equal_masks_the_one_with_the_later_first_pixel_lies_on_top() -> None
     runs = [regions.mask_to_runs(m) for m in stack]
     order = regions.paint_order([2, 2], [regions.first_pixel(r, (3, 3)) for r in runs])
     assert order.tolist() == [1, 0]
-    labels, table = regions.atoms(runs, (3, 3))
+    labels, table = regions.atoms_of_runs(runs, (3, 3))
     assert regions.top_masks(table, order)[labels].tolist() == [[0, 0, 0], [2, 1, 0], [0, 1, 0]]
 
 
@@ -187,7 +187,7 @@ def test_spe_map_equals_the_released_code() -> None:
     golden = np.load(GOLDEN)
     size = (int(golden["size"][0]), int(golden["size"][1]))
     runs = [regions.parse_counts(str(counts), size) for counts in golden["counts"]]
-    labels, table = regions.atoms(runs, size)
+    labels, table = regions.atoms_of_runs(runs, size)
     top = regions.top_masks(table, np.arange(len(runs)))
     values = np.array([0.0, *(regions.spe_sum(r, size) for r in runs)]) / (size[0] * size[1])
     np.testing.assert_allclose(values[top][labels], golden["spe"], rtol=1e-4, atol=1e-6 * np.abs(golden["spe"]).max())

@@ -67,7 +67,7 @@ def spe_of_runs(
                 f"{size[0] * size[1]}"
             )
     areas = np.array([regions.area(runs) for runs in masks], np.int64)
-    return regions.paint(masks, _values(regions.spe_sums(masks, size), areas, size, mean, scale), size)
+    return regions.paint_runs(masks, _values(regions.spe_sums(masks, size), areas, size, mean, scale), size)
 
 
 def _values(

@@ -1,4 +1,4 @@
-"""Masks of sub-images: the records of whole images, cut as the images are (scripts/masks.py crop)."""
+"""Make the mask store of sub-images: cut the records of whole images as the images are cut (scripts/masks.py crop)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from sam4ir import regions
 from sam4ir.data.lmdb_io import Encoding, LmdbReader, LmdbWriter, Packed, pack, read_image_keys, unpack_image
-from sam4ir.data.masks.fill import Filled, ImageSink, TaskResult, fill, inherited
+from sam4ir.data.masks.fill import FillResult, ImageSink, TaskResult, fill, inherited_meta
 from sam4ir.data.masks.from_sam import pixel_sha256, record_from_atoms
 from sam4ir.data.masks.record import MaskRecord, MaskStoreError
 from sam4ir.data.masks.store import MaskStore
@@ -26,28 +26,26 @@ _TASKS_A_PROCESS = 24
 
 
 def cut_records(record: MaskRecord, windows: Sequence[SubImage], hashes: Sequence[bytes]) -> list[bytes]:
-    """The records of windows of an image, each as record_from_sam would make it of the cut masks.
+    """Return the records of windows of an image, equal to those that record_from_sam makes from the cut masks.
 
-    Masks without a pixel in the window are left out, the others keep their order and scores; area, box and SPE sum
-    are those of the cut mask. hashes: image_sha256 of each sub-image, b'' where not known.
+    Masks without a pixel in the window are left out; the others keep their order and scores. Area, box and SPE sum are
+    those of the cut mask. hashes: image_sha256 of each sub-image, b'' where it is not known.
     """
-    labels = record.labels(0, 0, *record.size)
-    table, scores = record.table, (record.predicted_iou, record.stability_score)
-    made = []
+    labels, table = record.labels(0, 0, *record.size), record.table
+    records = []
     for window, sha256 in zip(windows, hashes, strict=True):
-        atoms, kept = regions.in_sight(regions.Atoms(window.cut(labels), table))
-        iou, stability = (score[kept] for score in scores)
-        made.append(record_from_atoms(atoms, iou, stability, sha256))
-    return made
+        atoms, remaining = regions.drop_absent_masks(regions.Atoms(window.cut(labels), table))
+        iou, stability = record.predicted_iou[remaining], record.stability_score[remaining]
+        records.append(record_from_atoms(atoms, iou, stability, sha256))
+    return records
 
 
 @dataclass(frozen=True)
 class CutImage:
-    """Cut -> the records of its sub-images, and their pixels where they are asked for; goes to worker processes.
+    """Makes the records of a Cut's sub-images, and their pixels if encoding is set; can be sent to worker processes.
 
-    whole: the images that are cut; parts: the sub-images that somebody has cut already; at most one of the two.
-    encoding: of the sub-images to be written, None for none. Whole images that the generator did not see leave the
-    records without checksums.
+    whole: the images that are cut. parts: sub-images that exist already; give at most one of the two. encoding: of the
+    sub-images to write, None to write none. The records have no checksums where the generator read other whole images.
     """
 
     store: MaskStore
@@ -63,24 +61,30 @@ class CutImage:
                 "make them of the images that were cut"
             )
         image = None if self.whole is None else read(self.whole, cut.key)
-        other = image is not None and record.image_sha256 not in (None, pixel_sha256(image))
-        pixels = list(self._pixels(cut, image))
-        known = [
-            b"" if other else _sha256(part, window, record) for part, window in zip(pixels, cut.windows, strict=True)
-        ]
-        images = {} if self.encoding is None else dict(zip(cut.keys, map(self._packed, pixels), strict=True))
-        return TaskResult(dict(zip(cut.keys, cut_records(record, cut.windows, known), strict=True)), images)
+        same_image = image is None or record.image_sha256 in (None, pixel_sha256(image))
+        hashes, images = [], {}
+        for key, window, pixels in zip(cut.keys, cut.windows, self._pixels(cut, image), strict=True):
+            hashes.append(_sha256(pixels, window, record) if same_image else b"")
+            if self.encoding is not None:
+                images[key] = self._packed(pixels)
+        records = cut_records(record, cut.windows, hashes)
+        return TaskResult(dict(zip(cut.keys, records, strict=True)), images)
 
     def _pixels(self, cut: Cut, image: np.ndarray | None) -> Iterator[np.ndarray | None]:
-        if image is not None:
-            yield from (window.cut(image) for window in cut.windows)
-            return
+        """Yield the pixels of each sub-image, None where neither the whole image nor the sub-images are given."""
         for key, window in zip(cut.keys, cut.windows, strict=True):
-            part = None if self.parts is None else read(self.parts, key)
-            if part is not None and self.parts is not None and part.shape[:2] != (window.height, window.width):
-                told = f"is {_times(part.shape)}, its window {_times((window.height, window.width))}"
-                raise MaskStoreError(f"{self.parts.where(key)}: {told}")
-            yield part
+            if image is not None:
+                yield window.cut(image)
+            elif self.parts is not None:
+                yield self._read_part(self.parts, key, (window.height, window.width))
+            else:
+                yield None
+
+    def _read_part(self, parts: ImageSource, key: str, size: tuple[int, int]) -> np.ndarray:
+        part = read(parts, key)
+        if part.shape[:2] != size:
+            raise MaskStoreError(f"{parts.where(key)}: is {_times(part.shape)}, its window {_times(size)}")
+        return part
 
     def _packed(self, image: np.ndarray | None) -> Packed:
         assert image is not None
@@ -90,26 +94,35 @@ class CutImage:
 
 def crop_by_table(
     store: MaskStore, output: Path, table: Path, parts: ImageSource | None = None, new: bool = False, workers: int = 1
-) -> Filled:
-    """A store of the sub-images of a prepared set: table is its windows.jsonl, parts its GT LMDB (for checksums).
+) -> FillResult:
+    """Make the mask store for the sub-images of a prepared data set.
 
-    Raises MaskStoreError where the store has none of the table's images.
+    table: its windows.jsonl. parts: its GT LMDB, from which the records get their checksums. Raises MaskStoreError
+    where the store has none of the table's images, or parts lacks some of the sub-images.
     """
     if not table.is_file():
         inside = table / TABLE
-        told = f"did you mean {inside}?" if inside.is_file() else f"scripts/prepare_data.py writes {TABLE} beside LMDBs"
-        raise MaskStoreError(f"--windows: {table} is no file; {told}")
+        advice = f"scripts/prepare_data.py writes {TABLE} beside LMDBs"
+        if inside.is_file():
+            advice = f"did you mean {inside}?"
+        raise MaskStoreError(f"--windows: {table} is no file; {advice}")
     cuts = list(read_table(table))
-    how = {"store": store.path.name, "table": table.name, "table_sha256": _digest(cut.line() for cut in cuts)}
+    cutting = {"store": store.path.name, "table": table.name, "table_sha256": _digest(cuts)}
     ready, bad = _with_masks(store, cuts, str(table))
     if parts is not None:
-        there = set(parts.keys)
-        without = [key for cut in ready for key in cut.keys if key not in there]
-        if without:
-            raise MaskStoreError(f"--images: {parts.root} lacks {listed(without)} of {table}; give the LMDB beside it")
-    filled = fill(output, _meta(store, how), ready, CutImage(store, parts=parts), workers, new, _TASKS_A_PROCESS)
-    filled.bad = bad + filled.bad
-    return filled
+        _refuse_missing_parts(ready, parts, table)
+    result = fill(output, _meta(store, cutting), ready, CutImage(store, parts=parts), workers, new, _TASKS_A_PROCESS)
+    result.bad = bad + result.bad
+    return result
+
+
+def _refuse_missing_parts(cuts: Sequence[Cut], parts: ImageSource, table: Path) -> None:
+    part_keys = set(parts.keys)
+    missing: list[str] = []
+    for cut in cuts:
+        missing += [key for key in cut.keys if key not in part_keys]
+    if missing:
+        raise MaskStoreError(f"--images: {parts.root} lacks {listed(missing)} of {table}; give the LMDB beside it")
 
 
 def crop_images(
@@ -121,15 +134,15 @@ def crop_images(
     encoding: Encoding = "raw",
     new: bool = False,
     workers: int = 1,
-) -> Filled:
-    """Cuts images and their masks together, by BasicSR's rule; keys are <image>_s001, ...
+) -> FillResult:
+    """Cut images and their masks together, by BasicSR's rule; the keys are <image>_s001, ...
 
-    output_images: an LMDB (*.lmdb) or a folder of PNGs for the sub-images, None for none. An image LMDB gets its name
-    when no image is bad; until then it is <name>.part, and the same command goes on.
-    Raises MaskStoreError where it holds another image under a sub-image's key, or lies in the folder that is cut.
+    output_images: an LMDB (*.lmdb) or a folder of PNGs for the sub-images, None to write none. An image LMDB gets its
+    name when no image is bad; until then it is <name>.part, and the same command continues it. Raises MaskStoreError
+    where output_images holds another image under a sub-image's key, or lies in the folder that is cut.
     """
     _refuse_place(output_images, whole)
-    how = {"store": store.path.name, "crop": crop.settings()}
+    cutting = {"store": store.path.name, "crop": crop.settings()}
     cuts: list[Cut] = []
     unfit: list[str] = []
     for key in whole.keys:
@@ -140,14 +153,15 @@ def crop_images(
     if not cuts:
         raise MaskStoreError(f"--images: no image of {whole.root} can be cut: {unfit[0]}")
     ready, bad = _with_masks(store, cuts, f"--images {whole.root}")
-    as_file: Encoding = encoding if output_images is not None and output_images.suffix == ".lmdb" else "png"
-    make = CutImage(store, whole, encoding=as_file if output_images is not None else None)
-    with _sink(output_images, encoding) as sink:
-        filled = fill(output, _meta(store, how), ready, make, workers, new, _TASKS_A_PROCESS, sink)
-        filled.bad = unfit + bad + filled.bad
+    make = CutImage(store, whole)
+    if output_images is not None:
+        make = CutImage(store, whole, encoding=encoding if output_images.suffix == ".lmdb" else "png")
+    with _open_sink(output_images, encoding) as sink:
+        result = fill(output, _meta(store, cutting), ready, make, workers, new, _TASKS_A_PROCESS, sink)
+        result.bad = unfit + bad + result.bad
         if isinstance(sink, LmdbSink):
-            sink.whole = not filled.bad
-    return filled
+            sink.complete = not result.bad
+    return result
 
 
 def _cut(whole: ImageSource, key: str, crop: Crop) -> Cut:
@@ -158,7 +172,7 @@ def _cut(whole: ImageSource, key: str, crop: Crop) -> Cut:
 
 
 class FolderSink:
-    """Sub-images as PNG files."""
+    """Stores sub-images as PNG files."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -172,17 +186,24 @@ class FolderSink:
 
     def check(self, key: str, image: Packed) -> None:
         path = self._root / f"{key}.png"
-        _refuse_other(path.read_bytes(), image, str(path))
+        _refuse_other_pixels(path.read_bytes(), image, str(path))
 
 
 class LmdbSink:
-    """Sub-images in an image LMDB, begun, gone on with, or finished before. whole: whether it may get its name."""
+    """Stores sub-images in an image LMDB, which may be new, continued, or finished by an earlier run.
+
+    complete: whether all images are stored, so that the LMDB gets its name.
+    """
 
     def __init__(self, path: Path, encoding: Encoding) -> None:
         self.path = path
-        self.whole = False
-        self._writer = None if path.exists() else LmdbWriter(path, encoding, resume=True)
-        self._keys = set(read_image_keys(path) if self._writer is None else self._writer.keys())
+        self.complete = False
+        self._writer: LmdbWriter | None = None
+        if path.exists():
+            self._keys = set(read_image_keys(path))
+        else:
+            self._writer = LmdbWriter(path, encoding, resume=True)
+            self._keys = set(self._writer.keys())
 
     def __contains__(self, key: str) -> bool:
         return key in self._keys
@@ -195,31 +216,35 @@ class LmdbSink:
 
     def check(self, key: str, image: Packed) -> None:
         if self._writer is not None:
-            there = self._writer.value(key)
+            stored = self._writer.value(key)
         else:
             with LmdbReader(self.path).value(key) as value:
-                there = bytes(value)
-        _refuse_other(there, image, f"{self.path}[{key}]")
+                stored = bytes(value)
+        _refuse_other_pixels(stored, image, f"{self.path}[{key}]")
 
     def leave(self) -> None:
-        """Gives the LMDB its name where it is whole, else keeps what is there for the next time."""
-        if self._writer is not None and self.whole:
+        """Give the LMDB its name if it is complete, otherwise keep what it holds for the next run."""
+        if self._writer is None:
+            return
+        if self.complete:
             self._writer.close()
-        elif self._writer is not None:
+        else:
             self._writer.commit()
             self._writer.abandon()
 
 
-def _refuse_other(there: bytes, image: Packed, place: str) -> None:
-    """MaskStoreError where the sub-image that is there has other pixels than the one that was cut now."""
-    if there != image.value and not np.array_equal(unpack_image(there, place), unpack_image(image.value, place)):
+def _refuse_other_pixels(stored: bytes, image: Packed, place: str) -> None:
+    """Raise MaskStoreError where the stored sub-image has other pixels than the one that was cut now."""
+    if stored == image.value:
+        return
+    if not np.array_equal(unpack_image(stored, place), unpack_image(image.value, place)):
         raise MaskStoreError(
             f"--output-images: {place} is there already, cut otherwise or of another image; name another"
         )
 
 
 def _refuse_place(path: Path | None, whole: ImageSource) -> None:
-    """MaskStoreError where sub-images would be written over a file or among the images that are cut."""
+    """Raise MaskStoreError where sub-images would replace a file or lie among the images that are cut."""
     if path is None or path.suffix == ".lmdb":
         return
     if path.exists() and not path.is_dir():
@@ -231,14 +256,16 @@ def _refuse_place(path: Path | None, whole: ImageSource) -> None:
         )
 
 
-def _sink(path: Path | None, encoding: Encoding) -> AbstractContextManager[ImageSink | None]:
+def _open_sink(path: Path | None, encoding: Encoding) -> AbstractContextManager[ImageSink | None]:
     if path is None:
         return nullcontext()
-    return _left(LmdbSink(path, encoding)) if path.suffix == ".lmdb" else nullcontext(FolderSink(path))
+    if path.suffix == ".lmdb":
+        return _leaving(LmdbSink(path, encoding))
+    return nullcontext(FolderSink(path))
 
 
 @contextmanager
-def _left(sink: LmdbSink) -> Iterator[LmdbSink]:
+def _leaving(sink: LmdbSink) -> Iterator[LmdbSink]:
     try:
         yield sink
     finally:
@@ -246,36 +273,46 @@ def _left(sink: LmdbSink) -> Iterator[LmdbSink]:
 
 
 def _with_masks(store: MaskStore, cuts: Sequence[Cut], where: str) -> tuple[list[Cut], list[str]]:
-    """The images that have a record, and one sentence about the others."""
-    ready = [cut for cut in cuts if cut.key in store]
-    lacking = [cut.key for cut in cuts if cut.key not in store]
+    """Return the cuts whose image has a record, and a sentence about the others in a list, empty if there are none."""
+    ready: list[Cut] = []
+    lacking: list[str] = []
+    for cut in cuts:
+        if cut.key in store:
+            ready.append(cut)
+        else:
+            lacking.append(cut.key)
     if not ready:
         keys = store.keys()
         raise MaskStoreError(
             f"{store.path}: has masks of none of {where} ({listed(lacking)}); its own are {listed(keys)}. Make masks "
             "of the whole images under the keys that were cut: of what scripts/prepare_data.py makes with --no-crop"
         )
-    return ready, [f"{store.path}: lacks {listed(lacking)} of {where}"] if lacking else []
+    if not lacking:
+        return ready, []
+    return ready, [f"{store.path}: lacks {listed(lacking)} of {where}"]
 
 
-def _meta(store: MaskStore, how: dict[str, Any]) -> dict[str, Any]:
-    meta = inherited(store)
-    earlier = {"of": meta["cut"]} if "cut" in meta else {}
-    return {**meta, "cut": {**how, **earlier}}
+def _meta(store: MaskStore, cutting: dict[str, Any]) -> dict[str, Any]:
+    """Return the meta of the store of sub-images; a store that was cut twice holds the earlier cut under `of`."""
+    meta = inherited_meta(store)
+    if "cut" in meta:
+        cutting = {**cutting, "of": meta["cut"]}
+    return {**meta, "cut": cutting}
 
 
 def _sha256(image: np.ndarray | None, window: SubImage, record: MaskRecord) -> bytes:
-    """Of a sub-image's pixels, b'' where they are not known."""
+    """Return the checksum of a sub-image's pixels, b'' where it is not known."""
     if image is not None:
         return bytes.fromhex(pixel_sha256(np.ascontiguousarray(image)))
-    as_it_is = (window.top, window.left, window.height, window.width) == (0, 0, *record.size)
-    return bytes.fromhex(record.image_sha256 or "") if as_it_is else b""
+    if record.image_sha256 and (window.top, window.left, window.height, window.width) == (0, 0, *record.size):
+        return bytes.fromhex(record.image_sha256)  # the window is the whole image
+    return b""
 
 
-def _digest(lines: Iterator[str]) -> str:
+def _digest(cuts: Sequence[Cut]) -> str:
     digest = hashlib.sha256()
-    for line in lines:
-        digest.update(line.encode())
+    for cut in cuts:
+        digest.update(cut.line().encode())
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""A mask store in the formats of others (scripts/masks.py export)."""
+"""Write the masks of a store in the formats of other programs (scripts/masks.py export)."""
 
 from __future__ import annotations
 
@@ -23,26 +23,30 @@ from sam4ir.data.workers import Failure, attempts, useful
 from sam4ir.utils.files import atomic
 from sam4ir.utils.image import encode_png
 
-SUFFIXES = {"sam": ".json", "labels": ".png", "samdiffsr": ".npy"}
+EXPORT_SUFFIXES = {"sam": ".json", "labels": ".png", "samdiffsr": ".npy"}
 
 SpeMap = Callable[[MaskRecord, int, int, int, int], NDArray[np.float32]]  # (record, top, left, h, w) -> (h, w)
 
 
 def sam_list(record: MaskRecord) -> list[dict[str, Any]]:
-    """The masks as segment-anything's automatic generator lists them with output_mode='coco_rle'.
+    """Return the masks as segment-anything's automatic generator lists them with output_mode='coco_rle'.
 
-    Keys segmentation {size, counts as compressed text}, area, bbox, predicted_iou, stability_score; scores that are not
-    known are left out, and so are point_coords and crop_box, which a store does not keep. Imported again, the records
-    are the same byte by byte (with the same images given: the list has no place for their checksum).
+    The keys are segmentation {size, counts as compressed text}, area, bbox, predicted_iou, stability_score. Unknown
+    scores are left out, and so are point_coords and crop_box, which a store does not hold. An import of the list gives
+    the same records byte by byte, provided that it reads the same images: the list does not hold their checksums.
     """
     h, w = record.size
     runs = regions.runs_of_atoms(regions.Atoms(record.labels(0, 0, h, w), record.table))
-    rows = zip(runs, record.areas, record.boxes, record.predicted_iou, record.stability_score, strict=True)
-    return [_entry(run, (h, w), int(area), box, float(iou), float(stable)) for run, area, box, iou, stable in rows]
+    entries = []
+    for number, mask_runs in enumerate(runs):
+        entries.append(_entry(record, number, mask_runs))
+    return entries
 
 
 def label_map(record: MaskRecord) -> NDArray[Any]:
-    """(h, w, 1) uint8, uint16 beyond 255 masks: the region map, mask number + 1, small masks on top, 0 = none.
+    """Return the region map: mask number + 1, small masks on top, 0 where no mask lies.
+
+    It is (h, w, 1) uint8, or uint16 beyond 255 masks.
 
     Raises MaskStoreError beyond 65,535 masks.
     """
@@ -54,11 +58,11 @@ def label_map(record: MaskRecord) -> NDArray[Any]:
 
 @dataclass(frozen=True)
 class WriteFile:
-    """key -> its file, written whole or not at all; goes to worker processes.
+    """Writes the file of an image, given its key, whole or not at all; can be sent to worker processes.
 
     form: 'sam' <key>.json (sam_list), 'labels' <key>.png (label_map), or 'samdiffsr' <key>.npy: the map (h, w) float32
     that SAM-DiffSR's data_gen/merge_mask_to_one.py stores in data/sam_embed. An image without masks gets a map of
-    zeros, as which its data_gen/utils.py reads the None that the released code writes there.
+    zeros: the released code writes None there, which its data_gen/utils.py reads as zeros.
     spe: makes that map (priors.spe.spe_map).
     """
 
@@ -74,12 +78,12 @@ class WriteFile:
             part.write_bytes(data)
 
     def path(self, key: str) -> Path:
-        """Where an image's masks go. Raises MaskStoreError for a key that leads out of the folder."""
+        """Return the path of an image's file; raise MaskStoreError for a key that leads out of the folder."""
         if key.startswith("/") or ".." in key.split("/"):
             raise MaskStoreError(
                 f"{self.store.path}: key {key!r} leads out of --output {self.output}; nothing is written"
             )
-        return self.output / f"{key}{SUFFIXES[self.form]}"
+        return self.output / f"{key}{EXPORT_SUFFIXES[self.form]}"
 
     def _sam(self, record: MaskRecord) -> bytes:
         return json.dumps(sam_list(record)).encode()
@@ -94,15 +98,15 @@ class WriteFile:
 
 
 @dataclass
-class Exported:
-    """Files written, files that were there, what is wrong with the rest."""
+class ExportResult:
+    """written: new files. present: files that existed and were left. bad: one sentence for each image that failed."""
 
     written: int
-    there: int
+    present: int
     bad: list[str]
 
 
-def export(
+def export_masks(
     store: MaskStore,
     form: str,
     output: Path,
@@ -110,14 +114,13 @@ def export(
     keys: Sequence[str] | None = None,
     overwrite: bool = False,
     workers: int = 1,
-) -> Exported:
-    """Writes a file an image below `output`; files that are there stay, unless overwrite. keys: None = all.
+) -> ExportResult:
+    """Write one file for each image below `output`. Files that exist stay, unless overwrite. keys: None = all.
 
-    Raises MaskStoreError naming the keys that the store lacks, where `output` is a file,
-    and for keys that lead out of it.
+    Raises MaskStoreError where the store lacks some keys, where `output` is a file, and where a key leads out of it.
     """
-    if form not in SUFFIXES:
-        raise MaskStoreError(f"--format: {form!r} must be one of {', '.join(SUFFIXES)}")
+    if form not in EXPORT_SUFFIXES:
+        raise MaskStoreError(f"--format: {form!r} must be one of {', '.join(EXPORT_SUFFIXES)}")
     if output.exists() and not output.is_dir():
         raise MaskStoreError(f"--output: {output} is a file; name a folder")
     lacking = [key for key in keys or () if key not in store]
@@ -126,25 +129,27 @@ def export(
             f"--keys: {store.path} has no masks of {listed(lacking)}; its own are {listed(store.keys())}"
         )
     write = WriteFile(form, store, output, spe)
-    wanted = store.keys() if keys is None else list(dict.fromkeys(keys))
-    todo = [key for key in wanted if overwrite or not write.path(key).exists()]
+    keys = store.keys() if keys is None else list(dict.fromkeys(keys))
+    missing = [key for key in keys if overwrite or not write.path(key).exists()]
     bad = []
-    with closing(attempts(write, todo, useful(workers, len(todo)))) as results:
-        for _, done in tqdm(results, desc="export", total=len(todo), unit="image", disable=None):
-            if isinstance(done, Failure):
-                bad.append(done.message)
-    return Exported(len(todo) - len(bad), len(wanted) - len(todo), bad)
+    with closing(attempts(write, missing, useful(workers, len(missing)))) as outcomes:
+        for _, outcome in tqdm(outcomes, desc="export", total=len(missing), unit="image", disable=None):
+            if isinstance(outcome, Failure):
+                bad.append(outcome.message)
+    return ExportResult(len(missing) - len(bad), len(keys) - len(missing), bad)
 
 
-def _entry(
-    run: regions.Runs, size: regions.Size, area: int, box: NDArray[np.float64], iou: float, stability: float
-) -> dict[str, Any]:
-    h, w = size
-    rle = coco.frPyObjects({"size": [h, w], "counts": run.tolist()}, h, w)
+def _entry(record: MaskRecord, number: int, runs: regions.Runs) -> dict[str, Any]:
+    """Return segment-anything's dictionary of the mask with this number (from 0) in the record."""
+    h, w = record.size
+    rle = coco.frPyObjects({"size": [h, w], "counts": runs.tolist()}, h, w)
     entry: dict[str, Any] = {
         "segmentation": {"size": [h, w], "counts": rle["counts"].decode()},
-        "area": area,
-        "bbox": [int(v) if v.is_integer() else v for v in box.tolist()],
+        "area": int(record.areas[number]),
+        "bbox": [int(v) if v.is_integer() else v for v in record.boxes[number].tolist()],
     }
-    scores = {"predicted_iou": iou, "stability_score": stability}
-    return entry | {name: score for name, score in scores.items() if not np.isnan(score)}
+    scores = {"predicted_iou": record.predicted_iou, "stability_score": record.stability_score}
+    for name, column in scores.items():
+        if not np.isnan(column[number]):
+            entry[name] = float(column[number])
+    return entry

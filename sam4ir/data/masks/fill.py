@@ -1,4 +1,8 @@
-"""Filling a mask store image by image: on many processes, going on where it stopped, listing what is bad."""
+"""Fill a mask store image by image, as import, crop and control do.
+
+fill() makes the records of many tasks on many processes, continues where an earlier run stopped, and lists the tasks
+that fail.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ from typing import Any, Protocol, TypeVar
 from tqdm import tqdm
 
 from sam4ir.data.lmdb_io import Packed
-from sam4ir.data.masks.meta import holds_nothing, provenance_of
+from sam4ir.data.masks.meta import holds_nothing, stored_provenance
 from sam4ir.data.masks.store import MaskStore, MaskStoreError, MaskStoreWriter
 from sam4ir.data.sources import ImageSource
 from sam4ir.data.windows import TABLE
@@ -23,7 +27,7 @@ _SUB_IMAGE = re.compile(r"(.+)_s\d{3,}")
 
 
 class Task(Protocol):
-    """What is done in one go, and the keys of the records that come of it; str(task) names it."""
+    """The work for one source image, with the keys of the records that it makes; str(task) names it in messages."""
 
     @property
     def keys(self) -> Sequence[str]: ...
@@ -34,48 +38,51 @@ T = TypeVar("T", bound=Task)
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What comes of a task: records by key, and the images that belong to them where images are made too."""
+    """The records of a task by key, and their images where the task makes images too."""
 
     records: Mapping[str, bytes]
     images: Mapping[str, Packed] = field(default_factory=dict)
 
 
 class ImageSink(Protocol):
-    """Takes images along with their records."""
+    """Stores the images of tasks beside their records."""
 
     def __contains__(self, key: str) -> bool: ...
 
     def add(self, key: str, image: Packed) -> None: ...
 
     def check(self, key: str, image: Packed) -> None:
-        """Raises MaskStoreError where the image that is there under `key` is another one."""
+        """Raise MaskStoreError where the image stored under `key` differs."""
         ...
 
 
 @dataclass
-class Filled:
-    """Records stored and records that were there before; what is wrong with the rest, a sentence each."""
+class FillResult:
+    """stored: new records. present: records that the store held before. bad: one sentence for each task that failed."""
 
     stored: int = 0
-    there: int = 0
+    present: int = 0
     bad: list[str] = field(default_factory=list)
 
 
 class LateStore:
-    """A store that begins with its first record, so that a run without any leaves none behind.
+    """A mask store that is made with its first record, so that a run without records leaves no store behind.
 
-    An existing one is opened at once, which refuses masks that were made otherwise; new=True moves it aside, late too.
+    An existing store is opened at once, which raises MaskStoreError where its masks were made differently. With
+    new=True it is moved aside, also with the first record.
     """
 
     def __init__(self, path: Path, meta: Mapping[str, Any], new: bool = False) -> None:
         self._path, self._meta, self._new = path, meta, new
-        self._writer = MaskStoreWriter(path, meta) if not (new or holds_nothing(path)) else None
+        self._writer: MaskStoreWriter | None = None
+        if not new and not holds_nothing(path):
+            self._writer = MaskStoreWriter(path, meta)
 
     def __contains__(self, key: str) -> bool:
         return self._writer is not None and key in self._writer
 
     def put(self, records: Mapping[str, bytes]) -> None:
-        """Stores records, all or none of them."""
+        """Store records, all or none of them."""
         if self._writer is None:
             self._writer = MaskStoreWriter(self._path, self._meta, new=self._new)
         self._writer.put_records([(key.encode(), record) for key, record in records.items()], overwrite=True)
@@ -99,52 +106,75 @@ def fill(
     new: bool = False,
     tasks_a_process: int = TASKS_A_PROCESS,
     images: ImageSink | None = None,
-) -> Filled:
-    """Makes the records of all tasks that are not in the store at `path` and stores them; bad tasks are skipped.
+) -> FillResult:
+    """Make and store the records of all tasks that the store at `path` does not hold; skip tasks that fail.
 
-    make: runs in the workers; its ValueErrors and OSErrors become `Filled.bad`. images: where a task's images go,
-    before its records; a task is done when both are there. Raises MaskStoreError where another image is there already.
+    make: runs in the workers; its ValueErrors and OSErrors become `FillResult.bad`. images: stores a task's images,
+    before its records; a task is done when both are stored. Raises MaskStoreError where another image is already stored
+    under a key.
     """
-    done = Filled()
+    result = FillResult()
     with LateStore(path, meta, new) as store:
-        todo = [t for t in tasks if any(k not in store or (images is not None and k not in images) for k in t.keys)]
-        done.there = sum(len(task.keys) for task in tasks) - sum(len(task.keys) for task in todo)
-        bar = tqdm(desc=path.name, total=len(tasks), initial=len(tasks) - len(todo), unit="image", disable=None)
-        with bar, closing(attempts(make, todo, useful(workers, len(todo), tasks_a_process))) as results:
-            for _, made in results:
+        open_tasks = []
+        for task in tasks:
+            if _is_done(task, store, images):
+                result.present += len(task.keys)
+            else:
+                open_tasks.append(task)
+        done = len(tasks) - len(open_tasks)
+        bar = tqdm(desc=path.name, total=len(tasks), initial=done, unit="image", disable=None)
+        processes = useful(workers, len(open_tasks), tasks_a_process)
+        with bar, closing(attempts(make, open_tasks, processes)) as outcomes:
+            for _, outcome in outcomes:
                 bar.update()
-                if isinstance(made, Failure):
-                    done.bad.append(made.message)
+                if isinstance(outcome, Failure):
+                    result.bad.append(outcome.message)
                     continue
-                _add_images(made, images)
-                store.put(made.records)
-                done.stored += len(made.records)
-    return done
+                if images is not None:
+                    _add_images(outcome, images)
+                store.put(outcome.records)
+                result.stored += len(outcome.records)
+    return result
 
 
-def _add_images(made: TaskResult, images: ImageSink | None) -> None:
-    for key, image in made.images.items():
-        if images is not None:
-            (images.check if key in images else images.add)(key, image)
+def _is_done(task: Task, store: LateStore, images: ImageSink | None) -> bool:
+    if images is None:
+        return all(key in store for key in task.keys)
+    return all(key in store and key in images for key in task.keys)
 
 
-def inherited(store: MaskStore) -> dict[str, Any]:
-    """The provenance of a store, for another that is made of its records."""
-    ours = ("python", "numpy", "lmdb", "zstandard")  # of whoever writes
-    versions = {k: v for k, v in store.meta.get("versions", {}).items() if k not in ours}
-    return {**provenance_of(store.meta), **({"versions": versions} if versions else {})}
+def _add_images(outcome: TaskResult, images: ImageSink) -> None:
+    for key, image in outcome.images.items():
+        if key in images:
+            images.check(key, image)
+        else:
+            images.add(key, image)
+
+
+def inherited_meta(store: MaskStore) -> dict[str, Any]:
+    """Return the meta of a store that is made from the records of `store`: its provenance and package versions."""
+    meta = stored_provenance(store.meta)
+    versions = dict(store.meta.get("versions", {}))
+    for name in ("python", "numpy", "lmdb", "zstandard"):  # every writer adds its own
+        versions.pop(name, None)
+    if versions:
+        meta["versions"] = versions
+    return meta
 
 
 def refuse_same(store: Path, output: Path) -> None:
-    """MaskStoreError where the store that is read would be written."""
+    """Raise MaskStoreError where --output names the store that is read."""
     if output.exists() and output.resolve() == store.resolve():
         raise MaskStoreError(f"--output: {output} is the store that is read; name another")
 
 
-def crop_hint(images: ImageSource, known: Collection[str]) -> str:
-    """'; ...' what to do where the images are sub-images of those that have masks, '' where they are not."""
-    whole = {match[1] for key in images.keys[:10_000] if (match := _SUB_IMAGE.fullmatch(key))}
-    if not any(key in known for key in whole):
+def crop_hint(images: ImageSource, keys_with_masks: Collection[str]) -> str:
+    """Return '; ...' with a remedy where the images are sub-images of images that have masks, otherwise ''.
+
+    keys_with_masks: keys of the images that have masks.
+    """
+    matches = filter(None, map(_SUB_IMAGE.fullmatch, images.keys[:10_000]))
+    if not any(match[1] in keys_with_masks for match in matches):
         return ""
     table = images.root.parent / TABLE
     how = f"--windows {table}" if table.exists() else "--images WHOLE_IMAGES --crop-size N --step N"

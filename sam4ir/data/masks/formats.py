@@ -1,21 +1,21 @@
-"""Folders of masks that other programs wrote: which format, which file is whose, and what is in it.
+"""Find and read folders of masks that other programs wrote: detect the format, and match files with images by key.
 
 sam        <key>.json, subfolders too: the list of segment-anything's automatic generator, or SA-1B's
            {image, annotations}; COCO RLE with compressed or uncompressed counts.
 samdiffsr  <name>.json in one folder, data/sam_out/DF2K/DF2K_train_HR in SAM-DiffSR's released code (GitHub,
-           lose4578/SAM-DiffSR): what segment-anything's amg.py --convert-to-rle writes. As its
-           data_gen/merge_mask_to_one.py does, the key is the name up to its first dot, and of each entry only
-           `segmentation` counts (area and box follow from it, scores are kept), later masks on top.
+           lose4578/SAM-DiffSR): what segment-anything's amg.py --convert-to-rle writes. As in its
+           data_gen/merge_mask_to_one.py, the key is the name up to its first dot, and only `segmentation` and the
+           scores of each entry are read (area and box follow from the pixels); later masks lie on top.
 spe        <key>.npy, subfolders too, data/sam_embed in SAM-DiffSR's released code: the SPE map that
-           data_gen/merge_mask_to_one.py makes of those .json files, or None of an image without masks.
-labels     <key><suffix>.png (TIFF, BMP): one value a region, grey of 8 or 16 bits, palette, or colours.
-binary     <key>/<number>.png, one mask each, with or without the metadata.csv of segment-anything's amg.py.
+           data_gen/merge_mask_to_one.py makes from those .json files, or None for an image without masks.
+labels     <key><suffix>.png (TIFF, BMP): one value for each region, grey of 8 or 16 bits, palette, or colours.
+binary     <key>/<number>.png, one file for each mask, with or without the metadata.csv of segment-anything's amg.py.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,19 +31,19 @@ from sam4ir.utils.image import read_labels
 FORMATS = ("sam", "samdiffsr", "spe", "labels", "binary")
 
 _LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
-_LOOKS = 8  # files that detection reads
+_DETECTION_FILES = 8  # pictures that the detection of the format reads
 
 
 @dataclass(frozen=True)
 class MaskFile:
-    """Where the masks of one image are: a file, of the binary format a folder."""
+    """The path of one image's masks: a file, or a folder for the binary format."""
 
     key: str
     path: Path
 
     @property
     def keys(self) -> list[str]:
-        """The one key, in the form that mask_jobs asks for."""
+        """The key in a list, as fill.Task asks for."""
         return [self.key]
 
     def __str__(self) -> str:
@@ -59,18 +59,21 @@ class MaskFolder:
 
 
 def find_masks(folder: Path, form: str = "auto", suffix: str = "") -> MaskFolder:
-    """The mask files below `folder`; hidden ones are left out.
+    """Return the mask files below `folder`, without hidden ones.
 
-    form: one of FORMATS, or 'auto': by what is there. suffix: what label maps have behind the image's name.
-    Raises MaskStoreError naming the folder: nothing there, not clear what it is, two files of one key.
+    form: one of FORMATS, or 'auto' to detect it from the files. suffix: text behind the image's name in the names of
+    label maps. Raises MaskStoreError, with the folder, where it has no masks, where the format is ambiguous, and where
+    two files belong to one key.
     """
     if not folder.is_dir():
-        raise MaskStoreError(f"{folder}: {'is a file, name its folder' if folder.exists() else 'no such folder'}")
+        problem = "is a file, name its folder" if folder.exists() else "no such folder"
+        raise MaskStoreError(f"{folder}: {problem}")
     tree = _Tree(folder)
-    form = tree.detect() if form == "auto" else form
+    if form == "auto":
+        form = tree.detect()
     if suffix and form != "labels":
         raise MaskStoreError(f"--suffix {suffix}: is for --format labels only, these masks are of format {form}")
-    found = {
+    list_files = {
         "sam": tree.sam,
         "samdiffsr": tree.samdiffsr,
         "spe": tree.spe,
@@ -78,19 +81,19 @@ def find_masks(folder: Path, form: str = "auto", suffix: str = "") -> MaskFolder
         "binary": tree.binary,
     }
     files: dict[str, Path] = {}
-    for key, path in found[form]():
+    for key, path in list_files[form]():
         other = files.setdefault(key, path)
         if other != path:
             raise MaskStoreError(
                 f"{folder}: {other.name} and {path.name} are both of image {key!r}; remove one of them"
             )
     if not files:
-        raise MaskStoreError(f"{folder}: {tree.nothing(form, suffix)}")
+        raise MaskStoreError(f"{folder}: {tree.explain_absence(form, suffix)}")
     return MaskFolder(form, [MaskFile(key, files[key]) for key in sorted(files)])
 
 
 def read_masks(form: str, path: Path, rules: LabelRules) -> tuple[list[Any], regions.Size | None]:
-    """The masks of one image in segment-anything's form, and its size where the file tells."""
+    """Return the masks of one image in segment-anything's form, and the size (h, w), None where the file has none."""
     if form == "labels":
         return read_label_map(path, rules)
     if form == "spe":
@@ -99,110 +102,126 @@ def read_masks(form: str, path: Path, rules: LabelRules) -> tuple[list[Any], reg
         return read_binary_folder(path)
     masks, size = read_sam_json(path)
     if form == "samdiffsr":
-        masks = [{k: v for k, v in m.items() if k not in ("area", "bbox")} if isinstance(m, dict) else m for m in masks]
+        masks = list(map(_without_area_and_box, masks))
     return masks, size
 
 
+def _without_area_and_box(mask: Any) -> Any:
+    if not isinstance(mask, dict):
+        return mask  # record_from_sam reports it
+    return {key: value for key, value in mask.items() if key not in ("area", "bbox")}
+
+
 class _Tree:
-    """The files below a folder, by suffix."""
+    """The files below a folder, grouped by suffix, without hidden files and LMDB folders."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.by_suffix: dict[str, list[Path]] = {}
         for folder, folders, files in os.walk(root, followlinks=True):
-            folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(".lmdb"))
+            folders[:] = sorted(filter(_is_searched, folders))  # os.walk enters what the list holds
             for name in sorted(files):
                 if not name.startswith("."):
                     self.by_suffix.setdefault(Path(name).suffix.lower(), []).append(Path(folder) / name)
 
-    def of(self, *suffixes: str) -> list[Path]:
-        return [path for suffix in suffixes for path in self.by_suffix.get(suffix, [])]
+    def files(self, *suffixes: str) -> list[Path]:
+        paths: list[Path] = []
+        for suffix in suffixes:
+            paths += self.by_suffix.get(suffix, [])
+        return paths
+
+    def tables(self) -> list[Path]:
+        """Return the metadata.csv files of the binary format."""
+        return [path for path in self.files(".csv") if path.name == METADATA]
 
     def sam(self) -> Iterable[tuple[str, Path]]:
-        for path in self.of(".json"):  # a/b.json and a/b.png.json are both of image a/b
+        for path in self.files(".json"):  # a/b.json and a/b.png.json both belong to image a/b
             yield key_of(path.relative_to(self.root).with_suffix("").as_posix()), path
 
     def samdiffsr(self) -> Iterable[tuple[str, Path]]:
-        for path in self.of(".json"):
+        for path in self.files(".json"):
             if path.parent == self.root:
                 yield path.name.split(".")[0], path
 
     def spe(self) -> Iterable[tuple[str, Path]]:
-        for path in self.of(".npy"):
+        for path in self.files(".npy"):
             yield path.relative_to(self.root).with_suffix("").as_posix(), path
 
     def labels(self, suffix: str) -> Iterable[tuple[str, Path]]:
-        for path in self.of(*_LABEL_SUFFIXES):
+        for path in self.files(*_LABEL_SUFFIXES):
             name = path.relative_to(self.root).with_suffix("").as_posix()
             if name.endswith(suffix) and Path(name).name != suffix:
                 yield name.removesuffix(suffix), path
 
     def binary(self) -> Iterable[tuple[str, Path]]:
-        folders = {path.parent for path in self.of(".png")} | {p.parent for p in self.of(".csv") if p.name == METADATA}
+        folders = {path.parent for path in self.files(".png") + self.tables()}
         if self.root in folders:
             raise MaskStoreError(
-                f"{self.root}: has masks directly in it, so nothing tells whose they are; binary masks lie in a folder "
-                "for each image, <key>/0.png, <key>/1.png, ... (for one map an image use --format labels)"
+                f"{self.root}: has masks directly in it, so their image is not known; binary masks lie in a folder "
+                "for each image, <key>/0.png, <key>/1.png, ... (for one map of each image use --format labels)"
             )
         for folder in sorted(folders):
             yield folder.relative_to(self.root).as_posix(), folder
 
     def detect(self) -> str:
-        jsons, maps, pictures = self.of(".json"), self.of(".npy"), self.of(*_LABEL_SUFFIXES)
-        tables = [path for path in self.of(".csv") if path.name == METADATA]
+        """Return the format of the files; raise MaskStoreError where there are none or several may be the masks."""
+        jsons, maps, pictures = self.files(".json"), self.files(".npy"), self.files(*_LABEL_SUFFIXES)
         kinds = {
             f"{len(jsons)} .json files": jsons,
             f"{len(maps)} .npy files": maps,
             f"{len(pictures)} pictures": pictures,
         }
-        there = [name for name, paths in kinds.items() if paths]
-        if len(there) > 1:
+        present = [name for name, paths in kinds.items() if paths]
+        if len(present) > 1:
             raise MaskStoreError(
-                f"{self.root}: holds {' and '.join(there)}, either may be the masks; say --format {' | '.join(FORMATS)}"
+                f"{self.root}: holds {' and '.join(present)}, either may be the masks; say --format "
+                f"{' | '.join(FORMATS)}"
             )
         if jsons or maps:
             return "sam" if jsons else "spe"
-        if tables:
+        if self.tables():
             return "binary"
         if not pictures:
-            raise MaskStoreError(f"{self.root}: {self.nothing('auto', '')}")
-        return self._pictures(pictures)
+            raise MaskStoreError(f"{self.root}: {self.explain_absence('auto', '')}")
+        return self._detect_pictures(pictures)
 
-    def _pictures(self, pictures: list[Path]) -> str:
-        looks = pictures[:: max(1, len(pictures) // _LOOKS)]
-        binary = [_seems_binary(path) for path in looks]
-        numbered = all(path.parent != self.root and path.stem.isdigit() for path in looks)
+    def _detect_pictures(self, pictures: list[Path]) -> str:
+        examples = pictures[:: max(1, len(pictures) // _DETECTION_FILES)]
+        binary = list(map(_seems_binary, examples))
+        in_folders = all(path.parent != self.root for path in examples)
+        numbered = in_folders and all(path.stem.isdigit() for path in examples)
         if not all(binary) and not (any(binary) and numbered):
             return "labels"
-        if all(binary) and all(path.parent != self.root and (path.parent / "0.png").exists() for path in looks):
+        if all(binary) and in_folders and all((path.parent / "0.png").exists() for path in examples):
             return "binary"
         raise MaskStoreError(
             f"{self.root}: its pictures, or some of them, hold 0 and one other value, so they may be label maps or "
             "binary masks, a folder for each image; say --format labels or --format binary"
         )
 
-    def nothing(self, form: str, suffix: str) -> str:
-        """Why there is nothing of a format."""
-        if self.of(".npy"):
+    def explain_absence(self, form: str, suffix: str) -> str:
+        """Return the reason why the folder has no files of a format."""
+        if self.files(".npy"):
             return f"nothing of format {form} there but .npy files; SPE maps are read as --format spe"
-        lacks: dict[str, Callable[[], str]] = {
-            "sam": lambda: "no .json files there",
-            "samdiffsr": lambda: "no .json files directly there",
-            "spe": lambda: "no .npy files there",
-            "labels": lambda: f"no pictures *{suffix}.png there" + self._jpeg(),
-            "binary": lambda: "no folders of .png files there",
-            "auto": lambda: (
-                "no .json files there, no .npy maps, and no .png label maps or folders of .png masks" + self._jpeg()
-            ),
+        reasons = {
+            "sam": "no .json files there",
+            "samdiffsr": "no .json files directly there",
+            "spe": "no .npy files there",
+            "labels": f"no pictures *{suffix}.png there",
+            "binary": "no folders of .png files there",
+            "auto": "no .json files there, no .npy maps, and no .png label maps or folders of .png masks",
         }
-        return lacks[form]()
+        if form in ("labels", "auto") and self.files(".jpg", ".jpeg"):
+            return f"{reasons[form]}; JPEG changes labels and is not read"
+        return reasons[form]
 
-    def _jpeg(self) -> str:
-        return "; JPEG changes labels and is not read" if self.of(".jpg", ".jpeg") else ""
+
+def _is_searched(folder: str) -> bool:
+    return not folder.startswith(".") and not folder.endswith(".lmdb")
 
 
 def _seems_binary(path: Path) -> bool:
     try:
         return is_binary(read_labels(path))
     except UserError:
-        return True  # told when it is its turn
+        return True  # the error is reported when the file is imported

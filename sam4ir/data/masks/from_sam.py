@@ -1,4 +1,4 @@
-"""Masks as segment-anything writes them -> what a mask record holds."""
+"""Make mask records from masks as segment-anything writes them, or from atoms."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from sam4ir import regions
 from sam4ir.data.masks.record import MaskColumns, MaskStoreError, encode_record
 from sam4ir.errors import UserError
 
-Size = tuple[int, int]
 _LARGEST_SIDE = 1 << 31
 
 
-def read_sam_json(path: str | Path) -> tuple[list[Any], Size | None]:
-    """The masks of a JSON file and the image size it states beside them, if it does.
+def read_sam_json(path: str | Path) -> tuple[list[Any], regions.Size | None]:
+    """Return the masks of a JSON file, and the image size (h, w) where the file states it.
 
     Accepts the list of segment-anything's automatic generator and SA-1B's {image, annotations}.
-    Raises MaskStoreError naming the file and what is wrong with it.
+    Raises MaskStoreError, with the file and what is wrong with it.
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -47,31 +46,33 @@ def read_sam_json(path: str | Path) -> tuple[list[Any], Size | None]:
 
 def record_from_sam(
     masks: Sequence[Mapping[str, Any]],
-    size: Size | None = None,
+    size: regions.Size | None = None,
     image_sha256: bytes = b"",
     spe_sums: Sequence[float] | None = None,
 ) -> bytes:
-    """A record's bytes from segment-anything's mask dictionaries.
+    """Return a record's bytes from segment-anything's mask dictionaries.
 
     masks: {segmentation, bbox, area, predicted_iou, stability_score, ...}; `segmentation` is COCO RLE with
     compressed (str, bytes) or uncompressed (list) counts, or an (h, w) bool array. Missing bbox and area
-    follow from the pixels, missing scores are NaN, other keys are not kept.
+    are computed from the pixels, missing scores are NaN, other keys are dropped.
     size: (h, w) of the image; needed where the list is empty, checked where it is not.
     image_sha256: 32 bytes (pixel_sha256), empty where it is not known.
-    spe_sums: (n,) the rotary table summed over each whole mask, where `masks` are only what is in sight of them; None
-    sums it over the masks.
-    Raises MaskStoreError naming the mask's number and key.
+    spe_sums: (n,) sum of the rotary table over each whole mask, where `masks` hold only the visible part of the masks;
+    None computes the sums from `masks`.
+    Raises MaskStoreError, with the mask's number and key.
     """
     runs: list[regions.Runs] = []
     rows: list[list[float]] = []
     for index, mask in enumerate(masks):
-        found, one = _checked(f"mask {index}", _segmentation, mask)
+        mask_size, mask_runs = _checked(f"mask {index}", _segmentation, mask)
         if size is None:
-            size = found
-        if found != size:
-            raise MaskStoreError(f"mask {index}: key 'segmentation' is of size {list(found)}, the image {list(size)}")
-        runs.append(one)
-        rows.append([*_checked(f"mask {index}", _row, mask, one, size), np.nan])
+            size = mask_size
+        if mask_size != size:
+            raise MaskStoreError(
+                f"mask {index}: key 'segmentation' is of size {list(mask_size)}, the image {list(size)}"
+            )
+        runs.append(mask_runs)
+        rows.append([*_checked(f"mask {index}", _row, mask, mask_runs, size), np.nan])
     if size is None:
         raise MaskStoreError("no masks, so the image's size is not known; give the size, or the folder of images")
     values = np.array(rows, np.float64).reshape(len(runs), 8)
@@ -85,43 +86,43 @@ def record_from_atoms(
     stability_score: np.ndarray,
     image_sha256: bytes = b"",
 ) -> bytes:
-    """A record's bytes from masks as atoms: those that record_from_sam makes of the same masks.
+    """Return a record's bytes from masks as atoms, equal to those that record_from_sam makes of the same masks.
 
-    atoms: its labels may leave out atoms of the table, as those of a crop do. predicted_iou, stability_score: (n,).
-    Areas, boxes and SPE sums are those of the pixels that are there.
+    atoms: the labels need not use all atoms of the table, as in a crop. predicted_iou, stability_score: (n,). Areas,
+    boxes and SPE sums are computed from the pixels in the labels.
     """
     h, w = atoms.labels.shape
     runs = regions.runs_of_atoms(atoms)
-    rows = [
-        [regions.area(r), *regions.box(r, (h, w)), iou, stability, regions.spe_sum(r, (h, w))]
-        for r, iou, stability in zip(runs, predicted_iou, stability_score, strict=True)
-    ]
+    rows = []
+    for mask_runs, iou, stability in zip(runs, predicted_iou, stability_score, strict=True):
+        box, spe_sum = regions.box(mask_runs, (h, w)), regions.spe_sum(mask_runs, (h, w))
+        rows.append([regions.area(mask_runs), *box, iou, stability, spe_sum])
     return _record(runs, np.array(rows, np.float64).reshape(len(runs), 8), (h, w), image_sha256)
 
 
-def _record(runs: Sequence[regions.Runs], values: np.ndarray, size: Size, image_sha256: bytes) -> bytes:
-    """values: (n, 8) area, box (4), predicted_iou, stability_score, spe_sum."""
-    atoms = regions.atoms(runs, size)
-    first = np.array([regions.first_pixel(r, size) for r in runs], np.int64)
+def _record(runs: Sequence[regions.Runs], values: np.ndarray, size: regions.Size, image_sha256: bytes) -> bytes:
+    """Return a record's bytes. values: (n, 8) area, box (4), predicted_iou, stability_score, spe_sum."""
+    atoms = regions.atoms_of_runs(runs, size)
+    first = np.array([regions.first_pixel(mask_runs, size) for mask_runs in runs], np.int64)
     region = regions.top_masks(atoms.table, regions.paint_order(values[:, 0], first))
     columns = MaskColumns(values[:, 0], values[:, 1:5], *values[:, 5:].T)
     return encode_record(atoms, region, columns, image_sha256)
 
 
 def pixel_sha256(image: np.ndarray) -> str:
-    """Hexadecimal sha256 of an (h, w, 3) RGB image's pixels in raster order, however its file was encoded."""
+    """Return the hexadecimal sha256 of an (h, w, 3) RGB image's pixels in raster order."""
     return hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def _checked(place: str, parse: Any, *arguments: Any) -> Any:
-    """parse(*arguments); its ValueErrors become MaskStoreErrors that name the place."""
+    """Return parse(*arguments), whose ValueErrors become MaskStoreErrors that name the place."""
     try:
         return parse(*arguments)
     except ValueError as error:
         raise MaskStoreError(f"{place}: {error}") from None
 
 
-def _segmentation(mask: Any) -> tuple[Size, regions.Runs]:
+def _segmentation(mask: Any) -> tuple[regions.Size, regions.Runs]:
     if not isinstance(mask, Mapping):
         raise UserError(f"must be a dictionary, not {type(mask).__name__}")
     if "segmentation" not in mask:
@@ -145,19 +146,21 @@ def _segmentation(mask: Any) -> tuple[Size, regions.Runs]:
         raise UserError(f"key 'segmentation.counts': {error}") from None
 
 
-def _size(value: Any) -> Size:
-    """(h, w) from a JSON pair."""
-    if not (
-        isinstance(value, (list, tuple))
-        and len(value) == 2
-        and all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and 0 < v < _LARGEST_SIDE for v in value)
-    ):
+def _size(value: Any) -> regions.Size:
+    """Return (h, w) from a JSON pair."""
+    if not (isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_side, value))):
         raise UserError(f"the size must be [height, width], two whole numbers above 0, not {value!r}")
     return int(value[0]), int(value[1])
 
 
-def _row(mask: Mapping[str, Any], runs: regions.Runs, size: Size) -> list[float]:
-    """area, box (4), predicted_iou, stability_score."""
+def _is_side(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        return False
+    return bool(0 < value < _LARGEST_SIDE)
+
+
+def _row(mask: Mapping[str, Any], runs: regions.Runs, size: regions.Size) -> list[float]:
+    """Return area, box (4), predicted_iou, stability_score; UserError where a key contradicts the pixels."""
     pixels = regions.area(runs)
     stated = _number(mask, "area", pixels)
     if stated != pixels:
@@ -165,9 +168,10 @@ def _row(mask: Mapping[str, Any], runs: regions.Runs, size: Size) -> list[float]
     bbox = mask.get("bbox", regions.box(runs, size))
     if not (isinstance(bbox, (list, tuple, np.ndarray)) and len(bbox) == 4):
         raise UserError(f"key 'bbox' must be four numbers [x, y, width, height], not {bbox!r}")
-    corners = [_number({"bbox": v}, "bbox", 0.0) for v in bbox]
-    scores = [_number(mask, key, float("nan")) for key in ("predicted_iou", "stability_score")]
-    return [pixels, *corners, *scores]
+    numbers = [_number({"bbox": value}, "bbox", 0.0) for value in bbox]
+    for key in ("predicted_iou", "stability_score"):
+        numbers.append(_number(mask, key, float("nan")))
+    return [pixels, *numbers]
 
 
 def _number(mask: Mapping[str, Any], key: str, otherwise: float) -> float:

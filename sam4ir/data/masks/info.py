@@ -1,8 +1,10 @@
-"""What a mask store holds, in words and as text histograms (scripts/masks.py info)."""
+"""Report what a mask store holds, as JSON values or as text with histograms (scripts/masks.py info)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +19,15 @@ from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.workers import TASKS_A_PROCESS, Failure, attempts, useful
 
 _WIDTH = 40  # of the longest bar, in characters
-_PLAIN = ("format", "format_version", "counts")
+_NOT_PROVENANCE = ("format", "format_version", "counts")
 
 
-class Figures(NamedTuple):
-    """Of one record: bytes, (h, w), masks, shares of pixels under at least one and under two masks, (n,) areas."""
+class RecordFigures(NamedTuple):
+    """The figures of one record.
+
+    bytes: its length. size: (h, w). masks: n. covered, shared: parts of the pixels, 0 to 1, under at least one mask and
+    under at least two. areas: (n,) pixels of each mask.
+    """
 
     bytes: int
     size: tuple[int, int]
@@ -32,54 +38,57 @@ class Figures(NamedTuple):
 
 
 def atom_pixels(record: MaskRecord) -> NDArray[np.int64]:
-    """(atoms,) pixels of each atom; decodes the whole map. Raises MaskStoreError where it is damaged."""
+    """Return the number of pixels of each atom, (atoms,); MaskStoreError where the record is damaged."""
     pixels = np.bincount(record.labels(0, 0, *record.size).ravel(), minlength=record.atom_count)
     if len(pixels) != record.atom_count:
         raise MaskStoreError(f"{record.name}: damaged, its map has more atoms than its table; make its masks again")
     return pixels
 
 
-def figures(record: MaskRecord, size: int) -> Figures:
-    """The figures of a record of `size` bytes. Raises MaskStoreError where it is damaged."""
+def record_figures(record: MaskRecord, size: int) -> RecordFigures:
+    """Return the figures of a record of `size` bytes; MaskStoreError where it is damaged."""
     pixels = atom_pixels(record)
-    deep = record.table.sum(axis=1)
+    depth = record.table.sum(axis=1)
     total = max(int(pixels.sum()), 1)
-    return Figures(
+    return RecordFigures(
         size,
         record.size,
         record.count,
-        float(pixels[deep > 0].sum() / total),
-        float(pixels[deep > 1].sum() / total),
+        float(pixels[depth > 0].sum() / total),
+        float(pixels[depth > 1].sum() / total),
         record.areas,
     )
 
 
 @dataclass(frozen=True)
 class ReadFigures:
-    """key -> figures; goes to worker processes."""
+    """Returns the figures of an image's record, given its key; can be sent to worker processes."""
 
     store: MaskStore
 
-    def __call__(self, key: str) -> Figures:
+    def __call__(self, key: str) -> RecordFigures:
         data = self.store.record_bytes(key)
-        return figures(MaskRecord(data, f"{self.store.path}: {key}"), len(data))
+        return record_figures(MaskRecord(data, f"{self.store.path}: {key}"), len(data))
 
 
 @dataclass(frozen=True)
-class Report:
-    """What info tells: the provenance, the plain counts, the figures of the records that were looked at."""
+class StoreReport:
+    """The report on a mask store: its meta, the number of images, and the figures of the records that were read.
+
+    file_bytes: length of data.mdb. keys: of all images. bad: one sentence for each damaged record.
+    """
 
     path: Path
     meta: Mapping[str, Any]
     images: int
     file_bytes: int
     keys: Sequence[str]
-    figures: Sequence[Figures]
+    figures: Sequence[RecordFigures]
     bad: Sequence[str]
 
     def values(self) -> dict[str, Any]:
-        """All of it as plain JSON values."""
-        masks = [f.masks for f in self.figures]
+        """Return the report as plain JSON values."""
+        masks = self._column("masks")
         return {
             "store": str(self.path),
             "images": self.images,
@@ -89,10 +98,10 @@ class Report:
                 "images": len(self.figures),
                 "damaged": list(self.bad),
                 "masks_an_image": _spread(masks),
-                "bytes_an_image": _spread([f.bytes for f in self.figures]),
-                "covered": _spread([f.covered for f in self.figures]),
-                "covered_twice": _spread([f.shared for f in self.figures]),
-                "mask_area_pixels": _spread(_joined(self.figures).tolist()),
+                "bytes_an_image": _spread(self._column("bytes")),
+                "covered": _spread(self._column("covered")),
+                "covered_twice": _spread(self._column("shared")),
+                "mask_area_pixels": _spread(self._areas().tolist()),
                 "images_without_masks": masks.count(0),
             },
             "first_keys": list(self.keys[:10]),
@@ -100,89 +109,114 @@ class Report:
         }
 
     def text(self) -> str:
-        """All of it for reading."""
+        """Return the report as text."""
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
         counts = self.meta.get("counts", {})
-        each = f", {_bytes(self.file_bytes / self.images)} an image on disk" if self.images else ""
-        yield f"{self.path}: {self.images} images, {counts.get('masks', '?')} masks, {_bytes(self.file_bytes)}{each}"
-        yield from provenance(self.meta)
-        if not self.figures:
-            return
-        everything = len(self.figures) + len(self.bad) == self.images
-        looked = "all" if everything else f"{len(self.figures)}, evenly spread (--all looks at every one)"
-        yield f"images looked at: {looked}"
-        sizes = sorted({f.size for f in self.figures}, key=lambda s: s[0] * s[1])
+        total = f"{self.path}: {self.images} images, {counts.get('masks', '?')} masks, {_bytes(self.file_bytes)}"
+        if self.images:
+            total += f", {_bytes(self.file_bytes / self.images)} an image on disk"
+        yield total
+        yield from describe_provenance(self.meta)
+        if self.figures:
+            yield from self._figure_lines()
+
+    def _figure_lines(self) -> Iterator[str]:
+        extent = f"{len(self.figures)}, evenly spread (--all looks at every one)"
+        if len(self.figures) + len(self.bad) == self.images:
+            extent = "all"
+        yield f"images looked at: {extent}"
+        sizes = sorted(set(self._column("size")), key=math.prod)
         yield "image sizes (h x w): " + _few([f"{h}x{w}" for h, w in sizes])
-        yield f"bytes of a record: {_told([f.bytes for f in self.figures], _bytes)}"
-        masks = np.array([f.masks for f in self.figures])
-        yield f"masks an image: {_told(masks, '{:.0f}'.format)}; without any: {int((masks == 0).sum())} images"
+        yield f"bytes of a record: {_range(self._column('bytes'), _bytes)}"
+        masks = np.array(self._column("masks"))
+        yield f"masks an image: {_range(masks, '{:.0f}'.format)}; without any: {int((masks == 0).sum())} images"
         yield from histogram(masks, whole_bins(masks), "{:.0f}", inclusive=True)
-        yield from self._share("pixels under a mask", [f.covered for f in self.figures])
-        yield from self._share("pixels under two masks or more", [f.shared for f in self.figures])
-        areas = _joined(self.figures)
+        yield from _share_lines("pixels under a mask", self._column("covered"))
+        yield from _share_lines("pixels under two masks or more", self._column("shared"))
+        areas = self._areas()
         if len(areas):
-            yield f"mask areas in pixels: {_told(areas, '{:.0f}'.format)}"
+            yield f"mask areas in pixels: {_range(areas, '{:.0f}'.format)}"
             yield from histogram(areas, half_decades(areas), "{:.0f}")
         if self.keys:
             yield f"keys: {_few(self.keys)}"
 
-    def _share(self, what: str, shares: Sequence[float]) -> Iterator[str]:
-        yield f"{what}: {_told(shares, '{:.0%}'.format)} of an image"
-        yield from histogram(np.array(shares), np.linspace(0, 1, 11), "{:.0%}")
+    def _column(self, name: str) -> list[Any]:
+        """Return one figure of all records."""
+        return [getattr(figures, name) for figures in self.figures]
+
+    def _areas(self) -> NDArray[np.int64]:
+        return np.concatenate([np.zeros(0, np.int64), *self._column("areas")])
 
 
-def look(store: MaskStore, sample: int | None, workers: int = 1) -> Report:
-    """Reads `sample` records, evenly spread over the keys, or all (None). Damaged ones are listed in the report."""
+def _share_lines(title: str, shares: Sequence[float]) -> Iterator[str]:
+    yield f"{title}: {_range(shares, '{:.0%}'.format)} of an image"
+    yield from histogram(np.array(shares), np.linspace(0, 1, 11), "{:.0%}")
+
+
+def inspect_store(store: MaskStore, sample: int | None, workers: int = 1) -> StoreReport:
+    """Read `sample` records, evenly spread over the keys, or all (None), and report on them and on the store.
+
+    Damaged records are listed in the report.
+    """
     keys = store.keys()
-    wanted = keys if sample is None or sample >= len(keys) else [keys[i * len(keys) // sample] for i in range(sample)]
-    found: list[Figures] = []
+    count = len(keys) if sample is None else min(sample, len(keys))
+    sampled = [keys[number * len(keys) // count] for number in range(count)]
+    figures: list[RecordFigures] = []
     bad: list[str] = []
-    count = useful(workers, len(wanted), 4 * TASKS_A_PROCESS)
-    with closing(attempts(ReadFigures(store), wanted, count)) as results:
-        for _, one in tqdm(results, desc="info", total=len(wanted), unit="image", disable=None, leave=False):
-            if isinstance(one, Failure):
-                bad.append(one.message)
+    processes = useful(workers, count, 4 * TASKS_A_PROCESS)
+    with closing(attempts(ReadFigures(store), sampled, processes)) as outcomes:
+        for _, outcome in tqdm(outcomes, desc="info", total=count, unit="image", disable=None, leave=False):
+            if isinstance(outcome, Failure):
+                bad.append(outcome.message)
             else:
-                found.append(one)
-    return Report(store.path, store.meta, len(keys), (store.path / "data.mdb").stat().st_size, keys, found, bad)
+                figures.append(outcome)
+    file_bytes = (store.path / "data.mdb").stat().st_size
+    return StoreReport(store.path, store.meta, len(keys), file_bytes, keys, figures, bad)
 
 
-def provenance(meta: Mapping[str, Any]) -> Iterator[str]:
-    """How the masks were made, a line each."""
+def describe_provenance(meta: Mapping[str, Any]) -> Iterator[str]:
+    """Yield lines that describe how the masks were made, from the content of meta.json."""
     checkpoint, sha256 = meta.get("checkpoint"), meta.get("checkpoint_sha256")
-    weights = f", weights {checkpoint or 'not known'}{f' (sha256 {sha256[:12]}...)' if sha256 else ''}"
-    yield f"made by: {meta.get('generator') or 'not known'}{weights if checkpoint or sha256 else ''}"
-    source = meta.get("source")
-    yield f"of the images: {source}" if source else "of the images: not known which (gt, lq or restored)"
+    maker = f"made by: {meta.get('generator') or 'not known'}"
+    if checkpoint or sha256:
+        maker += f", weights {checkpoint or 'not known'}"
+    if sha256:
+        maker += f" (sha256 {sha256[:12]}...)"
+    yield maker
+    yield f"of the images: {meta.get('source') or 'not known which (gt, lq or restored)'}"
     for key, value in meta.items():
-        if value and key not in (*_PLAIN, "generator", "checkpoint", "checkpoint_sha256", "source"):
+        if value and key not in (*_NOT_PROVENANCE, "generator", "checkpoint", "checkpoint_sha256", "source"):
             yield f"{key.replace('_', ' ')}: {_words(value)}"
 
 
 def whole_bins(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Edges of at most a dozen bins of whole numbers."""
+    """Return the edges of at most twelve bins of whole numbers, from 0 to above the largest value."""
     top = int(values.max(initial=0)) + 1
     step = max(1, -(-top // 12))
     return np.arange(0, top + step, step).astype(np.float64)
 
 
 def half_decades(values: NDArray[Any]) -> NDArray[np.float64]:
-    """Edges 1, 3, 10, 32, ... that hold all values, from 0 where some are 0."""
-    low, high = (np.log10(max(float(v), 1.0)) * 2 for v in (values.min(), values.max() + 1))
-    edges = np.round(10 ** (np.arange(np.floor(low), np.ceil(high) + 1) / 2))
+    """Return edges 1, 3, 10, 32, ... that enclose all values; the first edge is 0 where some values are 0."""
+    low = np.floor(2 * np.log10(max(float(values.min()), 1.0)))
+    high = np.ceil(2 * np.log10(max(float(values.max() + 1), 1.0)))
+    edges = np.round(10 ** (np.arange(low, high + 1) / 2))
     return np.concatenate(([0.0], edges)) if values.min() == 0 else edges
 
 
 def histogram(values: NDArray[Any], edges: NDArray[Any], form: str, inclusive: bool = False) -> Iterator[str]:
-    """A bar a bin [edge, next edge), the last one closed; inclusive: whole numbers, whose bins end before the next."""
+    """Yield one line for each bin: its name, a bar and its count.
+
+    Bins are [edge, next edge), the last one closed. form: the format of an edge. inclusive: the values are whole
+    numbers, so a bin's name ends with the number before the next edge.
+    """
     counts, edges = np.histogram(values, np.unique(edges))
-    highs = edges[1:] - 1 if inclusive else edges[1:]
-    names = [
-        form.format(low) if inclusive and low == high else f"{form.format(low)} - {form.format(high)}"
-        for low, high in zip(edges[:-1], highs, strict=True)
-    ]
+    names = []
+    for low, next_low in itertools.pairwise(edges):
+        high = next_low - 1 if inclusive else next_low
+        names.append(form.format(low) if low == high else f"{form.format(low)} - {form.format(high)}")
     width = max(map(len, names))
     for name, count in zip(names, counts.tolist(), strict=True):
         bar = "#" * int(np.ceil(_WIDTH * count / max(counts.max(), 1)))
@@ -201,23 +235,23 @@ def _spread(values: Sequence[float]) -> dict[str, float] | None:
     if not len(values):
         return None
     array = np.asarray(values, np.float64)
-    points = {"min": array.min(), "median": np.median(array), "mean": array.mean(), "max": array.max()}
-    return {name: float(value) for name, value in points.items()}
+    return {
+        "min": float(array.min()),
+        "median": float(np.median(array)),
+        "mean": float(array.mean()),
+        "max": float(array.max()),
+    }
 
 
-def _told(values: Any, form: Any) -> str:
+def _range(values: Any, form: Any) -> str:
     spread = _spread(values)
     assert spread is not None
     return f"{form(spread['min'])} to {form(spread['max'])}, median {form(spread['median'])}"
 
 
-def _joined(found: Sequence[Figures]) -> NDArray[np.int64]:
-    return np.concatenate([np.zeros(0, np.int64), *(f.areas for f in found)])
-
-
-def _few(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:8]) + (f", ... ({len(listed)} in all)" if len(listed) > 8 else "")
+def _few(names: Sequence[str]) -> str:
+    text = ", ".join(names[:8])
+    return text if len(names) <= 8 else f"{text}, ... ({len(names)} in all)"
 
 
 def _bytes(size: float) -> str:

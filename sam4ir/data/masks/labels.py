@@ -1,4 +1,7 @@
-"""Label maps, SPE maps and folders of binary masks -> masks in segment-anything's form."""
+"""Read label maps, SPE maps and folders of binary masks as lists of masks in segment-anything's form.
+
+A mask is a dictionary with `segmentation` (COCO RLE or an (h, w) bool array), as from_sam.record_from_sam takes it.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +22,12 @@ from sam4ir.data.masks.record import MaskStoreError
 from sam4ir.errors import UserError
 from sam4ir.utils.image import read_labels
 
-MAX_LABELS = 10_000  # beyond, it is a photograph; atoms x masks would not fit into memory either
-SPE_SUM = "spe_sum"  # key of a mask whose sum of the rotary table is stated, because only a part of it is in sight
+MAX_LABELS = 10_000  # a map with more is a photograph, and atoms x masks would not fit into memory
+SPE_SUM_KEY = "spe_sum"  # key of the stated sum of the rotary table, for a mask of which only a part is visible
 METADATA = "metadata.csv"
 
 _SCORES = ("predicted_iou", "stability_score")
-# what ends the pickle of np.array(None): the list of its one element, behind '[' and '(' with or without a memo
+# the end of the pickle of np.array(None): a list of one element, with or without memo codes
 _PICKLED_NONE = re.compile(rb"\](?:\x94|q.)?Nat(?:\x94|q.)?b\.\Z", re.DOTALL)
 _BOX = ("bbox_x0", "bbox_y0", "bbox_w", "bbox_h")
 Masks = list[dict[str, Any]]
@@ -32,7 +35,7 @@ Masks = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class LabelRules:
-    """How the values of a label map are read.
+    """The rules for the values of a label map.
 
     background: labels that are no region. rgb: each colour is a label, 65536 R + 256 G + B.
     """
@@ -42,14 +45,14 @@ class LabelRules:
 
 
 def masks_of_labels(labels: NDArray[Any], background: Collection[float] = ()) -> Masks:
-    """One mask a label of an (h, w) map, ascending, however many pieces it has; `background` gives none."""
+    """Return one mask for each label of an (h, w) map, in ascending order; labels in `background` give none."""
     h, w = labels.shape
     flat = labels.T.ravel()
     starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
     ends = np.append(starts[1:], h * w)
-    of_run = flat[starts]
-    order = np.argsort(of_run, kind="stable")
-    values, first = np.unique(of_run[order], return_index=True)
+    run_values = flat[starts]
+    order = np.argsort(run_values, kind="stable")
+    values, first = np.unique(run_values[order], return_index=True)
     masks = []
     for value, runs in zip(values.tolist(), np.split(order, first[1:]), strict=True):
         if value not in background:
@@ -59,7 +62,7 @@ def masks_of_labels(labels: NDArray[Any], background: Collection[float] = ()) ->
 
 
 def read_label_map(path: Path, rules: LabelRules) -> tuple[Masks, regions.Size]:
-    """The masks of a label map's file and its size. Raises ValueError naming file and reason."""
+    """Return the masks and the size (h, w) of a label map's file; MaskStoreError with the file and the reason."""
     labels: NDArray[Any] = read_labels(path)
     if labels.ndim == 3:
         if not rules.rgb:
@@ -76,63 +79,75 @@ def read_label_map(path: Path, rules: LabelRules) -> tuple[Masks, regions.Size]:
 
 
 def read_spe_map(path: Path) -> tuple[Masks, regions.Size | None]:
-    """The masks of an SPE map's .npy file as SAM-DiffSR's data_gen/merge_mask_to_one.py writes it, and its size.
+    """Return the masks and the size (h, w) of an SPE map's .npy file.
 
-    (h, w) floating point, 0 where no mask lies: each other value is a mask, as much of it as later masks left in sight.
-    Its sum of the rotary table, of the whole mask, is the value times h w and stands under SPE_SUM, so that the map
-    comes back. Values alike are one mask, a value of 0 is none. An image without masks is a file of None, whose size
-    nothing tells; it is recognised without being unpickled.
-    Raises ValueError naming file and reason.
+    SAM-DiffSR's data_gen/merge_mask_to_one.py writes such files: (h, w) floating point, 0 where no mask lies. Each
+    other value is a mask, or what later masks leave visible of it; equal values are one mask. The value times h w is
+    the rotary table's sum over the whole mask; it stands under SPE_SUM_KEY, so that an export gives the same map. The
+    file of an image without masks holds None; it is recognised without being unpickled, and its size is None.
+    Raises MaskStoreError with the file and the reason.
     """
     try:
-        found = _npy(path)
+        spe_map = _read_npy(path)
     except (ValueError, OSError, EOFError, OverflowError, SyntaxError, TokenError) as error:
         raise MaskStoreError(f"{path}: cannot be read as an array of numpy ({error})") from None
-    if found is None:
+    if spe_map is None:
         return [], None
-    if found.ndim != 2 or found.dtype.kind != "f" or not found.size:
-        raise MaskStoreError(f"{path}: is {found.shape} {found.dtype}; an SPE map is (h, w) of floating point numbers")
-    if not np.isfinite(found).all():
+    if spe_map.ndim != 2 or spe_map.dtype.kind != "f" or not spe_map.size:
+        raise MaskStoreError(
+            f"{path}: is {spe_map.shape} {spe_map.dtype}; an SPE map is (h, w) of floating point numbers"
+        )
+    if not np.isfinite(spe_map).all():
         raise MaskStoreError(f"{path}: has values that are not finite; an SPE map has none")
-    values = np.unique(found[found != 0])
+    values = np.unique(spe_map[spe_map != 0])
     if len(values) > MAX_LABELS:
         raise MaskStoreError(f"{path}: {len(values)} values (at most {MAX_LABELS}); is it an SPE map?")
-    masks = masks_of_labels(found, (0.0,))
+    masks = masks_of_labels(spe_map, (0.0,))
     for mask, value in zip(masks, values.tolist(), strict=True):
-        mask[SPE_SUM] = value * found.size
-    return masks, (found.shape[0], found.shape[1])
+        mask[SPE_SUM_KEY] = value * spe_map.size
+    return masks, (spe_map.shape[0], spe_map.shape[1])
 
 
-def _npy(path: Path) -> NDArray[Any] | None:
-    """The array of a .npy file; None where it holds Python's None. Raises ValueError, OSError or EOFError."""
+def _read_npy(path: Path) -> NDArray[Any] | None:
+    """Return the array of a .npy file, None where it holds Python's None; ValueError, OSError or EOFError."""
     with path.open("rb") as file:
         version = np.lib.format.read_magic(file)
         if version not in ((1, 0), (2, 0)):
             raise UserError(f"format version {version}")
-        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        read_header = np.lib.format.read_array_header_1_0
+        if version == (2, 0):
+            read_header = np.lib.format.read_array_header_2_0
         shape, fortran, dtype = read_header(file)
-        held = path.stat().st_size - file.tell()
+        data_bytes = path.stat().st_size - file.tell()
         if dtype.hasobject:
-            if shape == () and held < 1000 and _PICKLED_NONE.search(file.read()):
+            if shape == () and data_bytes < 1000 and _PICKLED_NONE.search(file.read()):
                 return None
             raise UserError("it holds Python objects, not numbers")
         count = math.prod(shape)
-        if held != count * dtype.itemsize:  # before anything of that size is allocated
-            raise UserError(f"{held} bytes of data, {shape} {dtype} are {count * dtype.itemsize}")
+        if data_bytes != count * dtype.itemsize:  # checked before memory of that size is allocated
+            raise UserError(f"{data_bytes} bytes of data, {shape} {dtype} are {count * dtype.itemsize}")
         return np.fromfile(file, dtype, count).reshape(shape, order="F" if fortran else "C")
 
 
 def read_binary_folder(folder: Path) -> tuple[Masks, regions.Size | None]:
-    """The masks of one image: a folder of PNGs, nonzero = covered, in the order of their numbers.
+    """Return the masks and the size (h, w) of one image's folder of PNG files, where a nonzero pixel is covered.
 
-    With metadata.csv, as segment-anything's scripts/amg.py writes it (columns id, area, bbox_x0, bbox_y0, bbox_w,
-    bbox_h, point_input_x, point_input_y, predicted_iou, stability_score, crop_box_*; mask `id` is in <id>.png):
-    its rows, order, areas, boxes and scores. Files *matting.png, of its forks, are left out.
-    Raises ValueError naming file and reason: more than two values, a row without its file or a file without a row.
+    The masks are in the order of the files' numbers. Where metadata.csv exists, as segment-anything's scripts/amg.py
+    writes it (columns id, area, bbox_x0, bbox_y0, bbox_w, bbox_h, point_input_x, point_input_y, predicted_iou,
+    stability_score, crop_box_*; mask `id` is in <id>.png), its rows give order, areas, boxes and scores. Files
+    *matting.png, which forks of segment-anything write, are left out.
+    Raises MaskStoreError, with the file, on more than two values, a row without its file and a file without a row.
     """
-    files = {path.stem: path for path in _natural(folder.glob("*.png")) if not path.stem.endswith("matting")}
+    files = {}
+    for path in sorted(folder.glob("*.png"), key=_number_order):
+        if not path.stem.endswith("matting"):
+            files[path.stem] = path
     table = folder / METADATA
-    rows: Sequence[Mapping[str, Any]] = _rows(table) if table.exists() else [{"id": name} for name in files]
+    rows: Sequence[Mapping[str, Any]]
+    if table.exists():
+        rows = _rows(table)
+    else:
+        rows = [{"id": name} for name in files]
     unlisted = files.keys() - {row["id"] for row in rows}
     if unlisted:
         raise MaskStoreError(f"{table}: has no row for {', '.join(sorted(unlisted)[:5])}")
@@ -142,12 +157,14 @@ def read_binary_folder(folder: Path) -> tuple[Masks, regions.Size | None]:
             raise MaskStoreError(f"{table}: row {row['id']!r} has no file {row['id']}.png beside it")
         covered = _binary(files[row["id"]])
         size = (covered.shape[0], covered.shape[1])
-        masks.append({"segmentation": covered, **{k: v for k, v in row.items() if k != "id"}})
+        mask = {"segmentation": covered, **row}
+        del mask["id"]
+        masks.append(mask)
     return masks, size
 
 
 def is_binary(labels: NDArray[Any]) -> bool:
-    """Whether a stored picture can be one mask: grey, of two values of which one is 0, or of one value."""
+    """Return whether a picture can be a mask: grey, with one value, or with two values of which one is 0."""
     if labels.ndim != 2:
         return False
     low, high = int(labels.min()), int(labels.max())
@@ -162,24 +179,29 @@ def _binary(path: Path) -> NDArray[np.bool_]:
 
 
 def _rows(table: Path) -> list[dict[str, Any]]:
-    """id (text), and area, bbox and scores where the columns are there."""
+    """Return the rows of metadata.csv: id (text), and area, bbox and scores where the table has these columns."""
     try:
         with table.open(newline="", encoding="utf-8") as file:
-            return [_row(row) for row in csv.DictReader(file)]
+            return list(map(_parse_row, csv.DictReader(file)))
     except (ValueError, KeyError, TypeError) as error:
         raise MaskStoreError(f"{table}: not the table that segment-anything's amg.py writes ({error!r})") from None
 
 
-def _row(row: Mapping[str, str]) -> dict[str, Any]:
-    found: dict[str, Any] = {"id": row["id"].strip()}
-    found |= {name: float(row[name]) for name in _SCORES if row.get(name)}
+def _parse_row(row: Mapping[str, str]) -> dict[str, Any]:
+    mask: dict[str, Any] = {"id": row["id"].strip()}
+    for name in _SCORES:
+        if row.get(name):
+            mask[name] = float(row[name])
     if row.get("area"):
-        found["area"] = int(float(row["area"]))
-    if all(row.get(name) for name in _BOX):
-        found["bbox"] = [float(row[name]) for name in _BOX]
-    return found
+        mask["area"] = int(float(row["area"]))
+    if all(map(row.get, _BOX)):
+        mask["bbox"] = [float(row[name]) for name in _BOX]
+    return mask
 
 
-def _natural(paths: Any) -> list[Path]:
-    """2.png before 10.png."""
-    return sorted(paths, key=lambda p: [(len(t), t) if t.isdigit() else (0, t) for t in re.split(r"(\d+)", p.stem)])
+def _number_order(path: Path) -> list[tuple[int, str]]:
+    """Return a key for sorting that puts 2.png before 10.png."""
+    key = []
+    for text in re.split(r"(\d+)", path.stem):
+        key.append((len(text) if text.isdigit() else 0, text))
+    return key

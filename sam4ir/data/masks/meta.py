@@ -1,4 +1,9 @@
-"""meta.json of a mask store: how its masks were made, whether others may join them, and who is writing."""
+"""meta.json of a mask store: it records how the masks were made and decides whether a run may add to them.
+
+The provenance (generator, weights, settings, source image) must agree between all runs that write into a store; package
+versions, machines and remarks may differ. The module also holds the lock of meta.json, and Presence, by which the
+processes that write into a store know of each other.
+"""
 
 from __future__ import annotations
 
@@ -22,30 +27,30 @@ try:
 except ImportError:  # pragma: no cover  (Windows)
     fcntl = None  # type: ignore[assignment]
 
-FORMAT = "sam4ir mask store"
-SOURCES = ("gt", "lq", "restored")  # which image the generator looked at
-PROVENANCE = ("generator", "checkpoint", "checkpoint_sha256", "settings", "source")
+STORE_FORMAT = "sam4ir mask store"
+SOURCES = ("gt", "lq", "restored")  # which image the generator read
+PROVENANCE_KEYS = ("generator", "checkpoint", "checkpoint_sha256", "settings", "source")
 HELP = "make it with: python scripts/make_masks.py, or scripts/masks.py import"
-NOT_ASKED = ("versions", "made_on", "told")  # beside the provenance; they may differ from run to run
+FREE_KEYS = ("versions", "made_on", "told")  # beside the provenance; they may differ from run to run
 _OWN_KEYS = ("format", "format_version", "earlier_versions", "counts")
 _LOCK = ".meta.lock"
-_BESIDE = frozenset({_LOCK, ".merge.lock", "lock.mdb"})  # what a store may hold before it is one
-_HALF = re.compile(r"\.meta\.json\.\d+\.part")  # its meta.json, of a process that was killed while it wrote that
+_BESIDE = frozenset({_LOCK, ".merge.lock", "lock.mdb"})  # files that may lie in the folder before meta.json does
+_UNFINISHED_META = re.compile(r"\.meta\.json\.\d+\.part")  # left by a process that was killed while it wrote meta.json
 
 
 def read_meta(path: Path) -> dict[str, Any]:
-    """meta.json of a store that this version reads; MaskStoreError where path holds none."""
+    """Return the content of meta.json; raise MaskStoreError where path holds no store that this version reads."""
     file = path / "meta.json"
     if not path.is_dir():
-        what = "is a file, a mask store is a folder" if path.exists() else "there is no such mask store"
-        raise MaskStoreError(f"{path}: {what}; {HELP}")
+        problem = "is a file, a mask store is a folder" if path.exists() else "there is no such mask store"
+        raise MaskStoreError(f"{path}: {problem}; {HELP}")
     try:
         meta = read_json(file)
     except FileNotFoundError:
         raise MaskStoreError(f"{path}: not a mask store, it has no meta.json; {HELP}") from None
     except (OSError, ValueError) as error:
         raise MaskStoreError(f"{file}: cannot be read ({error}); {HELP}") from None
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+    if not isinstance(meta, dict) or meta.get("format") != STORE_FORMAT:
         raise MaskStoreError(f"{file}: not the meta.json of a mask store; {HELP}")
     if meta.get("format_version") not in READABLE_VERSIONS:
         raise MaskStoreError(
@@ -63,30 +68,38 @@ def write_meta(path: Path, meta: Mapping[str, Any]) -> None:
         raise MaskStoreError(f"{path / 'meta.json'}: cannot be written ({error.strerror})") from None
 
 
-def provenance(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """`meta` as JSON gives it back, with every provenance key, without what may differ; None = not known."""
-    given = {k: v for k, v in meta.items() if k not in NOT_ASKED}
+def checked_provenance(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the provenance that a writer's `meta` holds, as meta.json will give it back.
+
+    Every provenance key is present, None where it is not known. Raises MaskStoreError on keys that the store writes
+    itself, on another source than SOURCES, and on values that JSON cannot hold.
+    """
+    provenance = _without(meta, FREE_KEYS)
     for key in _OWN_KEYS:
-        if key in given:
+        if key in provenance:
             raise MaskStoreError(f"meta key {key!r} is written by the store itself; give it another name")
-    if given.get("source") not in (None, *SOURCES):
-        raise MaskStoreError(f"source must be one of {', '.join(SOURCES)}, not {given['source']!r}")
-    full = {**dict.fromkeys(PROVENANCE), "settings": {}, **given}
+    if provenance.get("source") not in (None, *SOURCES):
+        raise MaskStoreError(f"source must be one of {', '.join(SOURCES)}, not {provenance['source']!r}")
+    complete = {**dict.fromkeys(PROVENANCE_KEYS), "settings": {}, **provenance}
     try:
-        result: dict[str, Any] = json.loads(json.dumps(full))
+        result: dict[str, Any] = json.loads(json.dumps(complete))
     except (TypeError, ValueError) as error:
         raise MaskStoreError(f"meta must hold plain JSON values ({error})") from None
     return result
 
 
-def provenance_of(stored: Mapping[str, Any]) -> dict[str, Any]:
-    """What provenance() gave when a store's meta.json was written."""
-    return {k: v for k, v in stored.items() if k not in (*_OWN_KEYS, *NOT_ASKED)}
+def stored_provenance(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the provenance in the content of a store's meta.json."""
+    return _without(stored, (*_OWN_KEYS, *FREE_KEYS))
 
 
-def refuse_other(path: Path, known: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    """MaskStoreError with what differs, where masks were made in another way than those of the store at `path`."""
-    differing = _differences("", known, given)
+def _without(meta: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    return {key: value for key, value in meta.items() if key not in keys}
+
+
+def refuse_other_provenance(path: Path, stored: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise MaskStoreError, with the differences, where `new` differs from the provenance of the store at `path`."""
+    differing = _differences("", stored, new)
     if differing:
         raise MaskStoreError(
             f"{path} holds masks that were made differently ({'; '.join(differing)}); name another store, "
@@ -94,13 +107,19 @@ def refuse_other(path: Path, known: Mapping[str, Any], given: Mapping[str, Any])
         )
 
 
-def _differences(place: str, known: Any, given: Any) -> list[str]:
-    if isinstance(known, Mapping) and isinstance(given, Mapping):
-        sha256 = known.get("checkpoint_sha256")
-        renamed = {"checkpoint"} if sha256 and sha256 == given.get("checkpoint_sha256") else set()
-        keys = sorted({*known, *given} - renamed)  # the same weights may lie in a file of another name
-        return [text for key in keys for text in _differences(f"{place}.{key}", known.get(key), given.get(key))]
-    return [] if known == given else [f"{place[1:]}: stored {_short(known)}, now {_short(given)}"]
+def _differences(place: str, stored: Any, new: Any) -> list[str]:
+    if isinstance(stored, Mapping) and isinstance(new, Mapping):
+        keys = {*stored, *new}
+        sha256 = stored.get("checkpoint_sha256")
+        if sha256 and sha256 == new.get("checkpoint_sha256"):
+            keys.discard("checkpoint")  # the same weights may lie in a file of another name
+        differing = []
+        for key in sorted(keys):
+            differing += _differences(f"{place}.{key}", stored.get(key), new.get(key))
+        return differing
+    if stored == new:
+        return []
+    return [f"{place[1:]}: stored {_short(stored)}, now {_short(new)}"]
 
 
 def _short(value: Any) -> str:
@@ -109,57 +128,74 @@ def _short(value: Any) -> str:
 
 
 def holds_nothing(path: Path) -> bool:
-    """Whether a new store may begin at `path`."""
-    return not path.exists() or (
-        path.is_dir() and all(p.name in _BESIDE or _HALF.fullmatch(p.name) for p in path.iterdir())
-    )
+    """Return whether a new store may begin at `path`: nothing, or a folder with lock files only."""
+    if not path.exists():
+        return True
+    if not path.is_dir():
+        return False
+    return all(file.name in _BESIDE or _UNFINISHED_META.fullmatch(file.name) for file in path.iterdir())
 
 
-def begin(path: Path, own: dict[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
-    """The meta of a new store, or of the one at `path` when this run has joined it; call with the store locked.
+def joined_meta(path: Path, provenance: dict[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of meta.json once a run writes into the store at `path`, which may be new.
 
-    own: of provenance(). told: NOT_ASKED keys of this run. Raises MaskStoreError where its masks are made differently.
+    provenance: from checked_provenance. run: FREE_KEYS of this run. Call it while the store is locked. Raises
+    MaskStoreError where the store's masks were made differently.
     """
-    versions = {**_versions(), **told.get("versions", {})}
+    stored: dict[str, Any] = {"counts": {"images": 0, "masks": 0}}
     if (path / "meta.json").exists() or not holds_nothing(path):
-        known = read_meta(path)
-        refuse_other(path, provenance_of(known), own)
-    else:
-        known = {"counts": {"images": 0, "masks": 0}}
-    meta = {"format": FORMAT, "format_version": FORMAT_VERSION, **own}
-    earlier = list(known.get("earlier_versions", []))
-    if known.get("versions", versions) != versions and known["versions"] not in earlier:
-        earlier.append(known["versions"])
-    meta |= {"earlier_versions": [v for v in earlier if v != versions]} if earlier else {}
-    made_on = list(known.get("made_on", []))
-    if told.get("made_on") and told["made_on"] not in made_on:
-        made_on.append(told["made_on"])
-    meta |= {"made_on": made_on} if made_on else {}
-    meta |= {"told": dict(told["told"])} if told.get("told") else {k: known[k] for k in ("told",) if k in known}
-    return {**meta, "versions": versions, "counts": known.get("counts", {})}
+        stored = read_meta(path)
+        refuse_other_provenance(path, stored_provenance(stored), provenance)
+    versions = {**_versions(), **run.get("versions", {})}
+    meta = {"format": STORE_FORMAT, "format_version": FORMAT_VERSION, **provenance}
+    meta |= _earlier_versions(stored, versions)
+    made_on = list(stored.get("made_on", []))
+    if run.get("made_on") and run["made_on"] not in made_on:
+        made_on.append(run["made_on"])
+    if made_on:
+        meta["made_on"] = made_on
+    if run.get("told"):
+        meta["told"] = dict(run["told"])
+    elif "told" in stored:
+        meta["told"] = stored["told"]
+    return {**meta, "versions": versions, "counts": stored.get("counts", {})}
+
+
+def _earlier_versions(stored: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:
+    """Return the entry that lists the package versions of earlier runs, empty where all runs had these `versions`."""
+    earlier = list(stored.get("earlier_versions", []))
+    if stored.get("versions", versions) != versions and stored["versions"] not in earlier:
+        earlier.append(stored["versions"])
+    if not earlier:
+        return {}
+    return {"earlier_versions": [other for other in earlier if other != versions]}
 
 
 def add_made_on(path: Path, made_on: Sequence[Any]) -> None:
-    """Add what other writers were made on to a store's meta."""
+    """Add the machines of other writers to the `made_on` list of a store."""
     with locked(path):
         meta = read_meta(path)
-        new = [entry for entry in made_on if entry not in meta.get("made_on", [])]
+        listed = meta.get("made_on", [])
+        new = [entry for entry in made_on if entry not in listed]
         if new:
-            write_meta(path, {**meta, "made_on": [*meta.get("made_on", []), *new]})
+            write_meta(path, {**meta, "made_on": [*listed, *new]})
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {p: metadata.version(p) for p in ("numpy", "lmdb", "zstandard")}
+    versions = {"python": platform.python_version()}
+    for package in ("numpy", "lmdb", "zstandard"):
+        versions[package] = metadata.version(package)
+    return versions
 
 
 def refuse_foreign(path: Path) -> None:
-    """MaskStoreError where `path` is a file, or a folder of something else than a store, of whatever version."""
+    """Raise MaskStoreError where `path` is a file, or a folder that is no store of any version."""
     if not path.is_dir() or not (holds_nothing(path) or (path / "meta.json").exists()):
-        raise MaskStoreError(f"{path}: is there and is no mask store; name another --store, it is not moved aside")
+        raise MaskStoreError(f"{path}: exists and is no mask store; name another --store, it is not moved aside")
 
 
 def move_aside(path: Path) -> Path:
-    """Rename path to the first free of path.old1, path.old2, ..."""
+    """Rename path to the first free name of path.old1, path.old2, ... and return the new path."""
     number = 1
     while (aside := path.with_name(f"{path.name}.old{number}")).exists():
         number += 1
@@ -169,7 +205,10 @@ def move_aside(path: Path) -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path, name: str = _LOCK) -> Iterator[None]:
-    """Inside the block no other process is, for the store folder at `path`; death lets go of it."""
+    """Lock the store folder at `path` for a block, so that one process at a time runs it.
+
+    The lock ends with its process. Raises MaskStoreError where the file system has no locks.
+    """
     try:
         lock = FileLock(path / name, is_singleton=False)
         lock.acquire()
@@ -185,10 +224,10 @@ def locked(path: Path, name: str = _LOCK) -> Iterator[None]:
 
 
 class Presence:
-    """Says to other processes of this machine that this one writes into the store; death takes it back.
+    """Shows other processes of this machine that this process writes into a store; it ends with the process.
 
-    Where the system has no flock everybody takes himself for the last one. A child that inherits it over a fork does
-    not count, and changes nothing of its parent's.
+    Where the system has no flock, every process counts as the last one. A forked child that inherits the object does
+    not count and changes nothing for its parent.
     """
 
     def __init__(self, path: Path) -> None:
@@ -204,9 +243,10 @@ class Presence:
                 self._folder = folder
 
     def last(self) -> bool:
-        """Whether no other writer is left. Leaves: from here on this one does not count either, unless it is the last.
+        """Return whether no other process writes any more.
 
-        Of writers that ask at the same moment one is told so.
+        A process that is not the last one does not count from here on. Of processes that ask at the same moment, one
+        gets True.
         """
         if self._pid != os.getpid():
             return False
@@ -219,7 +259,7 @@ class Presence:
         return True
 
     def leave(self) -> None:
-        """Calling it again does nothing."""
+        """Stop counting as a writer. Calling it again does nothing."""
         folder, self._folder = self._folder, None
         if folder is not None:
             if self._pid == os.getpid():

@@ -1,10 +1,10 @@
-"""Masks written by several processes where they cannot share one LMDB: a part each, merged into the store.
+"""Let several processes make masks where they cannot share one LMDB: each writes a part, and the parts are merged.
 
-LMDB's lock works among the processes of one machine on a local file system. Elsewhere (network file systems, or where
-it is asked for) each process writes a mask store of its own, `OUT.lmdb.parts/<name>.lmdb`, and holds the lock file
-beside it while it runs; its death lets go of the lock. Whoever holds the store's merge lock merges parts that nobody
-holds: records are copied as bytes, the first record of a key stays, and a part goes once its records are committed. So
-merging may be killed and begun again at any point.
+LMDB's lock works between the processes of one machine on a local file system. Elsewhere (on network file systems, or
+where the user asks for it) each process writes a mask store of its own, `OUT.lmdb.parts/<name>.lmdb`, and holds the
+lock file beside it while it runs; the lock ends with the process. The holder of the store's merge lock merges the parts
+that nobody holds: it copies records as bytes, keeps the first record of each key, and removes a part once its records
+are committed. Merging may therefore be killed at any point and started again.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from sam4ir.data.masks.record import MaskStoreError
 from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
 
 _MERGE_LOCK = ".merge.lock"
-_GONE = ".gone"  # a part whose records are in the store; what is left of it is rubbish
+_GONE = ".gone"  # suffix of a part whose records are in the store; it only waits for its removal
 
 
 @dataclass(frozen=True)
-class Merged:
-    """records: that came into the store. parts: that were merged. living: parts that other processes write."""
+class MergeResult:
+    """records: number of records copied. parts: merged parts. living: parts that other processes still write."""
 
     records: int = 0
     parts: tuple[str, ...] = ()
@@ -36,15 +36,15 @@ class Merged:
 
 
 def parts_folder(store: Path) -> Path:
-    """Where the parts of a store lie."""
+    """Return the folder of a store's parts."""
     return store.with_name(store.name + ".parts")
 
 
 @contextlib.contextmanager
 def merging(store: Path) -> Iterator[None]:
-    """Inside the block no other process merges parts of this store, nor begins one."""
+    """Hold the store's merge lock for a block: no other process merges or begins a part meanwhile."""
     if not mask_meta.holds_nothing(store):
-        mask_meta.read_meta(store)  # nothing is written into a folder of somebody else
+        mask_meta.read_meta(store)  # so that nothing is written into a foreign folder
     store.mkdir(parents=True, exist_ok=True)
     with mask_meta.locked(store, _MERGE_LOCK):
         yield
@@ -54,18 +54,20 @@ def begin_new(store: Path, meta: Mapping[str, Any]) -> None:
     """Move a store and its parts aside and begin a new one. Raises MaskStoreError where a process writes a part."""
     folder = parts_folder(store)
     if folder.is_dir():
-        locked = [file.with_suffix(".lmdb") for file in folder.glob("*.lock")]  # before there is a part
-        living = [part.name for part in sorted({*_parts(folder), *locked}) if _lock(part) is None]
+        parts = set(_parts(folder))
+        for file in folder.glob("*.lock"):
+            parts.add(file.with_suffix(".lmdb"))  # a process holds its lock before its part exists
+        living = [part.name for part in sorted(parts) if _lock(part) is None]
         if living:
             raise MaskStoreError(f"{folder}: {', '.join(living)} is being written by another process; end it first")
         mask_meta.move_aside(folder)
     MaskStoreWriter(store, meta, new=True).close()
 
 
-def merge_idle(store: Path, meta: Mapping[str, Any]) -> Merged:
-    """Merge the parts that nobody writes into the store, which is made where there is none; call inside `merging`.
+def merge_idle(store: Path, meta: Mapping[str, Any]) -> MergeResult:
+    """Merge the parts that nobody writes into the store, which is made if it does not exist; call it inside `merging`.
 
-    Raises MaskStoreError where the store, or a part, was made in another way than `meta` says, or a part is damaged.
+    Raises MaskStoreError where the provenance of the store or of a part differs from `meta`, or a part is damaged.
     """
     folder = parts_folder(store)
     records, merged, living = 0, [], []
@@ -84,14 +86,14 @@ def merge_idle(store: Path, meta: Mapping[str, Any]) -> Merged:
     _remove_locks(folder)
     with contextlib.suppress(OSError):
         folder.rmdir()
-    return Merged(records, tuple(merged), tuple(living))
+    return MergeResult(records, tuple(merged), tuple(living))
 
 
 @contextlib.contextmanager
 def part_writer(store: Path, name: str, meta: Mapping[str, Any]) -> Iterator[MaskStoreWriter]:
-    """A writer of the part `name` of a store, held until the block ends. Do not call inside `merging`.
+    """Give a block a writer of the part `name` of a store, and hold the part's lock meanwhile.
 
-    Raises MaskStoreError naming the part where another living process writes it.
+    Do not call it inside `merging`. Raises MaskStoreError, with the part, where another living process writes it.
     """
     folder = parts_folder(store)
     part = folder / f"{name}.lmdb"
@@ -110,13 +112,14 @@ def part_writer(store: Path, name: str, meta: Mapping[str, Any]) -> Iterator[Mas
 
 
 def _parts(folder: Path) -> list[Path]:
-    for rubbish in folder.glob(f"*{_GONE}"):
-        shutil.rmtree(rubbish)
+    """Return the parts in a folder, sorted; remove the rest of those that were merged."""
+    for merged in folder.glob(f"*{_GONE}"):
+        shutil.rmtree(merged)
     return sorted(folder.glob("*.lmdb"))
 
 
 def _lock(part: Path) -> FileLock | None:
-    """The part's lock, acquired, or None where another process holds it."""
+    """Acquire and return the part's lock, or return None where another process holds it."""
     lock = FileLock(part.with_suffix(".lock"), is_singleton=False)
     try:
         lock.acquire(timeout=0)
@@ -130,28 +133,30 @@ def _lock(part: Path) -> FileLock | None:
 
 
 def _remove_locks(folder: Path) -> None:
-    """The lock files of parts that are gone; nobody waits for one, as parts begin inside `merging` only."""
+    """Remove the lock files of merged parts; nobody waits for one, because parts begin only inside `merging`."""
     for file in folder.glob("*.lock"):
         part = file.with_suffix(".lmdb")
-        lock = None if part.exists() else _lock(part)
+        if part.exists():
+            continue
+        lock = _lock(part)
         if lock is not None:
             file.unlink()
             lock.release()
 
 
 def _merge_one(writer: MaskStoreWriter, part: Path, meta: Mapping[str, Any]) -> int:
-    """Copy a part's records; 0 for one that was killed before it held anything."""
+    """Copy a part's records and return their number, 0 where the part's process was killed before it wrote any."""
     data = part / "data.mdb"
     if mask_meta.holds_nothing(part) or not data.exists() or not data.stat().st_size:
         return 0
-    known = mask_meta.read_meta(part)
-    mask_meta.refuse_other(part, mask_meta.provenance_of(known), mask_meta.provenance(meta))
+    part_meta = mask_meta.read_meta(part)
+    mask_meta.refuse_other_provenance(part, mask_meta.stored_provenance(part_meta), mask_meta.checked_provenance(meta))
     copied = sum(writer.put_records(batch) for batch in MaskStore(part).batches())
-    mask_meta.add_made_on(writer.path, known.get("made_on", []))
+    mask_meta.add_made_on(writer.path, part_meta.get("made_on", []))
     return copied
 
 
 def _remove(part: Path) -> None:
-    gone = part.with_name(part.name + _GONE)
-    part.rename(gone)  # at once, so that no half of it is ever taken for a part
-    shutil.rmtree(gone)
+    merged = part.with_name(part.name + _GONE)
+    part.rename(merged)  # first, so that a half-removed folder is never read as a part
+    shutil.rmtree(merged)

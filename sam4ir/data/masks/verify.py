@@ -1,4 +1,4 @@
-"""Whether every image has a whole record of its size (scripts/masks.py verify)."""
+"""Check that every image has an undamaged record of its size (scripts/masks.py verify)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from sam4ir.data.workers import Failure, attempts, useful
 
 @dataclass(frozen=True)
 class CheckRecord:
-    """key -> whether the generator saw other pixels (False where not known); goes to worker processes.
+    """Returns, given an image's key, whether the generator read other pixels; can be sent to worker processes.
 
-    pixels: compare the image's pixels with the checksum in the record; else its file's header is enough.
-    Raises MaskStoreError where the record is damaged or of another size, ValueError where the image cannot be read.
+    It returns False where the record has no checksum. pixels: compare the image's pixels with the checksum; otherwise
+    only the size in the file's header is checked. Raises MaskStoreError where the record is damaged or of another size,
+    ValueError where the image cannot be read.
     """
 
     store: MaskStore
@@ -43,25 +44,27 @@ class CheckRecord:
 
 
 def check_pixels(record: MaskRecord) -> None:
-    """Decodes all of a record. Raises MaskStoreError where its areas do not fit its pixels or a part is damaged."""
+    """Decode a whole record; raise MaskStoreError where its areas do not fit its pixels or a part is damaged."""
     areas = atom_pixels(record) @ record.table
-    whole = (0, 0, *record.size)
-    if not np.array_equal(areas, record.areas) or record.region_map(*whole).max(initial=0) > record.count:
+    regions = record.region_map(0, 0, *record.size)
+    if not np.array_equal(areas, record.areas) or regions.max(initial=0) > record.count:
         raise MaskStoreError(f"{record.name}: damaged, the areas do not fit the pixels; make its masks again")
 
 
 def _same_size(record: MaskRecord, size: tuple[int, int]) -> None:
     if record.size != size:
-        masks, image = (f"{h}x{w}" for h, w in (record.size, size))
-        raise MaskStoreError(f"{record.name}: the masks are of {masks}, the image of {image} (h x w)")
+        h, w = record.size
+        raise MaskStoreError(f"{record.name}: the masks are of {h}x{w}, the image of {size[0]}x{size[1]} (h x w)")
 
 
 @dataclass
 class Verdict:
-    """What verify found. All lists are of keys, `problems` of sentences.
+    """The result of verify.
 
-    lacking: images without a record; wrong: with one that is damaged or of another size, or an image that cannot be
-    read; other_pixels: the generator saw another image; without_image: records that no image asks for.
+    images: the number of images. problems: one sentence for each image with a problem. hint: '; ...' with a remedy, or
+    ''. The other lists hold keys. lacking: images without a record. wrong: images with a record that is damaged or of
+    another size, and images that cannot be read. other_pixels: the generator read another image. without_image: records
+    without an image.
     """
 
     images: int
@@ -73,43 +76,51 @@ class Verdict:
     hint: str = ""
 
     @property
-    def to_make(self) -> list[str]:
-        """The keys whose masks are to be made (again), sorted."""
+    def keys_to_make(self) -> list[str]:
+        """The keys of the images that need new masks, sorted."""
         return sorted({*self.lacking, *self.wrong})
 
     def notes(self, source: str | None) -> Iterator[str]:
-        """What is worth knowing and no error. source: which image the generator looked at."""
+        """Yield remarks that are no errors. source: the kind of image that the generator read."""
         if self.other_pixels:
-            of = f"source: {source}" if source else "source not known"
-            yield f"note: the generator saw other pixels ({of}) of {listed(self.other_pixels)}"
+            origin = f"source: {source}" if source else "source not known"
+            yield f"note: the generator saw other pixels ({origin}) of {listed(self.other_pixels)}"
         if self.without_image:
             yield f"note: records without an image there: {listed(self.without_image)}"
 
 
 def verify(store: MaskStore, images: ImageSource, workers: int = 1, pixels: bool = True) -> Verdict:
-    """Compares a store with the images that it is for. workers, pixels: processes; see CheckRecord."""
-    stored, wanted = set(store.keys()), set(images.keys)
-    found = Verdict(len(images.keys), without_image=sorted(stored - wanted))
-    found.lacking = [key for key in images.keys if key not in stored]
-    found.problems = [f"{images.where(key)}: no record" for key in found.lacking]
-    there = [key for key in images.keys if key in stored]
-    with closing(attempts(CheckRecord(store, images, pixels), there, useful(workers, len(there)))) as results:
-        for key, differs in tqdm(results, desc="verify", total=len(there), unit="image", disable=None):
-            if isinstance(differs, Failure):
-                found.problems.append(differs.message)
-                found.wrong.append(key)
-            elif differs:
-                found.other_pixels.append(key)
-    found.hint = crop_hint(images, stored) if found.lacking else _centre_hint(images, found)
-    return found
+    """Compare a store with the images that it belongs to. workers: processes; pixels: see CheckRecord."""
+    stored = set(store.keys())
+    verdict = Verdict(len(images.keys), without_image=sorted(stored - set(images.keys)))
+    with_record = []
+    for key in images.keys:
+        if key in stored:
+            with_record.append(key)
+        else:
+            verdict.lacking.append(key)
+            verdict.problems.append(f"{images.where(key)}: no record")
+    processes = useful(workers, len(with_record))
+    with closing(attempts(CheckRecord(store, images, pixels), with_record, processes)) as outcomes:
+        for key, outcome in tqdm(outcomes, desc="verify", total=len(with_record), unit="image", disable=None):
+            if isinstance(outcome, Failure):
+                verdict.problems.append(outcome.message)
+                verdict.wrong.append(key)
+            elif outcome:
+                verdict.other_pixels.append(key)
+    if verdict.lacking:
+        verdict.hint = crop_hint(images, stored)
+    elif verdict.wrong:
+        verdict.hint = _centre_hint(images)
+    return verdict
 
 
-def _centre_hint(images: ImageSource, found: Verdict) -> str:
-    """Where images were cut under their own keys (validation patches), their masks must be cut as well."""
+def _centre_hint(images: ImageSource) -> str:
+    """Return a hint to cut the masks where the images were cut under their own keys (validation patches)."""
     table = images.root.parent / TABLE
-    if not found.wrong or not table.exists():
+    if not table.exists():
         return ""
     return (
-        f"; {table} tells how these images were cut: masks of the whole ones are cut alike with: "
+        f"; {table} records how these images were cut; cut the masks of the whole images in the same way: "
         f"python scripts/masks.py crop --store WHOLE.lmdb --windows {table} --output CUT.lmdb"
     )

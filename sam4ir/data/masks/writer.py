@@ -1,4 +1,4 @@
-"""Writing a mask store: any number of processes of one machine at once, each record whole or not there."""
+"""Write a mask store: many processes of one machine may do so at once, and no record is ever half written."""
 
 from __future__ import annotations
 
@@ -20,36 +20,37 @@ from sam4ir.errors import UserError
 class MaskStoreWriter:
     """Writes a mask store: `with MaskStoreWriter(path, meta) as writer: writer.put(key, masks)`.
 
-    meta: how the masks are made: generator, checkpoint, checkpoint_sha256, settings, source (gt | lq | restored),
-    and whatever else belongs to it. Three keys may differ from run to run: `versions` adds package versions to those
-    of the writer, `made_on` is kept in a list of what the writers said, `told` is what else is worth knowing.
-    An existing store is continued if it was made in the same way, otherwise MaskStoreError says what differs;
-    with new=True an existing one is moved aside (name.old1, ...) and a new one begun. Nothing is ever deleted.
-    Each put is one transaction, on disk when it returns: an interrupted run loses nothing and goes on with
-    `key in writer`. Other processes of this machine may write into the same store and read it meanwhile. On a network
-    file system one process alone may write and nobody may read meanwhile: data/masks/parts.py sees to that.
+    meta: how the masks are made: generator, checkpoint, checkpoint_sha256, settings, source (gt | lq | restored), and
+    any further provenance. Three keys may differ from run to run: `versions` adds package versions to those of the
+    writer, `made_on` names the machine (meta.json lists those of all runs), and `told` holds any further remarks.
+    An existing store is continued if its masks were made in the same way; otherwise a MaskStoreError names the
+    differences. With new=True an existing store is moved aside (name.old1, ...) and a new one begins. Nothing is ever
+    deleted. Each put is one transaction, on disk when it returns: an interrupted run loses nothing, and asks
+    `key in writer` to continue. Other processes of this machine may write into the same store and read it meanwhile. On
+    a network file system only one process may write and nobody may read meanwhile: parts.py ensures that.
     """
 
     def __init__(
         self, path: str | Path, meta: Mapping[str, Any], new: bool = False, map_size: int = 64 * 2**20
     ) -> None:
         self.path = Path(path)
-        own = mask_meta.provenance(meta)
+        provenance = mask_meta.checked_provenance(meta)
         if new and self.path.exists():
             mask_meta.refuse_foreign(self.path)
             self._refuse_writers()
             mask_meta.move_aside(self.path)
         if not mask_meta.holds_nothing(self.path):
-            mask_meta.read_meta(self.path)  # nothing is written into a folder of somebody else
+            mask_meta.read_meta(self.path)  # so that nothing is written into a foreign folder
         self.path.mkdir(parents=True, exist_ok=True)
         with mask_meta.locked(self.path):
-            mask_meta.write_meta(self.path, mask_meta.begin(self.path, own, meta))  # before any data
+            mask_meta.write_meta(self.path, mask_meta.joined_meta(self.path, provenance, meta))  # before any data
         self._presence = mask_meta.Presence(self.path)
-        self._put = 0
+        self._stored_count = 0
         existing = self.path / "data.mdb"
-        size = max(map_size, 2 * existing.stat().st_size if existing.exists() else 0)
+        if existing.exists():
+            map_size = max(map_size, 2 * existing.stat().st_size)
         try:
-            self._opened: OpenLmdb | None = open_for_writing(self.path, size)
+            self._opened: OpenLmdb | None = open_for_writing(self.path, map_size)
         except UserError as error:
             self._presence.leave()
             raise MaskStoreError(str(error)) from None
@@ -60,12 +61,13 @@ class MaskStoreWriter:
         return self._opened
 
     def _refuse_writers(self) -> None:
-        presence = mask_meta.Presence(self.path) if self.path.is_dir() else None
-        if presence is not None:
-            last = presence.last()
-            presence.leave()
-            if not last:
-                raise MaskStoreError(f"{self.path}: another process is writing into it; end it before a new one begins")
+        if not self.path.is_dir():
+            return
+        presence = mask_meta.Presence(self.path)
+        last = presence.last()
+        presence.leave()
+        if not last:
+            raise MaskStoreError(f"{self.path}: another process is writing into it; end it before a new one begins")
 
     def put(
         self,
@@ -75,13 +77,13 @@ class MaskStoreWriter:
         image_sha256: str | None = None,
         overwrite: bool = True,
     ) -> bool:
-        """Stores the masks of image `key` in their order.
+        """Store the masks of image `key` in their order and return whether they were stored.
 
-        masks: segment-anything's dictionaries (mask_import.record_from_sam). size: (h, w) of the image, needed
-        where there are no masks. image_sha256: mask_import.pixel_sha256 of the image that the generator looked at.
-        overwrite: replace an earlier record of that key; otherwise the first one stays. Returns whether it was stored.
+        masks: segment-anything's dictionaries (from_sam.record_from_sam). size: (h, w) of the image, needed where the
+        list is empty. image_sha256: from_sam.pixel_sha256 of the image that the generator read. overwrite: replace an
+        earlier record of that key; otherwise the earlier one stays.
         """
-        self.name_of(key)
+        self.encode_key(key)
         try:
             record = record_from_sam(masks, size, bytes.fromhex(image_sha256 or ""))
         except ValueError as error:
@@ -89,11 +91,11 @@ class MaskStoreWriter:
         return self.put_record(key, record, overwrite)
 
     def put_record(self, key: str, record: bytes, overwrite: bool = True) -> bool:
-        """Stores a record's bytes under `key`, as put does; a record of another store may be copied so."""
-        return bool(self.put_records([(self.name_of(key), record)], overwrite))
+        """Store a record's bytes, perhaps copied from another store; return whether they were stored."""
+        return bool(self.put_records([(self.encode_key(key), record)], overwrite))
 
     def put_records(self, records: Sequence[tuple[bytes, bytes]], overwrite: bool = False) -> int:
-        """Stores (key, record) pairs in one transaction, all or none of them; returns how many were stored."""
+        """Store (key, record) pairs in one transaction, all or none of them; return how many were stored."""
         for name, record in records:
             mask_count(record, f"{self.path}: {name.decode(errors='replace')}")
 
@@ -104,11 +106,11 @@ class MaskStoreWriter:
             stored = self._open().write(store)
         except UserError as error:
             raise MaskStoreError(str(error)) from None
-        self._put += stored
+        self._stored_count += stored
         return stored
 
-    def name_of(self, key: str) -> bytes:
-        """What stands for image `key` in LMDB. Raises MaskStoreError for a key that it cannot hold."""
+    def encode_key(self, key: str) -> bytes:
+        """Return the bytes of an image's key in LMDB; raise MaskStoreError for a key that LMDB cannot hold."""
         try:
             name = key.encode()
         except UnicodeEncodeError:
@@ -124,7 +126,10 @@ class MaskStoreWriter:
         return int(self._open().env.stat()["entries"])
 
     def close(self) -> None:
-        """The last of the processes that write counts the records for meta.json. Calling it again does nothing."""
+        """Stop writing; the last process that does so counts the records for meta.json.
+
+        Calling it again does nothing.
+        """
         if self._opened is None:
             return
         try:
@@ -136,7 +141,7 @@ class MaskStoreWriter:
 
     def _count(self) -> None:
         meta = mask_meta.read_meta(self.path)
-        if not self._put and meta.get("counts", {}).get("images") == len(self):
+        if not self._stored_count and meta.get("counts", {}).get("images") == len(self):
             return
         masks = self._open().read(_mask_counts, buffers=True)
         with mask_meta.locked(self.path):
@@ -149,8 +154,10 @@ class MaskStoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """An error inside the block is not hidden by one of closing (on a full disk both fail)."""
-        with contextlib.suppress(*(() if error is None else (OSError, ValueError))):
+        if error is None:
+            self.close()
+            return
+        with contextlib.suppress(OSError, ValueError):  # the block's own error must show: on a full disk both fail
             self.close()
 
 
@@ -159,7 +166,7 @@ def _mask_counts(transaction: lmdb.Transaction) -> list[int]:
 
 
 def contains(opened: OpenLmdb, key: object) -> bool:
-    """Whether the environment has a value under `key`."""
+    """Return whether the environment has a value under `key`."""
     name = key.encode(errors="replace") if isinstance(key, str) else b""
     if not 0 < len(name) <= MAX_KEY or name.decode() != key:
         return False

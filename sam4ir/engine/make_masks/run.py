@@ -109,7 +109,7 @@ def enlarged_record(masks: Sequence[Mapping[str, Any]], size: tuple[int, int], i
         return record_from_sam([], size, image_sha256)
     small = masks[0]["segmentation"]["size"]
     runs = [regions.parse_counts(mask["segmentation"]["counts"], (small[0], small[1])) for mask in masks]
-    atoms = regions.resized(regions.atoms(runs, (small[0], small[1])), size)
+    atoms = regions.resize_atoms(regions.atoms_of_runs(runs, (small[0], small[1])), size)
     iou, stability = (
         np.array([mask[name] for mask in masks], np.float64) for name in ("predicted_iou", "stability_score")
     )
@@ -237,7 +237,7 @@ def _work(
                 old += 1
             else:
                 try:
-                    output.writer.name_of(key)  # before the time is spent
+                    output.writer.encode_key(key)  # before the time is spent
                     record = make(key)
                 except (UserError, cv2.error) as error:
                     bad.append((key, str(error)))

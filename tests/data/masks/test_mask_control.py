@@ -1,4 +1,4 @@
-"""Controls: exactly as many regions as the store has in sight, made without it; no image keeps its own."""
+"""Control stores have exactly as many regions as the region maps of the store, and no image keeps its own masks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam4ir.data.masks.control import grid, halved, make_control, merged, partners, seen_regions, stretched, superpixels
+from sam4ir.data.masks.control import (
+    count_regions,
+    draw_partners,
+    grid_labels,
+    halve_largest,
+    make_control,
+    merge_smallest,
+    resize_record,
+    superpixel_labels,
+)
 from sam4ir.data.masks.from_sam import pixel_sha256, record_from_sam
 from sam4ir.data.masks.record import MaskRecord
 from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
@@ -31,16 +40,16 @@ def photograph(seed: int, h: int, w: int) -> np.ndarray:
 
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
 @settings(max_examples=120, deadline=None)
-def test_a_grid_has_as_many_cells_as_are_asked_for_and_covers_the_image(h: int, w: int, data: st.DataObject) -> None:
+def test_a_grid_has_the_requested_number_of_cells_and_covers_the_image(h: int, w: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, h * w))
-    labels = grid((h, w), count)
+    labels = grid_labels((h, w), count)
     assert labels.shape == (h, w)
     np.testing.assert_array_equal(np.unique(labels), np.arange(1, count + 1))
 
 
 @pytest.mark.parametrize(("size", "count"), [((321, 481), 17), ((481, 321), 60), ((512, 512), 7), ((90, 160), 60)])
 def test_cells_of_a_grid_are_of_nearly_equal_area_and_rectangles(size: tuple[int, int], count: int) -> None:
-    labels = grid(size, count)
+    labels = grid_labels(size, count)
     areas = np.bincount(labels.ravel())[1:]
     assert areas.max() / areas.min() < 1.1
     for label in range(1, count + 1):
@@ -50,12 +59,12 @@ def test_cells_of_a_grid_are_of_nearly_equal_area_and_rectangles(size: tuple[int
 
 def test_more_cells_than_pixels_are_refused() -> None:
     with pytest.raises(ValueError, match=r"7 regions do not fit in an image of 2x3 \(h x w\)"):
-        grid((2, 3), 7)
+        grid_labels((2, 3), 7)
 
 
 @pytest.mark.parametrize(("h", "w", "count"), [(48, 64, 1), (48, 64, 33), (64, 48, 120), (6, 5, 17), (1, 9, 4)])
-def test_superpixels_are_exactly_as_many_as_asked_for(h: int, w: int, count: int) -> None:
-    labels = superpixels(photograph(count, h, w), count)
+def test_superpixels_have_exactly_the_requested_number(h: int, w: int, count: int) -> None:
+    labels = superpixel_labels(photograph(count, h, w), count)
     np.testing.assert_array_equal(np.unique(labels), np.arange(1, count + 1))
 
 
@@ -63,60 +72,60 @@ def test_superpixels_follow_the_image() -> None:
     image = np.zeros((40, 60, 3), np.uint8)
     image[:, 23:] = 200
     for label in range(1, 9):
-        inside = superpixels(image, 8) == label
+        inside = superpixel_labels(image, 8) == label
         assert not (inside[:, :23].any() and inside[:, 23:].any())
 
 
 def test_a_merge_joins_the_smallest_to_the_neighbour_of_its_colour() -> None:
     labels = np.array([[1, 1, 1, 2, 3, 3, 3]])
     image = np.array([[[9], [9], [9], [200], [210], [210], [210]]], np.uint8)
-    np.testing.assert_array_equal(merged(labels, image, 2), [[1, 1, 1, 3, 3, 3, 3]])
+    np.testing.assert_array_equal(merge_smallest(labels, image, 2), [[1, 1, 1, 3, 3, 3, 3]])
 
 
 def test_halving_cuts_the_largest_along_its_longer_side() -> None:
     labels = np.ones((2, 6), np.int64)
     labels[:, 4:] = 2
-    made = halved(labels, 3)
-    assert sorted(np.bincount(made.ravel())[1:].tolist()) == [4, 4, 4]
-    assert (made[0] == made[1]).all()
+    labels = halve_largest(labels, 3)
+    assert sorted(np.bincount(labels.ravel())[1:].tolist()) == [4, 4, 4]
+    assert (labels[0] == labels[1]).all()
 
 
-def test_regions_in_sight_are_counted_not_masks() -> None:
+def test_visible_regions_are_counted_and_not_masks() -> None:
     under, over = np.zeros((8, 8), bool), np.zeros((8, 8), bool)
     under[2:4, 2:4] = over[2:4, 2:4] = True
-    assert seen_regions(record_of(under, over)) == 1
+    assert count_regions(record_of(under, over)) == 1
     over[0] = True
-    assert seen_regions(record_of(under, over)) == 2
-    assert seen_regions(MaskRecord(record_from_sam([], (4, 4)))) == 0
+    assert count_regions(record_of(under, over)) == 2
+    assert count_regions(MaskRecord(record_from_sam([], (4, 4)))) == 0
 
 
 @given(st.integers(2, 60), st.integers(0, 9))
 @settings(max_examples=40, deadline=None)
 def test_no_image_keeps_its_own_masks(count: int, seed: int) -> None:
     keys = [f"k{i}" for i in range(count)]
-    pairs = partners(keys, seed)
+    pairs = draw_partners(keys, seed)
     assert sorted(pairs) == sorted(pairs.values()) == sorted(keys)
     assert all(key != partner for key, partner in pairs.items())
-    assert pairs == partners(keys[::-1], seed)
+    assert pairs == draw_partners(keys[::-1], seed)
 
 
-def test_another_seed_shuffles_otherwise_and_one_image_cannot_be_shuffled() -> None:
+def test_another_seed_gives_other_partners_and_one_image_cannot_be_shuffled() -> None:
     keys = [f"k{i}" for i in range(20)]
-    assert partners(keys, 0) != partners(keys, 1)
+    assert draw_partners(keys, 0) != draw_partners(keys, 1)
     with pytest.raises(ValueError, match="two images or more"):
-        partners(["a"], 0)
+        draw_partners(["a"], 0)
 
 
-def test_stretched_masks_take_the_nearest_pixel() -> None:
+def test_resized_masks_take_the_nearest_pixel() -> None:
     mask, dot = np.zeros((4, 6), bool), np.zeros((4, 6), bool)
     mask[:2, :3] = True
     dot[3, 5] = True
     record = record_of(dot, mask)
-    large = MaskRecord(stretched(record, (8, 18)))
+    large = MaskRecord(resize_record(record, (8, 18)))
     np.testing.assert_array_equal(large.stack(0, 0, 8, 18), np.stack([dot, mask]).repeat(2, 1).repeat(3, 2))
-    same = MaskRecord(stretched(record, (4, 6)))
+    same = MaskRecord(resize_record(record, (4, 6)))
     np.testing.assert_array_equal(same.stack(0, 0, 4, 6), [dot, mask])
-    small = MaskRecord(stretched(record, (2, 2)))  # of pixels 1 and 3, 1 and 4: the dot is between them
+    small = MaskRecord(resize_record(record, (2, 2)))  # of pixels 1 and 3, 1 and 4: the dot is between them
     np.testing.assert_array_equal(small.stack(0, 0, 2, 2), [[[True, False], [False, False]]])
     assert small.predicted_iou.tolist() == [0.9]
 
@@ -140,31 +149,31 @@ def test_a_control_has_as_many_regions_as_the_store_image_by_image(kind: str, li
     path = like.path.parent / "control.lmdb"
     done = make_control(kind, like, path, images)  # type: ignore[arg-type]
     assert (done.stored, done.bad) == (3, [])
-    made = MaskStore(path)
+    store = MaskStore(path)
     for key in like.keys():  # noqa: SIM118
-        record, control = like.read(key), made.read(key)
+        record, control = like.read(key), store.read(key)
         assert control.size == record.size
-        assert control.count == seen_regions(control) == seen_regions(record)
+        assert control.count == count_regions(control) == count_regions(record)
         assert (control.region_map(0, 0, *record.size) > 0).all() or record.count == 0
-    assert made.meta["generator"] == {"superpixels": "control: slic", "grid": "control: grid"}[kind]
-    assert made.meta["source"] == "gt"
-    assert made.meta["like"]["generator"] == "sam"
+    assert store.meta["generator"] == {"superpixels": "control: slic", "grid": "control: grid"}[kind]
+    assert store.meta["source"] == "gt"
+    assert store.meta["like"]["generator"] == "sam"
 
 
-def test_shuffled_masks_are_another_images_in_this_ones_size(like: MaskStore) -> None:
+def test_shuffled_masks_are_those_of_another_image_resized_to_this_one(like: MaskStore) -> None:
     path = like.path.parent / "control.lmdb"
     make_control("shuffled", like, path, seed=3)
-    made, pairs = MaskStore(path), partners(like.keys(), 3)
+    store, pairs = MaskStore(path), draw_partners(like.keys(), 3)
     for key, partner in pairs.items():
-        assert made.record_bytes(key) == stretched(like.read(partner), like.read(key).size)
-    assert made.meta["settings"] == {"seed": 3}
-    del made  # a process does not write what it has open
+        assert store.record_bytes(key) == resize_record(like.read(partner), like.read(key).size)
+    assert store.meta["settings"] == {"seed": 3}
+    del store  # a process does not write what it has open
     with pytest.raises(ValueError, match=r"made differently .*seed: stored 3, now 4"):
         make_control("shuffled", like, path, seed=4)
-    assert make_control("shuffled", like, path, seed=3).there == 3
+    assert make_control("shuffled", like, path, seed=3).present == 3
 
 
-def test_superpixels_know_the_image_they_were_made_of(like: MaskStore) -> None:
+def test_superpixels_record_the_checksum_of_their_image(like: MaskStore) -> None:
     folder = like.path.parent
     write_image(folder / "gt" / "a.png", photograph(0, 30, 45))
     images = open_source(folder / "gt", None, "--images")

@@ -1,4 +1,4 @@
-"""Sub-images' masks: the records of cut masks byte for byte, for sets of prepare_data.py and for one's own cuts."""
+"""The records of sub-images equal those of cut masks byte for byte, for prepared data sets and for other cuts."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_prepared_set_trains_with_masks_cut_as_its_images_were(pairs: Path) ->
     assert store.meta["cut"]["store"] == "masks.lmdb"
     assert (store.meta["generator"], store.meta["source"]) == ("drawn", "gt")
     del data, store  # a process does not write what it has open
-    assert crop_by_table(whole, pairs / "cut.lmdb", folder / "windows.jsonl").there == 36
+    assert crop_by_table(whole, pairs / "cut.lmdb", folder / "windows.jsonl").present == 36
 
 
 def _cut_masks(record: MaskRecord, window: SubImage) -> list[dict]:
@@ -120,18 +120,16 @@ def test_images_and_masks_are_cut_alike(name: str, pairs: Path) -> None:
         for window in crop.windows((50, 70)):
             part = read(parts, key + window.suffix)
             np.testing.assert_array_equal(part, window.cut(image))
-            made = cut.read(key + window.suffix)
-            assert made.image_sha256 == pixel_sha256(part)
+            sub_record = cut.read(key + window.suffix)
+            assert sub_record.image_sha256 == pixel_sha256(part)
             stack = record.stack(window.top, window.left, 32, 32)
-            np.testing.assert_array_equal(made.stack(0, 0, 32, 32), stack[stack.any(axis=(1, 2))])
-    del cut, made
+            np.testing.assert_array_equal(sub_record.stack(0, 0, 32, 32), stack[stack.any(axis=(1, 2))])
+    del cut, sub_record
     again = crop_images(store, pairs / "cut.lmdb", whole, crop, pairs / name)
-    assert (again.stored, again.there) == (0, 6)
+    assert (again.stored, again.present) == (0, 6)
 
 
-def test_a_cut_that_is_stopped_goes_on_and_ends_as_if_it_had_not_been(
-    pairs: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_cut_continues_to_the_same_result(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, store = open_source(pairs / "gt", None, "--images"), MaskStore(pairs / "masks.lmdb")
     crop = Crop(32, 20)
     crop_images(store, pairs / "straight.lmdb", whole, crop, pairs / "straight_gt.lmdb")
@@ -149,7 +147,7 @@ def test_a_cut_that_is_stopped_goes_on_and_ends_as_if_it_had_not_been(
         crop_images(store, pairs / "cut.lmdb", whole, crop, pairs / "gt.lmdb")
     assert not (pairs / "gt.lmdb").exists()
     done = crop_images(store, pairs / "cut.lmdb", whole, crop, pairs / "gt.lmdb")
-    assert done.there == done.stored / 2
+    assert done.present == done.stored / 2
     straight, cut = MaskStore(pairs / "straight.lmdb"), MaskStore(pairs / "cut.lmdb")
     keys = straight.keys()
     assert cut.keys() == keys == read_image_keys(pairs / "gt.lmdb")
@@ -172,7 +170,7 @@ def test_a_bad_image_keeps_the_image_lmdb_unfinished_until_it_is_mended(pairs: P
     assert len(read_image_keys(pairs / "gt.lmdb")) == 3 * len(crop.windows((50, 70)))
 
 
-def test_images_without_masks_and_masks_of_another_size_are_told(pairs: Path) -> None:
+def test_images_without_masks_and_masks_of_another_size_are_reported(pairs: Path) -> None:
     write_image(pairs / "gt" / "d.png", np.zeros((50, 70, 3), np.uint8))
     write_image(pairs / "gt" / "a.png", np.zeros((50, 71, 3), np.uint8))
     store, whole = MaskStore(pairs / "masks.lmdb"), open_source(pairs / "gt", None, "--images")
@@ -191,14 +189,14 @@ def test_images_without_masks_and_masks_of_another_size_are_told(pairs: Path) ->
     assert not (pairs / "other.lmdb").exists()
 
 
-def test_cut_otherwise_the_same_store_is_refused(pairs: Path) -> None:
+def test_another_cut_into_the_same_store_is_refused(pairs: Path) -> None:
     whole, store = open_source(pairs / "gt", None, "--images"), MaskStore(pairs / "masks.lmdb")
     crop_images(store, pairs / "cut.lmdb", whole, Crop(32, 20))
     with pytest.raises(ValueError, match=r"made differently .*step: stored 20, now 10"):
         crop_images(store, pairs / "cut.lmdb", whole, Crop(32, 10))
 
 
-def test_the_windows_file_is_asked_for_by_its_name(pairs: Path) -> None:
+def test_a_wrong_path_of_the_windows_file_is_refused_with_its_name(pairs: Path) -> None:
     store = MaskStore(pairs / "masks.lmdb")
     with pytest.raises(ValueError, match=r"is no file; scripts/prepare_data.py writes windows.jsonl"):
         crop_by_table(store, pairs / "cut.lmdb", pairs / "nowhere")
@@ -208,7 +206,7 @@ def test_the_windows_file_is_asked_for_by_its_name(pairs: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["crops.lmdb", "crops"])
-def test_sub_images_cut_otherwise_are_not_taken_for_those_of_the_masks(name: str, pairs: Path) -> None:
+def test_sub_images_of_another_cut_are_refused(name: str, pairs: Path) -> None:
     whole, store = open_source(pairs / "gt", None, "--images"), MaskStore(pairs / "masks.lmdb")
     crop_images(store, pairs / "cut.lmdb", whole, Crop(32, 20), pairs / name)
     with pytest.raises(ValueError, match=rf"--output-images: .*{name}.*a_s002.* cut otherwise .*name another"):
@@ -218,7 +216,7 @@ def test_sub_images_cut_otherwise_are_not_taken_for_those_of_the_masks(name: str
     assert (same.stored, same.bad) == (len(MaskStore(pairs / "cut.lmdb").keys()), [])
 
 
-def test_an_unfinished_image_lmdb_of_another_cut_is_not_gone_on_with(pairs: Path) -> None:
+def test_an_unfinished_image_lmdb_of_another_cut_is_not_continued(pairs: Path) -> None:
     path = pairs / "gt" / "b.png"
     path.write_bytes(path.read_bytes()[:-40])
     whole, store = open_source(pairs / "gt", None, "--images"), MaskStore(pairs / "masks.lmdb")
@@ -228,7 +226,7 @@ def test_an_unfinished_image_lmdb_of_another_cut_is_not_gone_on_with(pairs: Path
 
 
 @pytest.mark.parametrize("name", ["gt", "gt/crops"])
-def test_sub_images_do_not_go_among_the_images_that_are_cut(name: str, pairs: Path) -> None:
+def test_sub_images_are_not_written_among_the_images_that_are_cut(name: str, pairs: Path) -> None:
     whole, store = open_source(pairs / "gt", None, "--images"), MaskStore(pairs / "masks.lmdb")
     with pytest.raises(ValueError, match=r"--output-images: .* lies in --images .*name another folder"):
         crop_images(store, pairs / "cut.lmdb", whole, Crop(32, 20), pairs / name)
@@ -238,8 +236,8 @@ def test_sub_images_do_not_go_among_the_images_that_are_cut(name: str, pairs: Pa
 
 
 def test_sub_images_of_images_that_the_generator_did_not_see_have_no_checksum(pairs: Path) -> None:
-    seen = read(open_source(pairs / "gt", None, "--images"), "b")
-    write_image(pairs / "gt" / "b.png", 255 - seen)
+    image = read(open_source(pairs / "gt", None, "--images"), "b")
+    write_image(pairs / "gt" / "b.png", 255 - image)
     whole, store = open_source(pairs / "gt", None, "--images"), MaskStore(pairs / "masks.lmdb")
     crop_images(store, pairs / "cut.lmdb", whole, Crop(32, 20))
     cut = MaskStore(pairs / "cut.lmdb")

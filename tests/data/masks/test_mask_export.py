@@ -1,4 +1,4 @@
-"""Stores in the formats of others: what pycocotools and numpy read of them is what the store holds."""
+"""What pycocotools and numpy read from exported files is what the store holds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 from pycocotools import mask as coco
 
 from sam4ir import regions
-from sam4ir.data.masks.exporter import export, label_map, sam_list
+from sam4ir.data.masks.exporter import export_masks, label_map, sam_list
 from sam4ir.data.masks.formats import read_masks
 from sam4ir.data.masks.from_sam import record_from_sam
 from sam4ir.data.masks.labels import LabelRules
@@ -29,8 +29,8 @@ STACKS = st.tuples(st.integers(0, 6), st.integers(1, 30), st.integers(1, 40)).fl
 
 def record_bytes(stack: np.ndarray, scores: bool = True) -> bytes:
     """Masks with odd boxes and scores, every third without."""
-    known = {"predicted_iou": 0.1 + 1 / 3, "stability_score": 0.97, "bbox": [1, 2, 3.25, 4]}
-    masks = [{"segmentation": m, **(known if scores and i % 3 else {})} for i, m in enumerate(stack)]
+    values = {"predicted_iou": 0.1 + 1 / 3, "stability_score": 0.97, "bbox": [1, 2, 3.25, 4]}
+    masks = [{"segmentation": m, **(values if scores and i % 3 else {})} for i, m in enumerate(stack)]
     return record_from_sam(masks, stack.shape[1:])
 
 
@@ -57,9 +57,9 @@ def test_counts_are_the_text_that_pycocotools_writes() -> None:
 @settings(max_examples=30, deadline=None)
 def test_a_label_map_is_the_region_map(stack: np.ndarray) -> None:
     record = MaskRecord(record_bytes(stack))
-    made = label_map(record)
-    assert made.dtype == np.uint8
-    np.testing.assert_array_equal(made[..., 0], record.region_map(0, 0, *record.size))
+    labels = label_map(record)
+    assert labels.dtype == np.uint8
+    np.testing.assert_array_equal(labels[..., 0], record.region_map(0, 0, *record.size))
 
 
 def store_of(folder: Path, **stacks: np.ndarray) -> MaskStore:
@@ -72,10 +72,10 @@ def store_of(folder: Path, **stacks: np.ndarray) -> MaskStore:
 def test_label_maps_of_many_masks_have_16_bits_and_come_back(tmp_path: Path) -> None:
     stack = np.arange(20 * 30).reshape(20, 30) // 2 == np.arange(300)[:, None, None]
     store = store_of(tmp_path, many=stack, few=stack[:5])
-    assert export(store, "labels", tmp_path / "out", spe_map).written == 2
-    kept = {key: read_labels(tmp_path / "out" / f"{key}.png").dtype for key in ("many", "few")}
-    assert kept == {"many": np.uint16, "few": np.uint8}
-    for key in kept:
+    assert export_masks(store, "labels", tmp_path / "out", spe_map).written == 2
+    types = {key: read_labels(tmp_path / "out" / f"{key}.png").dtype for key in ("many", "few")}
+    assert types == {"many": np.uint16, "few": np.uint8}
+    for key in types:
         masks, size = read_masks("labels", tmp_path / "out" / f"{key}.png", LabelRules())
         again = MaskRecord(record_from_sam(masks, size))
         np.testing.assert_array_equal(again.region_map(0, 0, 20, 30), store.read(key).region_map(0, 0, 20, 30))
@@ -85,7 +85,7 @@ def test_a_label_map_of_overlapping_masks_comes_back_as_its_regions(tmp_path: Pa
     stack = np.zeros((3, 9, 9), bool)
     stack[0, 2:5, 2:5] = stack[1, 1:6, 1:6] = stack[2, 0:8] = True
     store = store_of(tmp_path, a=np.concatenate([stack, stack[:1]]))  # the last covers the first one
-    export(store, "labels", tmp_path / "out", spe_map)
+    export_masks(store, "labels", tmp_path / "out", spe_map)
     masks, size = read_masks("labels", tmp_path / "out" / "a.png", LabelRules())
     again = MaskRecord(record_from_sam(masks, size)).region_map(0, 0, 9, 9)
     np.testing.assert_array_equal(again, regions.densify(store.read("a").region_map(0, 0, 9, 9))[0])
@@ -95,7 +95,7 @@ def test_sam_diffsr_gets_float32_maps_and_zeros_where_there_are_no_masks(tmp_pat
     stack = np.zeros((1, 6, 8), bool)
     stack[0, 1:3] = True
     store = store_of(tmp_path, **{"a": stack, "b/c.1": stack[:0]})
-    export(store, "samdiffsr", tmp_path / "out", spe_map)
+    export_masks(store, "samdiffsr", tmp_path / "out", spe_map)
     one, none = np.load(tmp_path / "out" / "a.npy"), np.load(tmp_path / "out" / "b" / "c.1.npy")
     assert (one.dtype, none.dtype) == (np.float32, np.float32)
     np.testing.assert_array_equal(one, spe_map(store.read("a"), 0, 0, 6, 8))
@@ -103,34 +103,34 @@ def test_sam_diffsr_gets_float32_maps_and_zeros_where_there_are_no_masks(tmp_pat
     assert none.shape == (6, 8)
 
 
-def test_files_that_are_there_stay_unless_they_are_to_be_written_again(tmp_path: Path) -> None:
+def test_existing_files_stay_unless_overwrite_is_set(tmp_path: Path) -> None:
     store = store_of(tmp_path, a=np.ones((1, 4, 4), bool), b=np.ones((1, 4, 4), bool))
     file = tmp_path / "out" / "a.json"
     file.parent.mkdir()
     file.write_text("mine")
-    done = export(store, "sam", tmp_path / "out", spe_map)
-    assert (done.written, done.there, file.read_text()) == (1, 1, "mine")
-    assert export(store, "sam", tmp_path / "out", spe_map, ["a"], overwrite=True).written == 1
+    done = export_masks(store, "sam", tmp_path / "out", spe_map)
+    assert (done.written, done.present, file.read_text()) == (1, 1, "mine")
+    assert export_masks(store, "sam", tmp_path / "out", spe_map, ["a"], overwrite=True).written == 1
     assert json.loads(file.read_text())[0]["area"] == 16
 
 
-def test_keys_without_masks_and_a_file_for_a_folder_are_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_keys_without_masks_and_a_file_for_a_folder_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with MaskStoreWriter(tmp_path / "masks.lmdb", {}) as writer:
         writer.put_record("a", record_bytes(np.ones((1, 3, 4), bool)))
     store = MaskStore(tmp_path / "masks.lmdb")
     with pytest.raises(ValueError, match=r"--keys: .*has no masks of 1 image: nine; its own are 1 image: a"):
-        export(store, "sam", tmp_path / "out", spe_map, keys=["a", "nine"])
+        export_masks(store, "sam", tmp_path / "out", spe_map, keys=["a", "nine"])
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").touch()
     with pytest.raises(ValueError, match=r"--output: .*out is a file; name a folder"):
-        export(store, "sam", tmp_path / "out", spe_map)
+        export_masks(store, "sam", tmp_path / "out", spe_map)
 
 
 @pytest.mark.parametrize("key", ["../out", "a/../../out", "/nowhere/out"])
-def test_keys_of_a_strange_store_lead_nowhere_else(key: str, tmp_path: Path) -> None:
+def test_keys_that_lead_out_of_the_output_folder_are_refused(key: str, tmp_path: Path) -> None:
     with MaskStoreWriter(tmp_path / "masks.lmdb", {}) as writer:
         writer.put_record(key, record_bytes(np.ones((1, 3, 4), bool)))
     with pytest.raises(ValueError, match="leads out of --output"):
-        export(MaskStore(tmp_path / "masks.lmdb"), "sam", tmp_path / "in", spe_map)
+        export_masks(MaskStore(tmp_path / "masks.lmdb"), "sam", tmp_path / "in", spe_map)
     assert not (tmp_path / "in").exists()
     assert not (tmp_path / "out.json").exists()

@@ -1,4 +1,4 @@
-"""Masks of other programs: what a folder holds is told by its content, and each format is read as it is written."""
+"""The format of a folder of masks is detected from its content, and each format is read as its program writes it."""
 
 from __future__ import annotations
 
@@ -70,19 +70,19 @@ def stack(masks: list[Any], size: tuple[int, int] = (3, 5)) -> np.ndarray:
     return MaskRecord(record_from_sam(masks, size)).stack(0, 0, *size)
 
 
-def test_formats_are_told_by_content(tmp_path: Path) -> None:
+def test_formats_are_detected_from_content(tmp_path: Path) -> None:
     write(tmp_path / "json", "x/one.png.json", [mask()])
     write(tmp_path / "labels", "one.png", LABELS)
     amg_folder(tmp_path / "amg")
     amg_folder(tmp_path / "plain", "img").joinpath("metadata.csv").unlink()
-    found = {name: find_masks(tmp_path / name) for name in ("json", "labels", "amg", "plain")}
-    assert {name: folder.format for name, folder in found.items()} == {
+    folders = {name: find_masks(tmp_path / name) for name in ("json", "labels", "amg", "plain")}
+    assert {name: folder.format for name, folder in folders.items()} == {
         "json": "sam",
         "labels": "labels",
         "amg": "binary",
         "plain": "binary",
     }
-    assert [folder.files[0].key for folder in found.values()] == ["x/one", "one", "a/img", "img"]
+    assert [folder.files[0].key for folder in folders.values()] == ["x/one", "one", "a/img", "img"]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_formats_are_told_by_content(tmp_path: Path) -> None:
         ({"a.json": [], "a.png.json": []}, "a.json and a.png.json are both of image 'a'"),
     ],
 )
-def test_what_is_not_clear_is_one_message(files: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_an_ambiguous_folder_is_one_message(files: dict[str, Any], message: str, tmp_path: Path) -> None:
     for name, content in files.items():
         write(tmp_path, name, content)
     with pytest.raises(ValueError, match=message.replace(".", r"\.")):
@@ -134,11 +134,11 @@ def test_compressed_and_uncompressed_counts_are_the_same_masks(tmp_path: Path) -
 
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 5)))
 @settings(max_examples=60, deadline=None)
-def test_label_maps_give_one_mask_a_label_in_their_order(labels: np.ndarray) -> None:
+def test_label_maps_give_one_mask_for_each_label_in_order(labels: np.ndarray) -> None:
     values = [v for v in np.unique(labels) if v != 0]
-    found = stack(masks_of_labels(labels, {0}), labels.shape)
-    assert len(found) == len(values)
-    np.testing.assert_array_equal(found, [labels == v for v in values] if values else found)
+    masks = stack(masks_of_labels(labels, {0}), labels.shape)
+    assert len(masks) == len(values)
+    np.testing.assert_array_equal(masks, [labels == v for v in values] if values else masks)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
@@ -162,7 +162,7 @@ def test_palette_pngs_give_their_numbers_not_their_colours(depth: int, tmp_path:
     np.testing.assert_array_equal(read_labels(path), labels)
 
 
-def test_colours_are_labels_where_asked_for(tmp_path: Path) -> None:
+def test_colours_are_labels_with_the_rgb_rule(tmp_path: Path) -> None:
     colours = np.stack([LABELS, LABELS // 2, np.zeros_like(LABELS)], axis=-1)
     path = write(tmp_path, "a.png", colours)
     with pytest.raises(ValueError, match="colour picture; if each colour is a label, say --rgb"):
@@ -224,7 +224,7 @@ def test_folders_without_a_table_go_by_number(tmp_path: Path) -> None:
         (lambda f: (f / "metadata.csv").write_text(f"{HEADER}\n0,x\n1,3"), "not the table"),
     ],
 )
-def test_a_binary_folder_that_is_not_whole_is_named(change: Any, message: str, tmp_path: Path) -> None:
+def test_an_incomplete_binary_folder_is_named(change: Any, message: str, tmp_path: Path) -> None:
     folder = amg_folder(tmp_path)
     change(folder)
     with pytest.raises(ValueError, match=message):
@@ -233,7 +233,7 @@ def test_a_binary_folder_that_is_not_whole_is_named(change: Any, message: str, t
 
 def test_binary_masks_beside_each_other_without_a_folder_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "a.png", LABELS // 200)
-    with pytest.raises(ValueError, match="nothing tells whose they are"):
+    with pytest.raises(ValueError, match="their image is not known"):
         find_masks(tmp_path, "binary")
 
 
@@ -247,12 +247,12 @@ def npy(folder: Path, name: str, content: Any) -> Path:
     return path
 
 
-def test_spe_maps_are_told_by_content_and_named_by_their_place(tmp_path: Path) -> None:
+def test_spe_maps_are_detected_from_content_and_get_their_path_as_key(tmp_path: Path) -> None:
     npy(tmp_path, "b/0801.npy", SPE)
     npy(tmp_path, "a.1.npy", None)
-    found = find_masks(tmp_path)
-    assert found.format == "spe"
-    assert [file.key for file in found.files] == ["a.1", "b/0801"]
+    folder = find_masks(tmp_path)
+    assert folder.format == "spe"
+    assert [file.key for file in folder.files] == ["a.1", "b/0801"]
     with pytest.raises(ValueError, match=r"nothing of format samdiffsr there but .npy files"):
         find_masks(tmp_path, "samdiffsr")
 

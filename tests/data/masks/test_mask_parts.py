@@ -1,4 +1,4 @@
-"""Parts of a mask store: merged whole, once, by anybody, and never while somebody writes them."""
+"""Parts of a mask store are merged completely, once, by any process, and never while another process writes them."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ def write_part(store: Path, name: str, *numbers: int, meta: dict[str, Any] = MET
     return parts_folder(store) / f"{name}.lmdb"
 
 
-def merge(store: Path, meta: dict[str, Any] = META) -> mask_parts.Merged:
+def merge(store: Path, meta: dict[str, Any] = META) -> mask_parts.MergeResult:
     with merging(store):
         return merge_idle(store, meta)
 
 
 def contents(store: Path) -> dict[str, bytes]:
-    found = MaskStore(store)
-    return {key: found.record_bytes(key) for key in found.keys()}  # noqa: SIM118  (no mapping)
+    mask_store = MaskStore(store)
+    return {key: mask_store.record_bytes(key) for key in mask_store.keys()}  # noqa: SIM118  (no mapping)
 
 
 def test_parts_of_any_number_of_processes_become_one_store(tmp_path: Path) -> None:
@@ -46,12 +46,12 @@ def test_parts_of_any_number_of_processes_become_one_store(tmp_path: Path) -> No
     for i in range(3):
         write_part(store, f"rank-{i}of3", *range(i, 30, 3))
     write_part(store, "shard-0of1", 2, 30)
-    found = merge(store)
-    assert (found.records, len(found.parts), found.living) == (31, 4, ())
+    result = merge(store)
+    assert (result.records, len(result.parts), result.living) == (31, 4, ())
     assert contents(store) == {str(i): record(i) for i in range(31)}
     assert MaskStore(store).meta["counts"] == {"images": 31, "masks": 31}
     assert not parts_folder(store).exists()
-    assert merge(store) == mask_parts.Merged()
+    assert merge(store) == mask_parts.MergeResult()
 
 
 def test_the_first_record_of_a_key_stays(tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ class _Stopped(BaseException):
 
 
 @pytest.mark.parametrize("moment", ["before the second batch", "before it is removed", "while it is removed"])
-def test_merging_that_is_killed_is_merged_again(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_merge_can_be_repeated(moment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = tmp_path / "m.lmdb"
     write_part(store, "rank-0of1", *range(12))
     monkeypatch.setattr("sam4ir.data.masks.store._BATCH", 2000)
@@ -132,7 +132,7 @@ def test_merging_that_is_killed_is_merged_again(moment: str, tmp_path: Path, mon
     assert not parts_folder(store).exists()
 
 
-def test_a_part_killed_before_it_held_anything_goes(tmp_path: Path) -> None:
+def test_an_empty_part_of_a_killed_process_is_removed(tmp_path: Path) -> None:
     store = tmp_path / "m.lmdb"
     merge(store)
     parts_folder(store).mkdir()
@@ -179,7 +179,7 @@ def test_a_damaged_part_is_named_and_stays(tmp_path: Path) -> None:
     assert part.is_dir()
 
 
-def test_what_parts_were_made_on_is_kept(tmp_path: Path) -> None:
+def test_the_machines_of_the_parts_are_recorded(tmp_path: Path) -> None:
     store = tmp_path / "m.lmdb"
     for i, device in enumerate(("cpu", "cuda", "cpu")):
         write_part(store, f"shard-{i}of3", i, meta={**META, "made_on": device})

@@ -1,4 +1,4 @@
-"""What info tells and verify finds."""
+"""The report of info and the verdict of verify."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sam4ir.data.masks.from_sam import pixel_sha256, record_from_sam
-from sam4ir.data.masks.info import half_decades, histogram, look, whole_bins
+from sam4ir.data.masks.info import half_decades, histogram, inspect_store, whole_bins
 from sam4ir.data.masks.record import MaskColumns, MaskRecord, encode_record
 from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
 from sam4ir.data.masks.verify import CheckRecord, verify
@@ -45,36 +45,36 @@ def damage(store: Path, key: str, at: int, flip: int = 255) -> None:
 
 
 def test_figures_are_those_of_the_masks(store: Path) -> None:
-    seen = look(MaskStore(store / "m.lmdb"), None).values()["looked_at"]
-    assert seen["masks_an_image"] == {"min": 0, "median": 1, "mean": 4 / 3, "max": 3}
-    assert seen["covered"] == {"min": 0, "median": 0.5, "mean": 0.5, "max": 1}
-    assert seen["covered_twice"] == {"min": 0, "median": 0, "mean": 0.5 / 3, "max": 0.5}
-    assert seen["mask_area_pixels"]["median"] == 100
-    assert seen["images_without_masks"] == 1
-    json.dumps(seen, allow_nan=False)
+    figures = inspect_store(MaskStore(store / "m.lmdb"), None).values()["looked_at"]
+    assert figures["masks_an_image"] == {"min": 0, "median": 1, "mean": 4 / 3, "max": 3}
+    assert figures["covered"] == {"min": 0, "median": 0.5, "mean": 0.5, "max": 1}
+    assert figures["covered_twice"] == {"min": 0, "median": 0, "mean": 0.5 / 3, "max": 0.5}
+    assert figures["mask_area_pixels"]["median"] == 100
+    assert figures["images_without_masks"] == 1
+    json.dumps(figures, allow_nan=False)
 
 
-def test_a_sample_is_spread_evenly_and_told(store: Path) -> None:
-    report = look(MaskStore(store / "m.lmdb"), 2)
+def test_a_sample_is_spread_evenly_and_reported(store: Path) -> None:
+    report = inspect_store(MaskStore(store / "m.lmdb"), 2)
     assert [figures.masks for figures in report.figures] == [0, 1]
     assert "images looked at: 2, evenly spread (--all looks at every one)" in report.text()
-    assert "images looked at: all" in look(MaskStore(store / "m.lmdb"), 3).text()
+    assert "images looked at: all" in inspect_store(MaskStore(store / "m.lmdb"), 3).text()
 
 
 def test_an_empty_store_has_a_text(tmp_path: Path) -> None:
     MaskStoreWriter(tmp_path / "m.lmdb", {}).close()
-    text = look(MaskStore(tmp_path / "m.lmdb"), 10).text()
+    text = inspect_store(MaskStore(tmp_path / "m.lmdb"), 10).text()
     assert "0 images, 0 masks" in text
     assert "made by: not known" in text
 
 
 def test_damaged_records_are_listed_by_info_and_verify(store: Path) -> None:
     damage(store, "2", -4)
-    report = look(MaskStore(store / "m.lmdb"), None)
+    report = inspect_store(MaskStore(store / "m.lmdb"), None)
     assert (len(report.figures), len(report.bad)) == (2, 1)
-    found = verify(MaskStore(store / "m.lmdb"), open_source(store / "gt", None, "--images"))
-    assert found.wrong == found.to_make == ["2"]
-    assert "2: damaged" in found.problems[0]
+    verdict = verify(MaskStore(store / "m.lmdb"), open_source(store / "gt", None, "--images"))
+    assert verdict.wrong == verdict.keys_to_make == ["2"]
+    assert "2: damaged" in verdict.problems[0]
 
 
 def test_areas_that_do_not_fit_the_pixels_are_damage(store: Path) -> None:
@@ -90,24 +90,24 @@ def test_areas_that_do_not_fit_the_pixels_are_damage(store: Path) -> None:
     mixed = encode_record(atoms, np.array([0, 1], np.int32), columns)
     with MaskStoreWriter(store / "m.lmdb", {"generator": "drawn"}) as writer:
         writer.put_record("1", mixed)
-    found = verify(MaskStore(store / "m.lmdb"), open_source(store / "gt", None, "--images"))
-    assert found.wrong == ["1"]
-    assert "the areas do not fit the pixels" in found.problems[0]
+    verdict = verify(MaskStore(store / "m.lmdb"), open_source(store / "gt", None, "--images"))
+    assert verdict.wrong == ["1"]
+    assert "the areas do not fit the pixels" in verdict.problems[0]
 
 
-def test_images_that_cannot_be_read_are_problems_not_the_end(store: Path) -> None:
+def test_unreadable_images_are_problems_and_do_not_end_the_check(store: Path) -> None:
     path = store / "gt" / "1.png"
     path.write_bytes(path.read_bytes()[:-20])
-    found = verify(MaskStore(store / "m.lmdb"), open_source(store / "gt", None, "--images"))
-    assert found.wrong == ["1"]
-    assert "truncated PNG" in found.problems[0]
+    verdict = verify(MaskStore(store / "m.lmdb"), open_source(store / "gt", None, "--images"))
+    assert verdict.wrong == ["1"]
+    assert "truncated PNG" in verdict.problems[0]
 
 
-def test_images_cut_under_their_own_keys_are_told_how_to_cut_masks(store: Path) -> None:
+def test_a_hint_names_the_command_that_cuts_masks_like_the_images(store: Path) -> None:
     write_image(store / "gt" / "1.png", np.zeros((8, 8, 3), np.uint8))
     (store / "windows.jsonl").touch()
-    found = verify(MaskStore(store / "m.lmdb"), open_source(store / "gt", None, "--images"))
-    assert f"crop --store WHOLE.lmdb --windows {store / 'windows.jsonl'}" in found.hint
+    verdict = verify(MaskStore(store / "m.lmdb"), open_source(store / "gt", None, "--images"))
+    assert f"crop --store WHOLE.lmdb --windows {store / 'windows.jsonl'}" in verdict.hint
 
 
 def test_histograms_hold_every_value_once() -> None:
@@ -142,7 +142,7 @@ def allocate(number: int) -> int:
     return len(np.empty(number))
 
 
-def test_a_task_that_asks_for_more_memory_than_there_is_spoils_no_other() -> None:
+def test_a_task_that_runs_out_of_memory_fails_alone() -> None:
     results = dict(attempts(allocate, [1, 1 << 50, 2]))
     assert (results[1], results[2]) == (1, 2)
     assert isinstance(results[1 << 50], Failure)
@@ -150,7 +150,7 @@ def test_a_task_that_asks_for_more_memory_than_there_is_spoils_no_other() -> Non
 
 
 @pytest.mark.slow  # starts interpreters that import torch
-def test_many_processes_give_what_one_gives(store: Path) -> None:
+def test_many_processes_give_the_results_of_one(store: Path) -> None:
     damage(store, "2", -4)
     images = open_source(store / "gt", None, "--images")
     check = CheckRecord(MaskStore(store / "m.lmdb"), images)

@@ -1,4 +1,4 @@
-"""The mask store: lossless for any masks, whole for any reader, and its history known."""
+"""The mask store holds any masks without loss, is whole for every reader, and records how its masks were made."""
 
 from __future__ import annotations
 
@@ -290,7 +290,7 @@ def test_bytes_that_are_no_record_are_refused(tmp_path: Path) -> None:
 
 @given(place=st.integers(0, 1 << 16), flip=st.integers(1, 255))
 @example(place=212, flip=208)  # a frame that claims to be too large for the memory
-@example(place=218, flip=1)  # a tile of an atom that is not there
+@example(place=218, flip=1)  # a tile of an atom that does not exist
 @settings(max_examples=80, deadline=None)
 def test_a_record_with_a_damaged_byte_is_an_error_or_reads_without_crashing(place: int, flip: int) -> None:
     data = bytearray(record_from_sam([sam_mask(m) for m in blobs(4, 70, 70)]))
@@ -306,7 +306,7 @@ def test_meta_holds_provenance_versions_and_counts(tmp_path: Path) -> None:
     assert {"numpy", "lmdb"} <= set(meta["versions"])
 
 
-def test_writing_goes_on_and_repeats_itself_harmlessly(tmp_path: Path) -> None:
+def test_writing_continues_and_may_be_repeated(tmp_path: Path) -> None:
     path = tmp_path / "m.lmdb"
     masks = [sam_mask(m) for m in blobs(3, 20, 20)]
     for _ in range(2):
@@ -321,7 +321,7 @@ def test_writing_goes_on_and_repeats_itself_harmlessly(tmp_path: Path) -> None:
     assert MaskStore(path).meta["counts"] == {"images": 2, "masks": 4}
 
 
-def test_what_an_interrupted_run_stored_is_there(tmp_path: Path) -> None:
+def test_the_records_of_an_interrupted_run_remain(tmp_path: Path) -> None:
     path = tmp_path / "m.lmdb"
     writer = MaskStoreWriter(path, META)
     writer.put("a", [sam_mask(m) for m in blobs(3, 20, 20)])
@@ -367,7 +367,7 @@ def test_what_is_no_store_is_never_moved_aside(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.lmdb", "photos.lmdb"]
 
 
-def test_the_same_weights_in_a_file_of_another_name_are_no_other_provenance(tmp_path: Path) -> None:
+def test_the_same_weights_in_a_file_of_another_name_have_the_same_provenance(tmp_path: Path) -> None:
     path = store_of(tmp_path, a=blobs(3, 20, 20)).path
     MaskStoreWriter(path, {**META, "checkpoint": "copy.pth"}).close()
     with pytest.raises(MaskStoreError, match="checkpoint_sha256: stored '00', now '11'"):
@@ -382,7 +382,7 @@ def test_the_same_weights_in_a_file_of_another_name_are_no_other_provenance(tmp_
     ("meta", "message"),
     [({"source": "hr"}, "gt, lq, restored"), ({"counts": 3}, "'counts'"), ({"settings": {1j}}, "plain JSON")],
 )
-def test_provenance_that_cannot_be_kept_is_refused(meta: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_provenance_that_cannot_be_stored_is_refused(meta: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(MaskStoreError, match=message):
         MaskStoreWriter(tmp_path / "m.lmdb", {**META, **meta})
     assert not (tmp_path / "m.lmdb").exists()

@@ -1,4 +1,4 @@
-"""The mask store among processes: readers beside a writer, killed ones, forks, read-only folders, damaged files."""
+"""The mask store used by several processes: readers beside a writer, killed processes, forks, damaged files."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_writing_processes_share_a_store_and_the_first_record_of_a_key_stays(tmp
     assert MaskStore(path).record_bytes("3") == record(3)
 
 
-def test_the_last_of_two_writers_counts(tmp_path: Path) -> None:
+def test_the_last_of_two_writers_counts_the_records(tmp_path: Path) -> None:
     first, go = MaskStoreWriter(tmp_path / "m.lmdb", META), multiprocessing.get_context("fork").Event()
 
     def other() -> None:
@@ -298,7 +298,7 @@ def test_on_a_network_file_system_no_lock_is_taken(tmp_path: Path, monkeypatch: 
         ("server:/x / nfs rw 0 0", "/x", "nfs"),
     ],
 )
-def test_network_file_systems_are_told_by_the_mount_table(
+def test_network_file_systems_are_recognised_from_the_mount_table(
     line: str, place: str, expected: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     table = tmp_path / "mountinfo"
@@ -345,7 +345,7 @@ def test_a_data_file_cut_anywhere_is_an_error_and_no_crash(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("kind", ["random bytes", "image LMDB", "another program's", "named databases"])
-def test_a_foreign_data_file_is_told(kind: str, tmp_path: Path) -> None:
+def test_a_foreign_data_file_is_refused(kind: str, tmp_path: Path) -> None:
     path = store_of(tmp_path / "m.lmdb")
     for name in ("data.mdb", "lock.mdb"):
         (path / name).unlink()
