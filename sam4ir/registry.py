@@ -110,7 +110,7 @@ LOSSES = Registry(
         "PSNRLoss": "sam4ir.losses.pixel:PSNRLoss",
         "PerceptualLoss": "sam4ir.losses.perceptual:PerceptualLoss",
     },
-    handed=("features",),
+    handed=("build_features",),
 )
 DATASETS = Registry(
     "dataset",

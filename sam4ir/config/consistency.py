@@ -13,7 +13,6 @@ from sam4ir.registry import DATASETS, TERMS
 
 _DATASET_KEY = re.compile(r"(train|val|test)[\w.-]*")
 _SHORT_TERMS = ("spd", "sgr")  # that train.spd_opt and train.sgr_opt name
-_LOSS_NAMES = ("pix", "refine", "noise")
 _STAGES = ("gt_sizes", "mini_batch_sizes", "iters")
 
 
@@ -41,25 +40,31 @@ def consistency(options: Options) -> list[Problem]:
 def _losses(train: TrainOptions) -> list[Problem]:
     """Check that there is a reconstruction loss, and that each has a log name of its own."""
     problems = []
-    log_names = {"refine", "spd", "sgr", "noise"}
-    if train.pixel_opt is not None:
-        log_names.add("pix")
-    if train.perceptual_opt is not None:
-        log_names |= {"percep", "style"}
+    log_names = _log_names(train)
     if train.pixel_opt is None and train.perceptual_opt is None and not train.losses:
         message = "is required where train.losses names no loss"
         problems.append(Problem(("train", "pixel_opt"), message))
     for name in train.losses:
         place = ("train", "losses", name)
-        style_owner = name.removesuffix("_style")
+        owner = name.removesuffix("_style")
         if not name.isidentifier():
             problems.append(Problem(place, "becomes l_NAME in the log; take letters, digits and _ alone"))
-        elif name in log_names or name.startswith("refine_"):
+        elif name in log_names or name in _SHORT_TERMS or name.startswith("refine_"):
             problems.append(Problem(place, f"l_{name} is the log name of another term; take another name"))
-        elif style_owner != name and style_owner in {*log_names, *train.losses}:
-            message = f"l_{name} is the log name of the style part of {style_owner}; take another name"
+        elif owner != name and owner in log_names | train.losses.keys():
+            message = f"l_{name} is the log name of the style part of {owner}; take another name"
             problems.append(Problem(place, message))
     return problems
+
+
+def _log_names(train: TrainOptions) -> set[str]:
+    """Return the log names of the losses that have keys of their own in `train`, without l_."""
+    names = {"refine", "noise"}
+    if train.pixel_opt is not None:
+        names.add("pix")
+    if train.perceptual_opt is not None:
+        names |= {"percep", "style"}
+    return names
 
 
 def _no_diffusion(options: Options) -> list[Problem]:
@@ -290,12 +295,11 @@ def _distillation(options: Options) -> list[Problem]:
 def _terms(train: TrainOptions) -> list[Problem]:
     """Check the distillation terms: names of their own, and a weight where their type has no usual one."""
     problems = []
+    loss_names = {"pix", *_log_names(train), *train.losses}
     for name in train.distill.terms:
         path: Path = ("train", "distill", "terms", name)
-        if name in _LOSS_NAMES:
-            problems.append(
-                Problem(path, f"is a name that the log gives to a loss ({', '.join(_LOSS_NAMES)}); take another")
-            )
+        if name.startswith("refine_") or name.removesuffix("_style") in loss_names:
+            problems.append(Problem(path, "is a name that the log gives to a loss; take another"))
         elif name in _SHORT_TERMS and getattr(train, f"{name}_opt") is not None:
             problems.append(Problem(path, f"and train.{name}_opt are the same term; keep one"))
     for path, term in train.terms.values():

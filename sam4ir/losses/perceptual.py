@@ -21,8 +21,8 @@ Criterion = Literal["l1", "l2", "fro"]
 Variant = Literal["vgg16", "vgg19"]
 
 
-class FeatureNetworks(Protocol):
-    """Builder of frozen feature networks (the engine hands over one that builds priors.features.VGGFeatures)."""
+class BuildFeatures(Protocol):
+    """Builder of frozen feature networks."""
 
     def __call__(self, variant: Variant, layers: tuple[str, ...], weights: str | None, normalise: bool) -> nn.Module:
         """Return a network: images (b, 3, h, w) -> layer name -> features (b, c, h', w').
@@ -36,6 +36,8 @@ class PerceptualLoss(nn.Module):
 
     It computes in float32, under autocast too. Raises UserError for a layer or a criterion that it does not know, for
     negative weights, and where perceptual_weight and style_weight are both 0.
+
+    build_features: builds the frozen network (priors.features.VGGFeatures); the engine hands it over.
 
     Args:
         layer_weights: Weight of each VGG layer by its name, such as {conv5_4: 1}; conv is before the ReLU, relu behind
@@ -53,7 +55,7 @@ class PerceptualLoss(nn.Module):
 
     def __init__(
         self,
-        features: FeatureNetworks,
+        build_features: BuildFeatures,
         layer_weights: dict[str, float],
         vgg_type: Variant = "vgg19",
         use_input_norm: bool = True,
@@ -75,7 +77,7 @@ class PerceptualLoss(nn.Module):
         self.perceptual_weight = perceptual_weight
         self.style_weight = style_weight
         self.distance = DISTANCES[criterion]
-        self.features = features(vgg_type, tuple(layer_weights), weights, use_input_norm)
+        self.features = build_features(vgg_type, tuple(layer_weights), weights, use_input_norm)
 
     def forward(self, prediction: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return the scalar losses of two (b, 3, h, w) images: '' for the perceptual part, 'style' for the style part.

@@ -57,41 +57,41 @@ class Losses(NamedTuple):
 
 
 class Model(Protocol):
-    """What the training loop knows of a model."""
+    """The interface between a model and the training loop."""
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """What is trained and saved, by label: net_<label>_<iteration>.pth."""
+        """The networks that train and are saved, by label: net_<label>_<iteration>.pth."""
 
     def active(self, iteration: int) -> tuple[str, ...]:
-        """Labels of the networks that train in this iteration (from 1 on)."""
+        """Return the labels of the networks that train in this iteration (from 1 on)."""
 
     def losses(self, batch: TrainingBatch, iteration: int, measure: bool) -> Losses:
-        """Loss terms of one micro-batch; with `measure`, also what is worth a log line."""
+        """Return the loss terms of one micro-batch, and with `measure` the measures for the log."""
 
     def end_step(self, mean: Mean) -> None:
-        """After the micro-batches of a step: take up what they measured; `mean` averages over the processes."""
+        """Use the measurements of a step's micro-batches, after the last one; `mean` averages over the processes."""
 
     def state(self) -> dict[str, Any]:
-        """Plain values beside the weights that a checkpoint must keep."""
+        """Return the plain values that a checkpoint must keep beside the weights."""
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take up what state() gave."""
+        """Restore the values that state() returned."""
 
 
 def last_output(output: Tensor | list[Tensor]) -> Tensor:
-    """The restored image of a network: its output, or the last of a list of stage outputs (HINet)."""
+    """Return the restored image of a network: its output, or the last of a list of stage outputs (HINet)."""
     return output[-1] if isinstance(output, (list, tuple)) else output
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """The network inside a DistributedDataParallel wrapper; one that is not wrapped as it is."""
+    """Return the network inside a DistributedDataParallel wrapper, or the network itself where there is no wrapper."""
     return network.module if isinstance(network, DistributedDataParallel) else network
 
 
 @torch.no_grad()
 def restore(network: nn.Module, lq: Tensor) -> Tensor:
-    """The restored images of (b, c, h, w) degraded ones, float32, unclamped."""
+    """Return the restored images of degraded images (b, c, h, w): float32, unclamped."""
     return last_output(network(lq)).float()
 
 
@@ -138,7 +138,7 @@ def total(terms: Mapping[str, Tensor]) -> Tensor:
 
 
 def ground_truth(batch: TrainingBatch) -> Tensor:
-    """The batch's ground truth, which training needs."""
+    """Return the batch's ground truth. Raises UserError where the training set has none."""
     if batch.gt is None:
         raise UserError("the training set has no ground-truth images; take a data set type with dataroot_gt")
     return batch.gt
@@ -146,14 +146,14 @@ def ground_truth(batch: TrainingBatch) -> Tensor:
 
 @torch.no_grad()
 def batch_psnr(restored: Tensor, gt: Tensor) -> float:
-    """Mean over images of the PSNR of unclamped fp32 images in [0, 1], for the log."""
+    """Return the mean over images of the PSNR in dB, for the log; images in [0, 1] as float32, unclamped."""
     mse = (restored.float() - gt.float()).square().mean(dim=(1, 2, 3))
     return (-10 * torch.log10(mse.clamp(min=1e-12))).mean().item()
 
 
 @contextlib.contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Inside the block the network is in eval mode and no gradient is recorded; afterwards each module is as before."""
+    """Put the network into eval mode inside the block, without gradients; each module has its own mode afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -165,7 +165,7 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 class OneNetwork:
-    """What models that train one network have in common. network: wrapped where several processes train it."""
+    """Base of the models that train one network. network: wrapped where several processes train it."""
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network

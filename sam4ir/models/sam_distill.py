@@ -94,11 +94,14 @@ class Schedule:
 class SamDistill:
     """Training of student and refiner.
 
-    student, refiner: trained networks, wrapped where several processes train them. reconstruction, refinement: the
-    losses of the student's and of the refiner's output. terms: the distillation terms by name. teacher: the
-    refiner whose output is the target, if it is not the raw one (its EMA); it is run frozen. schedule: who trains
-    when. masks: False trains the control with
-    empty masks. seed: the random streams of student and refiner are functions of it and the sample number.
+    student, refiner: trained networks, wrapped where several processes train them.
+    reconstruction: the losses of the student's output; the shares of terms are measured against their sum.
+    refinement: the losses of the refiner's output.
+    terms: the distillation terms by name.
+    teacher: the refiner whose output is the target, run frozen; by default the trained one, else its EMA.
+    schedule: the iterations that train each network.
+    masks: False trains the control with empty masks.
+    seed: the random streams of student and refiner are functions of it and the sample number.
     """
 
     def __init__(

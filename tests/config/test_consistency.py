@@ -409,7 +409,7 @@ def test_basicsrs_log_names_are_free_without_perceptual_opt(load: Load, name: st
         ("toY", "to_y", r"train.losses.tone.to_y: unknown key; did you mean 'toY'"),
         ("conv5_4: 1.0", "conv5_4: high", "train.perceptual_opt.layer_weights.conv5_4"),
         ("style_weight", "style_wight", "train.perceptual_opt.style_wight: unknown key; did you mean 'style_weight'"),
-        ("style_weight: 1", "features: 1", "train.perceptual_opt.features: is handed over by the program"),
+        ("style_weight: 1", "build_features: 1", "train.perceptual_opt.build_features: is handed over by the program"),
         ("layer_weights: {conv5_4: 1.0}, ", "", "train.perceptual_opt.layer_weights"),
     ],
 )

@@ -31,11 +31,13 @@ class LossBuilder:
 
     def build(self, block: Block, place: str) -> Loss | LossInParts:
         """Return the loss that a block names. Raises BuildError that names `place`, the key of the block."""
-        loss: Loss | LossInParts = make(LOSSES, block, place, features=self._features)
+        loss: Loss | LossInParts = make(LOSSES, block, place, build_features=self._build_features)
         return loss.to(self.device) if isinstance(loss, nn.Module) else loss
 
-    def _features(self, variant: Variant, layers: tuple[str, ...], weights: str | None, normalise: bool) -> nn.Module:
-        """Return a frozen VGG on the device (losses.perceptual.FeatureNetworks)."""
+    def _build_features(
+        self, variant: Variant, layers: tuple[str, ...], weights: str | None, normalise: bool
+    ) -> nn.Module:
+        """Return a frozen VGG on the device (losses.perceptual.BuildFeatures)."""
         from sam4ir.priors.features import VGGFeatures
 
         if self.channels != 3:

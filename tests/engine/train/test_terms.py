@@ -95,12 +95,21 @@ def test_short_names_are_terms_like_others(world: World) -> None:
         ({"low": {"type": "SGR", "build_analyser": 1}}, r"build_analyser: is handed over by the program"),
         ({"spd": {"type": "SPD"}}, r"terms\.spd: and train\.spd_opt are the same term"),
         ({"refine": {"type": "SPD"}}, r"terms\.refine: is a name that the log gives to a loss"),
+        ({"refine_low": {"type": "SPD"}}, r"terms\.refine_low: is a name that the log gives to a loss"),
         ({"low": {"type": "SPD", "every": 0}}, r"low\.every"),
     ],
 )
 def test_what_cannot_be_a_term_is_named(plugin: World, terms: dict, message: str) -> None:
     with pytest.raises(OptionsError, match=message):
         load_options(plugin.write(values_with_terms(plugin, **terms)))
+
+
+@pytest.mark.parametrize("name", ["tone", "tone_style"])
+def test_a_term_and_a_reconstruction_loss_have_different_names(plugin: World, name: str) -> None:
+    values = values_with_terms(plugin, **{name: {"type": "SPD"}})
+    values["train"]["losses"] = {"tone": {"type": "L1Loss"}}
+    with pytest.raises(OptionsError, match=rf"terms\.{name}: is a name that the log gives to a loss"):
+        load_options(plugin.write(values))
 
 
 def test_a_plain_network_has_no_terms(plugin: World) -> None:
