@@ -75,7 +75,7 @@ def run_options(weights: str | None, opt: Path | None, device: str | None) -> Op
     own = Path(weights).resolve().parent.parent / "options.yml" if weights else None
     path = opt or (own if own is not None and weights and Path(weights).is_file() and own.is_file() else None)
     if path is not None:
-        return load_options(path, [f"device={device}"] if device else [])
+        return load_options(path, [f"device={device}"] if device else [], training=False)
     if weights is None:
         raise UserError("--weights: name the weights, or an option file with path.pretrain_network_g by -opt")
     block = network_block(weights)

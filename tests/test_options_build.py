@@ -21,7 +21,7 @@ from sam4ir.config.schema import Block, DatasetOptions, Options
 from sam4ir.config.signature import accepts, block_arguments
 from sam4ir.config.yaml_text import parse
 from sam4ir.data.prepare.recipes import RECIPES as PREPARED
-from sam4ir.engine.evaluate import published
+from sam4ir.engine.evaluate.published import published_table
 from sam4ir.engine.train.stages import stages
 from sam4ir.models.restoration import last_output
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
@@ -344,7 +344,7 @@ def test_the_benchmark_names_the_sets_of_the_published_table() -> None:
     options = load(OPTIONS / "test" / "sr" / "samdiffsr_x4.yml")
     assert options.val is not None
     assert options.val.published is not None
-    figures = published.find(options.val.published).methods["SAM-DiffSR"]
+    figures = published_table(options.val.published).methods["SAM-DiffSR"]
     assert [block.name for block in options.scored.values()] == list(figures)
 
 

@@ -27,6 +27,9 @@ _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
 _SHORT_TERMS: Mapping[Path, str] = {("train", "spd_opt"): "SPD", ("train", "sgr_opt"): "SGR"}
 
 
+TRAINING_KEYS = ("datasets", "network_r", "spf", "train")  # blocks that only training reads
+
+
 class OptionsError(UserError):
     """An option file that cannot be used; `problems` lists every problem of it, by line."""
 
@@ -36,12 +39,13 @@ class OptionsError(UserError):
         super().__init__("\n  ".join([f"{path}: {count}", *map(str, self.problems)]))
 
 
-def load_options(path: str | os.PathLike[str], overrides: Iterable[str] = ()) -> Options:
+def load_options(path: str | os.PathLike[str], overrides: Iterable[str] = (), training: bool = True) -> Options:
     """Return the options of a YAML file.
 
     overrides: 'a:b=c' sets key b of block a to the YAML value c, as BasicSR's --force_yml.
     $VAR, ${VAR} and a leading ~ are expanded in every text. Modules named under `plugins:` are
     imported first, so that the parts they register are checked like ours.
+    training: False leaves the keys of training out, so that a program which only restores needs none of their parts.
     Raises OptionsError listing every problem with line, key path and near miss.
     """
     name = os.fspath(path)
@@ -55,6 +59,8 @@ def load_options(path: str | os.PathLike[str], overrides: Iterable[str] = ()) ->
         problems += override_problems
     values = _expand(values, (), problems)
     reported = {problem.path for problem in problems}
+    if not training:
+        values = {key: value for key, value in values.items() if key not in TRAINING_KEYS}
     options, further = _resolve(values, FilePath(path).parent)
     for problem in further:
         if problem.path not in reported:  # a value that could not be read has one problem, not two

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import World
 
 from sam4ir.config.load import OptionsError, dump_options, load_options, notices
 from sam4ir.config.schema import Options
@@ -589,3 +590,14 @@ def test_a_plugin_may_bring_a_part_that_takes_anything(load: Load, plugin: Calla
     text = f"name: small\nplugins: [{plugin(source)}]\nnetwork_g: {{type: anything, a: [1, {{b: x}}]}}\n"
     arguments: dict[str, Any] = load(text).network_g.arguments
     assert block_arguments(ARCHS, "anything", arguments) == {"a": [1, {"b": "x"}]}
+
+
+def test_a_program_that_only_restores_needs_no_part_of_the_training(world: World) -> None:
+    values = world.values(sam=True, spf={"type": "FusionOfAPluginThatIsGone"})
+    values["train"]["distill"]["terms"] = {"own": {"type": "TermOfAPluginThatIsGone", "balance": 0.1}}
+    path = world.write(values)
+    with pytest.raises(OptionsError, match=r"FusionOfAPluginThatIsGone"):
+        load_options(path)
+    options = load_options(path, training=False)
+    assert (options.train, options.spf, options.datasets) == (None, None, {})
+    assert options.network_g.block == values["network_g"]
