@@ -19,13 +19,13 @@ Phase = Literal["train", "val", "test"]
 class Store:
     """One LMDB folder of a part: its name without .lmdb, the option that it is for, GT size over its images' size.
 
-    made: its images are shrunk from the GT (utils.resize) and no files of their own.
+    shrunk: its images are shrunk from the GT (utils.resize) and no files of their own.
     """
 
     name: str
     option: str
     divisor: int = 1
-    made: bool = False
+    shrunk: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Job:
             "part": self.part.folder,
             "encoding": self.encoding,
             "crop": crop.settings() if crop else None,
-            "stores": [[s.name, s.divisor, *(["bicubic"] if s.made else [])] for s in self.part.stores],
+            "stores": [[s.name, s.divisor, *(["bicubic"] if s.shrunk else [])] for s in self.part.stores],
         }
 
     def digest(self) -> str:

@@ -281,7 +281,7 @@ def folder(gt: Path, lq: Path | None, filename_tmpl: str, scale: int, choice: Ch
         raise UserError("--make-lq shrinks GT: it goes with --scale 2 or more, and without --lq")
     if lq is None:
         items = _sorted(Item(key, (File(source.where(key)),)) for key in source.keys)
-        made = (Store(f"lq_x{scale}", "dataroot_lq", scale, made=True),) if choice.make_lq else ()
+        made = (Store(f"lq_x{scale}", "dataroot_lq", scale, shrunk=True),) if choice.make_lq else ()
         return Part("train", "", (Store("gt", "dataroot_gt"), *made), items, crop)
     other = FolderSource(lq)
     partners = pair_keys(source, other, source.keys, filename_tmpl, option="--lq")

@@ -17,7 +17,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from sam4ir.data.prepare.make import Estimate, Plan, estimate, make
+from sam4ir.data.prepare.make import Estimate, Plan, estimate, prepare_item
 from sam4ir.data.prepare.output import Output
 from sam4ir.data.prepare.parts import Item, Job, Summary
 from sam4ir.data.workers import Failure, attempts
@@ -77,7 +77,7 @@ def _make_all(
         unit="image",
         disable=None if progress else True,
     )
-    with bar, closing(attempts(partial(make, plan=plan), todo, workers, ahead=1)) as results:
+    with bar, closing(attempts(partial(prepare_item, plan=plan), todo, workers, ahead=1)) as results:
         for _, made in results:
             if isinstance(made, Failure):
                 bad.append(made.message)

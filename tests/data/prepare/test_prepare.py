@@ -26,7 +26,7 @@ from scipy import io
 
 from sam4ir.data.lmdb_io import LmdbReader, LmdbWriter, read_image_keys
 from sam4ir.data.prepare import run as prepare
-from sam4ir.data.prepare.make import Plan, estimate, make
+from sam4ir.data.prepare.make import Plan, estimate, prepare_item
 from sam4ir.data.prepare.output import Output
 from sam4ir.data.prepare.parts import Choice, Item, Job, Part, Store
 from sam4ir.data.prepare.recipes import RECIPES, folder
@@ -593,7 +593,7 @@ def test_interrupted_while_it_finishes_it_goes_on(tmp_path: Path, step: str, mon
             patch.setattr(Path, "write_text", write)
             plan = Plan.of(job)
             for item in part.items:
-                output.add(make(item, plan))
+                output.add(prepare_item(item, plan))
             output.commit()
             with pytest.raises(KeyboardInterrupt):
                 output.finish()
@@ -609,9 +609,9 @@ def test_half_an_image_is_taken_back_and_made_anew(tmp_path: Path) -> None:
     expected = contents(run(job_of(part, tmp_path / "whole")).job.folder)
     job = job_of(part, tmp_path / "out")
     with Output(job) as output:
-        output.add(make(part.items[0], Plan.of(job)))
+        output.add(prepare_item(part.items[0], Plan.of(job)))
         output.commit()
-        output.add(make(part.items[1], Plan.of(job)))
+        output.add(prepare_item(part.items[1], Plan.of(job)))
         output._writers[0].commit()
     with (job.folder / "windows.jsonl.part").open("a") as file:
         file.write('{"key": "01", "si')
@@ -625,7 +625,7 @@ def test_an_unfinished_folder_refuses_other_settings_and_vanished_images(tmp_pat
     part = pairs(tmp_path, 3)
     job = job_of(part, tmp_path / "out")
     with Output(job) as output:
-        output.add(make(part.items[0], Plan.of(job)))
+        output.add(prepare_item(part.items[0], Plan.of(job)))
         output.commit()
     with pytest.raises(ValueError, match="encoding: there 'raw', now 'png'"):
         run(job_of(part, tmp_path / "out", "png"))
