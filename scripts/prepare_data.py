@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sam4ir.data.prepare.make import Plan, estimate
-from sam4ir.data.prepare.parts import Choice, Job, Part, Summary
+from sam4ir.data.prepare.parts import Job, Part, RecipeChoice, Summary
 from sam4ir.data.prepare.recipes import RECIPES, folder
 from sam4ir.data.prepare.run import check_space, gigabytes, run, snippet
 from sam4ir.data.prepare.tree import Tree
@@ -129,7 +129,7 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
 
 
 def _parts(options: argparse.Namespace) -> list[Part]:
-    choice = Choice(
+    choice = RecipeChoice(
         crop_size=options.crop_size,
         step=options.step,
         thresh=options.thresh,

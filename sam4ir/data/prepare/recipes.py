@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 from sam4ir.data.paired import pair_keys
-from sam4ir.data.prepare.parts import Choice, Item, Part, Phase, Store
+from sam4ir.data.prepare.parts import Item, Part, Phase, RecipeChoice, Store
 from sam4ir.data.prepare.tree import File, Tree, image_pattern, mat_block_count
 from sam4ir.data.sources import FolderSource, listed
 from sam4ir.data.windows import Crop
 from sam4ir.errors import UserError
 
-Builder = Callable[[Tree, Choice], list[Part]]
+Builder = Callable[[Tree, RecipeChoice], list[Part]]
 
 PAIR = (Store("target", "dataroot_gt"), Store("input", "dataroot_lq"))
 
@@ -47,7 +47,7 @@ _RAIN_TESTS = {"Test100": 98, "Rain100H": 100, "Rain100L": 100, "Test2800": 2800
 _DPDD_COUNTS = {"train": 350, "val": 74, "test": 76}
 
 
-def sidd_train(tree: Tree, choice: Choice) -> list[Part]:
+def sidd_train(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """SIDD-Medium sRGB: 160 scene instances, 320 pairs; 512 crops at steps of 384 (NAFNet, HINet; Restormer the same).
 
     Data/0001_001_S6_00100_00060_3200_L/0001_{GT,NOISY}_SRGB_{010,011}.PNG -> key 0001_SRGB_010, as NAFNet names it.
@@ -63,7 +63,7 @@ def sidd_train(tree: Tree, choice: Choice) -> list[Part]:
     return [Part("train", "train", stores, items, crop, problems)]
 
 
-def sidd_val(tree: Tree, choice: Choice) -> list[Part]:
+def sidd_val(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """SIDD's validation blocks: 40 scenes of 32 blocks of 256x256 in two .mat files, 1280 pairs.
 
     Keys ValidationBlocksSrgb_0000 ... in the files' order (NAFNet's names, with zeros so that they sort).
@@ -82,7 +82,7 @@ def sidd_val(tree: Tree, choice: Choice) -> list[Part]:
     return [Part("val", "val", stores, items, None, tuple(problems))]
 
 
-def gopro_train(tree: Tree, choice: Choice) -> list[Part]:
+def gopro_train(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """GoPro: 2103 pairs in 22 sequences; 512 crops at steps of 256 (NAFNet, HINet, Restormer: patch 512, overlap 256).
 
     train/GOPR0372_07_00/{blur,sharp}/000047.png (GOPRO_Large), or train/{input,target}/GOPR0372_07_00-000047.png
@@ -93,21 +93,21 @@ def gopro_train(tree: Tree, choice: Choice) -> list[Part]:
     return [Part("train", "train", stores, items, choice.crop(Crop(512, 256)), problems)]
 
 
-def gopro_val(tree: Tree, choice: Choice) -> list[Part]:
+def gopro_val(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """256x256 from the middle of GoPro's test images: Restormer's validation while it trains."""
     items, problems = _gopro(tree, choice, "test", r"test(?:/GoPro)?", 1111)
     stores = (Store("target_crops", "dataroot_gt"), Store("input_crops", "dataroot_lq"))
     return [Part("val", "val", stores, items, Crop(256, 256, centre=True), problems)]
 
 
-def gopro_test(tree: Tree, choice: Choice) -> list[Part]:
+def gopro_test(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """GoPro's test set: 1111 pairs in 11 sequences, whole."""
     items, problems = _gopro(tree, choice, "test", r"test(?:/GoPro)?", 1111)
     return [Part("test", "test", PAIR, items, None, problems)]
 
 
 def _gopro(
-    tree: Tree, choice: Choice, split: Literal["train", "test"], root: str, count: int
+    tree: Tree, choice: RecipeChoice, split: Literal["train", "test"], root: str, count: int
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
     what = f"GoPro {split}"
     sequences = rf"{root}/(?P<sequence>GOPR[^/]+)/(?P<role>{choice.blur}|sharp)/{image_pattern()}"
@@ -127,7 +127,7 @@ def _gopro(
     return items, problems + _against(items, count, what)
 
 
-def rain13k_train(tree: Tree, choice: Choice) -> list[Part]:
+def rain13k_train(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """Rain13k: 13712 pairs of many sizes, whole (HINet reads them from an LMDB, Restormer from files).
 
     train/{input,target}/ (HINet) or train/Rain13K/{input,target}/ (Restormer).
@@ -138,7 +138,7 @@ def rain13k_train(tree: Tree, choice: Choice) -> list[Part]:
     return [Part("train", "train", PAIR, items, crop, problems)]
 
 
-def rain13k_test(tree: Tree, choice: Choice) -> list[Part]:
+def rain13k_test(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """The deraining test sets Test100 (98 pairs), Rain100H, Rain100L, Test2800 and Test1200, whole."""
     parts = []
     for name, count in _RAIN_TESTS.items():
@@ -148,7 +148,7 @@ def rain13k_test(tree: Tree, choice: Choice) -> list[Part]:
     return parts
 
 
-def dfwb_train(tree: Tree, choice: Choice) -> list[Part]:
+def dfwb_train(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """DIV2K, Flickr2K, WED and BSD400 for Gaussian denoising, GT only (Restormer): 800, 2650, 4744 and 400 images.
 
     512 patches with an overlap of 96, so at steps of 416, of images whose sides are both over 800; others stay whole.
@@ -172,7 +172,7 @@ def dfwb_train(tree: Tree, choice: Choice) -> list[Part]:
     return [Part("train", "train", stores, _sorted(everything), crop, problems)]
 
 
-def df2k_train(tree: Tree, choice: Choice, sets: Sequence[str] = ("DIV2K", "Flickr2K")) -> list[Part]:
+def df2k_train(tree: Tree, choice: RecipeChoice, sets: Sequence[str] = ("DIV2K", "Flickr2K")) -> list[Part]:
     """DIV2K (800) and Flickr2K (2650) for super-resolution: 480 crops at steps of 240 of HR, LR alike (BasicSR).
 
     {DIV2K_train,Flickr2K}_HR/0001.png, {DIV2K_train,Flickr2K}_LR_bicubic/X4/0001x4.png. An LR sub-image is the HR one's
@@ -194,20 +194,20 @@ def df2k_train(tree: Tree, choice: Choice, sets: Sequence[str] = ("DIV2K", "Flic
     return [Part("train", "train", stores, _sorted(everything), crop, problems)]
 
 
-def df2k_val(tree: Tree, choice: Choice) -> list[Part]:
+def df2k_val(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """DIV2K's validation set, 0801 to 0900, whole."""
     items, problems = _super_resolution(tree, "DIV2K val", "DIV2K_valid_HR", "DIV2K_valid_LR_bicubic", 4, choice)
     problems += _against(items, 100, "DIV2K val", [f"{n:04d}" for n in range(801, 901)])
     return [Part("val", "val", _scaled_stores(choice, ""), items, None, problems)]
 
 
-def div2k_train(tree: Tree, choice: Choice) -> list[Part]:
+def div2k_train(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """DIV2K alone, as BasicSR's classical recipes."""
     return df2k_train(tree, choice, ("DIV2K",))
 
 
 def _super_resolution(
-    tree: Tree, what: str, hr: str, lr: str, digits: int, choice: Choice
+    tree: Tree, what: str, hr: str, lr: str, digits: int, choice: RecipeChoice
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
     found = {"hr": _one(tree, rf"{hr}/(?P<key>\d{{{digits}}})\.(?:png|jpg|bmp)")}
     for scale in () if choice.make_lq else choice.scales:
@@ -215,13 +215,13 @@ def _super_resolution(
     return _join(what, found, tuple(found))
 
 
-def _scaled_stores(choice: Choice, ending: str) -> tuple[Store, ...]:
+def _scaled_stores(choice: RecipeChoice, ending: str) -> tuple[Store, ...]:
     lr = (Store(f"X{scale}{ending}", "dataroot_lq", scale, choice.make_lq) for scale in choice.scales)
     return (Store(f"HR{ending}", "dataroot_gt"), *lr)
 
 
 def _dpdd(split: Phase) -> Builder:
-    def build(tree: Tree, choice: Choice) -> list[Part]:
+    def build(tree: Tree, choice: RecipeChoice) -> list[Part]:
         """DPDD, dual-pixel defocus deblurring, 16 bits: left, right and combined view and target of 350, 74, 76 scenes.
 
         train/{inputL,inputR,inputC,target}/ (Restormer's release). As there, the files of a scene are matched by their
@@ -267,7 +267,7 @@ RECIPES: dict[str, dict[Phase, Builder]] = {
 }
 
 
-def folder(gt: Path, lq: Path | None, filename_tmpl: str, scale: int, choice: Choice) -> Part:
+def folder(gt: Path, lq: Path | None, filename_tmpl: str, scale: int, choice: RecipeChoice) -> Part:
     """One's own images: pairs by name, or GT where lq is None, alone or with LQ made of it. Keys are the GT's.
 
     Raises ValueError where LQ is both there and to be made, or is to be made without a scale.

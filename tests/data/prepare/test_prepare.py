@@ -28,7 +28,7 @@ from sam4ir.data.lmdb_io import LmdbReader, LmdbWriter, read_image_keys
 from sam4ir.data.prepare import run as prepare
 from sam4ir.data.prepare.make import Plan, estimate, prepare_item
 from sam4ir.data.prepare.output import Output
-from sam4ir.data.prepare.parts import Choice, Item, Job, Part, Store
+from sam4ir.data.prepare.parts import Item, Job, Part, RecipeChoice, Store
 from sam4ir.data.prepare.recipes import RECIPES, folder
 from sam4ir.data.prepare.run import run, snippet
 from sam4ir.data.prepare.sharpness import sharpest
@@ -50,9 +50,9 @@ def draw(root: Path, *names: str, h: int = 40, w: int = 56, dtype: type = np.uin
         write_image(root / name, noise(zlib.crc32(name.encode()), h, w, dtype))
 
 
-def parts(recipe: str, root: Path, choice: Choice | None = None) -> dict[str, Part]:
+def parts(recipe: str, root: Path, choice: RecipeChoice | None = None) -> dict[str, Part]:
     builders = RECIPES[recipe].values()
-    return {part.folder: part for build in builders for part in build(Tree([root]), choice or Choice())}
+    return {part.folder: part for build in builders for part in build(Tree([root]), choice or RecipeChoice())}
 
 
 def pairs(root: Path, count: int = 6, crop: Crop | None = None) -> Part:
@@ -246,7 +246,7 @@ def test_both_trees_of_gopro_give_the_same_keys(tmp_path: Path) -> None:
     a, b = parts("gopro", tmp_path / "a"), parts("gopro", tmp_path / "b")
     assert [i.key for i in a["train"].items] == [i.key for i in b["train"].items] == ["GOPR0372_07_00-000047"]
     assert [Path(f.path).parent.name for f in a["train"].items[0].files] == ["sharp", "blur"]
-    gamma = parts("gopro", tmp_path / "a", Choice(blur="blur_gamma"))["train"]
+    gamma = parts("gopro", tmp_path / "a", RecipeChoice(blur="blur_gamma"))["train"]
     assert [Path(f.path).parent.name for f in gamma.items[0].files] == ["sharp", "blur_gamma"]
     assert (a["train"].crop, b["test"].crop, b["val"].crop) == (Crop(512, 256), None, Crop(256, 256, centre=True))
     assert "lacks the sequences GOPR0372_07_01," in a["train"].problems[0]
@@ -302,7 +302,7 @@ def test_df2k_cuts_lr_alike_for_every_scale(tmp_path: Path) -> None:
     draw(tmp_path, "DIV2K_train_HR/0001.png", h=48, w=60)
     for scale in (2, 4):
         draw(tmp_path, f"DIV2K_train_LR_bicubic/X{scale}/0001x{scale}.png", h=48 // scale, w=60 // scale)
-    choice = Choice(crop_size=32, step=16, scales=(2, 4))
+    choice = RecipeChoice(crop_size=32, step=16, scales=(2, 4))
     part = parts("div2k", tmp_path, choice)["train"]
     assert part.problems[0].startswith("DIV2K: lacks 799 images: 0002")
     summary = run(job_of(part, tmp_path / "out"))
@@ -320,7 +320,7 @@ def test_dpdd_matches_its_views_by_order_and_keeps_16_bits(tmp_path: Path) -> No
     for view in ("inputL", "inputR", "inputC", "target"):
         number = 3 if view == "target" else 1
         draw(tmp_path, *(f"train/{view}/{n * number}.png" for n in (2, 10)), h=60, w=70, dtype=np.uint16)
-    part = parts("dpdd", tmp_path, Choice(crop_size=24, step=12))["train"]
+    part = parts("dpdd", tmp_path, RecipeChoice(crop_size=24, step=12))["train"]
     assert [(item.key, [Path(f.path).stem for f in item.files]) for item in part.items] == [
         ("10", ["30", "10", "10", "10"]),
         ("2", ["6", "2", "2", "2"]),
@@ -343,27 +343,27 @@ def test_a_folder_of_pairs_takes_the_gt_names_and_tells_the_template(tmp_path: P
     draw(tmp_path, "gt/a/1.png", "gt/b.jpg")
     draw(tmp_path, "lq/a/1x2.png", "lq/bx2.png", h=20, w=28)
     with pytest.raises(ValueError, match=r"filename_tmpl: '\{\}x2' would pair 2 of 2"):
-        folder(tmp_path / "gt", tmp_path / "lq", "{}", 2, Choice())
-    part = folder(tmp_path / "gt", tmp_path / "lq", "{}x2", 2, Choice(crop_size=16, thresh=8))
+        folder(tmp_path / "gt", tmp_path / "lq", "{}", 2, RecipeChoice())
+    part = folder(tmp_path / "gt", tmp_path / "lq", "{}x2", 2, RecipeChoice(crop_size=16, thresh=8))
     assert part.crop == Crop(16, 16, 8)
     gt, lq = (LmdbSource(path) for path in run(job_of(part, tmp_path / "out")).job.stores())
     assert gt.keys == lq.keys
     assert gt.keys[0] == "a/1_s001"
     with pytest.raises(ValueError, match="multiples of the scale 2"):
         run(job_of(replace(part, crop=Crop(15, 8)), tmp_path / "out2"))
-    alone = folder(tmp_path / "gt", None, "{}", 1, Choice())
+    alone = folder(tmp_path / "gt", None, "{}", 1, RecipeChoice())
     assert [len(item.files) for item in alone.items] == [1, 1]
 
 
 @pytest.mark.parametrize(
     ("choice", "message"),
-    [(Choice(no_crop=True, step=3), "--no-crop goes without"), (Choice(step=3), "need --crop-size")],
+    [(RecipeChoice(no_crop=True, step=3), "--no-crop goes without"), (RecipeChoice(step=3), "need --crop-size")],
 )
-def test_crop_settings_that_contradict_are_refused(choice: Choice, message: str) -> None:
+def test_crop_settings_that_contradict_are_refused(choice: RecipeChoice, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         choice.crop(None)
-    assert Choice(no_crop=True).crop(Crop(512, 256)) is None
-    assert Choice(step=128).crop(Crop(512, 256)) == Crop(512, 128)
+    assert RecipeChoice(no_crop=True).crop(Crop(512, 256)) is None
+    assert RecipeChoice(step=128).crop(Crop(512, 256)) == Crop(512, 128)
 
 
 # --- files
@@ -375,8 +375,8 @@ def test_archives_are_read_in_place(tmp_path: Path, kind: str) -> None:
     (tmp_path / "files/GOPRO/.DS_Store").touch()
     archive = Path(shutil.make_archive(str(tmp_path / "GOPRO_Large"), kind, tmp_path / "files"))
     assert archive.suffix == f".{kind}"
-    unpacked = parts("gopro", tmp_path / "files", Choice(no_crop=True))["train"]
-    packed = parts("gopro", archive, Choice(no_crop=True))["train"]
+    unpacked = parts("gopro", tmp_path / "files", RecipeChoice(no_crop=True))["train"]
+    packed = parts("gopro", archive, RecipeChoice(no_crop=True))["train"]
     jobs = [job_of(unpacked, tmp_path / "a"), job_of(packed, tmp_path / "b")]
     first, second = (contents(run(job).job.folder) for job in jobs)
     assert first == second
