@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sam4ir.data.prepare.make import Plan, estimate
 from sam4ir.data.prepare.parts import Job, Part, RecipeChoice, Summary
-from sam4ir.data.prepare.recipes import RECIPES, folder
+from sam4ir.data.prepare.recipes import RECIPES, folder_part
 from sam4ir.data.prepare.run import check_space, gigabytes, run, snippet
 from sam4ir.data.prepare.tree import Tree
 from sam4ir.errors import UserError
@@ -139,7 +139,7 @@ def _parts(options: argparse.Namespace) -> list[Part]:
         blur=getattr(options, "blur", "blur"),
     )
     if options.recipe == "folder":
-        return [folder(options.gt, options.lq, options.filename_tmpl, options.scale, choice)]
+        return [folder_part(options.gt, options.lq, options.filename_tmpl, options.scale, choice)]
     tree = Tree(options.input)
     if not tree.files:
         raise UserError(f"--input: no images in {_names(options.input)}{_spare(tree.spare)}")

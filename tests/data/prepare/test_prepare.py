@@ -29,7 +29,7 @@ from sam4ir.data.prepare import run as prepare
 from sam4ir.data.prepare.make import Plan, estimate, prepare_item
 from sam4ir.data.prepare.output import Output
 from sam4ir.data.prepare.parts import Item, Job, Part, RecipeChoice, Store
-from sam4ir.data.prepare.recipes import RECIPES, folder
+from sam4ir.data.prepare.recipes import RECIPES, folder_part
 from sam4ir.data.prepare.run import run, snippet
 from sam4ir.data.prepare.sharpness import sharpest
 from sam4ir.data.prepare.tree import File, Tree
@@ -343,15 +343,15 @@ def test_a_folder_of_pairs_takes_the_gt_names_and_tells_the_template(tmp_path: P
     draw(tmp_path, "gt/a/1.png", "gt/b.jpg")
     draw(tmp_path, "lq/a/1x2.png", "lq/bx2.png", h=20, w=28)
     with pytest.raises(ValueError, match=r"filename_tmpl: '\{\}x2' would pair 2 of 2"):
-        folder(tmp_path / "gt", tmp_path / "lq", "{}", 2, RecipeChoice())
-    part = folder(tmp_path / "gt", tmp_path / "lq", "{}x2", 2, RecipeChoice(crop_size=16, thresh=8))
+        folder_part(tmp_path / "gt", tmp_path / "lq", "{}", 2, RecipeChoice())
+    part = folder_part(tmp_path / "gt", tmp_path / "lq", "{}x2", 2, RecipeChoice(crop_size=16, thresh=8))
     assert part.crop == Crop(16, 16, 8)
     gt, lq = (LmdbSource(path) for path in run(job_of(part, tmp_path / "out")).job.stores())
     assert gt.keys == lq.keys
     assert gt.keys[0] == "a/1_s001"
     with pytest.raises(ValueError, match="multiples of the scale 2"):
         run(job_of(replace(part, crop=Crop(15, 8)), tmp_path / "out2"))
-    alone = folder(tmp_path / "gt", None, "{}", 1, RecipeChoice())
+    alone = folder_part(tmp_path / "gt", None, "{}", 1, RecipeChoice())
     assert [len(item.files) for item in alone.items] == [1, 1]
 
 

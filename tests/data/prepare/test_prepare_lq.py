@@ -14,7 +14,7 @@ from sam4ir.data.masks.crop import crop_by_table
 from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
 from sam4ir.data.paired import PairedImageDataset
 from sam4ir.data.prepare.parts import Job, Part, RecipeChoice
-from sam4ir.data.prepare.recipes import RECIPES, folder
+from sam4ir.data.prepare.recipes import RECIPES, folder_part
 from sam4ir.data.prepare.run import run, snippet
 from sam4ir.data.prepare.tree import Tree
 from sam4ir.data.sources import LmdbSource, read
@@ -37,7 +37,7 @@ def hr(tmp_path: Path) -> Path:
 
 
 def made(root: Path, output: Path, encoding: Encoding = "raw", **choice: object) -> Part:
-    part = folder(root, None, "{}", 4, RecipeChoice(make_lq=True, **choice))  # type: ignore[arg-type]
+    part = folder_part(root, None, "{}", 4, RecipeChoice(make_lq=True, **choice))  # type: ignore[arg-type]
     run(Job(part, output, encoding, "folder"), progress=False)
     return part
 
