@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from sam4ir.data.prepare.make import Estimate, Plan, estimate, prepare_item
-from sam4ir.data.prepare.output import Output
+from sam4ir.data.prepare.output import JobFolder
 from sam4ir.data.prepare.parts import Item, Job, Summary
 from sam4ir.data.workers import Failure, attempts
 from sam4ir.errors import UserError
@@ -37,7 +37,7 @@ def run(job: Job, workers: int = 1, batch_bytes: int = _BATCH_BYTES, progress: b
     folder holds something else; where another process works there.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
-    with _alone(job.folder), Output(job) as output:
+    with _alone(job.folder), JobFolder(job) as output:
         if output.finished:
             return output.summary()
         plan = Plan.of(job)
@@ -64,7 +64,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _make_all(
-    todo: Sequence[Item], plan: Plan, output: Output, workers: int, batch_bytes: int, progress: bool
+    todo: Sequence[Item], plan: Plan, output: JobFolder, workers: int, batch_bytes: int, progress: bool
 ) -> list[str]:
     """Makes and commits the items; what is wrong with those that are bad."""
     bad: list[str] = []

@@ -27,7 +27,7 @@ from scipy import io
 from sam4ir.data.lmdb_io import LmdbReader, LmdbWriter, read_image_keys
 from sam4ir.data.prepare import run as prepare
 from sam4ir.data.prepare.make import Plan, estimate, prepare_item
-from sam4ir.data.prepare.output import Output
+from sam4ir.data.prepare.output import JobFolder
 from sam4ir.data.prepare.parts import Item, Job, Part, RecipeChoice, Store
 from sam4ir.data.prepare.recipes import RECIPES, folder_part
 from sam4ir.data.prepare.run import run, snippet
@@ -589,7 +589,7 @@ def test_interrupted_while_it_finishes_it_goes_on(tmp_path: Path, step: str, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(LmdbWriter, "close", close)
-        with Output(job) as output:
+        with JobFolder(job) as output:
             patch.setattr(Path, "write_text", write)
             plan = Plan.of(job)
             for item in part.items:
@@ -608,14 +608,14 @@ def test_half_an_image_is_taken_back_and_made_anew(tmp_path: Path) -> None:
     part = pairs(tmp_path, 3, Crop(24, 16))
     expected = contents(run(job_of(part, tmp_path / "whole")).job.folder)
     job = job_of(part, tmp_path / "out")
-    with Output(job) as output:
+    with JobFolder(job) as output:
         output.add(prepare_item(part.items[0], Plan.of(job)))
         output.commit()
         output.add(prepare_item(part.items[1], Plan.of(job)))
         output._writers[0].commit()
     with (job.folder / "windows.jsonl.part").open("a") as file:
         file.write('{"key": "01", "si')
-    with Output(job) as output:
+    with JobFolder(job) as output:
         assert list(output.done) == ["00"]
     run(job)
     assert contents(job.folder) == expected
@@ -624,7 +624,7 @@ def test_half_an_image_is_taken_back_and_made_anew(tmp_path: Path) -> None:
 def test_an_unfinished_folder_refuses_other_settings_and_vanished_images(tmp_path: Path) -> None:
     part = pairs(tmp_path, 3)
     job = job_of(part, tmp_path / "out")
-    with Output(job) as output:
+    with JobFolder(job) as output:
         output.add(prepare_item(part.items[0], Plan.of(job)))
         output.commit()
     with pytest.raises(ValueError, match="encoding: there 'raw', now 'png'"):
@@ -672,7 +672,7 @@ def test_what_fitted_on_a_full_disk_stays_done(tmp_path: Path, limit: int) -> No
     part = pairs(tmp_path, 12, Crop(24, 16))
     expected = contents(run(job_of(part, tmp_path / "whole")).job.folder)
     job = job_of(part, tmp_path / "out")
-    Output(job).__exit__(None, None, None)  # the empty folder fits
+    JobFolder(job).__exit__(None, None, None)  # the empty folder fits
     child = multiprocessing.get_context("fork").Process(target=_run_on_a_small_disk, args=(job, limit))
     child.start()
     child.join()
