@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from sam4ir.data.prepare.make import Plan, estimate
 from sam4ir.data.prepare.parts import Job, Part, RecipeChoice, Summary
 from sam4ir.data.prepare.recipes import RECIPES, folder_part
-from sam4ir.data.prepare.run import check_space, gigabytes, run, snippet
+from sam4ir.data.prepare.run import check_space, gigabytes, run_job, snippet
 from sam4ir.data.prepare.tree import Tree
 from sam4ir.errors import UserError
 from sam4ir.utils import cli
@@ -113,7 +113,7 @@ def prepare(options: argparse.Namespace) -> int:
         return 0
     try:
         for job in jobs:
-            print(_summary(run(job, options.workers)), flush=True)
+            print(_summary(run_job(job, options.workers)), flush=True)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return STOPPED

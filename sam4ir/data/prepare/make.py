@@ -70,6 +70,11 @@ class PreparedImages:
     cut: Cut
     values: list[list[Packed]]
 
+    @property
+    def bytes(self) -> int:
+        """The bytes of all values."""
+        return sum(len(packed.value) for packed in itertools.chain.from_iterable(self.values))
+
 
 class LoadedItem(NamedTuple):
     """The images of an item and the sub-images they are cut into.
