@@ -1,4 +1,4 @@
-"""The places of sub-images in their image: BasicSR's rule for cutting, and the table windows.jsonl that records them."""
+"""The places of sub-images in their image: the rule of BasicSR, and the table windows.jsonl that records them."""
 
 from __future__ import annotations
 
