@@ -26,7 +26,7 @@ MAX_READERS = 4096  # slots in lock.mdb, 64 bytes each; the first opener settles
 MAX_KEY = 511  # LMDB's compiled-in limit, bytes
 _FORK_PATIENCE = 10.0  # seconds that a fork waits for the transactions of other threads
 _ATTEMPTS = 100  # at a map that grows, or at one of MAX_READERS places
-_CHECK_EVERY = 256  # written transactions between two looks for slots of killed processes
+_CHECK_EVERY = 256  # write transactions between two searches for slots of killed processes
 _MOUNTS = (Path("/proc/self/mountinfo"), Path("/proc/mounts"))
 _NETWORK = re.compile(
     r"9p|acfs|afs|beegfs|ceph|cifs|coda|davfs|efs|fhgfs|gfs2?|gpfs|glusterfs|lustre|ncpfs|nfs4?|ocfs2|orangefs|panfs"
