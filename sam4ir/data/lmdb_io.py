@@ -148,7 +148,7 @@ def unpack_size(value: memoryview | bytes, name: str) -> tuple[int, int]:
 def append_text(path: Path, text: str) -> None:
     """Append to a file and flush it to disk. Raises UserError naming the file where the disk is full.
 
-    A line may then be cut in the middle.
+    The file's last line may then be incomplete.
     """
     try:
         with path.open("a", encoding="utf-8") as file:
