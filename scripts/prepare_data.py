@@ -25,9 +25,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sam4ir.data.prepare.make import Plan, estimate
-from sam4ir.data.prepare.parts import Choice, Job, Part, Summary
-from sam4ir.data.prepare.recipes import RECIPES, folder
-from sam4ir.data.prepare.run import check_space, gigabytes, run, snippet
+from sam4ir.data.prepare.parts import Job, Part, RecipeChoice, Summary
+from sam4ir.data.prepare.recipes import RECIPES, folder_part
+from sam4ir.data.prepare.run import check_space, gigabytes, run_job, snippet
 from sam4ir.data.prepare.tree import Tree
 from sam4ir.errors import UserError
 from sam4ir.utils import cli
@@ -113,7 +113,7 @@ def prepare(options: argparse.Namespace) -> int:
         return 0
     try:
         for job in jobs:
-            print(_summary(run(job, options.workers)), flush=True)
+            print(_summary(run_job(job, options.workers)), flush=True)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return STOPPED
@@ -129,7 +129,7 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
 
 
 def _parts(options: argparse.Namespace) -> list[Part]:
-    choice = Choice(
+    choice = RecipeChoice(
         crop_size=options.crop_size,
         step=options.step,
         thresh=options.thresh,
@@ -139,7 +139,7 @@ def _parts(options: argparse.Namespace) -> list[Part]:
         blur=getattr(options, "blur", "blur"),
     )
     if options.recipe == "folder":
-        return [folder(options.gt, options.lq, options.filename_tmpl, options.scale, choice)]
+        return [folder_part(options.gt, options.lq, options.filename_tmpl, options.scale, choice)]
     tree = Tree(options.input)
     if not tree.files:
         raise UserError(f"--input: no images in {_names(options.input)}{_spare(tree.spare)}")

@@ -1,8 +1,9 @@
-"""LMDB environments, one a file and process, safe beside a writer, opened anew after a fork.
+"""Open LMDB environments: one for each file and process, safe beside a writer, opened again after a fork.
 
-What LMDB asks of its users, and this module keeps: a file is opened once a process; a child never uses, nor closes
-in the middle of a transaction, what it inherited over a fork; a map grows only while no transaction of the process is
-open; readers beside a writer hold slots in lock.mdb, and the slots of killed processes are given back.
+LMDB has rules for its users, and this module keeps them. A process opens a file once. A child process never uses an
+environment that it inherited by a fork, and never closes one in the middle of a transaction. A map grows only while no
+transaction of the process is open. Readers beside a writer hold slots in lock.mdb, and the slots of killed processes
+become free again.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from sam4ir.errors import UserError
 
 T = TypeVar("T")
 
-MAX_READERS = 4096  # slots in lock.mdb, 64 bytes each; the first opener settles it, so all ask for the same
+MAX_READERS = 4096  # slots in lock.mdb, 64 bytes each; the first opener sets the number, so all ask for the same
 MAX_KEY = 511  # LMDB's compiled-in limit, bytes
 _FORK_PATIENCE = 10.0  # seconds that a fork waits for the transactions of other threads
-_ATTEMPTS = 100  # at a map that grows, or at one of MAX_READERS places
-_CHECK_EVERY = 256  # written transactions between two looks for slots of killed processes
+_ATTEMPTS = 100  # to read while a map grows or all MAX_READERS slots are in use
+_CHECK_EVERY = 256  # write transactions between two searches for slots of killed processes
 _MOUNTS = (Path("/proc/self/mountinfo"), Path("/proc/mounts"))
 _NETWORK = re.compile(
     r"9p|acfs|afs|beegfs|ceph|cifs|coda|davfs|efs|fhgfs|gfs2?|gpfs|glusterfs|lustre|ncpfs|nfs4?|ocfs2|orangefs|panfs"
@@ -36,21 +37,21 @@ _NETWORK = re.compile(
 
 
 def network_filesystem(path: Path) -> str | None:
-    """The kind of network file system ('nfs4', 'lustre', ...) that `path`, or where it would be made, lies on.
+    """Return the kind of network file system ('nfs4', 'lustre', ...) that holds `path`, which need not exist.
 
-    None for a local one, and where nobody tells (systems without /proc). A FUSE file system counts as a network one
-    unless it is known to be local.
+    None for a local file system, and on systems without /proc. A FUSE file system counts as a network one unless it is
+    in the list of local ones (_NETWORK).
     """
-    place = Path(os.path.realpath(path))
-    best, found = -1, ""
+    real_path = Path(os.path.realpath(path))
+    depth, path_kind = -1, ""
     for mount, kind in _mounts():
-        if len(mount.parts) >= best and place.is_relative_to(mount):  # the last of equal ones lies on top
-            best, found = len(mount.parts), kind
-    return found if _NETWORK.fullmatch(found) else None
+        if len(mount.parts) >= depth and real_path.is_relative_to(mount):  # a later mount hides an equal earlier one
+            depth, path_kind = len(mount.parts), kind
+    return path_kind if _NETWORK.fullmatch(path_kind) else None
 
 
 def _mounts() -> Iterator[tuple[Path, str]]:
-    """(mount point, kind) of what proc(5) lists."""
+    """Yield (mount point, kind of file system) for each mount that proc(5) lists."""
     for file in _MOUNTS:
         try:
             lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -59,13 +60,16 @@ def _mounts() -> Iterator[tuple[Path, str]]:
         for line in lines:
             before, dash, after = line.partition(" - ")
             words = before.split()
-            point, kind = (words[4], after.split()[0]) if dash else (words[1], words[2])
+            if dash:  # mountinfo
+                point, kind = words[4], after.split()[0]
+            else:  # mounts
+                point, kind = words[1], words[2]
             yield Path(re.sub(r"\\(\d{3})", lambda m: chr(int(m[1], 8)), point)), kind
         return
 
 
 class OpenLmdb:
-    """An open environment and the process that opened it; closed with its last user (_close_dropped)."""
+    """An open environment and the process that opened it; it is closed after its last user is gone (_close_unused)."""
 
     def __init__(self, path: Path, env: lmdb.Environment, slots: bool) -> None:
         self.path = path
@@ -74,82 +78,87 @@ class OpenLmdb:
         self.slots = slots  # whether its readers hold slots in lock.mdb
         self._lock = threading.Lock()
         self._condition = threading.Condition(self._lock)
-        self._in_use: dict[int, int] = {}  # thread -> its open transactions
-        self._held = 0  # threads that hold new transactions back
+        self._in_use: dict[int, int] = {}  # thread -> number of its open transactions
+        self._blockers = 0  # threads that block new transactions
         self._written = 0
 
     @property
     def usable(self) -> bool:
-        """False in a child that inherited it over a fork."""
+        """Whether this process opened it; False in a child that inherited it by a fork."""
         return self.pid == os.getpid()
 
     def _wait_for_others(self, patience: float | None = None) -> None:
-        """With the condition held: no other thread has a transaction open any more, and none begins one."""
+        """Block new transactions and wait until no other thread has one open. The caller holds the condition."""
         own = threading.get_ident()
-        self._held += 1
+        self._blockers += 1
         self._condition.wait_for(lambda: all(thread == own for thread in self._in_use), patience)
 
-    def _let_go(self) -> None:
-        self._held -= 1
+    def _unblock(self) -> None:
+        """Let new transactions begin again."""
+        self._blockers -= 1
         self._condition.notify_all()
 
     def _enter(self) -> None:
-        """Before a transaction of this thread. Every read comes here: `with` of the condition costs ten times more."""
+        """Count a new transaction of this thread, once no other thread blocks it.
+
+        Every read calls this, so it takes the plain lock: `with` of the condition costs ten times more.
+        """
         thread = threading.get_ident()
         with self._lock:
-            if self._held and thread not in self._in_use:
-                self._condition.wait_for(lambda: not self._held)
+            if self._blockers and thread not in self._in_use:
+                self._condition.wait_for(lambda: not self._blockers)
             self._in_use[thread] = self._in_use.get(thread, 0) + 1
 
     def _leave(self) -> None:
-        """Behind it."""
+        """Count an ended transaction of this thread."""
         thread = threading.get_ident()
         with self._lock:
-            left = self._in_use.pop(thread) - 1
-            if left:
-                self._in_use[thread] = left
-            elif self._held:
+            remaining = self._in_use.pop(thread) - 1
+            if remaining:
+                self._in_use[thread] = remaining
+            elif self._blockers:
                 self._condition.notify_all()
 
-    def read(self, look: Callable[[Any], T], buffers: bool = False) -> T:
-        """look(transaction) of an lmdb.Transaction: it sees what was committed when it began, and keeps nothing of it.
+    def read(self, query: Callable[[Any], T], buffers: bool = False) -> T:
+        """Return query(transaction), where the lmdb.Transaction sees the values that were committed when it began.
 
-        Follows a map that another process has grown. buffers: values are views, valid inside `look` only.
+        The query must not keep the transaction. buffers: values are views, valid inside the query only. A map that
+        another process has grown is followed. Raises UserError where all slots for readers stay in use.
         """
         for _ in range(_ATTEMPTS):
             try:
-                return self._read_once(look, buffers)
+                return self._read_once(query, buffers)
             except lmdb.MapResizedError:
                 self.resize(0)
             except lmdb.ReadersFullError:
                 self.env.reader_check()
         raise UserError(f"{self.path}: all {MAX_READERS} places for readers are taken; end some of them")
 
-    def _read_once(self, look: Callable[[Any], T], buffers: bool) -> T:
+    def _read_once(self, query: Callable[[Any], T], buffers: bool) -> T:
         self._enter()
         try:
             transaction: Any = self.env.begin(buffers=True) if buffers else self.env.begin()
             try:
-                return look(transaction)
+                return query(transaction)
             finally:
                 transaction.abort()
-                del transaction  # the object holds the slot in lock.mdb, an ended one too
+                del transaction  # the object holds its slot in lock.mdb even after the end
         finally:
             self._leave()
 
     def resize(self, size: int) -> None:
-        """Set the map's size in bytes, 0 for what the file says, once no other thread has a transaction open."""
+        """Set the map's size in bytes, 0 for the file's own, once no other thread has a transaction open."""
         with self._condition:
             self._wait_for_others()
             try:
                 self.env.set_mapsize(size)
             finally:
-                self._let_go()
+                self._unblock()
 
     def write(self, change: Callable[[lmdb.Transaction], T]) -> T:
-        """change(transaction) in one committed transaction; called again after a full map has grown.
+        """Return change(transaction) of one committed transaction; call it again after a full map has grown.
 
-        Raises ValueError where the file cannot be written: full disk, file-size limit, damage.
+        Raises UserError where the file cannot be written: full disk, file-size limit, damage.
         """
         self._written += 1
         if self._written % _CHECK_EVERY == 0:
@@ -178,49 +187,58 @@ class OpenLmdb:
             self._leave()
 
     def before_fork(self) -> None:
-        """Holds new transactions back until after_fork, and waits for those of other threads."""
+        """Block new transactions until after_fork, and wait for those of other threads."""
         self._condition.acquire()
         self._wait_for_others(_FORK_PATIENCE)
 
     def after_fork(self, child: bool) -> None:
-        """child: closes the copy, which without a transaction touches nothing of the parent's; else keeps it for good,
-        as its slots in lock.mdb would be given back while the parent reads."""
+        """Let transactions begin again in the parent; in a child, close the inherited copy.
+
+        Closing a copy without open transactions changes nothing for the parent. With open transactions the child keeps
+        the copy for good, because closing it would free slots in lock.mdb that the parent still reads with.
+        """
         busy = bool(self._in_use)
-        self._let_go()
+        self._unblock()
         self._condition.release()
         if child and busy:
-            _LEFT.append(self)
+            _INHERITED.append(self)
         elif child:
             self.env.close()
 
 
-_LEFT: list[OpenLmdb] = []
+_INHERITED: list[OpenLmdb] = []  # copies in a forked child that must stay open
 # LMDB must not be opened twice in one process, so readers of one file share it while any of them lives.
 _OPEN: weakref.WeakValueDictionary[tuple[int, int], OpenLmdb] = weakref.WeakValueDictionary()
-_ENVS: dict[tuple[int, int], lmdb.Environment] = {}  # theirs, and those without users that are to be closed
-_OPENING = threading.RLock()  # held by who opens, closes or forks: a child would wait forever for a half-closed one
+_ENVS: dict[tuple[int, int], lmdb.Environment] = {}  # of _OPEN, and of unused ones until they are closed
+_OPENING = threading.RLock()  # held while opening, closing and forking: a child would wait forever if half closed
 _forking: list[OpenLmdb] = []
 
 
 def _register(identity: tuple[int, int], opened: OpenLmdb) -> OpenLmdb:
-    """With _OPENING held. No __del__ closes it: while one runs, another thread still finds the object in _OPEN."""
+    """Add an environment to the table of open ones. The caller holds _OPENING.
+
+    No __del__ closes it, because while __del__ runs another thread still finds the object in _OPEN.
+    """
     _OPEN[identity] = opened
     _ENVS[identity] = opened.env
-    weakref.finalize(opened, _dropped).atexit = False
+    weakref.finalize(opened, _after_last_user).atexit = False
     return opened
 
 
-def _dropped() -> None:
-    """An OpenLmdb has gone. Never waits, since it may be called anywhere: who holds _OPENING leaves it to the next."""
+def _after_last_user() -> None:
+    """Close unused environments, unless another thread holds _OPENING; then the next call closes them.
+
+    The garbage collector may call this anywhere, so it must not wait.
+    """
     if _OPENING.acquire(blocking=False):
         try:
-            _close_dropped()
+            _close_unused()
         finally:
             _OPENING.release()
 
 
-def _close_dropped() -> None:
-    """With _OPENING held: closes what has no user any more."""
+def _close_unused() -> None:
+    """Close the environments without users. The caller holds _OPENING."""
     for identity, env in list(_ENVS.items()):
         opened = _OPEN.get(identity)
         if opened is None or opened.env is not env:
@@ -252,12 +270,12 @@ if hasattr(os, "register_at_fork"):
 
 
 def open_shared(path: Path, remedy: str, beside_writer: bool = False) -> OpenLmdb:
-    """The environment of the LMDB folder at `path`, for reading.
+    """Return the environment of the LMDB folder at `path`, for reading.
 
-    beside_writer: other processes may write meanwhile: takes a slot in lock.mdb, so that no page that it reads is
-    written over. Where lock.mdb cannot be had (read-only folders) or used (network file systems) there is no slot, and
-    nobody may write meanwhile.
-    Raises ValueError naming the folder, what is wrong with it and the remedy: missing, cut off, no LMDB file.
+    beside_writer: other processes may write meanwhile. Each read then takes a slot in lock.mdb, so that no page that it
+    reads is overwritten. Read-only folders have no lock.mdb and network file systems cannot use it: there is no slot,
+    and no process may write meanwhile.
+    Raises UserError naming the folder, the fault (missing, cut off, no LMDB file) and the remedy.
     """
     identity = _identity(path, remedy)
     with _OPENING:
@@ -266,20 +284,20 @@ def open_shared(path: Path, remedy: str, beside_writer: bool = False) -> OpenLmd
             return opened
         if opened is not None and not opened.slots:
             opened.env.close()  # the parent's, inherited by fork; this closes the child's copy only
-        _close_dropped()
+        _close_unused()
         return _register(identity, _open(path, remedy, beside_writer and network_filesystem(path) is None))
 
 
 def open_for_writing(path: Path, map_size: int) -> OpenLmdb:
-    """The environment of the LMDB folder at `path`, made where there is none.
+    """Return the environment of the LMDB folder at `path`, for writing; make it where it does not exist.
 
-    Any number of processes of one machine may write into it by turns, and others read meanwhile. On a network file
-    system LMDB's own lock does not work: there the caller sees to it that one process writes and nobody reads.
-    Raises ValueError where it cannot be opened, or this process has it open already.
+    map_size: first size of LMDB's map in bytes. Any number of processes of one machine may write into it by turns while
+    others read. On a network file system LMDB's own lock does not work: there the caller must ensure that one process
+    writes and none reads. Raises UserError where it cannot be opened, or is open in this process already.
     """
     lock = network_filesystem(path) is None
     with _OPENING:
-        _close_dropped()
+        _close_unused()
         try:
             env = lmdb.open(
                 str(path.resolve()), map_size=map_size, lock=lock, max_readers=MAX_READERS, max_spare_txns=0
@@ -299,7 +317,7 @@ def open_for_writing(path: Path, map_size: int) -> OpenLmdb:
 
 
 def get(transaction: lmdb.Transaction, key: str, path: Path) -> Any:
-    """The value under `key`, or None; a damaged page is a ValueError naming the folder and the key."""
+    """Return the value under `key`, or None. Raises UserError naming the folder and the key for a damaged page."""
     try:
         return transaction.get(key.encode())
     except lmdb.Error as error:
@@ -307,7 +325,7 @@ def get(transaction: lmdb.Transaction, key: str, path: Path) -> Any:
 
 
 def keys_of(transaction: lmdb.Transaction, path: Path) -> list[str]:
-    """All keys in LMDB's order. A damaged page and a key that is not UTF-8 are UserErrors naming the folder."""
+    """Return all keys in LMDB's order. Raises UserError naming the folder for damage and keys that are not UTF-8."""
     try:
         return [bytes(key).decode() for key in transaction.cursor().iternext(values=False)]
     except UnicodeDecodeError as error:
@@ -317,6 +335,7 @@ def keys_of(transaction: lmdb.Transaction, path: Path) -> list[str]:
 
 
 def _identity(path: Path, remedy: str) -> tuple[int, int]:
+    """Return the device and inode of data.mdb, which are the same for all paths to it."""
     try:
         status = (path / "data.mdb").stat()
     except OSError as error:
@@ -325,8 +344,9 @@ def _identity(path: Path, remedy: str) -> tuple[int, int]:
 
 
 def _open(path: Path, remedy: str, lock: bool) -> OpenLmdb:
-    """Opened for reading, with a lock where that can be had; its length checked."""
-    for locked in (True, False) if lock else (False,):
+    """Open a folder for reading and check its length. lock: use lock.mdb if the folder can hold one."""
+    ways = (True, False) if lock else (False,)
+    for locked in ways:
         try:
             env = lmdb.open(
                 str(path.resolve()),
@@ -335,7 +355,7 @@ def _open(path: Path, remedy: str, lock: bool) -> OpenLmdb:
                 lock=locked,
                 readahead=False,
                 max_readers=MAX_READERS,
-                max_spare_txns=0 if locked else 8,  # a spare one keeps its slot, which a forked child would give back
+                max_spare_txns=0 if locked else 8,  # a spare one keeps its slot, which a forked child would free
             )
         except (lmdb.ReadonlyError, lmdb.DiskError) as error:  # lock.mdb cannot be made here
             if not locked:
@@ -356,11 +376,11 @@ def _unreadable(path: Path, error: lmdb.Error, remedy: str) -> UserError:
 
 
 def _check_length(env: lmdb.Environment, file: Path, remedy: str) -> None:
-    """Compares the length of data.mdb with what its header promises: reading past a cut-off end kills the process."""
+    """Raise UserError where data.mdb is shorter than its header says: reading past its end would kill the process."""
     needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
     try:
         present = file.stat().st_size
-    except OSError as error:  # moved away since it was opened, as a merged part is
+    except OSError as error:  # moved away after it was opened, as a merged part is
         env.close()
         raise UserError(f"{file}: cannot be read ({error.strerror}); {remedy}") from None
     if present < needed:

@@ -1,4 +1,4 @@
-"""LMDB folders of images: BasicSR's (encoded files) and our own (raw pixels, so that a crop reads only its part).
+"""Reading and writing LMDB folders of images: BasicSR's (image files) and our own (raw pixels: a crop reads its part).
 
 A folder holds data.mdb, lock.mdb and meta_info.txt, whose lines `name.png (h,w,c) level` list the images; an image's
 key is its name without suffix. A value is an image file's bytes, or a raw record: the header below, then the pixels
@@ -23,7 +23,7 @@ from typing import Any, Literal
 import lmdb
 import numpy as np
 
-from sam4ir.data.lmdb_env import OpenLmdb, get, keys_of, open_shared
+from sam4ir.data.lmdb_env import MAX_KEY, OpenLmdb, get, keys_of, open_shared
 from sam4ir.errors import UserError
 from sam4ir.utils.files import read_text, write_text
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, decode_image, encode_png, size_of
@@ -33,15 +33,15 @@ Encoding = Literal["raw", "png"]
 
 _RAW_MAGIC = b"\0S4I"
 _RAW_HEADER = struct.Struct("<4sBBHII")
-_MAX_KEY_BYTES = 511  # LMDB's compiled-in limit
 _FLUSH_BYTES = 32 << 20
 _META_LINE = re.compile(r"(?P<name>.*\S)\s+\((?P<size>\d+,\s*\d+,\s*\d+)\)(\s+\S+)?\s*")
 
 
 class LmdbReader:
-    """Values of an LMDB folder by key; opened when first read, in each process anew, so it can be forked and pickled.
+    """The values of an LMDB folder by key.
 
-    A folder that is missing, truncated or no LMDB is a ValueError naming it, at the first read.
+    Each process opens the folder at its first read, so a reader can be forked and pickled. That read raises UserError
+    naming a folder that is missing, truncated or no LMDB.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -53,13 +53,13 @@ class LmdbReader:
 
     def _env(self) -> lmdb.Environment:
         if self._opened is None or not self._opened.usable:
-            self._opened = None  # lets go of a parent's environment before the file is opened again
+            self._opened = None  # gives up a parent's environment before the file is opened again
             self._opened = open_shared(self.path, "copy or make it again")
         return self._opened.env
 
     @contextmanager
     def value(self, key: str) -> Iterator[memoryview]:
-        """The bytes under `key`, mapped and not copied: valid inside the block only. ValueError where there is none."""
+        """Yield the bytes under `key`, a view that is valid inside the block only. Raises UserError without a value."""
         with self._env().begin(buffers=True) as transaction:
             value = get(transaction, key, self.path)
             if value is None:
@@ -67,7 +67,7 @@ class LmdbReader:
             yield value
 
     def keys(self) -> list[str]:
-        """All keys, in LMDB's (byte) order."""
+        """Return all keys in LMDB's order, that of their bytes."""
         with self._env().begin() as transaction:
             return keys_of(transaction, self.path)
 
@@ -76,22 +76,24 @@ class LmdbReader:
 
 
 def key_of(name: str) -> str:
-    """An image's key: its name without the image suffix ('a/b.png' -> 'a/b', 'img_1.5' stays)."""
+    """Return an image's key: its name without the image suffix ('a/b.png' -> 'a/b', 'img_1.5' stays)."""
     suffix = PurePosixPath(name).suffix
     return name[: -len(suffix)] if suffix.lower() in IMAGE_SUFFIXES else name
 
 
 def parse_meta_line(line: str) -> tuple[str, bool]:
-    """The image name of one meta_info line, and whether the line gives a size; '' for a blank line.
+    """Return the image name of one meta_info line, and whether the line gives a size; '' for a blank line.
 
-    With a size in brackets the name is what stands before it (it may hold spaces), else the first word.
+    Before a size in brackets all text is the name, which may hold spaces; without a size the first word is the name.
     """
     match = _META_LINE.fullmatch(line)
-    return (match["name"].strip(), True) if match else ((line.split() or [""])[0], False)
+    if match:
+        return match["name"].strip(), True
+    return (line.split() or [""])[0], False
 
 
 def read_image_keys(path: str | Path) -> list[str]:
-    """The keys that an image LMDB's meta_info.txt lists, sorted. ValueError naming the folder where it is missing."""
+    """Return the sorted keys of an image LMDB's meta_info.txt. Raises UserError naming a folder without that file."""
     meta = Path(path) / "meta_info.txt"
     if not meta.parent.is_dir():
         raise UserError(f"{path}: no such folder; scripts/prepare_data.py makes the LMDBs of the recipes")
@@ -106,7 +108,7 @@ def read_image_keys(path: str | Path) -> list[str]:
 
 
 def pack_raw(image: np.ndarray) -> bytes:
-    """The raw record of an (h, w, c) uint8 or uint16 image."""
+    """Return the raw record of an (h, w, 1 or 3) uint8 or uint16 image. Raises ImageError for other arrays."""
     if image.ndim != 3 or image.shape[2] not in (1, 3) or image.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"a raw record needs (h, w, 1 or 3) uint8 or uint16, got {image.shape} {image.dtype}")
     h, w, c = image.shape
@@ -115,7 +117,10 @@ def pack_raw(image: np.ndarray) -> bytes:
 
 
 def unpack_image(value: memoryview | bytes, name: str) -> np.ndarray:
-    """(h, w, 3) RGB of a value: a read-only view for a raw record (grey broadcast), else the decoded file."""
+    """Return the (h, w, 3) RGB pixels of a value: a read-only view of a raw record, or the decoded file.
+
+    Grey pixels are repeated for the three channels. name: for messages. Raises ImageError for a damaged value.
+    """
     if bytes(value[:4]) != _RAW_MAGIC:
         return decode_image(bytes(value), name)
     if len(value) < _RAW_HEADER.size:
@@ -134,14 +139,17 @@ def unpack_image(value: memoryview | bytes, name: str) -> np.ndarray:
 
 
 def unpack_size(value: memoryview | bytes, name: str) -> tuple[int, int]:
-    """(h, w) of a value; of an encoded file by its header."""
+    """Return (h, w) of a value, for an encoded file from its header. Raises ImageError for a damaged value."""
     if bytes(value[:4]) != _RAW_MAGIC:
         return size_of(bytes(value), name)
     return unpack_image(value, name).shape[:2]  # a view
 
 
 def append_text(path: Path, text: str) -> None:
-    """Adds to a file and flushes it to disk. A full disk is a ValueError naming the file, whose end may be cut then."""
+    """Append to a file and flush it to disk. Raises UserError naming the file where the disk is full.
+
+    The file's last line may then be incomplete.
+    """
     try:
         with path.open("a", encoding="utf-8") as file:
             file.write(text)
@@ -153,7 +161,10 @@ def append_text(path: Path, text: str) -> None:
 
 @dataclass(frozen=True)
 class Packed:
-    """One value as an LMDB folder holds it: its bytes, the image's (h, w, c), and meta_info's level (0 = raw)."""
+    """One value of an LMDB folder.
+
+    value: its bytes. shape: (h, w, c) of the image. level: PNG compression in meta_info.txt, 0 for a raw record.
+    """
 
     value: bytes
     shape: tuple[int, int, int]
@@ -161,7 +172,7 @@ class Packed:
 
 
 def pack(image: np.ndarray, encoding: Encoding) -> Packed:
-    """(h, w, 1 or 3) RGB uint8 or uint16 pixels as a raw record or a PNG file."""
+    """Encode (h, w, 1 or 3) RGB uint8 or uint16 pixels as a raw record or a PNG file."""
     h, w, c = image.shape
     if encoding == "raw":
         return Packed(pack_raw(image), (h, w, c), level=0)
@@ -169,15 +180,15 @@ def pack(image: np.ndarray, encoding: Encoding) -> Packed:
 
 
 class LmdbWriter:
-    """Makes an image LMDB folder; use as a context manager.
+    """The writer of an image LMDB folder, a context manager.
 
-    path: the new folder, ending in .lmdb. It appears under this name whole, when the block ends without an error;
-        until then it is `<path>.part`, without meta_info.txt. An existing folder is never touched (ValueError).
+    path: the new folder, ending in .lmdb. It gets this name when the block ends without an error; until then it is
+        `<path>.part` and has no meta_info.txt. An existing folder stays as it is (UserError).
     encoding: 'raw' (largest, fastest: crops are cut before anything is converted) or 'png' (BasicSR reads it too).
     map_size: first size of LMDB's map in bytes; it doubles whenever it is full.
-    resume: goes on with the `<path>.part` of an interrupted writer, keeps it when the block raises, and makes every
-        commit() last: what was committed survives a kill or a power failure, and is in `keys()` next time.
-    A full disk or a damaged `.part` is a ValueError naming it.
+    resume: continue the `<path>.part` of an interrupted writer, keep it when the block raises, and let every commit()
+        survive a kill or a power failure; `keys()` of the next writer lists the committed keys.
+    Raises UserError naming the folder where the disk is full or `.part` is damaged.
     """
 
     def __init__(
@@ -193,14 +204,14 @@ class LmdbWriter:
         self.encoding: Encoding = encoding
         self._resume = resume
         self._part = self.path.with_name(self.path.name + ".part")
-        self._journal = self._part / "meta_info.part"  # a line each key, written before the key is committed
+        self._journal = self._part / "meta_info.part"  # a line for each key, written before the key is committed
         if not resume:
             shutil.rmtree(self._part, ignore_errors=True)
         self._part.mkdir(parents=True, exist_ok=True)
         self._env = self._open(map_size)
         self._pending: dict[str, bytes] = {}
         self._pending_bytes = 0
-        self._meta = self._stored() if resume else {}
+        self._meta = self._stored_lines() if resume else {}
 
     def _open(self, map_size: int) -> lmdb.Environment:
         try:
@@ -208,37 +219,39 @@ class LmdbWriter:
         except lmdb.Error as error:
             raise UserError(f"{self._part}: cannot be opened ({error}); remove it and begin anew") from None
 
-    def _stored(self) -> dict[str, str]:
-        """{key: its meta_info line} of what earlier writers committed."""
+    def _stored_lines(self) -> dict[str, str]:
+        """Return {key: its meta_info line} for the keys that earlier writers committed."""
         text = read_text(self._journal) if self._journal.exists() else ""
         lines = {key_of(parse_meta_line(line)[0]): line for line in text.split("\n")[:-1]}  # whole lines only
         with self._env.begin() as transaction:
             keys = keys_of(transaction, self._part)
-        lost = [key for key in keys if key not in lines]
-        if lost:
-            raise UserError(f"{self._journal}: lacks {len(lost)} keys of data.mdb; remove {self._part} and begin anew")
+        missing = [key for key in keys if key not in lines]
+        if missing:
+            raise UserError(
+                f"{self._journal}: lacks {len(missing)} keys of data.mdb; remove {self._part} and begin anew"
+            )
         if text and not text.endswith("\n"):
             write_text(self._journal, "".join(f"{line}\n" for line in lines.values()))
         return {key: lines[key] for key in keys}
 
     def keys(self) -> list[str]:
-        """The keys put so far, of earlier writers too, sorted."""
+        """Return the sorted keys that this and earlier writers stored."""
         return sorted(self._meta)
 
     def put(self, key: str, image: np.ndarray) -> None:
-        """Stores (h, w, 1 or 3) RGB uint8 or uint16 pixels under `key` (the image's name without suffix)."""
+        """Store (h, w, 1 or 3) RGB uint8 or uint16 pixels under `key`, the image's name without suffix."""
         self.add(key, pack(image, self.encoding))
 
     def put_encoded(self, key: str, data: bytes) -> None:
-        """Stores an image file's bytes as they are, after a look whether they decode."""
+        """Store an image file's bytes unchanged. Raises ImageError where they cannot be decoded."""
         h, w, c = decode_image(data, key).shape
         self.add(key, Packed(data, (h, w, c), level=1))
 
     def add(self, key: str, packed: Packed) -> None:
-        """Stores a value that was packed elsewhere (pack). ValueError where `key` is stored already."""
+        """Store a value that `pack` made. Raises UserError where `key` is stored already, empty or too long."""
         size = len(key.encode())
-        if not 0 < size <= _MAX_KEY_BYTES:
-            raise UserError(f"{self.path}: key {key!r} has {size} bytes; LMDB takes 1 to {_MAX_KEY_BYTES}")
+        if not 0 < size <= MAX_KEY:
+            raise UserError(f"{self.path}: key {key!r} has {size} bytes; LMDB takes 1 to {MAX_KEY}")
         if key in self._meta:
             raise UserError(f"{self.path}: key {key!r} is stored already; two images have one name")
         h, w, c = packed.shape
@@ -249,7 +262,7 @@ class LmdbWriter:
             self.commit()
 
     def value(self, key: str) -> bytes:
-        """What was put under `key`, by earlier writers too. ValueError where there is nothing."""
+        """Return the bytes that this or an earlier writer stored under `key`. Raises UserError without a value."""
         with self._env.begin() as transaction:
             value: bytes | None = self._pending.get(key) or transaction.get(key.encode())
         if value is None:
@@ -257,14 +270,14 @@ class LmdbWriter:
         return value
 
     def discard(self, keys: Iterable[str]) -> None:
-        """Takes out committed keys, so that they can be put anew."""
+        """Remove committed keys, so that they can be stored again."""
         names = list(keys)
         self._write(dict.fromkeys(names))
         for name in names:
             del self._meta[name]
 
     def commit(self) -> None:
-        """Writes what was put so far in one transaction; with resume=True it lasts when this returns."""
+        """Write the pending values in one transaction; with resume=True they are on disk when this returns."""
         if not self._pending:
             return
         if self._resume:
@@ -273,6 +286,7 @@ class LmdbWriter:
         self._pending, self._pending_bytes = {}, 0
 
     def _write(self, values: Mapping[str, bytes | None]) -> None:
+        """Store values in one transaction, None deletes a key; a full map grows."""
         while True:
             try:
                 with self._env.begin(write=True) as transaction:
@@ -291,7 +305,7 @@ class LmdbWriter:
                 ) from None
 
     def close(self) -> None:
-        """Writes what is pending, then meta_info.txt, then gives the folder its name."""
+        """Write the pending values and meta_info.txt, then give the folder its final name."""
         self.commit()
         self._env.sync(True)
         self._env.close()
@@ -301,7 +315,7 @@ class LmdbWriter:
         (self.path / self._journal.name).unlink(missing_ok=True)
 
     def abandon(self) -> None:
-        """Leaves without a finished folder: resume=True keeps what was committed, else all is removed."""
+        """Stop without a finished folder: keep the committed values with resume=True, else remove everything."""
         self._env.close()
         if not self._resume:
             shutil.rmtree(self._part, ignore_errors=True)

@@ -1,7 +1,8 @@
-"""Where sub-images lie in their image: BasicSR's rule, and the table that a prepared set keeps of them."""
+"""The places of sub-images in their image: the rule of BasicSR, and the table windows.jsonl that records them."""
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -18,7 +19,10 @@ TABLE = "windows.jsonl"
 
 @dataclass(frozen=True)
 class SubImage:
-    """One sub-image: what its key has behind the image's key ('_s001'; '' = the whole image), and where it lies."""
+    """One sub-image: the suffix that follows the image's key in its own key, and its rectangle in pixels.
+
+    suffix: e.g. '_s001'; '' where the sub-image has the image's key.
+    """
 
     suffix: str
     top: int
@@ -27,20 +31,21 @@ class SubImage:
     width: int
 
     def cut(self, image: np.ndarray, divisor: int = 1) -> np.ndarray:
-        """The pixels of an (h, w, ...) array that is `divisor` times smaller than the image that this speaks of."""
+        """Return the crop of an (h, w, ...) array that is `divisor` times smaller than the image of the rectangle."""
         top, left = self.top // divisor, self.left // divisor
         return image[top : top + self.height // divisor, left : left + self.width // divisor]
 
 
 @dataclass(frozen=True)
 class Crop:
-    """How images are cut.
+    """The rule by which images are cut into sub-images.
 
-    size, step, thresh: side of the square sub-images, distance of their starts, and the remainder up to which the
-        border goes without a sub-image of its own, all in pixels of GT.
-    whole_up_to: an image with a side of at most this stays whole.
-    blunt: the share of sub-images that is dropped, the least sharp ones (prepare_sharpness).
-    centre: one sub-image from the middle instead; it has the image's key.
+    size, step, thresh: side of the square sub-images, distance of their starts, and the largest remainder at the border
+        that gets no sub-image of its own, all in pixels of GT.
+    whole_up_to: an image with a side of at most this many pixels stays whole.
+    blunt: share of the sub-images to drop, the least sharp ones first, 0 to 1 (prepare.sharpness).
+    centre: cut one sub-image from the middle instead; it has the image's key.
+    Raises UserError for a size or step below 1 or a thresh below 0.
     """
 
     size: int
@@ -58,7 +63,7 @@ class Crop:
             )
 
     def windows(self, size: tuple[int, int]) -> list[SubImage]:
-        """The sub-images of an image of size (h, w). ValueError where it is smaller than one."""
+        """Return the sub-images of an image of size (h, w). Raises UserError where it is smaller than one of them."""
         if min(size) <= self.whole_up_to:
             return whole(size)
         if self.centre:
@@ -66,39 +71,42 @@ class Crop:
         return windows(size, self.size, self.step, self.thresh)
 
     def settings(self) -> dict[str, Any]:
-        """What of this differs from the defaults, for prepared.json."""
-        return {"size": self.size, **{k: v for k, v in asdict(self).items() if k != "size" and v}}
+        """Return the size and all other fields that differ from their defaults, for prepared.json."""
+        return {name: value for name, value in asdict(self).items() if name == "size" or value}
 
 
 def windows(size: tuple[int, int], crop: int, step: int, thresh: int = 0) -> list[SubImage]:
-    """The crop x crop sub-images of an image of size (h, w), row by row, numbered from _s001.
+    """Return the crop x crop sub-images of an image of size (h, w), row by row, numbered from _s001.
 
     The rule of BasicSR's extract_subimages.py, which NAFNet and HINet share: starts at 0, step, 2 step, ... while the
     sub-image fits; where more than thresh pixels remain, one more flush with the border. Restormer's patches (step =
     patch - overlap) lie in the same places.
-    The number has three digits, more where there are more than 999, so that keys sort as the windows do.
-    Raises ValueError for an image smaller than crop.
+    The number has three digits, or more where there are more than 999, so that the keys sort in the windows' order.
+    Raises UserError for an image smaller than crop.
     """
     _check_fits(size, crop)
-    places = [
-        (top, left) for top in _starts(size[0], crop, step, thresh) for left in _starts(size[1], crop, step, thresh)
-    ]
-    digits = max(3, len(str(len(places))))
-    return [SubImage(f"_s{i:0{digits}d}", top, left, crop, crop) for i, (top, left) in enumerate(places, 1)]
+    tops, lefts = _starts(size[0], crop, step, thresh), _starts(size[1], crop, step, thresh)
+    corners = list(itertools.product(tops, lefts))
+    digits = max(3, len(str(len(corners))))
+    return [SubImage(f"_s{i:0{digits}d}", top, left, crop, crop) for i, (top, left) in enumerate(corners, 1)]
 
 
 def whole(size: tuple[int, int]) -> list[SubImage]:
-    """The image itself, under its own key."""
+    """Return one sub-image that covers the whole image of size (h, w), under the image's key."""
     return [SubImage("", 0, 0, *size)]
 
 
 def centre(size: tuple[int, int], crop: int) -> list[SubImage]:
-    """One crop x crop sub-image from the middle, rounded towards the top left (Restormer's validation patches)."""
+    """Return one crop x crop sub-image from the middle, rounded towards the top left (Restormer's validation patches).
+
+    Raises UserError for an image smaller than crop.
+    """
     _check_fits(size, crop)
     return [SubImage("", (size[0] - crop) // 2, (size[1] - crop) // 2, crop, crop)]
 
 
 def _starts(side: int, crop: int, step: int, thresh: int) -> list[int]:
+    """Return the first rows (or columns) of the sub-images along one side."""
     starts = list(range(0, side - crop + 1, step))
     if side - (starts[-1] + crop) > thresh:
         starts.append(side - crop)
@@ -123,20 +131,21 @@ class Cut:
 
     @property
     def keys(self) -> list[str]:
-        """The sub-images' keys."""
+        """The keys of the sub-images."""
         return [self.key + window.suffix for window in self.windows]
 
     def line(self) -> str:
-        """One line of the table."""
-        places = [[w.suffix, w.top, w.left, w.height, w.width] for w in self.windows]
-        return json.dumps({"key": self.key, "size": self.size, "windows": places}, ensure_ascii=False) + "\n"
+        """Return the image's line of the table, as read_table reads it."""
+        windows = [[w.suffix, w.top, w.left, w.height, w.width] for w in self.windows]
+        return json.dumps({"key": self.key, "size": self.size, "windows": windows}, ensure_ascii=False) + "\n"
 
 
 def read_table(path: Path) -> Iterator[Cut]:
-    """The images of a table, in its order; a last line without its end (a killed writer's) is left out.
+    """Yield the images of a table in its order, without a last line that a killed writer did not end.
 
     path: windows.jsonl beside a prepared LMDB. A line is {"key": ..., "size": [h, w], "windows": [[suffix, top, left,
-    height, width], ...]}: the sub-image key + suffix shows that part of the image `key`. Raises ValueError naming path.
+    height, width], ...]}: the sub-image key + suffix shows that rectangle of the image `key`.
+    Raises UserError naming the path and the line that is damaged.
     """
     for number, line in enumerate(read_text(path).split("\n")[:-1], 1):
         try:

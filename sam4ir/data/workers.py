@@ -1,4 +1,4 @@
-"""One task after the other, or on many processes; results come in order, and only the caller writes."""
+"""A function applied to many tasks, here or on several processes; results come in order, so that the caller writes."""
 
 from __future__ import annotations
 
@@ -27,43 +27,43 @@ TASKS_A_PROCESS = 64  # a process costs seconds to start
 
 @dataclass(frozen=True)
 class Failure:
-    """What is wrong with the input of a task, for the user to read."""
+    """The error of a task, whose message tells the user what is wrong with its input."""
 
     message: str
 
 
 def useful(workers: int, tasks: int, at_least: int = TASKS_A_PROCESS) -> int:
-    """How many of `workers` processes pay for so many tasks; each should have `at_least` of them."""
+    """Return how many of `workers` processes are worth their start: each should have at least `at_least` tasks."""
     return max(1, min(workers, tasks // at_least))
 
 
 def attempts(
     function: Callable[[T], R], tasks: Iterable[T], workers: int = 1, ahead: int = 4
 ) -> Generator[tuple[T, R | Failure], None, None]:
-    """(task, function(task)) in the order of `tasks`; a UserError, OSError or MemoryError of one is a Failure.
+    """Yield (task, function(task)) in the order of `tasks`; a UserError, OSError or MemoryError becomes a Failure.
 
-    workers: processes, 1 = this one. ahead: tasks a worker that are handed out before the first of them is done; their
-    results wait in memory. `function` is pickled once a process: a module's function or a partial of one.
-    Close the generator (contextlib.closing) when leaving early: it ends the processes.
-    Raises ValueError where a process dies, naming the tasks at which that was.
+    workers: number of processes, 1 = this process. ahead: tasks for each worker that run before the first result is
+    taken; their results wait in memory. function: pickled once for each process, so a module's function or a partial of
+    one. Close the generator (contextlib.closing) when you leave early: that ends the processes.
+    Raises UserError naming the tasks at which a worker process died.
     """
     if workers <= 1:
         for task in tasks:
             yield task, _Attempt(function)(task)
         return
-    with ProcessPoolExecutor(workers, _context(), _begin, (_Attempt(function),)) as pool:
-        waiting: deque[tuple[T, Future[R | Failure]]] = deque()
+    with ProcessPoolExecutor(workers, _context(), _begin_worker, (_Attempt(function),)) as pool:
+        pending: deque[tuple[T, Future[R | Failure]]] = deque()
         try:
             for task in tasks:
-                waiting.append((task, pool.submit(_call, task)))
-                if len(waiting) > ahead * workers:
-                    yield waiting[0][0], waiting[0][1].result()
-                    waiting.popleft()
-            while waiting:
-                yield waiting[0][0], waiting[0][1].result()
-                waiting.popleft()
+                pending.append((task, pool.submit(_call, task)))
+                if len(pending) > ahead * workers:
+                    yield pending[0][0], pending[0][1].result()
+                    pending.popleft()
+            while pending:
+                yield pending[0][0], pending[0][1].result()
+                pending.popleft()
         except BrokenProcessPool:
-            names = ", ".join(str(task)[:80] for task, _ in list(waiting)[: workers + 1])
+            names = ", ".join(str(task)[:80] for task, _ in list(pending)[: workers + 1])
             raise UserError(
                 f"a worker process died at or after {names}; memory may be short: fewer --workers need less"
             ) from None
@@ -72,7 +72,7 @@ def attempts(
 
 
 class _Attempt(Generic[T, R]):
-    """The function with its user errors as values."""
+    """The function, which returns a Failure instead of raising what the user can mend."""
 
     def __init__(self, function: Callable[[T], R]) -> None:
         self.function = function
@@ -86,15 +86,15 @@ class _Attempt(Generic[T, R]):
             return Failure(f"{task}: not enough memory ({error})")
 
 
-_ATTEMPT: list[Any] = []  # of a worker process
+_ATTEMPT: list[Any] = []  # in a worker process, the one function that it calls
 
 
 def _call(task: Any) -> Any:
     return _ATTEMPT[0](task)
 
 
-def _begin(attempt: Any) -> None:
-    """One thread, deaf to Ctrl-C (the parent ends it), gone when the parent is killed."""
+def _begin_worker(attempt: Any) -> None:
+    """Set a worker process up: one thread, no Ctrl-C (the parent ends it), and an end when the parent is killed."""
     _ATTEMPT.append(attempt)
     cv2.setNumThreads(1)
     with contextlib.suppress(ValueError):  # not the main thread
@@ -110,7 +110,10 @@ def _end_with_parent() -> None:
 
 
 def _context() -> BaseContext:
-    """Workers of a server that imports this module once; forked from here they would inherit locks and LMDBs."""
+    """Return a context that starts workers from a clean server, which imports the modules once.
+
+    Workers forked from this process would inherit its locks and open LMDBs.
+    """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")

@@ -1,4 +1,4 @@
-"""What is to be prepared: images that belong together, the folders they go to, what the user changes."""
+"""What a job prepares: images that belong together, the LMDB folders they go to, and the user's choices."""
 
 from __future__ import annotations
 
@@ -17,20 +17,24 @@ Phase = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class Store:
-    """One LMDB folder of a part: its name without .lmdb, the option that it is for, GT size over its images' size.
+    """One LMDB folder of a part.
 
-    made: its images are shrunk from the GT (utils.resize) and no files of their own.
+    name: without .lmdb. option: the key of an option file that names this folder, e.g. dataroot_gt. divisor: GT size
+    over the size of its images. shrunk: its images have no files; they are shrunk from the GT (utils.resize).
     """
 
     name: str
     option: str
     divisor: int = 1
-    made: bool = False
+    shrunk: bool = False
 
 
 @dataclass(frozen=True)
 class Item:
-    """Images that belong together, one for each store of the part that is not made; the first is the GT."""
+    """The files of images that belong together, e.g. a pair, under one key.
+
+    files: one for each store whose images are not shrunk from the GT; the first is the GT.
+    """
 
     key: str
     files: tuple[File, ...]
@@ -38,10 +42,10 @@ class Item:
 
 @dataclass(frozen=True)
 class Part:
-    """What becomes one folder below --output.
+    """A part of a data set that becomes one folder below --output.
 
-    items: sorted by key, keys unique. crop: None keeps images whole. problems: how the items differ from the published
-    set, one sentence each; empty where counts and names are right.
+    folder: its path below --output. items: sorted by key, keys unique. crop: None keeps images whole. problems: how the
+    items differ from the published set, one sentence each; empty where counts and names are right.
     """
 
     phase: Phase
@@ -53,12 +57,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What the user changes of a recipe.
+class RecipeChoice:
+    """The user's changes to a recipe.
 
-    crop_size, step, thresh: instead of the recipe's, for its training part. no_crop: whole images there.
-    scales: of super-resolution; make_lq: its LR images are made of the HR ones and not read.
-    blur: GoPro's folder of blurred images, 'blur' or 'blur_gamma'.
+    crop_size, step, thresh: replace the recipe's values for the training part, in pixels of GT; None keeps them.
+    no_crop: the training images stay whole. scales: of super-resolution. make_lq: LR images are shrunk from the HR
+    images instead of read. blur: GoPro's folder of blurred images, 'blur' or 'blur_gamma'.
     """
 
     crop_size: int | None = None
@@ -70,7 +74,10 @@ class Choice:
     blur: str = "blur"
 
     def crop(self, recipe: Crop | None) -> Crop | None:
-        """The recipe's crop with the user's changes."""
+        """Return the recipe's crop with the user's changes, None for whole images.
+
+        Raises UserError where the changes contradict each other.
+        """
         changed = any(value is not None for value in (self.crop_size, self.step, self.thresh))
         if self.no_crop and changed:
             raise UserError("--no-crop goes without --crop-size, --step and --thresh")
@@ -89,7 +96,11 @@ class Choice:
 
 @dataclass(frozen=True)
 class Job:
-    """One part to prepare. folder: where it goes; recipe and sources: what prepared.json tells of its origin."""
+    """One part to prepare and how.
+
+    folder: where the part goes. recipe, sources: its origin as prepared.json records it: the recipe's name and the
+    paths that the user gave.
+    """
 
     part: Part
     folder: Path
@@ -98,31 +109,40 @@ class Job:
     sources: tuple[str, ...] = ()
 
     def stores(self) -> list[Path]:
-        """The LMDB folders, GT first."""
+        """Return the paths of the LMDB folders, GT first."""
         return [self.folder / f"{store.name}.lmdb" for store in self.part.stores]
 
     def settings(self) -> dict[str, Any]:
-        """What must be equal for a run to go on where another stopped, as JSON gives it back."""
+        """Return the settings that must be equal for a run to continue an earlier one, as JSON reads them back."""
         crop = self.part.crop
+        stores: list[list[Any]] = []
+        for store in self.part.stores:
+            method = ["bicubic"] if store.shrunk else []
+            stores.append([store.name, store.divisor, *method])
         return {
             "recipe": self.recipe,
             "part": self.part.folder,
             "encoding": self.encoding,
             "crop": crop.settings() if crop else None,
-            "stores": [[s.name, s.divisor, *(["bicubic"] if s.made else [])] for s in self.part.stores],
+            "stores": stores,
         }
 
     def digest(self) -> str:
-        """A checksum of the images' keys and file names."""
-        names = [
-            f"{item.key} {[Path(file.member or file.path).name for file in item.files]}" for item in self.part.items
-        ]
-        return hashlib.sha256("\n".join(names).encode()).hexdigest()
+        """Return a checksum of the images' keys and file names, in hexadecimal."""
+        lines = []
+        for item in self.part.items:
+            names = [Path(file.member or file.path).name for file in item.files]
+            lines.append(f"{item.key} {names}")
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a folder holds: images of the source, sub-images, the bytes of its LMDB folders; fresh: made just now."""
+    """What the folder of a finished job holds.
+
+    images: of the source. sub_images: in each LMDB folder. bytes: of all LMDB folders. fresh: this run finished it, not
+    an earlier one.
+    """
 
     job: Job
     images: int

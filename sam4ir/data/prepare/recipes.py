@@ -1,10 +1,11 @@
-"""What the field's training sets consist of, and how its recipes cut them.
+"""The training and test sets of the field: which files they consist of and how the published recipes cut them.
 
-Counts, names and crops are those of the official programs:
+A builder finds the files of one phase of a set in the user's download and returns the parts to prepare, with a list of
+differences from the published set. Counts, names and crops are those of the official programs:
 NAFNet and HINet (scripts/data_preparation/{sidd,gopro,rain13k}.py, basicsr/utils/create_lmdb.py, option files),
 Restormer ({Motion_Deblurring,Defocus_Deblurring,Denoising}/generate_patches_*.py, download_data.py, option files),
 BasicSR (scripts/data_preparation/extract_subimages.py, docs/DatasetPreparation.md).
-The LMDB folders bear the names that those option files give them.
+The LMDB folders have the names that those option files use.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from pathlib import Path
 from typing import Literal
 
 from sam4ir.data.paired import pair_keys
-from sam4ir.data.prepare.parts import Choice, Item, Part, Phase, Store
+from sam4ir.data.prepare.parts import Item, Part, Phase, RecipeChoice, Store
 from sam4ir.data.prepare.tree import File, Tree, image_pattern, mat_block_count
 from sam4ir.data.sources import FolderSource, listed
 from sam4ir.data.windows import Crop
 from sam4ir.errors import UserError
 
-Builder = Callable[[Tree, Choice], list[Part]]
+Builder = Callable[[Tree, RecipeChoice], list[Part]]
 
 PAIR = (Store("target", "dataroot_gt"), Store("input", "dataroot_lq"))
 
-# SIDD-Medium holds the scene instances 1 to 200 without these, which the validation and benchmark blocks are from
+# SIDD-Medium holds the scene instances 1 to 200 without these: the validation and benchmark blocks come from them
 _SIDD_HELD_BACK = (
     *(9, 21, 24, 26, 31, 37, 41, 46, 49, 53, 56, 58, 61, 67, 71, 74, 79, 82, 85, 93),
     *(95, 100, 103, 109, 112, 119, 124, 128, 131, 141, 143, 148, 153, 158, 162, 171, 174, 176, 183, 187),
@@ -47,42 +48,47 @@ _RAIN_TESTS = {"Test100": 98, "Rain100H": 100, "Rain100L": 100, "Test2800": 2800
 _DPDD_COUNTS = {"train": 350, "val": 74, "test": 76}
 
 
-def sidd_train(tree: Tree, choice: Choice) -> list[Part]:
+def sidd_train(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """SIDD-Medium sRGB: 160 scene instances, 320 pairs; 512 crops at steps of 384 (NAFNet, HINet; Restormer the same).
 
     Data/0001_001_S6_00100_00060_3200_L/0001_{GT,NOISY}_SRGB_{010,011}.PNG -> key 0001_SRGB_010, as NAFNet names it.
     """
     pattern = r"\d{4}_\d{3}_[^/]+/(?P<scene>\d{4})_(?P<role>GT|NOISY)_SRGB_(?P<frame>\d{3})\.png"
-    found = _gather(tree, pattern, lambda m: f"{m['scene']}_SRGB_{m['frame']}")
-    items, problems = _join("SIDD train", found, ("gt", "noisy"))
-    scenes = [n for n in range(1, 201) if n not in _SIDD_HELD_BACK]
-    names = [f"{n:04d}_SRGB_{frame}" for n in scenes for frame in ("010", "011")]
+    files = _gather(tree, pattern, lambda m: f"{m['scene']}_SRGB_{m['frame']}")
+    items, problems = _join("SIDD train", files, ("gt", "noisy"))
+    names: list[str] = []
+    for scene in sorted(set(range(1, 201)) - set(_SIDD_HELD_BACK)):
+        names += [f"{scene:04d}_SRGB_010", f"{scene:04d}_SRGB_011"]
     stores = (Store("gt_crops", "dataroot_gt"), Store("input_crops", "dataroot_lq"))
     crop = choice.crop(Crop(512, 384))
-    problems += _against(items, 320, "SIDD train", names)
+    problems += _differences(items, 320, "SIDD train", names)
     return [Part("train", "train", stores, items, crop, problems)]
 
 
-def sidd_val(tree: Tree, choice: Choice) -> list[Part]:
+def sidd_val(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """SIDD's validation blocks: 40 scenes of 32 blocks of 256x256 in two .mat files, 1280 pairs.
 
     Keys ValidationBlocksSrgb_0000 ... in the files' order (NAFNet's names, with zeros so that they sort).
     """
-    what = "SIDD val"
-    found = {m["role"].lower(): file for m, file in tree.find(r"Validation(?P<role>Gt|Noisy)BlocksSrgb\.mat")}
-    counts = {role: mat_block_count(file, (256, 256, 3)) for role, file in found.items()}
-    problems = [f"{what}: lacks Validation{r}BlocksSrgb.mat" for r in ("Gt", "Noisy") if r.lower() not in found]
-    problems += [f"{found[role]}: {n} blocks, the published file has 1280" for role, n in counts.items() if n != 1280]
-    n = min(counts.values()) if len(counts) == 2 else 0
-    items = tuple(
-        Item(f"ValidationBlocksSrgb_{i:04d}", tuple(replace(found[role], block=i) for role in ("gt", "noisy")))
-        for i in range(n)
-    )
+    matches = tree.find(r"Validation(?P<role>Gt|Noisy)BlocksSrgb\.mat")
+    files = {match["role"].lower(): file for match, file in matches}
+    counts = {role: mat_block_count(file, (256, 256, 3)) for role, file in files.items()}
+    problems = []
+    for role in ("Gt", "Noisy"):
+        if role.lower() not in files:
+            problems.append(f"SIDD val: lacks Validation{role}BlocksSrgb.mat")
+    for role, count in counts.items():
+        if count != 1280:
+            problems.append(f"{files[role]}: {count} blocks, the published file has 1280")
+    items = []
+    for i in range(min(counts.values()) if len(counts) == 2 else 0):
+        pair = (replace(files["gt"], block=i), replace(files["noisy"], block=i))
+        items.append(Item(f"ValidationBlocksSrgb_{i:04d}", pair))
     stores = (Store("gt_crops", "dataroot_gt"), Store("input_crops", "dataroot_lq"))
-    return [Part("val", "val", stores, items, None, tuple(problems))]
+    return [Part("val", "val", stores, tuple(items), None, tuple(problems))]
 
 
-def gopro_train(tree: Tree, choice: Choice) -> list[Part]:
+def gopro_train(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """GoPro: 2103 pairs in 22 sequences; 512 crops at steps of 256 (NAFNet, HINet, Restormer: patch 512, overlap 256).
 
     train/GOPR0372_07_00/{blur,sharp}/000047.png (GOPRO_Large), or train/{input,target}/GOPR0372_07_00-000047.png
@@ -93,168 +99,182 @@ def gopro_train(tree: Tree, choice: Choice) -> list[Part]:
     return [Part("train", "train", stores, items, choice.crop(Crop(512, 256)), problems)]
 
 
-def gopro_val(tree: Tree, choice: Choice) -> list[Part]:
-    """256x256 from the middle of GoPro's test images: Restormer's validation while it trains."""
+def gopro_val(tree: Tree, choice: RecipeChoice) -> list[Part]:
+    """256x256 from the middle of GoPro's test images: the validation set of Restormer's training."""
     items, problems = _gopro(tree, choice, "test", r"test(?:/GoPro)?", 1111)
     stores = (Store("target_crops", "dataroot_gt"), Store("input_crops", "dataroot_lq"))
     return [Part("val", "val", stores, items, Crop(256, 256, centre=True), problems)]
 
 
-def gopro_test(tree: Tree, choice: Choice) -> list[Part]:
+def gopro_test(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """GoPro's test set: 1111 pairs in 11 sequences, whole."""
     items, problems = _gopro(tree, choice, "test", r"test(?:/GoPro)?", 1111)
     return [Part("test", "test", PAIR, items, None, problems)]
 
 
 def _gopro(
-    tree: Tree, choice: Choice, split: Literal["train", "test"], root: str, count: int
+    tree: Tree, choice: RecipeChoice, split: Literal["train", "test"], root: str, count: int
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
-    what = f"GoPro {split}"
+    """Return the pairs of GoPro below the folders that `root` matches, and how they differ from the published set."""
+    label = f"GoPro {split}"
     sequences = rf"{root}/(?P<sequence>GOPR[^/]+)/(?P<role>{choice.blur}|sharp)/{image_pattern()}"
-    found = _gather(tree, sequences, lambda m: f"{m['sequence']}-{m['key']}")
-    found = _gather(tree, rf"{root}/(?P<role>input|target)/{image_pattern()}", lambda m: m["key"], found)
+    files = _gather(tree, sequences, lambda m: f"{m['sequence']}-{m['key']}")
+    files = _gather(tree, rf"{root}/(?P<role>input|target)/{image_pattern()}", lambda m: m["key"], files)
     roles = {
-        "gt": found.get("sharp", {}) | found.get("target", {}),
-        "lq": found.get(choice.blur, {}) | found.get("input", {}),
+        "gt": files.get("sharp", {}) | files.get("target", {}),
+        "lq": files.get(choice.blur, {}) | files.get("input", {}),
     }
-    items, problems = _join(what, roles, ("gt", "lq"))
-    here = {item.key.rpartition("-")[0] for item in items}
-    known = {f"GOPR{name}" for name in _GOPRO_SEQUENCES[split]}
-    if here - {""} and known - here:
-        problems += (f"{what}: lacks the sequences {', '.join(sorted(known - here))}",)
-    if here - known - {""}:
-        problems += (f"{what}: has sequences of another set: {', '.join(sorted(here - known - {''}))}",)
-    return items, problems + _against(items, count, what)
+    items, problems = _join(label, roles, ("gt", "lq"))
+    published = {f"GOPR{name}" for name in _GOPRO_SEQUENCES[split]}
+    present = {item.key.rpartition("-")[0] for item in items} - {""}  # '': the key names no sequence
+    if present and published - present:
+        problems += (f"{label}: lacks the sequences {', '.join(sorted(published - present))}",)
+    if present - published:
+        problems += (f"{label}: has sequences of another set: {', '.join(sorted(present - published))}",)
+    return items, problems + _differences(items, count, label)
 
 
-def rain13k_train(tree: Tree, choice: Choice) -> list[Part]:
+def rain13k_train(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """Rain13k: 13712 pairs of many sizes, whole (HINet reads them from an LMDB, Restormer from files).
 
     train/{input,target}/ (HINet) or train/Rain13K/{input,target}/ (Restormer).
     """
-    found = _gather(tree, rf"train/(?:Rain13K/)?(?P<role>input|target)/{image_pattern()}", lambda m: m["key"])
-    items, problems = _join("Rain13k train", found, ("target", "input"))
-    crop, problems = choice.crop(None), problems + _against(items, 13712, "Rain13k train")
-    return [Part("train", "train", PAIR, items, crop, problems)]
+    files = _gather(tree, rf"train/(?:Rain13K/)?(?P<role>input|target)/{image_pattern()}", lambda m: m["key"])
+    items, problems = _join("Rain13k train", files, ("target", "input"))
+    problems += _differences(items, 13712, "Rain13k train")
+    return [Part("train", "train", PAIR, items, choice.crop(None), problems)]
 
 
-def rain13k_test(tree: Tree, choice: Choice) -> list[Part]:
+def rain13k_test(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """The deraining test sets Test100 (98 pairs), Rain100H, Rain100L, Test2800 and Test1200, whole."""
     parts = []
     for name, count in _RAIN_TESTS.items():
-        found = _gather(tree, rf"{name}/(?P<role>input|target)/{image_pattern()}", lambda m: m["key"])
-        items, problems = _join(name, found, ("target", "input"))
-        parts.append(Part("test", f"test/{name}", PAIR, items, None, problems + _against(items, count, name)))
+        files = _gather(tree, rf"{name}/(?P<role>input|target)/{image_pattern()}", lambda m: m["key"])
+        items, problems = _join(name, files, ("target", "input"))
+        problems += _differences(items, count, name)
+        parts.append(Part("test", f"test/{name}", PAIR, items, None, problems))
     return parts
 
 
-def dfwb_train(tree: Tree, choice: Choice) -> list[Part]:
+def dfwb_train(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """DIV2K, Flickr2K, WED and BSD400 for Gaussian denoising, GT only (Restormer): 800, 2650, 4744 and 400 images.
 
-    512 patches with an overlap of 96, so at steps of 416, of images whose sides are both over 800; others stay whole.
-    Folders as Restormer's downloads (DIV2K, Flickr2K, WaterlooED, BSD400) or the sets' own.
+    Images with both sides over 800 are cut into patches of 512 with an overlap of 96, so at steps of 416; others stay
+    whole. The folders have the names of Restormer's downloads (DIV2K, Flickr2K, WaterlooED, BSD400) or the sets' own.
     """
     sets = {
-        "DIV2K": (rf"(?:DIV2K|DIV2K_train_HR)/{image_pattern()}", 800, _numbers(800, 4)),
-        "Flickr2K": (rf"(?:Flickr2K|Flickr2K_HR)/{image_pattern()}", 2650, _numbers(2650, 6)),
-        "WaterlooED": (rf"(?:WaterlooED|WED|pristine_images)/{image_pattern()}", 4744, _numbers(4744, 5)),
+        "DIV2K": (rf"(?:DIV2K|DIV2K_train_HR)/{image_pattern()}", 800, _numbered_names(800, 4)),
+        "Flickr2K": (rf"(?:Flickr2K|Flickr2K_HR)/{image_pattern()}", 2650, _numbered_names(2650, 6)),
+        "WaterlooED": (rf"(?:WaterlooED|WED|pristine_images)/{image_pattern()}", 4744, _numbered_names(4744, 5)),
         "BSD400": (rf"BSDS?400/{image_pattern()}", 400, []),
     }
-    everything: list[Item] = []
+    items: list[Item] = []
     problems: tuple[str, ...] = ()
     for name, (pattern, count, names) in sets.items():
-        found = _gather(tree, rf"(?P<role>){pattern}", lambda m: m["key"])
-        items, _ = _join(name, found, ("",))
-        problems += _against(items, count, f"DFWB {name}", names)
-        everything += [replace(item, key=f"{name}-{item.key}") for item in items]
+        files = _files_by_key(tree, pattern)
+        set_items = [Item(key, (files[key],)) for key in sorted(files)]
+        problems += _differences(set_items, count, f"DFWB {name}", names)
+        items += [replace(item, key=f"{name}-{item.key}") for item in set_items]
     stores = (Store("gt_crops", "dataroot_gt"),)
     crop = choice.crop(Crop(512, 416, whole_up_to=800))
-    return [Part("train", "train", stores, _sorted(everything), crop, problems)]
+    return [Part("train", "train", stores, _sorted(items), crop, problems)]
 
 
-def df2k_train(tree: Tree, choice: Choice, sets: Sequence[str] = ("DIV2K", "Flickr2K")) -> list[Part]:
+def df2k_train(tree: Tree, choice: RecipeChoice, sets: Sequence[str] = ("DIV2K", "Flickr2K")) -> list[Part]:
     """DIV2K (800) and Flickr2K (2650) for super-resolution: 480 crops at steps of 240 of HR, LR alike (BasicSR).
 
-    {DIV2K_train,Flickr2K}_HR/0001.png, {DIV2K_train,Flickr2K}_LR_bicubic/X4/0001x4.png. An LR sub-image is the HR one's
-    part divided by the scale: BasicSR's 240/120, 160/80 and 120/60 for x2, x3, x4.
+    {DIV2K_train,Flickr2K}_HR/0001.png, {DIV2K_train,Flickr2K}_LR_bicubic/X4/0001x4.png. The window of an LR sub-image
+    is that of the HR sub-image divided by the scale: BasicSR's 240/120, 160/80 and 120/60 for x2, x3, x4.
     """
-    known = {
+    published = {
         "DIV2K": ("DIV2K_train_HR", "DIV2K_train_LR_bicubic", 4, 800),
         "Flickr2K": ("Flickr2K_HR", "Flickr2K_LR_bicubic", 6, 2650),
     }
-    everything: list[Item] = []
+    items: list[Item] = []
     problems: tuple[str, ...] = ()
     for name in sets:
-        hr, lr, digits, count = known[name]
-        items, odd = _super_resolution(tree, name, hr, lr, digits, choice)
-        everything += items
-        problems += odd + _against(items, count, name, _numbers(count, digits))
+        hr, lr, digits, count = published[name]
+        set_items, set_problems = _super_resolution(tree, name, hr, lr, digits, choice)
+        items += set_items
+        problems += set_problems + _differences(set_items, count, name, _numbered_names(count, digits))
     crop = choice.crop(Crop(480, 240))
     stores = _scaled_stores(choice, "_sub" if crop else "")
-    return [Part("train", "train", stores, _sorted(everything), crop, problems)]
+    return [Part("train", "train", stores, _sorted(items), crop, problems)]
 
 
-def df2k_val(tree: Tree, choice: Choice) -> list[Part]:
+def df2k_val(tree: Tree, choice: RecipeChoice) -> list[Part]:
     """DIV2K's validation set, 0801 to 0900, whole."""
     items, problems = _super_resolution(tree, "DIV2K val", "DIV2K_valid_HR", "DIV2K_valid_LR_bicubic", 4, choice)
-    problems += _against(items, 100, "DIV2K val", [f"{n:04d}" for n in range(801, 901)])
+    problems += _differences(items, 100, "DIV2K val", [f"{n:04d}" for n in range(801, 901)])
     return [Part("val", "val", _scaled_stores(choice, ""), items, None, problems)]
 
 
-def div2k_train(tree: Tree, choice: Choice) -> list[Part]:
-    """DIV2K alone, as BasicSR's classical recipes."""
+def div2k_train(tree: Tree, choice: RecipeChoice) -> list[Part]:
+    """DIV2K alone for super-resolution, as in BasicSR's classical recipes: 480 crops at steps of 240 of HR."""
     return df2k_train(tree, choice, ("DIV2K",))
 
 
 def _super_resolution(
-    tree: Tree, what: str, hr: str, lr: str, digits: int, choice: Choice
+    tree: Tree, label: str, hr: str, lr: str, digits: int, choice: RecipeChoice
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
-    found = {"hr": _one(tree, rf"{hr}/(?P<key>\d{{{digits}}})\.(?:png|jpg|bmp)")}
-    for scale in () if choice.make_lq else choice.scales:
-        found[f"x{scale}"] = _one(tree, rf"{lr}/X{scale}/(?P<key>\d{{{digits}}})x{scale}\.(?:png|jpg|bmp)")
-    return _join(what, found, tuple(found))
+    """Return the HR images of the folder `hr` with their LR images below `lr`, and a sentence about those without."""
+    files = {"hr": _files_by_key(tree, rf"{hr}/(?P<key>\d{{{digits}}})\.(?:png|jpg|bmp)")}
+    if not choice.make_lq:
+        for scale in choice.scales:
+            pattern = rf"{lr}/X{scale}/(?P<key>\d{{{digits}}})x{scale}\.(?:png|jpg|bmp)"
+            files[f"x{scale}"] = _files_by_key(tree, pattern)
+    return _join(label, files, tuple(files))
 
 
-def _scaled_stores(choice: Choice, ending: str) -> tuple[Store, ...]:
+def _scaled_stores(choice: RecipeChoice, ending: str) -> tuple[Store, ...]:
+    """Return the store of the HR images and one for the LR images of each scale."""
     lr = (Store(f"X{scale}{ending}", "dataroot_lq", scale, choice.make_lq) for scale in choice.scales)
     return (Store(f"HR{ending}", "dataroot_gt"), *lr)
 
 
 def _dpdd(split: Phase) -> Builder:
-    def build(tree: Tree, choice: Choice) -> list[Part]:
+    def build(tree: Tree, choice: RecipeChoice) -> list[Part]:
         """DPDD, dual-pixel defocus deblurring, 16 bits: left, right and combined view and target of 350, 74, 76 scenes.
 
         train/{inputL,inputR,inputC,target}/ (Restormer's release). As there, the files of a scene are matched by their
         order, since their names differ; the combined view gives the key. Training: 512 crops at steps of 204, without
         the least sharp 30 % of each image. Validation: 256x256 from the middle. Test: whole.
         """
-        what = f"DPDD {split}"
-        found = _gather(
-            tree, rf"{split}/(?:DPDD/)?(?P<role>inputL|inputR|inputC|target)/{image_pattern()}", lambda m: m["key"]
-        )
-        views = {
-            view: sorted(found.get(view.lower(), {}).items(), key=lambda x: _natural(x[0])) for view in _DPDD_VIEWS
-        }
-        counts = {view: len(files) for view, files in views.items()}
-        if len(set(counts.values())) != 1:
-            raise UserError(f"{what}: the views have different numbers of images, {counts}; download the set again")
-        items = _sorted(
-            Item(scene[1][0], tuple(file for _, file in scene)) for scene in zip(*views.values(), strict=True)
-        )
+        items = _dpdd_items(tree, split)
         crop = {
             "train": choice.crop(Crop(512, 204, blunt=0.3)),
             "val": Crop(256, 256, centre=True),
             "test": None,
         }[split]
         ending = "_crops" if crop else ""
-        options = ("dataroot_gt", "dataroot_lq", "dataroot_lqL", "dataroot_lqR")
-        stores = tuple(Store(view + ending, option) for view, option in zip(views, options, strict=True))
-        return [Part(split, split, stores, items, crop, _against(items, _DPDD_COUNTS[split], what))]
+        stores = tuple(Store(view + ending, option) for view, option in _DPDD_VIEWS.items())
+        return [Part(split, split, stores, items, crop, _differences(items, _DPDD_COUNTS[split], f"DPDD {split}"))]
 
     return build
 
 
-_DPDD_VIEWS = ("target", "inputC", "inputL", "inputR")
+_DPDD_VIEWS = {
+    "target": "dataroot_gt",
+    "inputC": "dataroot_lq",
+    "inputL": "dataroot_lqL",
+    "inputR": "dataroot_lqR",
+}
+
+
+def _dpdd_items(tree: Tree, split: Phase) -> tuple[Item, ...]:
+    """Return the scenes of DPDD, each with its files in the order of _DPDD_VIEWS, under the combined view's name."""
+    pattern = rf"{split}/(?:DPDD/)?(?P<role>inputL|inputR|inputC|target)/{image_pattern()}"
+    files = _gather(tree, pattern, lambda m: m["key"])
+    views = {view: files.get(view.lower(), {}) for view in _DPDD_VIEWS}
+    counts = {view: len(view_files) for view, view_files in views.items()}
+    if len(set(counts.values())) != 1:
+        raise UserError(f"DPDD {split}: the views have different numbers of images, {counts}; download the set again")
+    names = {view: sorted(view_files, key=_natural_order) for view, view_files in views.items()}
+    items = []
+    for i, key in enumerate(names["inputC"]):
+        items.append(Item(key, tuple(view_files[names[view][i]] for view, view_files in views.items())))
+    return _sorted(items)
+
 
 RECIPES: dict[str, dict[Phase, Builder]] = {
     "sidd": {"train": sidd_train, "val": sidd_val},
@@ -267,11 +287,12 @@ RECIPES: dict[str, dict[Phase, Builder]] = {
 }
 
 
-def folder(gt: Path, lq: Path | None, filename_tmpl: str, scale: int, choice: Choice) -> Part:
-    """One's own images: pairs by name, or GT where lq is None, alone or with LQ made of it. Keys are the GT's.
+def folder_part(gt: Path, lq: Path | None, filename_tmpl: str, scale: int, choice: RecipeChoice) -> Part:
+    """Return a part of the user's own images: pairs matched by name, GT alone, or GT with LQ shrunk from it.
 
-    Raises ValueError where LQ is both there and to be made, or is to be made without a scale.
-    Raises ValueError listing the names without a partner and the filename_tmpl that would fit (paired.pair_keys).
+    lq: None for GT alone or with choice.make_lq. filename_tmpl: the LQ name of a GT name. scale: GT size over LQ size.
+    The keys are the GT's. Raises UserError where choice.make_lq comes with lq or without a scale of at least 2, and
+    where names have no partner; that message proposes a filename_tmpl (paired.pair_keys).
     """
     source = FolderSource(gt)
     if not source.keys:
@@ -281,69 +302,85 @@ def folder(gt: Path, lq: Path | None, filename_tmpl: str, scale: int, choice: Ch
         raise UserError("--make-lq shrinks GT: it goes with --scale 2 or more, and without --lq")
     if lq is None:
         items = _sorted(Item(key, (File(source.where(key)),)) for key in source.keys)
-        made = (Store(f"lq_x{scale}", "dataroot_lq", scale, made=True),) if choice.make_lq else ()
-        return Part("train", "", (Store("gt", "dataroot_gt"), *made), items, crop)
-    other = FolderSource(lq)
-    partners = pair_keys(source, other, source.keys, filename_tmpl, option="--lq")
-    pairs = zip(source.keys, partners, strict=True)
-    items = _sorted(Item(a, (File(source.where(a)), File(other.where(b)))) for a, b in pairs)
-    return Part("train", "", (Store("gt", "dataroot_gt"), Store("lq", "dataroot_lq", scale)), items, crop)
+        stores = [Store("gt", "dataroot_gt")]
+        if choice.make_lq:
+            stores.append(Store(f"lq_x{scale}", "dataroot_lq", scale, shrunk=True))
+        return Part("train", "", tuple(stores), items, crop)
+    lq_source = FolderSource(lq)
+    partners = pair_keys(source, lq_source, source.keys, filename_tmpl, option="--lq")
+    pairs = []
+    for key, partner in zip(source.keys, partners, strict=True):
+        pairs.append(Item(key, (File(source.where(key)), File(lq_source.where(partner)))))
+    return Part("train", "", (Store("gt", "dataroot_gt"), Store("lq", "dataroot_lq", scale)), _sorted(pairs), crop)
 
 
-Found = dict[str, dict[str, File]]  # role, key -> file
+FilesByRole = dict[str, dict[str, File]]  # role -> key -> file
 
 
-def _gather(tree: Tree, pattern: str, key: Callable[[re.Match[str]], str], found: Found | None = None) -> Found:
-    """Adds the files that the pattern finds, by their role and key; two of one key are an error naming both."""
-    found = {} if found is None else found
+def _gather(
+    tree: Tree, pattern: str, key_of: Callable[[re.Match[str]], str], files: FilesByRole | None = None
+) -> FilesByRole:
+    """Add the files whose paths match the pattern to `files` (None: to an empty mapping) and return it.
+
+    The pattern's group `role` names the role, in any case; key_of derives the key from a match. Raises UserError naming
+    both files where two have one role and key.
+    """
+    files = {} if files is None else files
     for match, file in tree.find(pattern):
-        files = found.setdefault(match["role"].lower(), {})
-        name = key(match)
-        if name in files:
-            raise UserError(f"{files[name]} and {file} are both {name!r}; keep one of them below --input")
-        files[name] = file
-    return found
+        role_files = files.setdefault(match["role"].lower(), {})
+        key = key_of(match)
+        if key in role_files:
+            raise UserError(f"{role_files[key]} and {file} are both {key!r}; keep one of them below --input")
+        role_files[key] = file
+    return files
 
 
-def _one(tree: Tree, pattern: str) -> dict[str, File]:
+def _files_by_key(tree: Tree, pattern: str) -> dict[str, File]:
+    """Return the files whose paths match the pattern, by its group `key`."""
     return _gather(tree, rf"(?P<role>){pattern}", lambda m: m["key"]).get("", {})
 
 
 def _join(
-    what: str, found: Mapping[str, dict[str, File]], roles: Sequence[str]
+    label: str, files: Mapping[str, dict[str, File]], roles: Sequence[str]
 ) -> tuple[tuple[Item, ...], tuple[str, ...]]:
-    """The items that have a file in every role, and a sentence about those that lack one."""
-    every = sorted({key for role in roles for key in found.get(role, {})})
+    """Return the items that have a file in every role, sorted by key, and a sentence for each role that lacks files."""
+    role_files = [files.get(role, {}) for role in roles]
+    keys = sorted(set().union(*role_files))
     problems = []
-    for role in roles:
-        lacking = [key for key in every if key not in found.get(role, {})]
+    for role, present in zip(roles, role_files, strict=True):
+        lacking = [key for key in keys if key not in present]
         if lacking:
-            problems.append(f"{what}: without a file among {role}: {listed(lacking)}")
-    whole = [key for key in every if all(key in found.get(role, {}) for role in roles)]
-    return tuple(Item(key, tuple(found[role][key] for role in roles)) for key in whole), tuple(problems)
+            problems.append(f"{label}: without a file among {role}: {listed(lacking)}")
+    items = []
+    for key in keys:
+        if all(key in present for present in role_files):
+            items.append(Item(key, tuple(present[key] for present in role_files)))
+    return tuple(items), tuple(problems)
 
 
-def _against(items: Sequence[Item], count: int, what: str, names: Sequence[str] = ()) -> tuple[str, ...]:
-    """How the items differ from the published set: its count, and its names where they are known."""
+def _differences(items: Sequence[Item], count: int, label: str, names: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return how the items differ from the published set, in sentences. names: its keys, empty where not published."""
     keys = {item.key for item in items}
     problems = []
     if names and keys and set(names) - keys:
-        problems.append(f"{what}: lacks {listed(set(names) - keys)}")
+        problems.append(f"{label}: lacks {listed(set(names) - keys)}")
     if names and keys - set(names):
-        problems.append(f"{what}: not of the published set: {listed(keys - set(names))}")
+        problems.append(f"{label}: not of the published set: {listed(keys - set(names))}")
     if not problems and len(keys) != count:
-        problems.append(f"{what}: {len(keys)} found, the published set has {count}")
+        problems.append(f"{label}: {len(keys)} found, the published set has {count}")
     return tuple(problems)
 
 
-def _numbers(count: int, digits: int) -> list[str]:
+def _numbered_names(count: int, digits: int) -> list[str]:
+    """Return the numbers 1 to `count` as names of so many digits."""
     return [f"{n:0{digits}d}" for n in range(1, count + 1)]
 
 
 def _sorted(items: Iterable[Item]) -> tuple[Item, ...]:
+    """Return the items sorted by key."""
     return tuple(sorted(items, key=lambda item: item.key))
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A sort key by which img2 comes before img10."""
+def _natural_order(name: str) -> list[tuple[int, str]]:
+    """Return a sort key by which img2 comes before img10."""
     return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]

@@ -1,4 +1,7 @@
-"""The files that a user downloaded: folders, .zip and .tar archives, MATLAB's .mat, by name inside the data set."""
+"""The files of a downloaded data set, by their paths in it: in folders, in .zip and .tar archives, and MATLAB's .mat.
+
+Archives are read in place and need not be unpacked.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +30,8 @@ _LISTED = IMAGE_SUFFIXES | {".mat"}
 class File:
     """A file on disk, a member of an archive, or a block of a .mat file.
 
-    path: on disk. member: its name in the archive. start, length: where an uncompressed tar holds it, in bytes.
-    block: which (h, w, 3) uint8 image of the .mat file's array.
+    path: on disk. member: its name in the archive, else ''. start, length: its place in an uncompressed tar, in bytes.
+    block: the index of an (h, w, 3) uint8 image in the .mat file's array, else None.
     """
 
     path: str
@@ -42,7 +45,7 @@ class File:
         return f"{self.path}:{inside}" if inside else self.path
 
     def read(self) -> bytes:
-        """Its bytes. Raises ImageError naming it."""
+        """Return its bytes. Raises ImageError naming it where it cannot be read."""
         try:
             if self.path.lower().endswith(".zip"):
                 return _zip(self.path).read(self.member)
@@ -54,7 +57,7 @@ class File:
             raise ImageError(f"{self}: cannot be read ({reason})") from None
 
     def image(self) -> np.ndarray:
-        """(h, w, 3) RGB uint8 or uint16. Raises ImageError naming it."""
+        """Return its pixels, (h, w, 3) RGB uint8 or uint16. Raises ImageError naming it where it cannot be read."""
         if self.block is None:
             return decode_image(self.read(), str(self))
         return _mat_blocks(self.path)[self.block]
@@ -64,32 +67,38 @@ class Tree:
     """The images and .mat files below folders and in archives.
 
     files: {path inside the folder or archive, with '/': File}. Where two inputs have one path, the first counts.
-    spare: archives that lie in the folders unread; told when something is missing.
-    Raises ValueError naming the input that is missing or no archive that can be read in place.
+    spare: paths of unread archives in the folders; a message names them when files are missing.
+    Raises UserError naming an input that does not exist or is an archive that cannot be read in place.
     """
 
     def __init__(self, inputs: Sequence[Path]) -> None:
         self.files: dict[str, File] = {}
         self.spare: list[str] = []
         for path in inputs:
-            for name, file in self._listed(path):
+            for name, file in self._files_of(path):
                 self.files.setdefault(name, file)
 
-    def _listed(self, path: Path) -> Iterator[tuple[str, File]]:
+    def _files_of(self, path: Path) -> Iterator[tuple[str, File]]:
+        """Return the files of one input with their paths inside it."""
         if path.is_dir():
-            return self._folder(path)
+            return self._files_below(path)
         if not path.exists():
             raise UserError(f"--input: {path}: no such folder or archive")
         if path.name.lower().endswith(ARCHIVES):
-            return _archive(path)
+            return _archive_files(path)
         if path.suffix.lower() in _LISTED:
             return iter([(path.name, File(str(path)))])
         raise UserError(f"--input: {path}: neither a folder nor a .zip or .tar; unpack it and name the folder")
 
-    def _folder(self, root: Path) -> Iterator[tuple[str, File]]:
-        for folder, folders, names in os.walk(root, followlinks=True):
-            folders[:] = sorted(f for f in folders if not _hidden(f) and not f.endswith((".lmdb", ".lmdb.part")))
-            for name in sorted(n for n in names if not _hidden(n)):
+    def _files_below(self, root: Path) -> Iterator[tuple[str, File]]:
+        """Yield the files below a folder and remember its archives; hidden files and LMDB folders do not count."""
+        for folder, subfolders, names in os.walk(root, followlinks=True):
+            subfolders[:] = sorted(
+                name for name in subfolders if not (_hidden(name) or name.endswith((".lmdb", ".lmdb.part")))
+            )
+            for name in sorted(names):
+                if _hidden(name):
+                    continue
                 path = Path(folder) / name
                 if path.suffix.lower() in _LISTED:
                     yield path.relative_to(root).as_posix(), File(str(path))
@@ -97,7 +106,10 @@ class Tree:
                     self.spare.append(str(path))
 
     def find(self, pattern: str) -> Iterator[tuple[re.Match[str], File]]:
-        """The files whose path ends in the regular expression, which begins at a folder's name; case does not count."""
+        """Yield the files whose paths end in the regular expression `pattern`, sorted by path.
+
+        The match begins at the name of a folder or file and ignores case.
+        """
         expression = re.compile(rf"(?:.*/)?{pattern}", re.IGNORECASE)
         for name in sorted(self.files):
             match = expression.fullmatch(name)
@@ -106,19 +118,19 @@ class Tree:
 
 
 def image_pattern(key: str = "key") -> str:
-    """The regular expression of an image's file name; the group `key` is its name without suffix."""
+    """Return a regular expression for an image's file name; the group called `key` is the name without suffix."""
     suffixes = "|".join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))
     return rf"(?P<{key}>[^/]+)\.(?:{suffixes})"
 
 
 def mat_block_count(file: File, shape: tuple[int, int, int]) -> int:
-    """How many images a .mat file of SIDD's blocks holds: (scenes, blocks, *shape) uint8 -> scenes * blocks.
+    """Return how many images a .mat file of SIDD's blocks holds: (scenes, blocks, *shape) uint8 -> scenes * blocks.
 
-    Only the header is read. Raises ValueError naming the file where it holds something else.
+    Reads only the header. Raises UserError naming the file where it holds something else.
     """
     from scipy import io  # type: ignore[import-untyped]
 
-    arrays = [(name, size) for name, size, _ in _mat(io.whosmat, file.path) if len(size) == 5]
+    arrays = [(name, size) for name, size, _ in _read_mat(io.whosmat, file.path) if len(size) == 5]
     if len(arrays) != 1 or tuple(arrays[0][1][2:]) != shape:
         raise UserError(
             f"{file.path}: holds {arrays or 'no blocks'}, not one array of (scenes, blocks, *{shape}) uint8"
@@ -128,18 +140,19 @@ def mat_block_count(file: File, shape: tuple[int, int, int]) -> int:
 
 @functools.lru_cache(maxsize=2)
 def _mat_blocks(path: str) -> np.ndarray:
-    """(n, h, w, 3) uint8, scene by scene."""
+    """Return all images of a .mat file of SIDD's blocks: (n, h, w, 3) uint8, scene by scene."""
     from scipy import io
 
-    arrays = [a for a in _mat(io.loadmat, path).values() if isinstance(a, np.ndarray) and a.ndim == 5]
+    values = _read_mat(io.loadmat, path).values()
+    arrays = [value for value in values if isinstance(value, np.ndarray) and value.ndim == 5]
     if len(arrays) != 1 or arrays[0].dtype != np.uint8:
         raise ImageError(f"{path}: does not hold one array of (scenes, blocks, h, w, 3) uint8")
     blocks: np.ndarray = np.ascontiguousarray(arrays[0]).reshape(-1, *arrays[0].shape[2:])
     return blocks
 
 
-def _mat(reader: Callable[..., Any], path: str) -> Any:
-    """reader(path), its many errors as one ImageError."""
+def _read_mat(reader: Callable[..., Any], path: str) -> Any:
+    """Return reader(path). Raises ImageError naming the file for each of the reader's errors."""
     from scipy.io.matlab import MatReadError  # type: ignore[import-untyped]
 
     try:
@@ -153,9 +166,11 @@ def _mat(reader: Callable[..., Any], path: str) -> Any:
         raise ImageError(f"{path}: cannot be read as a MATLAB file ({error}); download it again") from None
 
 
-def _archive(path: Path) -> Iterator[tuple[str, File]]:
+def _archive_files(path: Path) -> Iterator[tuple[str, File]]:
+    """Yield the images of a .zip or .tar with their paths in it. Raises UserError where it cannot be read."""
+    members = _zip_members if path.suffix.lower() == ".zip" else _tar_members
     try:
-        yield from _zip_members(path) if path.suffix.lower() == ".zip" else _tar_members(path)
+        yield from members(path)
     except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
         raise UserError(
             f"--input: {path}: cannot be read as {path.suffix} ({error}); download it again, or, where it is "
@@ -165,7 +180,7 @@ def _archive(path: Path) -> Iterator[tuple[str, File]]:
 
 def _zip_members(path: Path) -> Iterator[tuple[str, File]]:
     for info in _zip(str(path)).infolist():
-        if _wanted(info.filename):
+        if _is_image(info.filename):
             yield PurePosixPath(info.filename).as_posix(), File(str(path), info.filename)
 
 
@@ -173,13 +188,14 @@ def _tar_members(path: Path) -> Iterator[tuple[str, File]]:
     with tarfile.open(path, "r:") as archive:
         for info in archive:
             name = PurePosixPath(info.name).as_posix()
-            if info.isreg() and _wanted(name):
+            if info.isreg() and _is_image(name):
                 yield name, File(str(path), name, info.offset_data, info.size)
 
 
-def _wanted(name: str) -> bool:
+def _is_image(name: str) -> bool:
+    """Return whether an archive's member is an image outside hidden folders."""
     path = PurePosixPath(name)
-    return path.suffix.lower() in _LISTED - {".mat"} and not any(_hidden(part) for part in path.parts)
+    return path.suffix.lower() in IMAGE_SUFFIXES and not any(_hidden(part) for part in path.parts)
 
 
 def _hidden(name: str) -> bool:
@@ -188,5 +204,5 @@ def _hidden(name: str) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _zip(path: str) -> zipfile.ZipFile:
-    """Opened once a process; workers are started afresh, so none shares it."""
+    """Open an archive, once in each process; workers do not share it, since none is forked from this process."""
     return zipfile.ZipFile(path)

@@ -26,11 +26,11 @@ from scipy import io
 
 from sam4ir.data.lmdb_io import LmdbReader, LmdbWriter, read_image_keys
 from sam4ir.data.prepare import run as prepare
-from sam4ir.data.prepare.make import Plan, estimate, make
-from sam4ir.data.prepare.output import Output
-from sam4ir.data.prepare.parts import Choice, Item, Job, Part, Store
-from sam4ir.data.prepare.recipes import RECIPES, folder
-from sam4ir.data.prepare.run import run, snippet
+from sam4ir.data.prepare.make import Plan, estimate, prepare_item
+from sam4ir.data.prepare.output import JobFolder
+from sam4ir.data.prepare.parts import Item, Job, Part, RecipeChoice, Store
+from sam4ir.data.prepare.recipes import RECIPES, folder_part
+from sam4ir.data.prepare.run import run_job, snippet
 from sam4ir.data.prepare.sharpness import sharpest
 from sam4ir.data.prepare.tree import File, Tree
 from sam4ir.data.sources import LmdbSource, read
@@ -50,9 +50,9 @@ def draw(root: Path, *names: str, h: int = 40, w: int = 56, dtype: type = np.uin
         write_image(root / name, noise(zlib.crc32(name.encode()), h, w, dtype))
 
 
-def parts(recipe: str, root: Path, choice: Choice | None = None) -> dict[str, Part]:
+def parts(recipe: str, root: Path, choice: RecipeChoice | None = None) -> dict[str, Part]:
     builders = RECIPES[recipe].values()
-    return {part.folder: part for build in builders for part in build(Tree([root]), choice or Choice())}
+    return {part.folder: part for build in builders for part in build(Tree([root]), choice or RecipeChoice())}
 
 
 def pairs(root: Path, count: int = 6, crop: Crop | None = None) -> Part:
@@ -218,7 +218,7 @@ def test_sidd_validation_blocks_become_1280_named_pairs(tmp_path: Path) -> None:
         "ValidationGtBlocksSrgb.mat: 6 blocks, the published file has 1280",
         "ValidationNoisyBlocksSrgb.mat: 6 blocks, the published file has 1280",
     ]
-    summary = run(job_of(part, tmp_path / "out"), workers=2)
+    summary = run_job(job_of(part, tmp_path / "out"), workers=2)
     gt, lq = (LmdbSource(path) for path in summary.job.stores())
     assert gt.keys == lq.keys == [f"ValidationBlocksSrgb_{i:04d}" for i in range(6)]
     np.testing.assert_array_equal(read(gt, "ValidationBlocksSrgb_0004"), blocks[1, 1])  # scene by scene
@@ -246,13 +246,13 @@ def test_both_trees_of_gopro_give_the_same_keys(tmp_path: Path) -> None:
     a, b = parts("gopro", tmp_path / "a"), parts("gopro", tmp_path / "b")
     assert [i.key for i in a["train"].items] == [i.key for i in b["train"].items] == ["GOPR0372_07_00-000047"]
     assert [Path(f.path).parent.name for f in a["train"].items[0].files] == ["sharp", "blur"]
-    gamma = parts("gopro", tmp_path / "a", Choice(blur="blur_gamma"))["train"]
+    gamma = parts("gopro", tmp_path / "a", RecipeChoice(blur="blur_gamma"))["train"]
     assert [Path(f.path).parent.name for f in gamma.items[0].files] == ["sharp", "blur_gamma"]
     assert (a["train"].crop, b["test"].crop, b["val"].crop) == (Crop(512, 256), None, Crop(256, 256, centre=True))
     assert "lacks the sequences GOPR0372_07_01," in a["train"].problems[0]
     assert "1 found, the published set has 2103" in a["train"].problems[1]
     assert len(b["train"].items) == len(b["test"].items) == len(b["val"].items) == 1
-    summary = run(job_of(b["val"], tmp_path / "out"))
+    summary = run_job(job_of(b["val"], tmp_path / "out"))
     image = read_image(tmp_path / "b/test/GoPro/target/GOPR0384_11_00-000001.png")
     np.testing.assert_array_equal(
         read(LmdbSource(summary.job.stores()[0]), "GOPR0384_11_00-000001"), image[22:278, 32:288]
@@ -292,7 +292,7 @@ def test_dfwb_keeps_its_four_sets_apart_and_small_images_whole(tmp_path: Path) -
     assert [item.key for item in part.items] == keys
     assert "lacks 799 images: 0002" in part.problems[0]
     assert "DFWB BSD400: 1 found, the published set has 400" in part.problems[3]
-    summary = run(job_of(part, tmp_path / "out"))
+    summary = run_job(job_of(part, tmp_path / "out"))
     source = LmdbSource(summary.job.stores()[0])
     assert source.keys == [keys[0], *(f"DIV2K-0001_s{i:03d}" for i in range(1, 5)), *keys[2:]]
     assert read(source, "DIV2K-0001_s004").shape == (512, 512, 3)
@@ -302,10 +302,10 @@ def test_df2k_cuts_lr_alike_for_every_scale(tmp_path: Path) -> None:
     draw(tmp_path, "DIV2K_train_HR/0001.png", h=48, w=60)
     for scale in (2, 4):
         draw(tmp_path, f"DIV2K_train_LR_bicubic/X{scale}/0001x{scale}.png", h=48 // scale, w=60 // scale)
-    choice = Choice(crop_size=32, step=16, scales=(2, 4))
+    choice = RecipeChoice(crop_size=32, step=16, scales=(2, 4))
     part = parts("div2k", tmp_path, choice)["train"]
     assert part.problems[0].startswith("DIV2K: lacks 799 images: 0002")
-    summary = run(job_of(part, tmp_path / "out"))
+    summary = run_job(job_of(part, tmp_path / "out"))
     hr, x2, x4 = (LmdbSource(path) for path in summary.job.stores())
     assert [path.name for path in summary.job.stores()] == ["HR_sub.lmdb", "X2_sub.lmdb", "X4_sub.lmdb"]
     assert hr.keys == x2.keys == x4.keys == [f"0001_s{i:03d}" for i in range(1, 7)]
@@ -320,12 +320,12 @@ def test_dpdd_matches_its_views_by_order_and_keeps_16_bits(tmp_path: Path) -> No
     for view in ("inputL", "inputR", "inputC", "target"):
         number = 3 if view == "target" else 1
         draw(tmp_path, *(f"train/{view}/{n * number}.png" for n in (2, 10)), h=60, w=70, dtype=np.uint16)
-    part = parts("dpdd", tmp_path, Choice(crop_size=24, step=12))["train"]
+    part = parts("dpdd", tmp_path, RecipeChoice(crop_size=24, step=12))["train"]
     assert [(item.key, [Path(f.path).stem for f in item.files]) for item in part.items] == [
         ("10", ["30", "10", "10", "10"]),
         ("2", ["6", "2", "2", "2"]),
     ]
-    summary = run(job_of(part, tmp_path / "out"))
+    summary = run_job(job_of(part, tmp_path / "out"))
     source = LmdbSource(tmp_path / "out/train/inputL_crops.lmdb")
     cuts = list(read_table(tmp_path / "out/train/windows.jsonl"))
     assert [len(cut.windows) for cut in cuts] == [14, 14]  # 4 x 5 less int(0.3 * 20)
@@ -343,27 +343,27 @@ def test_a_folder_of_pairs_takes_the_gt_names_and_tells_the_template(tmp_path: P
     draw(tmp_path, "gt/a/1.png", "gt/b.jpg")
     draw(tmp_path, "lq/a/1x2.png", "lq/bx2.png", h=20, w=28)
     with pytest.raises(ValueError, match=r"filename_tmpl: '\{\}x2' would pair 2 of 2"):
-        folder(tmp_path / "gt", tmp_path / "lq", "{}", 2, Choice())
-    part = folder(tmp_path / "gt", tmp_path / "lq", "{}x2", 2, Choice(crop_size=16, thresh=8))
+        folder_part(tmp_path / "gt", tmp_path / "lq", "{}", 2, RecipeChoice())
+    part = folder_part(tmp_path / "gt", tmp_path / "lq", "{}x2", 2, RecipeChoice(crop_size=16, thresh=8))
     assert part.crop == Crop(16, 16, 8)
-    gt, lq = (LmdbSource(path) for path in run(job_of(part, tmp_path / "out")).job.stores())
+    gt, lq = (LmdbSource(path) for path in run_job(job_of(part, tmp_path / "out")).job.stores())
     assert gt.keys == lq.keys
     assert gt.keys[0] == "a/1_s001"
     with pytest.raises(ValueError, match="multiples of the scale 2"):
-        run(job_of(replace(part, crop=Crop(15, 8)), tmp_path / "out2"))
-    alone = folder(tmp_path / "gt", None, "{}", 1, Choice())
+        run_job(job_of(replace(part, crop=Crop(15, 8)), tmp_path / "out2"))
+    alone = folder_part(tmp_path / "gt", None, "{}", 1, RecipeChoice())
     assert [len(item.files) for item in alone.items] == [1, 1]
 
 
 @pytest.mark.parametrize(
     ("choice", "message"),
-    [(Choice(no_crop=True, step=3), "--no-crop goes without"), (Choice(step=3), "need --crop-size")],
+    [(RecipeChoice(no_crop=True, step=3), "--no-crop goes without"), (RecipeChoice(step=3), "need --crop-size")],
 )
-def test_crop_settings_that_contradict_are_refused(choice: Choice, message: str) -> None:
+def test_crop_settings_that_contradict_are_refused(choice: RecipeChoice, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         choice.crop(None)
-    assert Choice(no_crop=True).crop(Crop(512, 256)) is None
-    assert Choice(step=128).crop(Crop(512, 256)) == Crop(512, 128)
+    assert RecipeChoice(no_crop=True).crop(Crop(512, 256)) is None
+    assert RecipeChoice(step=128).crop(Crop(512, 256)) == Crop(512, 128)
 
 
 # --- files
@@ -375,10 +375,10 @@ def test_archives_are_read_in_place(tmp_path: Path, kind: str) -> None:
     (tmp_path / "files/GOPRO/.DS_Store").touch()
     archive = Path(shutil.make_archive(str(tmp_path / "GOPRO_Large"), kind, tmp_path / "files"))
     assert archive.suffix == f".{kind}"
-    unpacked = parts("gopro", tmp_path / "files", Choice(no_crop=True))["train"]
-    packed = parts("gopro", archive, Choice(no_crop=True))["train"]
+    unpacked = parts("gopro", tmp_path / "files", RecipeChoice(no_crop=True))["train"]
+    packed = parts("gopro", archive, RecipeChoice(no_crop=True))["train"]
     jobs = [job_of(unpacked, tmp_path / "a"), job_of(packed, tmp_path / "b")]
-    first, second = (contents(run(job).job.folder) for job in jobs)
+    first, second = (contents(run_job(job).job.folder) for job in jobs)
     assert first == second
     assert Tree([tmp_path]).spare == [str(archive)]
 
@@ -421,7 +421,7 @@ def test_two_files_for_one_key_are_named(tmp_path: Path) -> None:
 def test_a_prepared_folder_holds_the_pixels_of_the_files(tmp_path: Path, encoding: str, crop: Crop | None) -> None:
     part = pairs(tmp_path, 3, crop)
     job = job_of(part, tmp_path / "out", encoding)
-    summary = run(job)
+    summary = run_job(job)
     stores = [LmdbSource(path) for path in job.stores()]
     table = list(read_table(job.folder / "windows.jsonl"))
     assert [cut.key for cut in table] == ["00", "01", "02"]
@@ -443,9 +443,9 @@ def test_a_prepared_folder_holds_the_pixels_of_the_files(tmp_path: Path, encodin
 def test_a_second_run_says_done_and_other_settings_are_refused(tmp_path: Path) -> None:
     part = pairs(tmp_path, 3)
     job = job_of(part, tmp_path / "out")
-    first = run(job)
+    first = run_job(job)
     before = contents(job.folder)
-    second = run(job)
+    second = run_job(job)
     assert (first.fresh, second.fresh) == (True, False)
     assert (first.images, first.sub_images, first.bytes) == (second.images, second.sub_images, second.bytes)
     for other, message in [
@@ -454,11 +454,11 @@ def test_a_second_run_says_done_and_other_settings_are_refused(tmp_path: Path) -
         (job_of(replace(part, items=part.items[:2]), tmp_path / "out"), "made of 3 images, --input now has 2"),
     ]:
         with pytest.raises(ValueError, match=message):
-            run(other)
+            run_job(other)
     assert contents(job.folder) == before
     shutil.rmtree(job.stores()[1])
     with pytest.raises(ValueError, match=r"lq\.lmdb is not; remove it"):
-        run(job)
+        run_job(job)
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
@@ -466,13 +466,13 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
     with LmdbWriter(job.stores()[1]) as writer:
         writer.put("mine", noise(0))
     with pytest.raises(ValueError, match=r"lq\.lmdb: exists already"):
-        run(job)
+        run_job(job)
     assert read_image_keys(job.stores()[1]) == ["mine"]
 
 
 def test_bad_images_are_all_named_and_the_others_are_not_made_again(tmp_path: Path) -> None:
     part = pairs(tmp_path, 6, Crop(24, 16))
-    whole = contents(run(job_of(part, tmp_path / "whole")).job.folder)
+    whole = contents(run_job(job_of(part, tmp_path / "whole")).job.folder)
     good = (tmp_path / "lq/02.png").read_bytes()
     (tmp_path / "lq/02.png").write_bytes(good[:-20])
     draw(tmp_path, "other.png", h=44)
@@ -480,7 +480,7 @@ def test_bad_images_are_all_named_and_the_others_are_not_made_again(tmp_path: Pa
     shutil.copy(tmp_path / "other.png", tmp_path / "gt/04.png")
     job = job_of(part, tmp_path / "out")
     with pytest.raises(ValueError, match="2 of 6 images cannot be used; the others are done") as raised:
-        run(job)
+        run_job(job)
     assert f"{tmp_path}/lq/02.png: truncated PNG" in str(raised.value)
     assert f"{tmp_path}/gt/04.png is 44x56 (h x w), but {tmp_path}/lq/04.png is 40x56" in str(raised.value)
     assert not job.stores()[0].exists()
@@ -488,7 +488,7 @@ def test_bad_images_are_all_named_and_the_others_are_not_made_again(tmp_path: Pa
         (tmp_path / f"gt/{i:02d}.png").write_bytes(b"")
     (tmp_path / "lq/02.png").write_bytes(good)
     shutil.copy(tmp_path / "gt4.png", tmp_path / "gt/04.png")
-    run(job)
+    run_job(job)
     assert contents(job.folder) == whole
 
 
@@ -497,7 +497,7 @@ def test_many_bad_images_stop_the_run_early(tmp_path: Path) -> None:
     bad = File(str(tmp_path / "nothing.png"))
     items = tuple(Item(f"{i:03d}", (bad, bad)) for i in range(50))
     with pytest.raises(ValueError, match=r"20 of 53 images cannot be used; stopped after 20") as raised:
-        run(job_of(replace(part, items=items + part.items), tmp_path / "out"))
+        run_job(job_of(replace(part, items=items + part.items), tmp_path / "out"))
     assert str(raised.value).count("nothing.png: cannot be read") == 20
 
 
@@ -505,12 +505,12 @@ def test_two_images_of_one_sub_image_key_are_refused(tmp_path: Path) -> None:
     part = pairs(tmp_path, 1, Crop(24, 16))
     clash = Item("00_s001", part.items[0].files)
     part = replace(part, items=(part.items[0], clash), crop=None)
-    run(job_of(part, tmp_path / "fine"))
+    run_job(job_of(part, tmp_path / "fine"))
     draw(tmp_path, "small.png", h=10, w=10)
     small = File(str(tmp_path / "small.png"))
     part = replace(part, items=(part.items[0], Item("00_s001", (small, small))), crop=Crop(24, 16, whole_up_to=12))
     with pytest.raises(ValueError, match="'00_s001' is stored already"):
-        run(job_of(part, tmp_path / "out"))
+        run_job(job_of(part, tmp_path / "out"))
 
 
 def test_a_full_disk_is_told_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,14 +520,14 @@ def test_a_full_disk_is_told_before_anything_is_made(tmp_path: Path, monkeypatch
     with pytest.raises(
         ValueError, match=r"needs about 0\.22 MB, its disk has 0\.00 MB free; --encoding png would need"
     ):
-        run(job)
+        run_job(job)
 
 
 def test_the_estimate_of_raw_size_is_what_the_folder_takes(tmp_path: Path) -> None:
     part = pairs(tmp_path, 8, Crop(24, 16))
     job = job_of(part, tmp_path / "out")
     guess = estimate(part.items, Plan.of(job))
-    summary = run(job)
+    summary = run_job(job)
     assert guess.sub_images == summary.sub_images
     assert guess.raw == 8 * 6 * 2 * 4096  # 24 * 24 * 3 bytes: one page each
     assert summary.bytes >= sum(path.stat().st_size for path in (p / "data.mdb" for p in job.stores()))
@@ -537,20 +537,20 @@ def test_one_process_at_a_time_works_in_a_folder(tmp_path: Path) -> None:
     job = job_of(pairs(tmp_path, 2), tmp_path / "out")
     job.folder.mkdir(parents=True)
     with prepare.FileLock(job.folder / ".prepare.lock"), pytest.raises(ValueError, match="another process"):
-        run(job)
+        run_job(job)
 
 
 # --- interruptions
 
 
 def _run_and_leave(job: Job) -> None:
-    run(job, batch_bytes=1, progress=False)
+    run_job(job, batch_bytes=1, progress=False)
     os._exit(0)
 
 
 def test_killed_again_and_again_it_gives_the_same_folder(tmp_path: Path) -> None:
     part = pairs(tmp_path, 30, Crop(24, 16))
-    expected = contents(run(job_of(part, tmp_path / "whole")).job.folder)
+    expected = contents(run_job(job_of(part, tmp_path / "whole")).job.folder)
     job = job_of(part, tmp_path / "out")
     table = job.folder / "windows.jsonl.part"
     kills, lines, rng = 0, [0], random.Random(0)
@@ -564,7 +564,7 @@ def test_killed_again_and_again_it_gives_the_same_folder(tmp_path: Path) -> None
         child.join()
         kills += child.exitcode == -signal.SIGKILL
         lines.append(table.read_text().count("\n") if table.exists() else 30)
-    run(job)  # where the last kill came between the record and the sweeping
+    run_job(job)  # where the last kill came between the record and the sweeping
     assert kills >= 5
     assert lines == sorted(lines)  # what was done stayed done
     assert contents(job.folder) == expected
@@ -573,7 +573,7 @@ def test_killed_again_and_again_it_gives_the_same_folder(tmp_path: Path) -> None
 @pytest.mark.parametrize("step", ["second store", "table", "record"])
 def test_interrupted_while_it_finishes_it_goes_on(tmp_path: Path, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
     part = pairs(tmp_path, 3, Crop(24, 16))
-    expected = contents(run(job_of(part, tmp_path / "whole")).job.folder)
+    expected = contents(run_job(job_of(part, tmp_path / "whole")).job.folder)
     job = job_of(part, tmp_path / "out")
     real_close, real_write = LmdbWriter.close, Path.write_text
 
@@ -589,16 +589,16 @@ def test_interrupted_while_it_finishes_it_goes_on(tmp_path: Path, step: str, mon
 
     with monkeypatch.context() as patch:
         patch.setattr(LmdbWriter, "close", close)
-        with Output(job) as output:
+        with JobFolder(job) as output:
             patch.setattr(Path, "write_text", write)
             plan = Plan.of(job)
             for item in part.items:
-                output.add(make(item, plan))
+                output.add(prepare_item(item, plan))
             output.commit()
             with pytest.raises(KeyboardInterrupt):
                 output.finish()
     assert not (job.folder / "prepared.json").exists()
-    run(job)
+    run_job(job)
     assert contents(job.folder) == {**expected, "files": contents(job.folder)["files"]}
     assert not list(job.folder.glob("*.part"))
 
@@ -606,34 +606,34 @@ def test_interrupted_while_it_finishes_it_goes_on(tmp_path: Path, step: str, mon
 def test_half_an_image_is_taken_back_and_made_anew(tmp_path: Path) -> None:
     """GT was committed, LQ was not, and the table tells of neither; its last line is cut off."""
     part = pairs(tmp_path, 3, Crop(24, 16))
-    expected = contents(run(job_of(part, tmp_path / "whole")).job.folder)
+    expected = contents(run_job(job_of(part, tmp_path / "whole")).job.folder)
     job = job_of(part, tmp_path / "out")
-    with Output(job) as output:
-        output.add(make(part.items[0], Plan.of(job)))
+    with JobFolder(job) as output:
+        output.add(prepare_item(part.items[0], Plan.of(job)))
         output.commit()
-        output.add(make(part.items[1], Plan.of(job)))
+        output.add(prepare_item(part.items[1], Plan.of(job)))
         output._writers[0].commit()
     with (job.folder / "windows.jsonl.part").open("a") as file:
         file.write('{"key": "01", "si')
-    with Output(job) as output:
+    with JobFolder(job) as output:
         assert list(output.done) == ["00"]
-    run(job)
+    run_job(job)
     assert contents(job.folder) == expected
 
 
 def test_an_unfinished_folder_refuses_other_settings_and_vanished_images(tmp_path: Path) -> None:
     part = pairs(tmp_path, 3)
     job = job_of(part, tmp_path / "out")
-    with Output(job) as output:
-        output.add(make(part.items[0], Plan.of(job)))
+    with JobFolder(job) as output:
+        output.add(prepare_item(part.items[0], Plan.of(job)))
         output.commit()
     with pytest.raises(ValueError, match="encoding: there 'raw', now 'png'"):
-        run(job_of(part, tmp_path / "out", "png"))
+        run_job(job_of(part, tmp_path / "out", "png"))
     with pytest.raises(ValueError, match="holds 1 image: 00 that --input no longer has"):
-        run(job_of(replace(part, items=part.items[1:]), tmp_path / "out"))
+        run_job(job_of(replace(part, items=part.items[1:]), tmp_path / "out"))
     shutil.rmtree(f"{job.stores()[0]}.part")
     with pytest.raises(ValueError, match=r"gt\.lmdb\.part: lacks 1 image: 00"):
-        run(job)
+        run_job(job)
 
 
 def test_a_resumable_writer_keeps_what_was_committed_and_only_that(tmp_path: Path) -> None:
@@ -661,7 +661,7 @@ def _run_on_a_small_disk(job: Job, limit: int) -> None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     try:
-        run(job, batch_bytes=1, progress=False)
+        run_job(job, batch_bytes=1, progress=False)
     except ValueError as error:
         os._exit(3 if f"{job.folder}" in str(error) and "cannot be written" in str(error) else 4)
     os._exit(5)
@@ -670,26 +670,26 @@ def _run_on_a_small_disk(job: Job, limit: int) -> None:
 @pytest.mark.parametrize("limit", [200, 60_000, 100_000])  # the table is the first to meet it, or data.mdb
 def test_what_fitted_on_a_full_disk_stays_done(tmp_path: Path, limit: int) -> None:
     part = pairs(tmp_path, 12, Crop(24, 16))
-    expected = contents(run(job_of(part, tmp_path / "whole")).job.folder)
+    expected = contents(run_job(job_of(part, tmp_path / "whole")).job.folder)
     job = job_of(part, tmp_path / "out")
-    Output(job).__exit__(None, None, None)  # the empty folder fits
+    JobFolder(job).__exit__(None, None, None)  # the empty folder fits
     child = multiprocessing.get_context("fork").Process(target=_run_on_a_small_disk, args=(job, limit))
     child.start()
     child.join()
     assert child.exitcode == 3
-    run(job)
+    run_job(job)
     assert contents(job.folder) == expected
 
 
 @pytest.mark.slow  # worker processes import torch
 def test_many_processes_give_the_same_folder_and_name_bad_images(tmp_path: Path) -> None:
     part = pairs(tmp_path, 12, Crop(24, 16))
-    expected = contents(run(job_of(part, tmp_path / "whole")).job.folder)
+    expected = contents(run_job(job_of(part, tmp_path / "whole")).job.folder)
     good = (tmp_path / "lq/05.png").read_bytes()
     (tmp_path / "lq/05.png").write_bytes(good[:-9])
     job = job_of(part, tmp_path / "out")
     with pytest.raises(ValueError, match=r"1 of 12 images cannot be used.*\n.*lq/05\.png: truncated PNG"):
-        run(job, workers=3)
+        run_job(job, workers=3)
     (tmp_path / "lq/05.png").write_bytes(good)
-    run(job, workers=3)
+    run_job(job, workers=3)
     assert contents(job.folder) == expected

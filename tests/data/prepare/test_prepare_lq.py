@@ -13,9 +13,9 @@ from sam4ir.data.lmdb_io import Encoding
 from sam4ir.data.masks.crop import crop_by_table
 from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
 from sam4ir.data.paired import PairedImageDataset
-from sam4ir.data.prepare.parts import Choice, Job, Part
-from sam4ir.data.prepare.recipes import RECIPES, folder
-from sam4ir.data.prepare.run import run, snippet
+from sam4ir.data.prepare.parts import Job, Part, RecipeChoice
+from sam4ir.data.prepare.recipes import RECIPES, folder_part
+from sam4ir.data.prepare.run import run_job, snippet
 from sam4ir.data.prepare.tree import Tree
 from sam4ir.data.sources import LmdbSource, read
 from sam4ir.data.super_resolution import SuperResolutionDataset
@@ -37,8 +37,8 @@ def hr(tmp_path: Path) -> Path:
 
 
 def made(root: Path, output: Path, encoding: Encoding = "raw", **choice: object) -> Part:
-    part = folder(root, None, "{}", 4, Choice(make_lq=True, **choice))  # type: ignore[arg-type]
-    run(Job(part, output, encoding, "folder"), progress=False)
+    part = folder_part(root, None, "{}", 4, RecipeChoice(make_lq=True, **choice))  # type: ignore[arg-type]
+    run_job(Job(part, output, encoding, "folder"), progress=False)
     return part
 
 
@@ -92,8 +92,10 @@ def test_masks_of_the_whole_images_are_cut_by_the_table(hr: Path, tmp_path: Path
 def test_hr_alone_is_enough_for_df2k(tmp_path: Path) -> None:
     image = generator(0, "p").integers(0, 256, (48, 60, 3), np.uint8)
     write_image(tmp_path / "DIV2K_train_HR" / "0001.png", image)
-    (part,) = RECIPES["div2k"]["train"](Tree([tmp_path]), Choice(crop_size=24, step=12, scales=(2, 3), make_lq=True))
-    summary = run(Job(part, tmp_path / "out", "raw", "div2k"), progress=False)
+    (part,) = RECIPES["div2k"]["train"](
+        Tree([tmp_path]), RecipeChoice(crop_size=24, step=12, scales=(2, 3), make_lq=True)
+    )
+    summary = run_job(Job(part, tmp_path / "out", "raw", "div2k"), progress=False)
     assert [path.name for path in summary.job.stores()] == ["HR_sub.lmdb", "X2_sub.lmdb", "X3_sub.lmdb"]
     np.testing.assert_array_equal(
         read(LmdbSource(tmp_path / "out/X3_sub.lmdb"), "0001_s012"), shrunk_pixels(image, 3)[8:16, 12:20]
