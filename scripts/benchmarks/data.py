@@ -1,11 +1,12 @@
-"""Contests of scripts/benchmark.py between ways to read samples and masks, on pictures made for it."""
+"""Contests of scripts/benchmark.py between ways to read samples and masks, on synthetic images."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +36,15 @@ HD = 720, 1280
 SUB_IMAGE = 512
 PATCH = 256
 MASK_PATCH = 128
-# image size, number of masks, aim for the stack: 720p with many and few, photographs of BSDS500's size with the
-# median number that SAM finds in real sets and with hardly any
+# image size, number of masks, aim for the stack: 720p with many and few masks; photographs of BSDS500's size with the
+# median number that SAM finds in real sets and with very few
 MASK_SETS = [(HD, 80, Aim(100)), (HD, 11, Aim(1)), ((481, 321), 16, Aim(1)), ((481, 321), 3, Aim(1))]
 LOADER_AIM = Aim(300)
 SPE_SIZE, SPE_MASKS, SPE_AIM = (800, 1000), 80, Aim(10)
 
 
 def photograph(size: tuple[int, int], seed: int) -> np.ndarray:
-    """(h, w, 3) uint8 with the 1/f spectrum of natural images and a little grain, so that PNG has its usual work."""
+    """Return (h, w, 3) uint8 with the 1/f spectrum of natural images and a little grain, so that PNG works as usual."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(size[0])[:, None], np.fft.rfftfreq(size[1]))
     amplitude = 1 / np.maximum(frequency, 1 / max(size)) ** 1.2
@@ -58,7 +59,7 @@ def photograph(size: tuple[int, int], seed: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pairs:
-    """The same pairs as a folder of PNG files, an LMDB of PNG sub-images and our raw LMDB."""
+    """The same pairs three times: as a folder of PNG files, an LMDB of PNG sub-images and our raw LMDB."""
 
     root: Path
     names: Sequence[str]
@@ -67,7 +68,7 @@ class Pairs:
 
     @classmethod
     def make(cls, root: Path, size: tuple[int, int], number: int) -> Pairs:
-        """`number` pairs; the degraded image is the other one with noise."""
+        """Make `number` pairs; LQ is GT with noise."""
         sub_image = min(SUB_IMAGE, *size)
         pairs = cls(root, [f"{i:04}" for i in range(number)], size, sub_image)
         for i, name in enumerate(pairs.names):
@@ -93,12 +94,12 @@ class Pairs:
                 store.put(name, np.ascontiguousarray(pixels[..., ::-1]))
 
     def placement(self, number: int, size: tuple[int, int], patch: int) -> Placement:
-        """Window and flip of sample `number`, as our data set draws them."""
+        """Return the window and flips of sample `number`, as our data set draws them."""
         return augmentation(patch, True, None, True).draw(size, generator(0, number))
 
 
 def loader(root: Path, quick: bool) -> Contest:
-    """One training sample of a pair, patch 256: the reference form's two ways and ours."""
+    """Return the contest of loading one training sample, patch 256: two ways of the reference form against ours."""
     size, patch = ((96, 128), 32) if quick else (HD, PATCH)
     pairs = Pairs.make(root, size, 2 if quick else 8)
     ours = PairedImageDataset(
@@ -128,33 +129,32 @@ def loader(root: Path, quick: bool) -> Contest:
         assert sample.gt is not None
         return [sample.gt, sample.lq]
 
-    differences = [_largest(from_raw(i), from_files(i)) for i in range(8)]
+    differences = [_largest_difference(from_raw(i), from_files(i)) for i in range(8)]
     forms = [
         _repeated("PNG folder, whole images", from_files, 2),
         _repeated(f"LMDB of {pairs.sub_image} PNG sub-images", from_sub_images, 8),
         _repeated("raw LMDB, PairedImageDataset", from_raw, 20 if quick else 200),
     ]
-    last = forms[-1]
-    forms[-1] = Form(
-        last.name, last.run, last.repeat, None if quick else LOADER_AIM, {"pixels": Agreement(max(differences), 1e-7)}
-    )
-    told = {"images": f"{size[0]}x{size[1]}", "patch": patch, "pairs": len(pairs.names)}
-    return Contest("loading one sample of a pair", told, forms, last.name)
+    agreement = {"pixels": Agreement(max(differences), 1e-7)}
+    forms[-1] = replace(forms[-1], aim=None if quick else LOADER_AIM, agreement=agreement)
+    settings = {"images": f"{size[0]}x{size[1]}", "patch": patch, "pairs": len(pairs.names)}
+    return Contest("loading one sample of a pair", settings, forms, forms[-1].name)
 
 
-def _cut(images: Sequence[np.ndarray], at: Placement) -> list[Tensor]:
-    flips = at.flip.horizontal, at.flip.vertical, at.flip.transpose
-    window = at.window
+def _cut(images: Sequence[np.ndarray], placement: Placement) -> list[Tensor]:
+    """Return the crops of aligned images at one placement, by the reference form."""
+    flips = placement.flip.horizontal, placement.flip.vertical, placement.flip.transpose
+    window = placement.window
     return [reference_forms.crop_and_turn(image, window.top, window.left, window.height, flips) for image in images]
 
 
-def _largest(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    return max(float((a - b).abs().max()) for a, b in zip(got, expected, strict=True))
+def _largest_difference(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(actual, expected, strict=True))
 
 
 def _repeated(name: str, sample: Callable[[int], object], repeat: int, aim: Aim | None = None) -> Form:
-    """A form that makes `repeat` samples, others in each call."""
-    numbers = _counting()
+    """Return a form that makes the next `repeat` samples in each call."""
+    numbers = itertools.count()
 
     def run() -> None:
         for _ in range(repeat):
@@ -163,20 +163,13 @@ def _repeated(name: str, sample: Callable[[int], object], repeat: int, aim: Aim 
     return Form(name, run, repeat, aim)
 
 
-def _counting() -> Iterator[int]:
-    number = 0
-    while True:
-        yield number
-        number += 1
-
-
 def drawn_masks(size: tuple[int, int], number: int) -> list[dict[str, Any]]:
-    """Overlapping masks with ragged outlines, from small to large, as segment-anything's generator lists them."""
+    """Return overlapping masks of many sizes with ragged outlines, as segment-anything's generator lists them."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
     ragged: Any = cv2.GaussianBlur(rng.normal(size=size).astype(np.float32), (0, 0), 4)
     ragged /= ragged.std()
-    found = []
+    masks = []
     for _ in range(number):
         radius = np.exp(rng.uniform(np.log(0.02), np.log(0.4))) * min(size)
         top, left, squeeze = rng.uniform(0, size[0]), rng.uniform(0, size[1]), rng.uniform(0.4, 1)
@@ -186,12 +179,15 @@ def drawn_masks(size: tuple[int, int], number: int) -> list[dict[str, Any]]:
         rle["counts"] = rle["counts"].decode()
         scores: dict[str, Any] = {"predicted_iou": 0.95, "point_coords": [[left, top]], "stability_score": 0.97}
         scores["crop_box"] = [0, 0, size[1], size[0]]
-        found.append({"segmentation": rle, "area": int(inside.sum()), "bbox": coco.toBbox(rle).tolist(), **scores})
-    return found
+        masks.append({"segmentation": rle, "area": int(inside.sum()), "bbox": coco.toBbox(rle).tolist(), **scores})
+    return masks
 
 
 def masks(root: Path, size: tuple[int, int], number: int, quick: bool, aim: Aim | None = None) -> Contest:
-    """The masks of one patch: a JSON file decoded whole against the mask store; and the bytes of an image in both."""
+    """Return the contest of reading the masks of one patch: a JSON file decoded whole against the mask store.
+
+    The settings also give the bytes that one image takes in both.
+    """
     patch = 32 if quick else MASK_PATCH
     listed = drawn_masks(size, number)
     file = root / f"masks_{size[0]}_{number}.json"
@@ -202,8 +198,7 @@ def masks(root: Path, size: tuple[int, int], number: int, quick: bool, aim: Aim 
     store = MaskStore(folder)
 
     def window(sample: int) -> tuple[int, int, int, int]:
-        found = augmentation(patch, False, None, False).draw(size, generator(0, sample)).window
-        return found.top, found.left, patch, patch
+        return _window(sample, size, patch)
 
     def from_json(sample: int) -> np.ndarray:
         top, left, h, w = window(sample)
@@ -229,39 +224,54 @@ def masks(root: Path, size: tuple[int, int], number: int, quick: bool, aim: Aim 
         ),
         _repeated("mask store, labels", labels, fast, aim),
     ]
-    told = {"image": f"{size[0]}x{size[1]}", "masks": number, "patch": patch}
-    told |= {"bytes_json": file.stat().st_size, "bytes_record": len(store.record_bytes("image"))}
-    return Contest("masks of one patch", told, forms, forms[1].name)
+    settings = {"image": f"{size[0]}x{size[1]}", "masks": number, "patch": patch}
+    settings |= {"bytes_json": file.stat().st_size, "bytes_record": len(store.record_bytes("image"))}
+    return Contest("masks of one patch", settings, forms, forms[1].name)
+
+
+def _window(sample: int, size: tuple[int, int], patch: int) -> tuple[int, int, int, int]:
+    """Return (top, left, height, width) of a sample's window, as our data set draws it."""
+    window = augmentation(patch, False, None, False).draw(size, generator(0, sample)).window
+    return window.top, window.left, patch, patch
 
 
 def _agreeing(form: Form, unequal: float) -> Form:
-    return Form(form.name, form.run, form.repeat, form.aim, {"unequal": Agreement(unequal, 0.0)})
+    """Return the form with the share of its values that differ from the baseline."""
+    return replace(form, agreement={"unequal": Agreement(unequal, 0.0)})
 
 
-def _unequal(got: Callable[[int], np.ndarray], expected: Callable[[int], np.ndarray]) -> float:
-    """Share of values that differ in the first samples."""
-    return float(np.mean([(got(i) != expected(i)).mean() for i in range(4)]))
+def _unequal(actual: Callable[[int], np.ndarray], expected: Callable[[int], np.ndarray]) -> float:
+    """Return the share of values that differ in the first four samples."""
+    return float(np.mean([(actual(i) != expected(i)).mean() for i in range(4)]))
 
 
 def _painted(stack: Callable[[int], np.ndarray], listed: Sequence[dict[str, Any]]) -> Callable[[int], np.ndarray]:
-    """The region map by its definition: decoded masks painted from the largest to the smallest."""
-    runs = [regions.parse_counts(m["segmentation"]["counts"], tuple(m["segmentation"]["size"])) for m in listed]
+    """Return a function that makes the region map by its definition: it paints masks from the largest to the smallest.
+
+    stack: sample -> decoded masks (n, h, w). listed: the masks, with their runs and areas.
+    """
     size = tuple(listed[0]["segmentation"]["size"])
-    areas, firsts = [m["area"] for m in listed], [regions.first_pixel(r, size) for r in runs]
-    order = regions.paint_order(np.array(areas), np.array(firsts))
+    areas, first_pixels = [], []
+    for mask in listed:
+        areas.append(mask["area"])
+        first_pixels.append(regions.first_pixel(regions.parse_counts(mask["segmentation"]["counts"], size), size))
+    order = regions.paint_order(np.array(areas), np.array(first_pixels))
 
     def painted(sample: int) -> np.ndarray:
-        found = stack(sample)
-        out = np.zeros(found.shape[1:], np.int32)
-        for mask in order:
-            out[found[mask] > 0] = mask + 1
+        masks = stack(sample)
+        out = np.zeros(masks.shape[1:], np.int32)
+        for index in order:
+            out[masks[index] > 0] = index + 1
         return out
 
     return painted
 
 
 def spe_by_painting(rles: Sequence[dict[str, Any]]) -> np.ndarray:
-    """(h, w) float32: the SPE as SAM-DiffSR's released code makes it, one decoded mask after the other in PyTorch."""
+    """Return the SPE as SAM-DiffSR's released code makes it, one decoded mask after the other in PyTorch.
+
+    Returns (h, w) float32.
+    """
     h, w = rles[0]["size"]
     angle = torch.outer(torch.arange(h), 10000.0 ** (-torch.arange(0, w - 1, 2) / w)).repeat_interleave(2, dim=1)
     table = torch.ones(h, w)  # the released code has no odd widths; their last column stays 1
@@ -275,7 +285,10 @@ def spe_by_painting(rles: Sequence[dict[str, Any]]) -> np.ndarray:
 
 
 def spe(name: str, rles: Sequence[dict[str, Any]], aim: Aim | None = None) -> Contest:
-    """The SPE map of a whole image from its masks' COCO RLE; the rotary table and its sums are made anew in each."""
+    """Return the contest of making the SPE map of a whole image from its masks' COCO RLE.
+
+    Each call computes the rotary table and its sums again.
+    """
     h, w = rles[0]["size"]
 
     def from_runs(_: int = 0) -> np.ndarray:
@@ -283,18 +296,18 @@ def spe(name: str, rles: Sequence[dict[str, Any]], aim: Aim | None = None) -> Co
         return spe_of_runs([regions.parse_counts(rle["counts"], (h, w)) for rle in rles], (h, w))
 
     painted = spe_by_painting(rles)
-    far = float(np.abs(from_runs() - painted).max() / np.abs(painted).max())
+    error = float(np.abs(from_runs() - painted).max() / np.abs(painted).max())
     fast = _repeated("spe_of_runs", from_runs, 5)
     forms = [
         Form("masks decoded, painted in turn", lambda: spe_by_painting(rles)),
-        Form(fast.name, fast.run, fast.repeat, aim, {"map": Agreement(far, 1e-6)}),
+        Form(fast.name, fast.run, fast.repeat, aim, {"map": Agreement(error, 1e-6)}),
     ]
-    told = {"masks": len(rles), "image": f"{h}x{w}", "of": name}
-    return Contest("SPE of an image", told, forms, forms[1].name)
+    settings = {"masks": len(rles), "image": f"{h}x{w}", "of": name}
+    return Contest("SPE of an image", settings, forms, forms[1].name)
 
 
 def spe_of_patch(root: Path, size: tuple[int, int], number: int, quick: bool) -> Contest:
-    """The SPE of one patch: the whole map from a .npy file, then cropped, against the mask store."""
+    """Return the contest of reading the SPE of one patch: the whole map from a .npy file against the mask store."""
     patch = 32 if quick else MASK_PATCH
     listed = drawn_masks(size, number)
     with MaskStoreWriter(root / "spe.lmdb", {"generator": "drawn", "source": "gt"}) as writer:
@@ -303,8 +316,7 @@ def spe_of_patch(root: Path, size: tuple[int, int], number: int, quick: bool) ->
     np.save(root / "spe.npy", spe_map(store.read("image"), 0, 0, *size))
 
     def window(sample: int) -> tuple[int, int, int, int]:
-        found = augmentation(patch, False, None, False).draw(size, generator(0, sample)).window
-        return found.top, found.left, patch, patch
+        return _window(sample, size, patch)
 
     def from_file(sample: int) -> np.ndarray:
         top, left, h, w = window(sample)
@@ -318,40 +330,44 @@ def spe_of_patch(root: Path, size: tuple[int, int], number: int, quick: bool) ->
         _repeated("whole map from .npy, then cropped", from_file, fast),
         _agreeing(_repeated("mask store, spe_map", from_store, fast), _unequal(from_store, from_file)),
     ]
-    told = {"image": f"{size[0]}x{size[1]}", "masks": number, "patch": patch}
-    told |= {"bytes_npy": (root / "spe.npy").stat().st_size, "bytes_record": len(store.record_bytes("image"))}
-    return Contest("SPE of one patch", told, forms, forms[1].name)
+    settings = {"image": f"{size[0]}x{size[1]}", "masks": number, "patch": patch}
+    settings |= {"bytes_npy": (root / "spe.npy").stat().st_size, "bytes_record": len(store.record_bytes("image"))}
+    return Contest("SPE of one patch", settings, forms, forms[1].name)
 
 
 def spe_contests(root: Path, quick: bool, file: Path | None = None) -> Iterator[Contest]:
-    """The contests of `spe`. file: segment-anything's JSON of a real photograph; None takes one of the quickstart."""
+    """Yield the contests of `spe`. file: segment-anything's JSON of a real photograph; None: one of the quickstart."""
     size, number = ((64, 80), 5) if quick else (SPE_SIZE, SPE_MASKS)
     aim = None if quick else SPE_AIM
     yield spe("drawn masks", [mask["segmentation"] for mask in drawn_masks(size, number)], aim)
     if file is None:
         record = MaskStore(QUICKSTART).read("astronaut")
         runs = regions.runs_of_atoms(regions.Atoms(record.labels(0, 0, *record.size), record.table))
-        counts = [coco.frPyObjects({"size": list(record.size), "counts": r.tolist()}, *record.size) for r in runs]
-        yield spe("quickstart/astronaut", counts, aim)
+        rles = []
+        for mask_runs in runs:
+            rles.append(coco.frPyObjects({"size": list(record.size), "counts": mask_runs.tolist()}, *record.size))
+        yield spe("quickstart/astronaut", rles, aim)
     else:
         yield spe(file.name, [mask["segmentation"] for mask in read_sam_json(file)[0]], aim)
     yield spe_of_patch(root, (96, 128) if quick else HD, 5 if quick else 80, quick)
 
 
 def contests(command: str, root: Path, quick: bool) -> Iterator[Contest]:
-    """The contests of `data` and `masks`, made in an empty folder."""
+    """Yield the contests of the command `data` or `masks`. root: an empty folder."""
     if command == "data":
         yield loader(root, quick)
+    elif quick:
+        yield masks(root, (64, 80), 5, quick)
     else:
-        for size, number, aim in [((64, 80), 5, None)] if quick else MASK_SETS:
+        for size, number, aim in MASK_SETS:
             yield masks(root, size, number, quick, aim)
 
 
 def bookkeeping(root: Path, keys: int) -> dict[str, Any]:
-    """What the store and the loop over `keys` images cost beside reading images and making masks.
+    """Measure what the store and the loop over `keys` images cost besides reading images and making masks.
 
-    root: an empty folder. The images are keys only, the records tiny. Microseconds an image, wall clock, and the peak
-    memory of the process from the beginning of each step. Each put is on the disk when it returns.
+    root: an empty folder. The images are keys only and the records tiny. Returns, for each step, microseconds for each
+    image by the clock and the peak memory of the process from the step's start. Each put is on disk when it returns.
     """
     store, names = root / "bookkeeping.lmdb", [f"folder/image_{i:09}" for i in range(keys)]
     meta = {"generator": "none", "source": "gt"}
@@ -359,31 +375,35 @@ def bookkeeping(root: Path, keys: int) -> dict[str, Any]:
     image[4:8, 4:12] = True
     runs = regions.mask_to_runs(image)
     record = record_from_sam([{"segmentation": {"size": [16, 16], "counts": runs}}])
-    found: dict[str, Any] = {"keys": keys, "record_bytes": len(record)}
-    begun, steps = time.perf_counter(), []
+    figures: dict[str, Any] = {"keys": keys, "record_bytes": len(record)}
+    place = Place(store, meta)
+    start, delays = time.perf_counter(), []
 
-    def stop(_: int, __: int) -> None:
-        steps.append(time.perf_counter() - begun)
+    def record_begin(_: int, __: int) -> None:
+        delays.append(time.perf_counter() - start)
 
     def step(name: str, work: Callable[[], object]) -> None:
-        nonlocal begun
+        nonlocal start
         reset_peak(device("cpu"))
-        begun = time.perf_counter()
+        start = time.perf_counter()
         work()
-        found[name] = 1e6 * (time.perf_counter() - begun) / keys
-        found[f"{name}, peak"] = in_words(peak_memory(device("cpu")))
+        figures[name] = 1e6 * (time.perf_counter() - start) / keys
+        figures[f"{name}, peak"] = in_words(peak_memory(device("cpu")))
 
-    step("whole run, put and fsync included", lambda: generate_masks(lambda _: record, names, Place(store, meta)))
-    step("resumed run with nothing to do", lambda: generate_masks(_unasked, names, Place(store, meta), begun=stop))
-    found["of these until the work begins"] = 1e6 * steps[0] / keys
+    step("whole run, put and fsync included", lambda: generate_masks(lambda _: record, names, place))
+    step(
+        "resumed run with nothing to do",
+        lambda: generate_masks(_unexpected, names, place, begun=record_begin),
+    )
+    figures["of these until the work begins"] = 1e6 * delays[0] / keys
     with MaskStoreWriter(store, meta) as writer:
         step("asking whether a key is there", lambda: [name in writer for name in names])
         writer.put_record("one more", record)
         step("closing after a put, counting all", writer.close)
     step("opening and listing the keys", lambda: MaskStore(store).keys())
-    found["bytes a record on disk"] = (store / "data.mdb").stat().st_size / keys
-    return found
+    figures["bytes a record on disk"] = (store / "data.mdb").stat().st_size / keys
+    return figures
 
 
-def _unasked(key: str) -> bytes:
+def _unexpected(key: str) -> bytes:
     raise AssertionError(f"{key} is in the store")

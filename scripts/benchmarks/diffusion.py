@@ -1,4 +1,4 @@
-"""Contests of `scripts/benchmark.py diffusion`: SAM-DiffSR's training step and chain beside the released form's."""
+"""Contests of `scripts/benchmark.py diffusion`: SAM-DiffSR's training step and chain against the released form's."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ KEY = "image"
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """x_t and target of one draw; error: how ours differ from the released form's."""
+    """x_t, step t and target of one draw.
+
+    error: the difference of our x_t and target from the released form's (relative_error).
+    """
 
     x_t: Tensor
     t: Tensor
@@ -46,18 +49,22 @@ class Pair:
     error: float
 
 
-Found = tuple[Tensor, list[Tensor]]
+EstimateAndGradients = tuple[Tensor, list[Tensor]]
 
 
 def contests(setting: Setting) -> Iterator[Contest]:
-    """Training steps and chains of the full network and a small one."""
-    for size in ("tiny",) if setting.quick else ("full", "small"):
+    """Yield the contests of training steps and chains of the full network and a small one, quick: of a tiny one."""
+    sizes = ("tiny",) if setting.quick else ("full", "small")
+    for size in sizes:
         yield training(size, setting)
         yield sampling(size, setting)
 
 
 def options_of(size: str, setting: Setting, precision: str) -> Options:
-    """The recipe for a network of this size, without EMA, which the released step has not, and with random weights."""
+    """Return the recipe's options for a network of this size, with random weights.
+
+    There is no EMA, because the released step has none.
+    """
     device = "cpu" if setting.device.type == "cpu" else str(setting.device)
     changes = [f"network_g:{name}={value}" for name, value in NETWORKS[size].items()]
     plain = [f"device={device}", f"precision={precision}", "train:ema_decay=0"]
@@ -66,7 +73,7 @@ def options_of(size: str, setting: Setting, precision: str) -> Options:
 
 
 def batch_of(number: int, side: int, device: torch.device) -> Batch:
-    """HR and LR images with a position encoding of the size that real ones have."""
+    """Return HR and LR images with an SPE whose values are as large as real ones."""
     gt = noisy_batch(number, side, device).gt
     lq = nn.functional.interpolate(gt, scale_factor=1 / SCALE, mode="area")
     spe = 0.05 * torch.randn(number, 1, side, side, generator=torch.Generator().manual_seed(2))
@@ -75,15 +82,15 @@ def batch_of(number: int, side: int, device: torch.device) -> Batch:
 
 
 def reference(options: Options, state: Mapping[str, Tensor], device: torch.device) -> ReferenceDiffusion:
-    """The reference form of an option file's network and process, with the weights of ours."""
-    given = {k: v for k, v in options.network_g.arguments.items() if k != "sr_scale"}
-    network = ReferenceDiffusion(build_process(options.process).schedule.betas, **given)
+    """Return the reference form of an option file's network and process, with the weights of ours."""
+    arguments = {name: value for name, value in options.network_g.arguments.items() if name != "sr_scale"}
+    network = ReferenceDiffusion(build_process(options.process).schedule.betas, **arguments)
     network.load_state_dict(dict(state))
     return network.to(device)
 
 
 class ReferenceStep:
-    """The released training step; calling it takes one. The up-sampled LR comes with its batch, from the data set."""
+    """The released training step; each call takes one. As there, the data set up-samples LR before the step."""
 
     def __init__(self, network: ReferenceDiffusion, lr: float, batch: Batch) -> None:
         self.network = network
@@ -99,7 +106,7 @@ class ReferenceStep:
 
 
 def training(size: str, setting: Setting) -> Contest:
-    """Our training step in each precision against the released form's in fp32."""
+    """Return the contest of our training step in each precision against the released form's in fp32."""
     side = setting.patch or (32 if setting.quick else PATCH)
     batch = batch_of(setting.batch, side, setting.device)
     exact = options_of(size, setting, "fp32")
@@ -118,14 +125,19 @@ def training(size: str, setting: Setting) -> Contest:
     control = forms[-1].name
     if setting.reference_bf16:
         forms.append(released_bf16(exact, state, setting, batch, pair, expected))
-    told = {"patch": side, "batch": setting.batch, "network": size, "recipe": RECIPE.name}
-    return Contest("SAM-DiffSR training step", told, forms, control)
+    settings = {"patch": side, "batch": setting.batch, "network": size, "recipe": RECIPE.name}
+    return Contest("SAM-DiffSR training step", settings, forms, control)
 
 
 def released_bf16(
-    options: Options, state: Mapping[str, Tensor], setting: Setting, batch: Batch, pair: Pair, expected: Found
+    options: Options,
+    state: Mapping[str, Tensor],
+    setting: Setting,
+    batch: Batch,
+    pair: Pair,
+    expected: EstimateAndGradients,
 ) -> Form:
-    """The released form's step under autocast."""
+    """Return the form of the released step under autocast."""
     step = ReferenceStep(reference(options, state, setting.device), learning_rate(options), batch)
 
     def run() -> None:
@@ -142,7 +154,7 @@ def learning_rate(options: Options) -> float:
 
 
 def compared_pair(options: Options, first: ReferenceDiffusion, batch: Batch) -> Pair:
-    """A training pair by our process, compared with the released form's."""
+    """Return a training pair of our process, compared with the released form's."""
     assert batch.spe is not None
     x_0 = residual(batch.gt, upsampled(batch.lq, batch.gt.shape[-2:]))
     random = torch.Generator().manual_seed(3)
@@ -153,30 +165,32 @@ def compared_pair(options: Options, first: ReferenceDiffusion, batch: Batch) -> 
     return Pair(x_t, t, target, relative_error([x_t, target], released))
 
 
-def gradients(network: nn.Module, pair: Pair, lq: Tensor, precision: str) -> Found:
-    """(estimate, gradients of the L1 loss by parameter name); the network is left without gradients."""
+def gradients(network: nn.Module, pair: Pair, lq: Tensor, precision: str) -> EstimateAndGradients:
+    """Return the estimate and the L1 loss's gradients, sorted by parameter name; clear the network's gradients."""
     with torch.autocast(lq.device.type, torch.bfloat16, enabled=precision == "bf16"):
         estimate = network(pair.x_t, pair.t, lq)
     (estimate.float() - pair.target).abs().mean().backward()
-    named = sorted(network.named_parameters())
-    found = [p.grad for name, p in named if name.startswith("denoise_fn.") and p.grad is not None]
+    denoiser_gradients = []
+    for name, parameter in sorted(network.named_parameters()):
+        if name.startswith("denoise_fn.") and parameter.grad is not None:
+            denoiser_gradients.append(parameter.grad)
     network.zero_grad(set_to_none=True)
-    return estimate.detach(), found
+    return estimate.detach(), denoiser_gradients
 
 
-def agreements(found: Found, expected: Found, precision: str) -> dict[str, Agreement]:
-    """How the estimate (largest difference) and the gradients (L2) differ from the released form in fp32."""
+def agreements(actual: EstimateAndGradients, expected: EstimateAndGradients, precision: str) -> dict[str, Agreement]:
+    """Return how the estimate (largest difference) and the gradients (L2) differ from the released form in fp32."""
     limits = {"fp32": (1e-5, 1e-4), "bf16": (0.03, 0.1)}[precision]
     return {
-        "outputs": Agreement(relative_error([found[0]], [expected[0]]), limits[0]),
-        "gradients": Agreement(relative_error(found[1], expected[1], euclidean=True), limits[1]),
+        "outputs": Agreement(relative_error([actual[0]], [expected[0]]), limits[0]),
+        "gradients": Agreement(relative_error(actual[1], expected[1], euclidean=True), limits[1]),
     }
 
 
 def sampling(size: str, setting: Setting) -> Contest:
-    """One image by the 100 steps of the released chain, its form in fp32 and ours.
+    """Return the contest of restoring one image by the 100 steps of the released chain: its form in fp32 and ours.
 
-    Last, ours with the few steps of another sampler, which makes another draw: so it has no agreement.
+    The last form is ours with the few steps of another sampler. It draws another image, so it has no agreement.
     """
     side = setting.patch or (32 if setting.quick else CHAIN)
     options = options_of(size, setting, "fp32")
@@ -202,5 +216,5 @@ def sampling(size: str, setting: Setting) -> Contest:
     sampler, steps = FEWER
     precision = "bf16" if "bf16" in setting.precisions else "fp32"
     forms.append(Form(f"ours {precision}, {sampler} {steps}", chain(sampler, steps, precision)))
-    told = {"image": f"{side}x{side}", "steps": process.timesteps, "network": size, "recipe": RECIPE.name}
-    return Contest("SAM-DiffSR sampling chain", told, forms, control)
+    settings = {"image": f"{side}x{side}", "steps": process.timesteps, "network": size, "recipe": RECIPE.name}
+    return Contest("SAM-DiffSR sampling chain", settings, forms, control)

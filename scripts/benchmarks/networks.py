@@ -35,10 +35,10 @@ TINY = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A network's recipe as it is measured.
+    """A network's recipe and the sizes at which it is measured.
 
-    width: (argument that sets the width, value). patch: side of training patches; size: of images restored.
-    aims: speed-up of a training step in fp32 and bf16.
+    width: (argument that sets the width, value). patch: side of training patches, in pixels. size: side of the images
+    to restore. aims: speed-up of a training step in fp32 and bf16.
     """
 
     file: Path
@@ -57,7 +57,7 @@ RECIPES = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What the command line asks for. None: the recipe's own."""
+    """The settings of the command line; None takes the recipe's value."""
 
     device: torch.device
     precisions: Sequence[str] = ("fp32", "bf16")
@@ -70,15 +70,15 @@ class Setting:
     overrides: Sequence[str] = field(default_factory=tuple)
 
     def options(self, network: str, file: Path, precision: str, *more: str) -> Options:
-        """The recipe with the command line's changes."""
+        """Return the recipe's options with the command line's changes and `more`."""
         key, width = RECIPES[network].width
         arguments = TINY[network] if self.quick else (f"{key}={self.width or width}",)
-        changes = [f"network_g:{a}" for a in arguments]
+        changes = [f"network_g:{argument}" for argument in arguments]
         device = "cpu" if self.device.type == "cpu" else str(self.device)
         return load_options(file, [f"device={device}", f"precision={precision}", *changes, *more, *self.overrides])
 
     def side(self, network: str, own: int) -> int:
-        """Side of patches or images: the command line's, 32 in a quick run, or `own`."""
+        """Return the side of patches or images: the command line's, 32 in a quick run, or `own`."""
         return self.patch or (32 if self.quick else own)
 
 
@@ -89,7 +89,7 @@ def network_of(options: Options, device: torch.device) -> nn.Module:
 
 
 def awake(network: nn.Module) -> dict[str, Tensor]:
-    """The state of a network whose NAFNet scales are random: at zero they would hide errors."""
+    """Return the network's state after its NAFNet scales became random: at zero they would hide errors."""
     random = torch.Generator().manual_seed(0)
     for name, parameter in network.named_parameters():
         if name.endswith(("beta", "gamma")):
@@ -98,7 +98,7 @@ def awake(network: nn.Module) -> dict[str, Tensor]:
 
 
 def noisy_batch(batch: int, side: int, device: torch.device) -> Batch:
-    """Noise on a smooth image, with a grid of regions: lq, gt (b, 3, side, side), regions (b, side, side)."""
+    """Return smooth GT, noisy LQ and a grid of regions: gt, lq (b, 3, side, side); regions (b, side, side)."""
     random = torch.Generator().manual_seed(1)
     coarse = torch.rand(batch, 3, 8, 8, generator=random)
     gt = nn.functional.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1)
@@ -113,7 +113,7 @@ def noisy_batch(batch: int, side: int, device: torch.device) -> Batch:
 
 
 class OurStep:
-    """The training step that train.py takes with these options; calling it takes one."""
+    """The training step that train.py takes with these options; each call takes one."""
 
     def __init__(self, options: Options, device: torch.device, batch: Batch, state: dict[str, Tensor]) -> None:
         self.parts = build_train.build_parts(options, device)
@@ -128,15 +128,15 @@ class OurStep:
 
 
 class ReferenceStep:
-    """The same step in the reference form; calling it takes one."""
+    """The same step in the reference form; each call takes one."""
 
     def __init__(self, options: Options, device: torch.device, batch: Batch, state: dict[str, Tensor]) -> None:
         train = options.train
         assert train is not None
         self.network = reference(options, state).to(device)
-        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[train.optim_g.type]
-        own = train.optim_g
-        self.optimiser = kind(self.network.parameters(), own.lr, own.betas, own.eps, own.weight_decay)
+        optim = train.optim_g
+        optimiser = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[optim.type]
+        self.optimiser = optimiser(self.network.parameters(), optim.lr, optim.betas, optim.eps, optim.weight_decay)
         self.loss, self.batch = loss_of(options), batch
         self.clip = train.grad_clip
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16")
@@ -148,16 +148,17 @@ class ReferenceStep:
 
 
 def reference(options: Options, state: dict[str, Tensor]) -> nn.Module:
-    """The network of an option file in the reference form, with the weights of ours."""
-    kind = reference_forms.NETWORKS[options.network_g.type]
-    known = inspect.signature(kind).parameters
-    network = kind(**{k: v for k, v in options.network_g.arguments.items() if k in known})
+    """Return the network of an option file in the reference form, with the weights of ours."""
+    network_class = reference_forms.NETWORKS[options.network_g.type]
+    parameters = inspect.signature(network_class).parameters
+    arguments = options.network_g.arguments
+    network = network_class(**{name: value for name, value in arguments.items() if name in parameters})
     network.load_state_dict(state)
     return network
 
 
 def loss_of(options: Options) -> Loss:
-    """The recipe's reconstruction loss."""
+    """Return the recipe's reconstruction loss."""
     assert options.train is not None
     assert options.train.pixel_opt is not None
     loss: Loss = build.make(LOSSES, options.train.pixel_opt, "train.pixel_opt")
@@ -165,28 +166,29 @@ def loss_of(options: Options) -> Loss:
 
 
 def gradients(network: nn.Module, loss: Loss, batch: Batch, precision: str) -> tuple[list[Tensor], list[Tensor]]:
-    """(outputs, gradients of all parameters by name) of one batch; the network is left without gradients."""
+    """Return the outputs of one batch and all gradients, sorted by parameter name; clear the network's gradients."""
     with torch.autocast(batch.lq.device.type, torch.bfloat16, enabled=precision == "bf16"):
         output = network(batch.lq)
     total(Reconstruction({"pix": loss})(output, batch.gt)).backward()
-    found = [p.grad for _, p in sorted(network.named_parameters()) if p.grad is not None]
+    parameter_gradients = [p.grad for _, p in sorted(network.named_parameters()) if p.grad is not None]
     network.zero_grad(set_to_none=True)
-    return [o.detach() for o in (output if isinstance(output, list) else [output])], found
+    outputs = output if isinstance(output, list) else [output]
+    return [image.detach() for image in outputs], parameter_gradients
 
 
 def step_agreement(
-    found: tuple[list[Tensor], list[Tensor]], expected: tuple[list[Tensor], list[Tensor]], precision: str
+    actual: tuple[list[Tensor], list[Tensor]], expected: tuple[list[Tensor], list[Tensor]], precision: str
 ) -> dict[str, Agreement]:
-    """How outputs (largest difference) and gradients (L2) of a form differ from the reference in fp32."""
+    """Return how outputs (largest difference) and gradients (L2) of a form differ from the reference in fp32."""
     limits = {"fp32": (1e-5, 1e-4), "bf16": (0.03, 0.1)}[precision]
     return {
-        "outputs": Agreement(relative_error(found[0], expected[0]), limits[0]),
-        "gradients": Agreement(relative_error(found[1], expected[1], euclidean=True), limits[1]),
+        "outputs": Agreement(relative_error(actual[0], expected[0]), limits[0]),
+        "gradients": Agreement(relative_error(actual[1], expected[1], euclidean=True), limits[1]),
     }
 
 
 def training(network: str, setting: Setting) -> Contest:
-    """Our training step in each precision against the reference form's in fp32."""
+    """Return the contest of our training step in each precision against the reference form's in fp32."""
     recipe = RECIPES[network]
     side = setting.side(network, recipe.patch)
     batch = noisy_batch(setting.batch, side, setting.device)
@@ -207,12 +209,15 @@ def training(network: str, setting: Setting) -> Contest:
         step = ReferenceStep(setting.options(network, recipe.file, "bf16"), setting.device, batch, state)
         agreement = step_agreement(gradients(step.network, first.loss, batch, "bf16"), expected, "bf16")
         forms.append(Form("reference bf16", step, agreement=agreement))
-    told = {"patch": side, "batch": setting.batch, **_told(exact, recipe.file)}
-    return Contest(f"{network} training step", told, forms, control)
+    settings = {"patch": side, "batch": setting.batch, **_settings(exact, recipe.file)}
+    return Contest(f"{network} training step", settings, forms, control)
 
 
 def sam4ir(setting: Setting) -> Contest:
-    """What a SAM4IR step costs beside a plain step of the same network, without SGR and with kinds of it."""
+    """Return the contest of SAM4IR steps, without SGR and with several forms of it, against a plain step.
+
+    All steps train the same network; ratios are costs.
+    """
     side = setting.patch or (32 if setting.quick else 128)
     batch = noisy_batch(setting.batch, side, setting.device)
     precision = setting.precisions[0]
@@ -220,23 +225,23 @@ def sam4ir(setting: Setting) -> Contest:
     state = awake(network_of(plain, setting.device))
     forms = [Form("plain step", OurStep(plain, setting.device, batch, state))]
     three, two = "[relu2_2,relu3_3,relu4_3]", "[relu2_2,relu3_3]"
-    kinds = {
+    sgr_options = {
         "SAM4IR without SGR": "null",
         "with SGR, 3 levels": f"{{loss_weight: 0.1, weights: random, layers: {three}}}",
         "with SGR, 3 levels, bf16": f"{{loss_weight: 0.1, weights: random, layers: {three}, bf16: true}}",
         "with SGR, 2 levels, bf16": f"{{loss_weight: 0.1, weights: random, layers: {two}, bf16: true}}",
     }
-    for name, sgr in kinds.items():
+    for name, sgr in sgr_options.items():
         terms = f"train:sgr_opt={sgr}", "train:spd_opt={loss_weight: 0.1}", "train:distill={start_iter: 0}"
         step = OurStep(setting.options("NAFNet", SAM4IR, precision, *terms), setting.device, batch, state)
         aim = Aim(2.4, cost=True) if sgr == "null" and not setting.quick else None
         forms.append(Form(name, step, aim=aim))
-    told = {"patch": side, "batch": setting.batch, "precision": precision, **_told(plain, SAM4IR)}
-    return Contest("SAM4IR step of NAFNet", told, forms, forms[0].name, cost=True)
+    settings = {"patch": side, "batch": setting.batch, "precision": precision, **_settings(plain, SAM4IR)}
+    return Contest("SAM4IR step of NAFNet", settings, forms, forms[0].name, cost=True)
 
 
 def inference(network: str, setting: Setting) -> Contest:
-    """Restoring one image with our network in each precision against the reference form in fp32."""
+    """Return the contest of restoring one image: our network in each precision against the reference form in fp32."""
     recipe = RECIPES[network]
     side = setting.side(network, recipe.size)
     image = noisy_batch(setting.batch, side, setting.device).lq
@@ -248,16 +253,17 @@ def inference(network: str, setting: Setting) -> Contest:
     for precision in setting.precisions:
         forms.append(inference_form(f"ours {precision}", ours, image, precision, expected))
     control = forms[-1].name
-    for precision in setting.precisions if setting.compiled else ():
-        compiled = copy.deepcopy(ours)
-        compiled.compile()
-        forms.append(inference_form(f"ours {precision}, compiled", compiled, image, precision, expected))
-    told = {"size": f"{side}x{side}", "batch": setting.batch, **_told(options, recipe.file)}
-    return Contest(f"{network} inference", told, forms, control)
+    if setting.compiled:
+        for precision in setting.precisions:
+            compiled = copy.deepcopy(ours)
+            compiled.compile()
+            forms.append(inference_form(f"ours {precision}, compiled", compiled, image, precision, expected))
+    settings = {"size": f"{side}x{side}", "batch": setting.batch, **_settings(options, recipe.file)}
+    return Contest(f"{network} inference", settings, forms, control)
 
 
 def inference_form(name: str, network: nn.Module, image: Tensor, precision: str, expected: Any) -> Form:
-    """restore() of a network under autocast."""
+    """Return the form that restores an image with a network under autocast."""
 
     def run() -> Tensor:
         with torch.autocast(image.device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -268,7 +274,7 @@ def inference_form(name: str, network: nn.Module, image: Tensor, precision: str,
 
 
 def no_gradient(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """run() without recording gradients."""
+    """Return a function that calls run() without recording gradients."""
 
     def wrapped() -> Tensor:
         with torch.no_grad():
@@ -277,7 +283,8 @@ def no_gradient(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
     return wrapped
 
 
-def _told(options: Options, file: Path) -> dict[str, Any]:
+def _settings(options: Options, file: Path) -> dict[str, Any]:
+    """Return the settings of a contest that come from the option file: the network's width and the recipe."""
     arguments = options.network_g.arguments
     key = RECIPES[options.network_g.type].width[0]
     return {key: arguments[key], "recipe": f"{file.parent.name}/{file.name}"}

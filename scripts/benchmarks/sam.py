@@ -19,16 +19,21 @@ from sam4ir.priors.sam.automatic_masks import PRECISIONS, AutomaticMaskGenerator
 from sam4ir.priors.sam.load import build_sam, load_sam
 from sam4ir.utils.image import eight_bits
 
+MasksOfImages = list[list[dict[str, Any]]]  # for each image, masks as segment-anything's generator lists them
 Generate = Callable[[np.ndarray], list[dict[str, Any]]]
 PACKAGE = "segment-anything, {} points a batch"
 AIM = Aim(1.3)
-# of masks that are made in another precision: the mean distance from 1 of the IoU with their counterparts
+# limits for masks in another precision: the mean distance from 1 of their IoU with their counterparts
 DISTANCES = {"fp32": 0.0, "fast": 1e-3, "bf16": 0.1}
 
 
 @dataclass(frozen=True)
 class SamSetting:
-    """What the contest is made from: weights (zoo name or file), images (None: two of scikit-image's), the grid."""
+    """The settings of the contest.
+
+    weights: zoo name or file. images: a folder, None for photographs of scikit-image. number: of photographs.
+    points_per_side: of the grid of points. quick: tiny sizes and random weights.
+    """
 
     weights: str
     device: torch.device
@@ -39,7 +44,7 @@ class SamSetting:
 
 
 def photographs(setting: SamSetting) -> list[np.ndarray]:
-    """(h, w, 3) uint8 RGB each."""
+    """Return the photographs, (h, w, 3) uint8 RGB each."""
     if setting.images is None:
         return [skimage.data.chelsea(), skimage.data.astronaut()][: setting.number]
     source = open_source(setting.images, None, "--images")
@@ -47,7 +52,10 @@ def photographs(setting: SamSetting) -> list[np.ndarray]:
 
 
 def contest(setting: SamSetting) -> Contest:
-    """Masks of photographs: the package with 64 and 16 points a batch, and ours in every precision."""
+    """Return the contest of making masks of photographs.
+
+    The package runs with 64 and 16 points in a batch, ours in every precision.
+    """
     images = photographs(setting)
     settings: dict[str, Any] = {"points_per_side": 2 if setting.quick else setting.points_per_side}
     if setting.quick:
@@ -63,25 +71,29 @@ def contest(setting: SamSetting) -> Contest:
         ).generate
 
     def ours(precision: Any, batch: int | None) -> Generate:
-        chosen = AutomaticMaskSettings(points_per_batch=batch, **settings)
-        return AutomaticMaskGenerator(sam, chosen, precision).generate
+        mask_settings = AutomaticMaskSettings(points_per_batch=batch, **settings)
+        return AutomaticMaskGenerator(sam, mask_settings, precision).generate
 
     expected = [package(16)(image) for image in images]
     forms = [_form(PACKAGE.format(64), package(64), images), _form(PACKAGE.format(16), package(16), images)]
     for precision in PRECISIONS:
-        alike = [ours(precision, 16)(image) for image in images]
-        found = [ours(precision, None)(image) for image in images]
-        agreement = {"masks": Agreement(_unlike(expected, alike, precision), 0.0 if precision != "bf16" else 1.0)}
-        agreement["1 - matched IoU"] = Agreement(1 - matched_iou(expected, found), DISTANCES[precision])
-        agreement["count"] = Agreement(abs(_count(found) / max(_count(expected), 1) - 1), DISTANCES[precision])
+        same_batches = [ours(precision, 16)(image) for image in images]
+        masks = [ours(precision, None)(image) for image in images]
+        limit = 1.0 if precision == "bf16" else 0.0
+        agreement = {"masks": Agreement(_unequal_share(expected, same_batches, precision), limit)}
+        agreement["1 - matched IoU"] = Agreement(1 - matched_iou(expected, masks), DISTANCES[precision])
+        agreement["count"] = Agreement(abs(_count(masks) / max(_count(expected), 1) - 1), DISTANCES[precision])
         aim = AIM if precision == "fp32" and not setting.quick else None
         name = f"ours, {precision}"
         forms.append(Form(name, _form(name, ours(precision, None), images).run, aim=aim, agreement=agreement))
-    told = {"weights": setting.weights, "images": [f"{i.shape[0]}x{i.shape[1]}" for i in images], **settings}
-    return Contest("masks of photographs", {**told, "masks": _count(expected)}, forms, forms[2].name)
+    sizes = [f"{image.shape[0]}x{image.shape[1]}" for image in images]
+    conditions = {"weights": setting.weights, "images": sizes, **settings, "masks": _count(expected)}
+    return Contest("masks of photographs", conditions, forms, forms[2].name)
 
 
 def _form(name: str, generate: Generate, images: list[np.ndarray]) -> Form:
+    """Return a form that makes the masks of all images."""
+
     def run() -> None:
         for image in images:
             generate(image)
@@ -89,32 +101,44 @@ def _form(name: str, generate: Generate, images: list[np.ndarray]) -> Form:
     return Form(name, run)
 
 
-def _count(listed: list[list[dict[str, Any]]]) -> int:
-    return sum(map(len, listed))
+def _count(masks: MasksOfImages) -> int:
+    """Return the number of masks of all images."""
+    return sum(map(len, masks))
 
 
-def _unlike(expected: list[list[dict[str, Any]]], found: list[list[dict[str, Any]]], precision: str) -> float:
-    """Share of masks, at the same points a batch, whose pixels are not those of the package; in fp32 all counts."""
-    if [len(masks) for masks in expected] != [len(masks) for masks in found]:
+def _unequal_share(expected: MasksOfImages, actual: MasksOfImages, precision: str) -> float:
+    """Return the share of masks that differ from the package's, at equal points in a batch; 1 if the numbers differ.
+
+    In fp32 every entry of a mask counts, in other precisions only its pixels.
+    """
+    if [len(masks) for masks in expected] != [len(masks) for masks in actual]:
         return 1.0
-    pairs = [pair for both in zip(expected, found, strict=True) for pair in zip(*both, strict=True)]
-    keys = None if precision == "fp32" else "segmentation"
-    return float(np.mean([(a != b) if keys is None else a[keys] != b[keys] for a, b in pairs])) if pairs else 0.0
+    unequal = []
+    for expected_masks, actual_masks in zip(expected, actual, strict=True):
+        for one, other in zip(expected_masks, actual_masks, strict=True):
+            if precision == "fp32":
+                unequal.append(one != other)
+            else:
+                unequal.append(one["segmentation"] != other["segmentation"])
+    return float(np.mean(unequal)) if unequal else 0.0
 
 
-def matched_iou(expected: list[list[dict[str, Any]]], found: list[list[dict[str, Any]]]) -> float:
-    """Mean over all masks of both sides of the IoU with the most alike mask of the other side."""
+def matched_iou(expected: MasksOfImages, actual: MasksOfImages) -> float:
+    """Return the mean, over all masks of both sides, of the largest IoU with a mask of the other side."""
     best: list[float] = []
-    for one, other in zip(expected, found, strict=True):
-        best += _best(one, other) + _best(other, one)
+    for one, other in zip(expected, actual, strict=True):
+        best += _best_ious(one, other) + _best_ious(other, one)
     return float(np.mean(best)) if best else 1.0
 
 
-def _best(masks: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[float]:
+def _best_ious(masks: list[dict[str, Any]], others: list[dict[str, Any]]) -> list[float]:
+    """Return the largest IoU of each mask with one of the others, 0 where there are no others."""
     if not masks or not others:
         return [0.0] * len(masks)
-    left, right = (
-        [coco.frPyObjects(m["segmentation"], *m["segmentation"]["size"]) for m in x] for x in (masks, others)
-    )
-    table = coco.iou(left, right, [0] * len(right))
+    table = coco.iou(_compressed(masks), _compressed(others), [0] * len(others))
     return [float(row.max()) for row in table]
+
+
+def _compressed(masks: list[dict[str, Any]]) -> list[Any]:
+    """Return the masks' uncompressed RLE in COCO's compressed form."""
+    return [coco.frPyObjects(mask["segmentation"], *mask["segmentation"]["size"]) for mask in masks]

@@ -1,9 +1,9 @@
 """Paired timing of programs that do the same work: the protocol behind every figure of scripts/benchmark.py.
 
-What agrees is timed, in one process on one thread: warm-up rounds, then rounds in which every form runs once, in
-turning order. A ratio is taken inside each round, so that a slow minute of the machine is in both its sides. The same
-form run twice is the control: where the median of its ratio leaves 0.95..1.05 the machine was too restless and nothing
-counts. What may be claimed is the quartile on the unfavourable side.
+Forms whose results agree are timed in one process on one thread: first warm-up rounds, then rounds in which every form
+runs once, forwards and backwards by turns. A ratio compares two times of one round, so that a slow minute of the
+machine affects both. One form runs twice in each round and is the control: where the median of its ratio lies outside
+0.95..1.05 the machine was too restless and no figure counts. A claim may state the quartile on the unfavourable side.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PACKAGES = ("torch", "numpy", "opencv-python-headless", "lmdb", "zstandard", "py
 
 @dataclass(frozen=True)
 class Plan:
-    """How often everything runs: rounds that count (at least 2, for quartiles), and rounds before them that do not."""
+    """The number of rounds: those that count (at least 2, for quartiles), and warm-up rounds before them."""
 
     rounds: int = 9
     warmup: int = 2
@@ -48,6 +48,7 @@ class Agreement(NamedTuple):
 
     @property
     def holds(self) -> bool:
+        """Whether the difference is within its limit."""
         return self.value <= self.limit
 
     def __str__(self) -> str:
@@ -56,7 +57,7 @@ class Agreement(NamedTuple):
 
 @dataclass(frozen=True)
 class Aim:
-    """What is aimed at: a speed-up of at least `ratio`; with `cost`, a form that costs at most `ratio` baselines."""
+    """The goal of a form: a speed-up of at least `ratio`, or, with `cost`, a cost of at most `ratio` baselines."""
 
     ratio: float
     cost: bool = False
@@ -66,7 +67,7 @@ class Aim:
 class Form:
     """One way to do the work.
 
-    run: does it `repeat` times. agreement: measure -> how it differs from the baseline, found before the timing.
+    run: does the work `repeat` times. agreement: measure -> difference to the baseline, measured before the timing.
     """
 
     name: str
@@ -78,9 +79,9 @@ class Form:
 
 @dataclass(frozen=True)
 class Contest:
-    """Forms of one work. The first is the baseline; `control` names the one that runs twice a round.
+    """The forms of one work. The first is the baseline; `control` names the form that runs twice in each round.
 
-    cost: ratios are told as cost (form / baseline) and not as speed-up (baseline / form).
+    cost: ratios are costs (form / baseline) instead of speed-ups (baseline / form).
     """
 
     name: str
@@ -91,12 +92,12 @@ class Contest:
 
     @property
     def again(self) -> str:
-        """What the control's second run is called among the times."""
+        """The name of the control's second run among the times."""
         return f"{self.control} (again)"
 
 
 class Quartiles(NamedTuple):
-    """Of paired ratios."""
+    """The quartiles of paired ratios."""
 
     lower: float
     median: float
@@ -107,12 +108,15 @@ class Quartiles(NamedTuple):
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:
-    """Quartiles of at least two values, interpolated between neighbours."""
+    """Return the quartiles of at least two values, interpolated between neighbours."""
     return Quartiles(*statistics.quantiles(values, n=4, method="inclusive"))
 
 
 class Times(NamedTuple):
-    """Seconds of one run of a form a round. cpu: of this process, all threads; wall: of the clock."""
+    """The seconds that a form took, one value for each round.
+
+    cpu: CPU time of this process, all threads. wall: time by the clock.
+    """
 
     cpu: list[float]
     wall: list[float]
@@ -120,7 +124,10 @@ class Times(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """What a contest gave. Ratios are of CPU time on a CPU, of the clock where an accelerator does the work."""
+    """The times of a contest and what follows from them.
+
+    Ratios compare CPU time on a CPU, and time by the clock on an accelerator. seconds: duration of the whole contest.
+    """
 
     contest: Contest
     plan: Plan
@@ -129,16 +136,14 @@ class Result:
     seconds: float
 
     def ratio(self, name: str) -> Quartiles:
-        """Paired ratios of a form to the baseline."""
-        baseline, own = (self._primary(n) for n in (self.contest.forms[0].name, name))
-        pairs = zip(own, baseline, strict=True) if self.contest.cost else zip(baseline, own, strict=True)
-        return quartiles([a / b for a, b in pairs])
+        """Return the quartiles of the paired ratios of a form and the baseline."""
+        baseline, own = self._primary(self.contest.forms[0].name), self._primary(name)
+        return _paired_ratios(own, baseline) if self.contest.cost else _paired_ratios(baseline, own)
 
     @property
     def control(self) -> Quartiles:
-        """Paired ratios of a form to itself."""
-        pairs = zip(self._primary(self.contest.control), self._primary(self.contest.again), strict=True)
-        return quartiles([a / b for a, b in pairs])
+        """The quartiles of the paired ratios of the control's two runs."""
+        return _paired_ratios(self._primary(self.contest.control), self._primary(self.contest.again))
 
     @property
     def calm(self) -> bool:
@@ -146,21 +151,24 @@ class Result:
         return CONTROL_LIMITS[0] <= self.control.median <= CONTROL_LIMITS[1]
 
     def counts(self, form: Form) -> bool:
-        """Whether the form's ratio may be told: it agrees with the baseline, and the machine was calm."""
+        """Return whether the form's ratio counts: it agrees with the baseline, and the machine was calm."""
         return self.calm and all(a.holds for a in form.agreement.values())
 
     def met(self, form: Form) -> bool | None:
-        """Whether the quartile that may be claimed reaches the aim; None where there is no aim or no count."""
+        """Return whether the quartile that may be claimed reaches the aim; None without an aim or without a count."""
         if form.aim is None or not self.counts(form):
             return None
         ratio = self.ratio(form.name)
-        return ratio.upper <= form.aim.ratio if form.aim.cost else ratio.lower >= form.aim.ratio
+        if form.aim.cost:
+            return ratio.upper <= form.aim.ratio
+        return ratio.lower >= form.aim.ratio
 
     def _primary(self, name: str) -> list[float]:
+        """Return the times that ratios compare."""
         return self.times[name].wall if self.device.type != "cpu" else self.times[name].cpu
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values: everything measured and every judgement."""
+        """Return all measurements and verdicts as plain values."""
         return {
             "contest": self.contest.name,
             "settings": dict(self.contest.settings),
@@ -181,37 +189,44 @@ class Result:
             "median_s": statistics.median(self._primary(form.name)),
             "ratio": self.ratio(form.name)._asdict(),
             "aim": None if aim is None else {"ratio": aim.ratio, "at": "most" if aim.cost else "least"},
-            "agreement": {name: a._asdict() for name, a in form.agreement.items()},
+            "agreement": {measure: agreement._asdict() for measure, agreement in form.agreement.items()},
             "counts": self.counts(form),
             "met": self.met(form),
         }
 
     def table(self) -> str:
-        """Lines for people."""
-        told = ", ".join(f"{k} {v}" for k, v in self.contest.settings.items())
+        """Return the result as a table for people."""
+        settings = ", ".join(f"{name} {value}" for name, value in self.contest.settings.items())
         ratio = "cost" if self.contest.cost else "speed-up"
         head = f"  {'form':34}{'time':>10}  {ratio + ' [quartiles]':25}{'aim':20}agreement with the first"
-        lines = [f"{self.contest.name} ({told})", head]
+        lines = [f"{self.contest.name} ({settings})", head]
         for form in self.contest.forms:
-            time_ = _readable(statistics.median(self._primary(form.name)))
-            agreement = ", ".join(
-                f"{n} {a.value:.1e}{'' if a.holds else ' TOO FAR'}" for n, a in form.agreement.items()
-            )
-            lines.append(f"  {form.name:34}{time_:>10}  {self.ratio(form.name)!s:25}{self._aim(form):20}{agreement}")
+            duration = _readable(statistics.median(self._primary(form.name)))
+            agreement = ", ".join(f"{measure} {value}" for measure, value in form.agreement.items())
+            lines.append(f"  {form.name:34}{duration:>10}  {self.ratio(form.name)!s:25}{self._aim(form):20}{agreement}")
         verdict = "the run counts" if self.calm else "THE RUN DOES NOT COUNT: repeat it on a calmer machine"
         lines.append(f"  control, {self.contest.control} twice: {self.control}: {verdict}")
         return "\n".join(lines)
 
     def _aim(self, form: Form) -> str:
+        """Return a form's aim and whether it was met, as the table shows it."""
         if form.aim is None:
             return ""
         verdict = {True: "met", False: "missed", None: "not counted"}[self.met(form)]
         return f"{'<=' if form.aim.cost else '>='} {form.aim.ratio:g} {verdict}"
 
 
+def _paired_ratios(numerators: Sequence[float], denominators: Sequence[float]) -> Quartiles:
+    """Return the quartiles of the ratios of two forms' times, round by round."""
+    return quartiles([a / b for a, b in zip(numerators, denominators, strict=True)])
+
+
 def measure(contest: Contest, plan: Plan, device: torch.device) -> Result:
-    """Run a contest. Threads are the caller's matter: torch.set_num_threads(1) for figures of one thread."""
-    begun = time.perf_counter()
+    """Run a contest. The caller sets the threads: torch.set_num_threads(1) for figures of one thread.
+
+    Raises UserError where two forms have one name.
+    """
+    start = time.perf_counter()
     runs = {form.name: (form.run, form.repeat) for form in contest.forms}
     runs[contest.again] = runs[contest.control]
     if len(runs) != len(contest.forms) + 1:
@@ -219,31 +234,31 @@ def measure(contest: Contest, plan: Plan, device: torch.device) -> Result:
     times = {name: Times([], []) for name in runs}
     for number in range(plan.warmup + plan.rounds):
         names = list(runs)
-        with _collected():
+        with _no_garbage_collection():
             for name in names if number % 2 else reversed(names):
                 run, repeat = runs[name]
-                cpu, wall = _timed(run, device)
+                cpu, wall = _time_call(run, device)
                 if number >= plan.warmup:
                     times[name].cpu.append(cpu / repeat)
                     times[name].wall.append(wall / repeat)
-    return Result(contest, plan, times, device, time.perf_counter() - begun)
+    return Result(contest, plan, times, device, time.perf_counter() - start)
 
 
 @contextlib.contextmanager
-def _collected() -> Iterator[None]:
-    """Garbage is collected before the block, and not by chance inside the time of one form."""
-    was_on = gc.isenabled()
+def _no_garbage_collection() -> Iterator[None]:
+    """Collect garbage before the block, so that no collection falls into the time of one form."""
+    was_enabled = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
         yield
     finally:
-        if was_on:
+        if was_enabled:
             gc.enable()
 
 
-def _timed(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
-    """(CPU seconds, seconds of the clock) of one call."""
+def _time_call(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
+    """Return the CPU seconds and the seconds by the clock of one call."""
     _synchronize(device)
     wall, cpu = time.perf_counter(), time.process_time()
     run()
@@ -257,7 +272,7 @@ def _synchronize(device: torch.device) -> None:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What figures depend on beside the code: versions, processor with its flags, threads, load."""
+    """Return what the figures depend on besides the code: versions, processor with its flags, threads, load."""
     cpu = _cpuinfo()
     load = os.getloadavg() if hasattr(os, "getloadavg") else ()
     return {
@@ -277,7 +292,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _cpuinfo() -> dict[str, str]:
-    """The first processor's lines of /proc/cpuinfo; nothing where there is no such file."""
+    """Return the first processor's lines of /proc/cpuinfo, empty where there is no such file."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -300,10 +315,16 @@ def _readable(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} us"
 
 
-def relative_error(got: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], euclidean: bool = False) -> float:
-    """Largest difference over the largest value of all tensors together; `euclidean`: their L2 norms instead."""
-    pairs = [(a.detach().double(), b.detach().double()) for a, b in zip(got, expected, strict=True)]
+def relative_error(actual: Iterable[torch.Tensor], expected: Iterable[torch.Tensor], euclidean: bool = False) -> float:
+    """Return the largest difference over the largest expected value, of all tensors together.
+
+    euclidean: take L2 norms instead of largest values.
+    """
     order = 2.0 if euclidean else float("inf")
-    far = torch.stack([torch.linalg.vector_norm(a - b, order) for a, b in pairs])
-    size = torch.stack([torch.linalg.vector_norm(b, order) for _, b in pairs])
-    return float(torch.linalg.vector_norm(far, order) / torch.linalg.vector_norm(size, order))
+    differences, sizes = [], []
+    for a, b in zip(actual, expected, strict=True):
+        reference = b.detach().double()
+        differences.append(torch.linalg.vector_norm(a.detach().double() - reference, order))
+        sizes.append(torch.linalg.vector_norm(reference, order))
+    difference = torch.linalg.vector_norm(torch.stack(differences), order)
+    return float(difference / torch.linalg.vector_norm(torch.stack(sizes), order))
