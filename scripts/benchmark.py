@@ -61,17 +61,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--number", type=cli.positive, default=2, help="sam: number of photographs (default: 2)")
     parser.add_argument("--points-per-side", type=int, default=8, help="sam: points on a side of the grid (default: 8)")
     parser.add_argument("--masks", type=Path, metavar="FILE", help="spe: JSON of a photograph (default: quickstart's)")
-    parser.add_argument(
-        "--keys", type=cli.positive, default=100_000, help="bookkeeping: number of images (default: 100000)"
-    )
+    parser.add_argument("--keys", type=cli.positive, default=100_000, help="bookkeeping: images (default: 100000)")
     parser.add_argument(
         "--rounds", type=cli.positive, default=9, help="rounds that count (default, and least for a claim: 9)"
     )
     parser.add_argument("--threads", type=cli.positive, default=1, help="threads of torch and OpenCV (default: 1)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="file for all measurements, with versions and settings"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="all measurements, with versions and settings")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and two rounds, to check that it runs")
     return parser.parse_args(arguments)
 

@@ -1,7 +1,7 @@
-"""Noise of sampling, drawn from seeds: what an image gets depends on its own seed only.
+"""The noise of sampling, drawn from seeds, so that an image's noise depends on its own seed only.
 
-Every draw is a function of (seed, step): the order of calls, the batch an image is in and the device it is restored
-on do not matter.
+Every draw is a function of (seed, step). The order of calls, the other images of the batch and the device do not
+change it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from sam4ir.utils.rng import derived_seed
 
 
 class SeededNoise:
-    """Normal noise for a batch of images, one seed an image; drawn on the CPU, brought to the device.
+    """Normal noise for a batch of images, one seed for each image; drawn on the CPU and moved to the device.
 
-    seeds: b integers (any size or sign); shape: (c, h, w) of one image.
+    seeds: b integers of any size and sign. shape: (c, h, w) of one image. device: None for the CPU.
+    Raises UserError without seeds and for another shape.
     """
 
     def __init__(
@@ -33,11 +34,11 @@ class SeededNoise:
         self.device = torch.device("cpu" if device is None else device)
 
     def start(self) -> Tensor:
-        """x_T ~ N(0, I): (b, c, h, w) float32."""
+        """Return x_T ~ N(0, I): (b, c, h, w) float32."""
         return self._draw(-1)
 
     def __call__(self, i: int) -> Tensor:
-        """The noise of step i = 0, 1, ... of the chain: (b, c, h, w) float32; the same for the same i."""
+        """Return the noise of step i = 0, 1, ... of the chain, (b, c, h, w) float32; the same for the same i."""
         return self._draw(i)
 
     def _draw(self, step: int) -> Tensor:

@@ -4,8 +4,8 @@ x_0 is the residual clip(2 (HR - LRup), -1, 1), E the structural position encodi
 
     x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps'
 
-with eps' = eps in plain diffusion (`none`); the modes differ in how E shifts eps', and in what is to be predicted.
-Zero SPE is plain DDPM bit for bit in each of them.
+with eps' = eps in plain diffusion (`none`). The modes differ in how E shifts eps', and in what the network predicts.
+With a zero SPE each of them is plain DDPM bit for bit.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Modulation = Literal["none", "released", "paper", "invertible"]
 Target = Literal["noise", "x_0", "v"]
 SamplerName = Literal["ddpm", "ddim", "dpm_solver_2m"]
 
-# g_t of `invertible`, before it is brought to a mean square of 1
+# g_t of `invertible`, before it is scaled to a mean square of 1
 PROFILES: dict[str, Callable[[NoiseSchedule], Tensor]] = {
     "flat": lambda schedule: torch.ones_like(schedule.betas),
     "signal": lambda schedule: schedule.alpha_bar.sqrt(),
@@ -36,22 +36,22 @@ PROFILES: dict[str, Callable[[NoiseSchedule], Tensor]] = {
 
 @dataclass(frozen=True, eq=False)
 class Process:
-    """A forward process: how x_t comes about, what is predicted, and what a prediction says of x_0.
+    """A forward process: it makes x_t and the target of the network, and derives x_0 from a prediction.
 
-    modulation (docs/method.md#modulations); E is scaled by `strength` in all of them:
+    modulation (docs/method.md#modulations); `strength` scales E in all of them:
       none        plain SRDiff, E is not used.
       released    eps' = eps + c_t E, c_t = sqrt(1 - abar_t) beta_t; the network learns eps' (released code).
-      paper       x_t has phi_t E added and eps + sqrt((1 - abar_t) / beta_t) E is learned: with that target the
-                  ancestral step in epsilon form has exactly the mean of q(x_{t-1} | x_t, x_0, E). x_0 cannot be told
-                  from it without E: predicts `noise` only, sampled by `ddpm` only.
+      paper       x_t has phi_t E added and the network learns eps + sqrt((1 - abar_t) / beta_t) E: with that target
+                  the ancestral step in epsilon form has exactly the mean of q(x_{t-1} | x_t, x_0, E). x_0 does not
+                  follow from it without E: the target is `noise` only, the sampler `ddpm` only.
       invertible  eps' = eps + g_t E / s_E, s_E the RMS of E in training; the network learns eps', and x_0 follows
                   exactly (ours).
-    target: what is predicted: `noise` (eps'), `x_0`, or `v` = sqrt(abar_t) eps' - sqrt(1 - abar_t) x_0 (Salimans & Ho).
+    target: of the network: `noise` (eps'), `x_0`, or `v` = sqrt(abar_t) eps' - sqrt(1 - abar_t) x_0 (Salimans & Ho).
     profile: g_t of `invertible`: a name (flat, signal: sqrt(abar_t), noise: sqrt(1 - abar_t), released: c_t) or T
       numbers; scaled so that the mean of g_t^2 over t is 1 (flat: g_t = 1).
 
-    Raises ValueError for names not in these lists, a strength that is negative or not finite, `paper` with another
-    target than noise, and a profile that is not T finite numbers with one beside 0.
+    Raises UserError for names not in these lists, a strength that is negative or not finite, `paper` with another
+    target than noise, and a profile that is not T finite numbers or is all 0.
     """
 
     schedule: NoiseSchedule
@@ -64,8 +64,8 @@ class Process:
     )
 
     def __post_init__(self) -> None:
-        _one_of("modulation", self.modulation, get_args(Modulation))
-        _one_of("target", self.target, get_args(Target))
+        _check_choice("modulation", self.modulation, get_args(Modulation))
+        _check_choice("target", self.target, get_args(Target))
         if not (math.isfinite(self.strength) and self.strength >= 0):
             raise UserError(f"strength is {self.strength}, expected a finite number from 0 on")
         if self.modulation == "paper" and self.target != "noise":
@@ -88,11 +88,11 @@ class Process:
     def training_pair(
         self, x_0: Tensor, t: Tensor, noise: Tensor, spe: Tensor | None = None, spe_rms: float | Tensor = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """x_t and what the network should say of it, both (b, c, h, w) of x_0's type.
+        """Return x_t and the network's target for it, both (b, c, h, w) of x_0's type.
 
         x_0: (b, c, h, w) in [-1, 1]; t: (b,) int64 in 0..T-1; noise: eps ~ N(0, I), of x_0's shape; spe: E,
         (b, 1, h, w), 0 where no mask lies; spe_rms: s_E > 0, used by `invertible` only.
-        Raises ValueError for other shapes, and for a missing spe where `needs_spe`.
+        Raises UserError for other shapes, and for a missing spe where `needs_spe`.
         """
         self._check_shapes(x_0, t, noise, spe)
         signal, sigma = self._at("signal", t, x_0), self._at("sigma", t, x_0)
@@ -110,13 +110,13 @@ class Process:
         return signal * x_0 + sigma * shifted, self._target(x_0, t, shifted)
 
     def x_0(self, x_t: Tensor, t: Tensor, predicted: Tensor) -> Tensor:
-        """The clean image that a prediction implies, not clipped: (b, c, h, w) of x_t's type; t: (b,) int64.
+        """Return the x_0 that a prediction implies, not clipped, (b, c, h, w) of x_t's type. t: (b,) int64.
 
-        Raises ValueError for `paper`, where it would be off by (phi_t - (1 - abar_t)/sqrt(beta_t))/sqrt(abar_t) E.
+        Raises UserError for `paper`, where it would be off by (phi_t - (1 - abar_t)/sqrt(beta_t))/sqrt(abar_t) E.
         """
         if self.modulation == "paper":
             raise UserError(
-                "modulation 'paper' does not tell x_0 from its prediction without the SPE; "
+                "modulation 'paper' does not give x_0 from its prediction without the SPE; "
                 "sample with 'ddpm', or train 'released' or 'invertible'"
             )
         predicted = predicted.to(x_t.dtype)
@@ -128,7 +128,7 @@ class Process:
         return (x_t - sigma * predicted) / signal
 
     def noise(self, x_t: Tensor, t: Tensor, predicted: Tensor) -> Tensor:
-        """The noise eps' that a prediction implies (for `paper`: its target): (b, c, h, w) of x_t's type."""
+        """Return the noise eps' that a prediction implies (for `paper`: its target), (b, c, h, w) of x_t's type."""
         predicted = predicted.to(x_t.dtype)
         if self.target == "noise":
             return predicted
@@ -138,8 +138,8 @@ class Process:
         return (x_t - signal * predicted) / sigma
 
     def check_sampler(self, name: str) -> None:
-        """ValueError where no sampler has that name, or where it cannot sample this process."""
-        _one_of("sampler", name, get_args(SamplerName))
+        """Raise UserError where no sampler has that name, or where it cannot sample this process."""
+        _check_choice("sampler", name, get_args(SamplerName))
         if self.modulation == "paper" and name != "ddpm":
             raise UserError(
                 f"sampler is {name!r} with modulation 'paper', which can be sampled by 'ddpm' only: "
@@ -147,6 +147,7 @@ class Process:
             )
 
     def _target(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """Return what the network should predict for x_0 and eps' at t."""
         if self.target == "noise":
             return noise
         if self.target == "x_0":
@@ -154,14 +155,14 @@ class Process:
         return self._at("signal", t, x_0) * noise - self._at("sigma", t, x_0) * x_0
 
     def _at(self, name: str, t: Tensor, like: Tensor) -> Tensor:
-        """Row t of a table, (b, 1, 1, 1), on like's device and of its type; t stays on the device."""
+        """Return row t of a table as (b, 1, 1, 1) on the device and of the type of `like`; t stays on its device."""
         key = (name, like.device, like.dtype)
         if key not in self._tables:
             self._tables[key] = self._table(name).to(like.device, like.dtype)
         return self._tables[key][t].view(-1, 1, 1, 1)
 
     def _table(self, name: str) -> Tensor:
-        """(T,) float64."""
+        """Return a table of coefficients by name, (T,) float64."""
         schedule = self.schedule
         if name == "signal":
             return schedule.alpha_bar.sqrt()
@@ -192,19 +193,20 @@ class Process:
 
 
 def _profile(profile: str | tuple[float, ...], schedule: NoiseSchedule) -> Tensor:
-    """g_t, (T,) float64 with a mean square of 1."""
+    """Return g_t, (T,) float64 with a mean square of 1. Raises UserError for an unusable profile."""
     if isinstance(profile, str):
-        _one_of("profile", profile, tuple(PROFILES))
+        _check_choice("profile", profile, tuple(PROFILES))
         g = PROFILES[profile](schedule)
     else:
         g = torch.tensor(profile, dtype=torch.float64)
         if g.shape != schedule.betas.shape or not bool(g.isfinite().all()) or not bool(g.any()):
             raise UserError(
-                f"profile has {g.numel()} numbers, expected {schedule.timesteps} (one a step), finite and not all 0"
+                f"profile has {g.numel()} numbers, expected {schedule.timesteps} (one for a step), finite and not all 0"
             )
     return g / g.square().mean().sqrt()
 
 
-def _one_of(what: str, value: str, known: tuple[str, ...]) -> None:
-    if value not in known:
-        raise UserError(f"{what} is {value!r}, expected one of {', '.join(known)}")
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Raise UserError where the value is not one of the choices."""
+    if value not in choices:
+        raise UserError(f"{name} is {value!r}, expected one of {', '.join(choices)}")

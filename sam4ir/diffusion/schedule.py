@@ -1,4 +1,4 @@
-"""Noise schedules and what follows from their betas, all in float64.
+"""Noise schedules and the tables that follow from their betas, all in float64.
 
 Steps are counted from 0 as in code: `betas[t]` belongs to the step from x_{t-1} to x_t, and x_{-1} is the clean image
 (abar_{-1} = 1).
@@ -23,7 +23,7 @@ ScheduleName = Literal["cosine", "linear"]
 class NoiseSchedule:
     """The betas of a diffusion process and the tables that follow from them: (T,) float64 on the CPU.
 
-    Raises ValueError unless betas are a finite one-dimensional table between 0 and 1 (both excluded).
+    Raises UserError unless betas are a finite one-dimensional table between 0 and 1 (both excluded).
     """
 
     betas: Tensor
@@ -91,7 +91,7 @@ class NoiseSchedule:
 
 
 def cosine_schedule(timesteps: int = 100, s: float = 0.008) -> NoiseSchedule:
-    """abar(u) = cos^2((u + s)/(1 + s) pi/2), betas up to 0.999  (Nichol & Dhariwal, 2021).
+    """Return the schedule with abar(u) = cos^2((u + s)/(1 + s) pi/2), betas up to 0.999  (Nichol & Dhariwal, 2021).
 
     u runs over linspace(0, T + 1, T + 1) / (T + 1), as in the released code (docs/method.md#noise-schedule): the steps
     are 1/T wide.
@@ -105,10 +105,10 @@ def cosine_schedule(timesteps: int = 100, s: float = 0.008) -> NoiseSchedule:
 def linear_schedule(
     timesteps: int = 100, beta_start: float = 1e-4, beta_end: float = 0.02, last_beta: float | None = 0.999
 ) -> NoiseSchedule:
-    """Betas on a line (DDPM).
+    """Return a schedule whose betas lie on a line (DDPM).
 
-    last_beta: replaces the last one, as the released code does for residuals (100 such steps leave 0.6 of the
-    signal, and sampling starts from pure noise); None keeps the line.
+    last_beta: replaces the last beta, as the released code does for residuals, because 100 such steps keep 0.6 of the
+    signal but sampling starts from pure noise; None keeps the line.
     """
     _check_timesteps(timesteps)
     betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
@@ -125,7 +125,7 @@ def noise_schedule(
     beta_end: float = 0.02,
     last_beta: float | None = 0.999,
 ) -> NoiseSchedule:
-    """A schedule by name: `cosine` takes s, `linear` takes beta_start, beta_end and last_beta."""
+    """Return a schedule by name: `cosine` takes s, `linear` takes beta_start, beta_end and last_beta."""
     if name == "cosine":
         return cosine_schedule(timesteps, s)
     if name == "linear":

@@ -19,7 +19,7 @@ from sam4ir.diffusion.samplers import (
     ddim,
     ddpm,
     dpm_solver_2m,
-    sample,
+    run_sampler,
     start_time,
     timesteps,
 )
@@ -82,7 +82,7 @@ def test_ddpm_samples_gaussian_data(target: Target) -> None:
     for steps, lost in ((100, 0.0609), (1000, 0.0077)):
         process = Process(cosine_schedule(steps), target=target)
         denoise = gaussian_denoiser(process, 0.2, 0.25)
-        result = sample(process, denoise, noise.start(), noise, "ddpm")
+        result = run_sampler(process, denoise, noise.start(), noise, "ddpm")
         assert result.mean().item() == pytest.approx(0.2, abs=0.008)
         assert 1 - result.std().item() / 0.25 == pytest.approx(lost, abs=0.012)
 
@@ -155,7 +155,7 @@ def gain(sampler: str, steps: int, std: float, spacing: Spacing = "logsnr") -> f
     one = torch.full((1, 1, 1, 1), 1e-3, dtype=torch.float64)  # small, so that nothing is clipped
     for impulse in range(-1, steps - 1 if sampler == "ddpm" else 0):
         x = one * (impulse == -1)
-        result = sample(COSINE, denoise, x, lambda i, k=impulse: one * (i == k), sampler, steps, spacing=spacing)  # type: ignore[misc]
+        result = run_sampler(COSINE, denoise, x, lambda i, k=impulse: one * (i == k), sampler, steps, spacing=spacing)  # type: ignore[misc]
         total += (result.item() * 1e3) ** 2
     return total**0.5 / std
 
@@ -179,7 +179,7 @@ def test_few_steps_forgive_a_biased_noise_estimate(sampler: str) -> None:
     right = gaussian_denoiser(COSINE, 0.0, 0.1)
     for steps in (5, 10, 15, 20):
         exact, biased = (
-            sample(COSINE, lambda x, t, e=e: right(x, t) + e, noise.start(), noise, sampler, steps).mean().item()  # type: ignore[misc]
+            run_sampler(COSINE, lambda x, t, e=e: right(x, t) + e, noise.start(), noise, sampler, steps).mean().item()  # type: ignore[misc]
             for e in (0.0, 0.01)
         )
         assert abs(biased - exact) < 0.008
@@ -193,7 +193,7 @@ def test_chains_start_where_signal_begins_to_count() -> None:
     for steps, first in ((1, 90), (20, 90), (91, 90), (95, 94), (100, 99)):
         seen: list[int] = []
         x, _ = start([1])
-        sample(COSINE, lambda x, t, to=seen: (to.append(int(t)), x)[1], x, None, "ddim", steps)  # type: ignore[misc]
+        run_sampler(COSINE, lambda x, t, to=seen: (to.append(int(t)), x)[1], x, None, "ddim", steps)  # type: ignore[misc]
         assert (len(seen), seen[0]) == (steps, first)
 
 
@@ -210,7 +210,7 @@ def test_a_known_image_is_found_exactly_with_any_number_of_steps(sampler: str, s
     truth = torch.linspace(-1, 1, x.numel()).view_as(x)
     for steps in (1, 2, 3, 7, 15, 50, 99, 100):
         calls: list[int] = []
-        found = sample(process, lambda x, t, c=calls: (c.append(int(t)), truth)[1], x, noise, sampler, steps)  # type: ignore[misc]
+        found = run_sampler(process, lambda x, t, c=calls: (c.append(int(t)), truth)[1], x, noise, sampler, steps)  # type: ignore[misc]
         assert torch.equal(found, truth)
         assert len(calls) == steps
 
@@ -219,7 +219,7 @@ def test_a_known_image_is_found_exactly_with_any_number_of_steps(sampler: str, s
 def test_estimates_beyond_the_range_of_x_0_are_clipped_and_stay_finite(sampler: str) -> None:
     x, noise = start([4, 5])
     for sign in (-1, 1):
-        result = sample(COSINE, lambda x, t, s=sign: s * 1e4 + 0 * x, x, noise, sampler, 10)  # type: ignore[misc]
+        result = run_sampler(COSINE, lambda x, t, s=sign: s * 1e4 + 0 * x, x, noise, sampler, 10)  # type: ignore[misc]
         assert torch.equal(result, torch.full_like(x, -float(sign)))
 
 
@@ -228,7 +228,7 @@ def test_paper_clips_the_final_image_only() -> None:
     process = Process(cosine_schedule(100), "paper")
     x, _ = start([4])
     seen: list[Tensor] = []
-    result = sample(process, lambda x, t: (seen.append(x), 0 * x)[1], x, silent(x), "ddpm")  # type: ignore[func-returns-value, arg-type]
+    result = run_sampler(process, lambda x, t: (seen.append(x), 0 * x)[1], x, silent(x), "ddpm")  # type: ignore[func-returns-value, arg-type]
     abar = process.schedule.alpha_bar
     torch.testing.assert_close(seen[-1], x * (abar[0] / abar[99]).sqrt().item(), rtol=1e-4, atol=0)
     assert result.abs().max() == 1
@@ -243,12 +243,12 @@ WAYS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.7), ("dpm_solver_2m", 0.0)]
 def test_an_image_is_the_same_alone_in_a_batch_and_again(sampler: str, eta: float) -> None:
     x, noise = start([1, 2, 3])
     kept = x.clone()
-    together = sample(COSINE, pixelwise, x, noise, sampler, 12, eta)
+    together = run_sampler(COSINE, pixelwise, x, noise, sampler, 12, eta)
     assert torch.equal(x, kept)
-    assert torch.equal(sample(COSINE, pixelwise, x, noise, sampler, 12, eta), together)
+    assert torch.equal(run_sampler(COSINE, pixelwise, x, noise, sampler, 12, eta), together)
     for i, seed in enumerate((1, 2, 3)):
         alone, its = start([seed])
-        assert torch.equal(sample(COSINE, pixelwise, alone, its, sampler, 12, eta)[0], together[i])
+        assert torch.equal(run_sampler(COSINE, pixelwise, alone, its, sampler, 12, eta)[0], together[i])
 
 
 @pytest.mark.parametrize(("sampler", "eta"), WAYS)
@@ -262,8 +262,8 @@ def test_a_tiled_network_gives_the_whole_canvas(sampler: str, eta: float) -> Non
                 out[..., rows, columns] = pixelwise(x[..., rows, columns], t)
         return out
 
-    whole = sample(COSINE, pixelwise, x, noise, sampler, 9, eta)
-    assert torch.equal(sample(COSINE, tiled, x, noise, sampler, 9, eta), whole)
+    whole = run_sampler(COSINE, pixelwise, x, noise, sampler, 9, eta)
+    assert torch.equal(run_sampler(COSINE, tiled, x, noise, sampler, 9, eta), whole)
 
 
 @pytest.mark.parametrize(("sampler", "eta"), WAYS)
@@ -271,7 +271,7 @@ def test_steps_are_told_and_leave_no_gradient(sampler: str, eta: float) -> None:
     x, noise = start([1])
     told: list[tuple[int, int]] = []
     weight = torch.ones((), requires_grad=True)
-    result = sample(
+    result = run_sampler(
         COSINE, lambda x, t: weight * pixelwise(x, t), x, noise, sampler, 4, eta, lambda *at: told.append(at)
     )
     assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
@@ -284,14 +284,14 @@ def test_steps_are_told_and_leave_no_gradient(sampler: str, eta: float) -> None:
 def test_no_step_reads_values_back_from_the_device(sampler: str, eta: float) -> None:
     """Tensors on the meta device have no values: whatever asked for one would raise."""
     x = torch.zeros(2, *SHAPE, device="meta")
-    assert sample(COSINE, pixelwise, x, lambda i: x, sampler, 5, eta).device.type == "meta"
+    assert run_sampler(COSINE, pixelwise, x, lambda i: x, sampler, 5, eta).device.type == "meta"
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_last_step_draws_no_noise(sampler: str) -> None:
     x, noise = start([1])
     asked: list[int] = []
-    sample(COSINE, pixelwise, x, lambda i: (asked.append(i), noise(i))[1], sampler, 5)  # type: ignore[func-returns-value]
+    run_sampler(COSINE, pixelwise, x, lambda i: (asked.append(i), noise(i))[1], sampler, 5)  # type: ignore[func-returns-value]
     assert asked == ([0, 1, 2, 3] if sampler == "ddpm" else [])
 
 
@@ -333,7 +333,7 @@ def test_spacings_follow_their_rule_where_there_is_room() -> None:
 def test_what_a_sampler_cannot_do_is_refused(arguments: dict[str, object], message: str) -> None:
     x, noise = start([1])
     with pytest.raises(ValueError, match=message):
-        sample(COSINE, pixelwise, x, **{"noise": noise, **arguments})  # type: ignore[arg-type]
+        run_sampler(COSINE, pixelwise, x, **{"noise": noise, **arguments})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ def test_log_snr_spacing_needs_the_schedule_of_its_steps_and_a_time_within_it() 
 def test_paper_is_sampled_by_ddpm_alone() -> None:
     process = Process(cosine_schedule(100), "paper")
     x, noise = start([1])
-    assert sample(process, pixelwise, x, noise, "ddpm", 10).isfinite().all()
+    assert run_sampler(process, pixelwise, x, noise, "ddpm", 10).isfinite().all()
     for name in ("ddim", "dpm_solver_2m"):
         with pytest.raises(ValueError, match="paper"):
-            sample(process, pixelwise, x, noise, name, 10)
+            run_sampler(process, pixelwise, x, noise, name, 10)

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from sam4ir.diffusion.noise import SeededNoise
 from sam4ir.diffusion.process import Process
-from sam4ir.diffusion.samplers import OnStep, Spacing
-from sam4ir.diffusion.samplers import sample as draw
+from sam4ir.diffusion.samplers import OnStep, Spacing, run_sampler
 from sam4ir.engine.restore.one_pass import Area, blended, padded
 from sam4ir.models.sam_diffsr import image_of, upsampled
 from sam4ir.utils.rng import derived_seed
@@ -69,7 +68,7 @@ class DiffusionRestorer:
         with self._autocast(lq.device):
             condition = self.network.condition(whole)  # type: ignore[operator]
         noise = SeededNoise([derived_seed(self.sampling.seed, "sampling", key, sample)], (3, *size), lq.device)
-        x_0 = draw(
+        x_0 = run_sampler(
             self.process,
             self._denoise(condition, lq_up),
             noise.start(),
