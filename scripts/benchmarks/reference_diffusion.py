@@ -1,10 +1,10 @@
-"""Measuring stick of scripts/benchmark.py diffusion: SAM-DiffSR's work as the released code lays it out, written anew.
+"""The baseline of scripts/benchmark.py diffusion: SAM-DiffSR's work in the layout of the released code, written again.
 
-Same parameters under the same names as sam4ir.archs, so a state dict of ours loads strictly; no part of the product.
-What is kept of the released form: contiguous (b, c, h, w) maps; Mish as x tanh(softplus(x)); every dense block's maps
-joined from the start; the RRDB network with its up-sampling tail, whose image nobody looks at; at a training step x_t
-drawn for t and t - 1, and a posterior sample that is for the log only; Adam with torch's defaults; in a chain the
-condition projected at each of the steps.
+It has the same parameters under the same names as sam4ir.archs, so a state dict of ours loads strictly. Only the
+benchmark uses it. It keeps the released form: contiguous (b, c, h, w) maps; Mish as x tanh(softplus(x)); every dense
+block joins its maps from the start; the RRDB network keeps its up-sampling tail, whose image is unused; a training step
+draws x_t for t and t - 1, and a posterior sample for the log only; Adam with torch's defaults; a chain projects the
+condition at each step.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ RES_RESCALE = 2.0
 
 
 def mish(x: Tensor) -> Tensor:
+    """Return x tanh(softplus(x))."""
     return x * torch.tanh(F.softplus(x))
 
 
 class DenseBlock(nn.Module):
-    """(b, channels, h, w) -> the same."""
+    """Five convolutions, each of all maps before it: (b, channels, h, w) -> the same shape."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class DenseBlock(nn.Module):
 
 
 class Rrdb(nn.Module):
-    """Three dense blocks; (b, channels, h, w) -> the same."""
+    """Three dense blocks: (b, channels, h, w) -> the same shape."""
 
     def __init__(self, channels: int, growth: int) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class Rrdb(nn.Module):
 
 
 class RrdbNet(nn.Module):
-    """(b, 3, h, w) in [-1, 1] -> (the image four times as large, all feature maps)."""
+    """The RRDB network: (b, 3, h, w) in [-1, 1] -> (the image four times as large, all feature maps)."""
 
     def __init__(self, channels: int, blocks: int) -> None:
         super().__init__()
@@ -84,7 +85,7 @@ class RrdbNet(nn.Module):
 
 
 class Mish(nn.Module):
-    """mish as a module."""
+    """The function mish as a module."""
 
     def forward(self, x: Tensor) -> Tensor:
         return mish(x)
@@ -95,7 +96,7 @@ def _padded_conv(before: int, after: int, stride: int = 1) -> list[nn.Module]:
 
 
 def _holder(name: str, *modules: nn.Module) -> nn.Sequential:
-    """Modules in a row whose parameters are named NAME.0, NAME.1 ..."""
+    """Return the modules in sequence, with their parameters under NAME.0, NAME.1 ..."""
     holder = nn.Sequential()
     holder.add_module(name, nn.Sequential(*modules))
     return holder
@@ -106,7 +107,7 @@ def _block(before: int, after: int) -> nn.Sequential:
 
 
 class ResnetBlock(nn.Module):
-    """(b, before, h, w) with the time (b, dim) -> (b, after, h, w)."""
+    """The denoiser's block: (b, before, h, w) and the time (b, dim) -> (b, after, h, w)."""
 
     def __init__(self, before: int, after: int, dim: int) -> None:
         super().__init__()
@@ -169,7 +170,10 @@ def _children(level: nn.Module) -> list[nn.Module]:
 
 
 class ReferenceDiffusion(nn.Module):
-    """Network and process of the released code. betas: (T,) of its cosine schedule; the other arguments as DiffSR's."""
+    """The network and process of the released code.
+
+    betas: (T,) of its cosine schedule. The other arguments are those of DiffSR.
+    """
 
     def __init__(
         self,
@@ -198,31 +202,32 @@ class ReferenceDiffusion(nn.Module):
             self.register_buffer(name, table.float(), persistent=False)
 
     def forward(self, x_t: Tensor, t: Tensor, lq: Tensor) -> Tensor:
-        """The noise estimate, as at a training step."""
+        """Return the noise estimate, as a training step computes it."""
         with torch.no_grad():
             _, maps = self.rrdb(lq * 2 - 1)
         estimate: Tensor = self.denoise_fn(x_t, t, maps)
         return estimate
 
     def at(self, table: str, t: Tensor) -> Tensor:
+        """Return row t of a table as (b, 1, 1, 1)."""
         row: Tensor = self.get_buffer(table)[t]
         return row.view(-1, 1, 1, 1)
 
     def q_sample(self, x_0: Tensor, t: Tensor, noise: Tensor, spe: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_t, its noise with the masks' part)."""
+        """Return x_t and its noise shifted by the SPE."""
         shifted = noise + self.at("offset", t) * spe
         return self.at("signal", t) * x_0 + self.at("sigma", t) * shifted, shifted
 
     @torch.no_grad()
     def p_sample(self, x_t: Tensor, t: Tensor, estimate: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """(x_{t-1}, the clipped x_0) of a noise estimate."""
+        """Return x_{t-1} and the clipped x_0 that follow from a noise estimate."""
         x_0 = (self.at("to_x_t", t) * x_t - self.at("to_noise", t) * estimate).clamp(-1, 1)
         mean = self.at("mean_x_0", t) * x_0 + self.at("mean_x_t", t) * x_t
-        more = (t > 0).float().view(-1, 1, 1, 1)
-        return mean + more * (0.5 * self.at("log_variance", t)).exp() * noise, x_0
+        not_last = (t > 0).float().view(-1, 1, 1, 1)
+        return mean + not_last * (0.5 * self.at("log_variance", t)).exp() * noise, x_0
 
     def loss(self, gt: Tensor, lq: Tensor, lq_up: Tensor, spe: Tensor) -> Tensor:
-        """L1 of the noise of one training step. gt, lq: in [0, 1]; lq_up: in [-1, 1]; spe: (b, 1, H, W)."""
+        """Return the L1 loss of one training step's noise. gt, lq: in [0, 1]; lq_up: in [-1, 1]; spe: (b, 1, H, W)."""
         t = torch.randint(0, len(self.get_buffer("signal")), (len(gt),), device=gt.device)
         x_0 = ((2 * gt - 1 - lq_up) * RES_RESCALE).clamp(-1, 1)
         noise = torch.randn_like(x_0)
@@ -230,13 +235,13 @@ class ReferenceDiffusion(nn.Module):
         x_before, _ = self.q_sample(x_0, t - 1, noise, spe)
         estimate = self(x_t, t, lq).float()
         sampled = self.p_sample(x_t, t, estimate.detach(), torch.randn_like(x_0))
-        for shown in (x_t, x_before, *sampled):  # what the released step makes into images, for a log that is off
-            image_of(shown, lq_up)
+        for log_image in (x_t, x_before, *sampled):  # the released step makes these images for a log that is off
+            image_of(log_image, lq_up)
         return (target - estimate).abs().mean()
 
     @torch.no_grad()
     def chain(self, lq: Tensor, lq_up: Tensor, start: Tensor, noise: Callable[[int], Tensor]) -> Tensor:
-        """The image in [0, 1] (unclamped) by all steps of ancestral sampling."""
+        """Return the image in [0, 1] (unclamped) by all steps of ancestral sampling."""
         _, maps = self.rrdb(lq * 2 - 1)
         x = start
         steps = len(self.get_buffer("signal"))
@@ -247,9 +252,10 @@ class ReferenceDiffusion(nn.Module):
 
 
 def image_of(x_0: Tensor, lq_up: Tensor) -> Tensor:
+    """Return the image in [-1, 1] (unclamped) of a residual x_0."""
     return x_0.clamp(-1, 1) / RES_RESCALE + lq_up
 
 
 def optimiser(network: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """Adam over what is trained."""
+    """Return Adam over the trained parameters, those outside the RRDB network."""
     return torch.optim.Adam([p for name, p in network.named_parameters() if not name.startswith("rrdb.")], lr)

@@ -1,10 +1,10 @@
-"""Measuring sticks of scripts/benchmark.py: the networks, the step and the loader in the layout of the official code.
+"""The baselines of scripts/benchmark.py: networks, training step and loader in the layout of the official code.
 
-Same parameters under the same names as sam4ir.archs, so a state dict of ours loads strictly; no part of the product.
-What is kept of the official form: contiguous (b, c, h, w) maps, layer normalisation written out over dimension 1
-(NAFNet) or after a rearrangement to (b, h w, c) and back (Restormer), instance normalisation of a chunk that is
-joined again (HINet), queries, keys and values as chunks of their own, scales multiplied into the maps, optimisers with
-torch's defaults, whole images decoded and converted before a crop is cut.
+They have the same parameters under the same names as sam4ir.archs, so a state dict of ours loads strictly. Only the
+benchmark uses them. They keep the official form: contiguous (b, c, h, w) maps; layer normalisation over dimension 1
+(NAFNet) or after a rearrangement to (b, h w, c) and back (Restormer); instance normalisation of one chunk, which is
+then joined with the other (HINet); queries, keys and values as separate chunks; scales multiplied into the maps;
+optimisers with torch's defaults; whole images decoded and converted before a crop is cut.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 
 class _NormOverChannels(torch.autograd.Function):
-    """(x - mean) / sqrt(var + eps) * weight + bias over dimension 1, its derivative by hand."""
+    """(x - mean) / sqrt(var + eps) * weight + bias over dimension 1, with its derivative written by hand."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -55,12 +55,13 @@ class ReferenceLayerNorm2d(nn.Module):
 
 
 def _gate(x: Tensor) -> Tensor:
+    """Return the product of the two halves of the channels."""
     first, second = x.chunk(2, dim=1)
     return first * second
 
 
 class ReferenceNAFBlock(nn.Module):
-    """(b, channels, h, w) -> the same."""
+    """NAFNet's block: (b, channels, h, w) -> the same shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class ReferenceNAFBlock(nn.Module):
 
 
 class ReferenceNAFNet(nn.Module):
-    """Arguments as sam4ir's NAFNet; sides must be multiples of 2^levels."""
+    """NAFNet with the arguments of sam4ir's; the image's sides must be multiples of 2^levels."""
 
     def __init__(
         self, width: int, middle_blk_num: int, enc_blk_nums: Sequence[int], dec_blk_nums: Sequence[int]
@@ -117,7 +118,7 @@ class ReferenceNAFNet(nn.Module):
 
 
 class ReferenceConvBlock(nn.Module):
-    """HINet's block; `downsample` is applied by the network."""
+    """HINet's block; the network itself applies `downsample`."""
 
     def __init__(self, before: int, channels: int, downsample: bool, csff: bool, hin: bool) -> None:
         super().__init__()
@@ -145,7 +146,7 @@ class ReferenceConvBlock(nn.Module):
 
 
 class ReferenceUpBlock(nn.Module):
-    """Transposed convolution, joined skip, block."""
+    """HINet's upward step: a transposed convolution, joined with the skip, then a block."""
 
     def __init__(self, before: int, channels: int) -> None:
         super().__init__()
@@ -171,7 +172,7 @@ class ReferenceAttention(nn.Module):
 
 
 class ReferenceHINet(nn.Module):
-    """Arguments as sam4ir's HINet; sides must be multiples of 16 and at least 32."""
+    """HINet with the arguments of sam4ir's; the image's sides must be multiples of 16 and at least 32."""
 
     def __init__(self, wf: int, depth: int = 5, hin_position_left: int = 0, hin_position_right: int = 4) -> None:
         super().__init__()
@@ -224,7 +225,7 @@ class ReferenceHINet(nn.Module):
 
 
 class ReferenceNorm(nn.Module):
-    """Restormer's WithBias normalisation of (b, c, h, w) by way of (b, h w, c); parameters under `body`."""
+    """Restormer's WithBias normalisation of (b, c, h, w), done as (b, h w, c); its parameters are under `body`."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -242,7 +243,7 @@ class ReferenceNorm(nn.Module):
 
 
 class ReferenceChannelAttention(nn.Module):
-    """Transposed attention with query, key and value as chunks."""
+    """Restormer's transposed attention, with query, key and value as chunks."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -261,7 +262,7 @@ class ReferenceChannelAttention(nn.Module):
 
 
 class ReferenceFeedForward(nn.Module):
-    """Gated feed-forward network."""
+    """Restormer's gated feed-forward network."""
 
     def __init__(self, channels: int, expansion: float) -> None:
         super().__init__()
@@ -276,7 +277,7 @@ class ReferenceFeedForward(nn.Module):
 
 
 class ReferenceTransformerBlock(nn.Module):
-    """(b, channels, h, w) -> the same."""
+    """Restormer's block: (b, channels, h, w) -> the same shape."""
 
     def __init__(self, channels: int, heads: int, expansion: float) -> None:
         super().__init__()
@@ -291,14 +292,14 @@ class ReferenceTransformerBlock(nn.Module):
 
 
 def _body(module: nn.Module) -> nn.Module:
-    """The module with its parameters under `body`."""
+    """Return the module with its parameters under `body`."""
     holder = nn.Sequential()
     holder.add_module("body", module)
     return holder
 
 
 class ReferenceRestormer(nn.Module):
-    """Arguments as sam4ir's Restormer; sides must be multiples of 8."""
+    """Restormer with the arguments of sam4ir's; the image's sides must be multiples of 8."""
 
     def __init__(
         self,
@@ -352,30 +353,33 @@ def training_step(
     gt: Tensor,
     autocast: torch.autocast,
 ) -> None:
-    """One step of BasicSR's order: forget gradients, forward, loss summed over outputs, backward, clip, update."""
+    """Take one step in BasicSR's order: clear gradients, forward, loss summed over outputs, backward, clip, update."""
     optimiser.zero_grad()
     with autocast:
         output = network(lq)
     outputs = output if isinstance(output, list) else [output]
-    total = torch.stack([loss(o, gt) for o in outputs]).sum()
+    total = torch.stack([loss(image, gt) for image in outputs]).sum()
     total.backward()
     nn.utils.clip_grad_norm_(network.parameters(), clip)
     optimiser.step()
 
 
 def read_png_pair(gt: Path, lq: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Both images of a pair of files, whole: (h, w, 3) BGR float32 in [0, 1]."""
+    """Return both whole images of a pair of files, (h, w, 3) BGR float32 in [0, 1]."""
     return decode_whole(gt.read_bytes()), decode_whole(lq.read_bytes())
 
 
 def decode_whole(data: bytes) -> np.ndarray:
-    """All pixels of an encoded image as (h, w, 3) BGR float32 in [0, 1]."""
+    """Return all pixels of an encoded image, (h, w, 3) BGR float32 in [0, 1]."""
     pixels: Any = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     return pixels.astype(np.float32) / 255.0
 
 
 def crop_and_turn(image: np.ndarray, top: int, left: int, patch: int, flips: tuple[bool, bool, bool]) -> Tensor:
-    """(3, patch, patch) RGB of a decoded image. flips: horizontal, vertical, transpose, each made on its own."""
+    """Return a crop of a decoded image as (3, patch, patch) RGB.
+
+    flips: horizontal, vertical, transpose, each done in a separate step.
+    """
     crop: Any = image[top : top + patch, left : left + patch, ...]
     if flips[0]:
         crop = cv2.flip(crop, 1)
