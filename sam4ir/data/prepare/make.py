@@ -168,15 +168,18 @@ def estimate(items: Sequence[Item], plan: Plan, looks: int = 4) -> Estimate:
     probes = items
     if len(items) > looks:
         probes = [items[i * len(items) // looks] for i in range(looks)]
-    readable = [one for one in (_estimate_one(item, plan) for item in probes) if one is not None]
+    readable = sub_images = raw = png = 0
+    for item in probes:
+        one = _estimate_one(item, plan)
+        if one is not None:
+            readable += 1
+            sub_images += one.sub_images
+            raw += one.raw
+            png += one.png
     if not readable:
         return Estimate()
-    factor = len(items) / len(readable)
-    return Estimate(
-        sub_images=round(factor * sum(one.sub_images for one in readable)),
-        raw=round(factor * sum(one.raw for one in readable)),
-        png=round(factor * sum(one.png for one in readable)),
-    )
+    factor = len(items) / readable
+    return Estimate(round(factor * sub_images), round(factor * raw), round(factor * png))
 
 
 def _estimate_one(item: Item, plan: Plan) -> Estimate | None:

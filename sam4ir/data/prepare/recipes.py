@@ -11,7 +11,7 @@ The LMDB folders have the names that those option files use.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -172,9 +172,9 @@ def dfwb_train(tree: Tree, choice: RecipeChoice) -> list[Part]:
     problems: tuple[str, ...] = ()
     for name, (pattern, count, names) in sets.items():
         files = _files_by_key(tree, pattern)
-        set_items = [Item(key, (files[key],)) for key in sorted(files)]
-        problems += _differences(set_items, count, f"DFWB {name}", names)
-        items += [replace(item, key=f"{name}-{item.key}") for item in set_items]
+        problems += _key_differences(files.keys(), count, f"DFWB {name}", names)
+        for key, file in files.items():
+            items.append(Item(f"{name}-{key}", (file,)))
     stores = (Store("gt_crops", "dataroot_gt"),)
     crop = choice.crop(Crop(512, 416, whole_up_to=800))
     return [Part("train", "train", stores, _sorted(items), crop, problems)]
@@ -265,14 +265,15 @@ def _dpdd_items(tree: Tree, split: Phase) -> tuple[Item, ...]:
     """Return the scenes of DPDD, each with its files in the order of _DPDD_VIEWS, under the combined view's name."""
     pattern = rf"{split}/(?:DPDD/)?(?P<role>inputL|inputR|inputC|target)/{image_pattern()}"
     files = _gather(tree, pattern, lambda m: m["key"])
-    views = {view: files.get(view.lower(), {}) for view in _DPDD_VIEWS}
-    counts = {view: len(view_files) for view, view_files in views.items()}
+    views: dict[str, list[tuple[str, File]]] = {}
+    for view in _DPDD_VIEWS:
+        views[view] = sorted(files.get(view.lower(), {}).items(), key=lambda entry: _natural_order(entry[0]))
+    counts = {view: len(entries) for view, entries in views.items()}
     if len(set(counts.values())) != 1:
         raise UserError(f"DPDD {split}: the views have different numbers of images, {counts}; download the set again")
-    names = {view: sorted(view_files, key=_natural_order) for view, view_files in views.items()}
     items = []
-    for i, key in enumerate(names["inputC"]):
-        items.append(Item(key, tuple(view_files[names[view][i]] for view, view_files in views.items())))
+    for (_, target), (key, combined), (_, left), (_, right) in zip(*views.values(), strict=True):
+        items.append(Item(key, (target, combined, left, right)))
     return _sorted(items)
 
 
@@ -358,9 +359,13 @@ def _join(
     return tuple(items), tuple(problems)
 
 
-def _differences(items: Sequence[Item], count: int, label: str, names: Sequence[str] = ()) -> tuple[str, ...]:
+def _differences(items: Iterable[Item], count: int, label: str, names: Sequence[str] = ()) -> tuple[str, ...]:
     """Return how the items differ from the published set, in sentences. names: its keys, empty where not published."""
-    keys = {item.key for item in items}
+    return _key_differences({item.key for item in items}, count, label, names)
+
+
+def _key_differences(keys: Set[str], count: int, label: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return how the keys differ from those of the published set, in sentences."""
     problems = []
     if names and keys and set(names) - keys:
         problems.append(f"{label}: lacks {listed(set(names) - keys)}")
@@ -383,4 +388,7 @@ def _sorted(items: Iterable[Item]) -> tuple[Item, ...]:
 
 def _natural_order(name: str) -> list[tuple[int, str]]:
     """Return a sort key by which img2 comes before img10."""
-    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+    parts = []
+    for part in re.split(r"(\d+)", name):
+        parts.append((int(part), "") if part.isdecimal() else (0, part))
+    return parts
