@@ -53,18 +53,18 @@ def test_ratios_are_paired_so_that_a_slow_minute_of_the_machine_cancels():
 
 @pytest.mark.parametrize(("again", "counts"), [(1.0, True), (1.04, True), (0.94, False), (1.06, False)])
 def test_nothing_counts_where_the_control_leaves_its_limits(again, counts):
-    found = result([2.0] * 3, [1.0] * 3, [1 / again] * 3, aim=Aim(1.5))
-    assert found.calm is counts
-    assert found.counts(found.contest.forms[1]) is counts
-    assert found.met(found.contest.forms[1]) is (True if counts else None)
-    assert ("DOES NOT COUNT" in found.table()) is not counts
+    outcome = result([2.0] * 3, [1.0] * 3, [1 / again] * 3, aim=Aim(1.5))
+    assert outcome.calm is counts
+    assert outcome.counts(outcome.contest.forms[1]) is counts
+    assert outcome.met(outcome.contest.forms[1]) is (True if counts else None)
+    assert ("DOES NOT COUNT" in outcome.table()) is not counts
 
 
 def test_a_form_that_does_not_agree_does_not_count():
-    found = result([2.0] * 3, [1.0] * 3, [1.0] * 3, agreement={"outputs": Agreement(2e-3, 1e-3)}, aim=Aim(1.5))
-    assert found.calm
-    assert found.met(found.contest.forms[1]) is None
-    assert "TOO FAR" in found.table()
+    outcome = result([2.0] * 3, [1.0] * 3, [1.0] * 3, agreement={"outputs": Agreement(2e-3, 1e-3)}, aim=Aim(1.5))
+    assert outcome.calm
+    assert outcome.met(outcome.contest.forms[1]) is None
+    assert "TOO FAR" in outcome.table()
 
 
 def test_the_quartile_on_the_unfavourable_side_is_claimed():
@@ -88,9 +88,9 @@ def test_quartiles_of_nine_are_the_third_fifth_and_seventh():
 def test_every_form_runs_once_a_round_in_turning_order():
     ran: list[str] = []
     forms = [Form(name, lambda name=name: ran.append(name)) for name in ("a", "b", "c")]
-    found = measure(Contest("work", {}, forms, "a"), Plan(rounds=3, warmup=1), CPU)
+    outcome = measure(Contest("work", {}, forms, "a"), Plan(rounds=3, warmup=1), CPU)
     assert "".join(ran) == "acba" + "abca" + "acba" + "abca"
-    assert {name: len(times.cpu) for name, times in found.times.items()} == {"a": 3, "b": 3, "c": 3, "a (again)": 3}
+    assert {name: len(times.cpu) for name, times in outcome.times.items()} == {"a": 3, "b": 3, "c": 3, "a (again)": 3}
 
 
 def test_times_are_those_of_one_repetition():
@@ -98,8 +98,8 @@ def test_times_are_those_of_one_repetition():
         sum(range(100_000))
 
     forms = [Form("one", work), Form("ten", lambda: [work() for _ in range(10)], repeat=10)]
-    found = measure(Contest("work", {}, forms, "one"), Plan(rounds=5, warmup=1), CPU)
-    assert 0.3 < found.ratio("ten").median < 3
+    outcome = measure(Contest("work", {}, forms, "one"), Plan(rounds=5, warmup=1), CPU)
+    assert 0.3 < outcome.ratio("ten").median < 3
 
 
 @pytest.mark.parametrize(("rounds", "warmup"), [(1, 2), (9, -1)])
@@ -114,9 +114,9 @@ def test_two_forms_of_one_name_are_refused():
 
 
 def test_relative_error_is_over_all_tensors_together():
-    got, expected = [torch.tensor([1.0, 2.5]), torch.tensor([4.0])], [torch.tensor([1.0, 2.0]), torch.tensor([4.0])]
-    assert relative_error(got, expected) == pytest.approx(0.5 / 4)
-    assert relative_error(got, expected, euclidean=True) == pytest.approx(0.5 / 21**0.5)
+    actual, expected = [torch.tensor([1.0, 2.5]), torch.tensor([4.0])], [torch.tensor([1.0, 2.0]), torch.tensor([4.0])]
+    assert relative_error(actual, expected) == pytest.approx(0.5 / 4)
+    assert relative_error(actual, expected, euclidean=True) == pytest.approx(0.5 / 21**0.5)
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +124,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a quick run of everything wrote."""
     file = tmp_path_factory.mktemp("benchmark") / "report.json"
     assert script.main(["all", "--quick", "--reference_bf16", "--json", str(file)]) == 0
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
+    report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return report
 
 
 @pytest.mark.slow
@@ -157,9 +157,9 @@ def test_a_quick_run_covers_every_contest_and_all_forms_agree(report):
 def test_bookkeeping_is_told_by_step(tmp_path, capsys):
     file = tmp_path / "report.json"
     assert script.main(["bookkeeping", "--quick", "--json", str(file)]) == 0
-    found = json.loads(file.read_text(encoding="utf-8"))["bookkeeping"]
-    assert found["keys"] == 300
-    assert 0 < found["asking whether a key is there"] < found["whole run, put and fsync included"]
+    report = json.loads(file.read_text(encoding="utf-8"))["bookkeeping"]
+    assert report["keys"] == 300
+    assert 0 < report["asking whether a key is there"] < report["whole run, put and fsync included"]
     assert "asking whether a key is there" in capsys.readouterr().out
 
 

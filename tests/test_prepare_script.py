@@ -97,7 +97,7 @@ def test_a_damaged_image_is_one_message_that_names_it(gopro: Path, capsys: pytes
     assert "the same command again: it goes on from here" in error
 
 
-def test_inputs_without_the_set_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inputs_without_the_set_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["sidd", "--output", str(tmp_path / "out"), "--input"]
     assert script.main([*command, str(tmp_path / "nowhere")]) == 2
     assert "nowhere: no such folder or archive" in capsys.readouterr().err
@@ -169,5 +169,8 @@ def _descendants(pid: int) -> list[int]:
             parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError):
             continue
-    found = [child for child, parent in parents.items() if parent == pid]
-    return [*found, *(below for child in found for below in _descendants(child))]
+    children = [child for child, parent in parents.items() if parent == pid]
+    descendants = list(children)
+    for child in children:
+        descendants += _descendants(child)
+    return descendants

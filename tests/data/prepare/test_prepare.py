@@ -70,18 +70,18 @@ def job_of(part: Part, output: Path, encoding: str = "raw") -> Job:
 
 def contents(folder: Path) -> dict[str, object]:
     """Everything that a prepared folder holds, but for sizes on disk."""
-    found: dict[str, object] = {}
+    values: dict[str, object] = {}
     for path in sorted(folder.glob("*.lmdb")):
         reader = LmdbReader(path)
         for key in LmdbSource(path).keys:
             with reader.value(key) as value:
-                found[f"{path.name}/{key}"] = bytes(value)
-        found[f"{path.name}/meta"] = (path / "meta_info.txt").read_text()
+                values[f"{path.name}/{key}"] = bytes(value)
+        values[f"{path.name}/meta"] = (path / "meta_info.txt").read_text()
     record = json.loads((folder / "prepared.json").read_text())
-    found["record"] = {key: value for key, value in record.items() if key != "bytes"}
-    found["windows"] = (folder / "windows.jsonl").read_text()
-    found["files"] = sorted(path.name for path in folder.iterdir())
-    return found
+    values["record"] = {key: value for key, value in record.items() if key != "bytes"}
+    values["windows"] = (folder / "windows.jsonl").read_text()
+    values["files"] = sorted(path.name for path in folder.iterdir())
+    return values
 
 
 # --- windows
@@ -102,9 +102,9 @@ def contents(folder: Path) -> dict[str, object]:
 def test_windows_lie_where_basicsr_puts_them(
     size: tuple[int, int], crop: int, step: int, thresh: int, tops: list[int], lefts: list[int]
 ) -> None:
-    found = windows(size, crop, step, thresh)
-    assert [(w.top, w.left) for w in found] == [(top, left) for top in tops for left in lefts]
-    assert [w.suffix for w in found[:2]] == ["_s001", "_s002"][: len(found)]
+    sub_images = windows(size, crop, step, thresh)
+    assert [(w.top, w.left) for w in sub_images] == [(top, left) for top in tops for left in lefts]
+    assert [w.suffix for w in sub_images[:2]] == ["_s001", "_s002"][: len(sub_images)]
 
 
 def test_sidd_gives_the_known_number_of_sub_images_for_an_iphone_image() -> None:
@@ -114,15 +114,15 @@ def test_sidd_gives_the_known_number_of_sub_images_for_an_iphone_image() -> None
 
 @given(st.integers(8, 60), st.integers(8, 60), st.integers(1, 8), st.integers(1, 12), st.integers(0, 5))
 def test_windows_lie_inside_cover_all_but_thresh_and_sort(h: int, w: int, crop: int, step: int, thresh: int) -> None:
-    found = windows((h, w), crop, step, thresh)
+    sub_images = windows((h, w), crop, step, thresh)
     seen = np.zeros((h, w), bool)
-    for window in found:
+    for window in sub_images:
         cut = window.cut(seen)
         assert cut.shape == (crop, crop)
         cut[:] = True
     if step <= crop:
         assert seen[: h - thresh, : w - thresh].all()
-    suffixes = [window.suffix for window in found]
+    suffixes = [window.suffix for window in sub_images]
     assert suffixes == sorted(set(suffixes))
 
 
@@ -268,13 +268,13 @@ def test_a_sequence_in_the_wrong_half_of_gopro_is_named(tmp_path: Path) -> None:
 def test_rain13k_is_found_in_both_trees_with_its_five_test_sets(tmp_path: Path, between: str) -> None:
     draw(tmp_path, *(f"train/{between}{kind}/{i}.jpg" for kind in ("input", "target") for i in (1, 2)))
     draw(tmp_path, *(f"test/Rain100L/{kind}/7.png" for kind in ("input", "target")), "test/Rain100H/input/7.png")
-    found = parts("rain13k", tmp_path)
-    assert [item.key for item in found["train"].items] == ["1", "2"]
-    assert found["train"].crop is None
-    assert found["train"].problems == ("Rain13k train: 2 found, the published set has 13712",)
-    assert len(found["test/Rain100L"].items) == 1
-    assert "without a file among target: 1 image: 7" in found["test/Rain100H"].problems[0]
-    counts = {name: part.problems[-1].rpartition(" ")[2] for name, part in found.items() if name.startswith("test")}
+    rain = parts("rain13k", tmp_path)
+    assert [item.key for item in rain["train"].items] == ["1", "2"]
+    assert rain["train"].crop is None
+    assert rain["train"].problems == ("Rain13k train: 2 found, the published set has 13712",)
+    assert len(rain["test/Rain100L"].items) == 1
+    assert "without a file among target: 1 image: 7" in rain["test/Rain100H"].problems[0]
+    counts = {name: part.problems[-1].rpartition(" ")[2] for name, part in rain.items() if name.startswith("test")}
     assert counts == {
         "test/Test100": "98",
         "test/Rain100H": "100",
@@ -513,7 +513,7 @@ def test_two_images_of_one_sub_image_key_are_refused(tmp_path: Path) -> None:
         run_job(job_of(part, tmp_path / "out"))
 
 
-def test_a_full_disk_is_told_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = job_of(pairs(tmp_path, 4, Crop(24, 16)), tmp_path / "out")
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: usage(10, 10, 1000))

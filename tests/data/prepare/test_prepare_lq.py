@@ -1,4 +1,4 @@
-"""Prepared sets whose LQ is made of GT: the very LQ that is made on the fly, and masks that follow the cut."""
+"""Prepared sets whose LQ is shrunk from GT: it equals the LQ made during training, and masks follow the cut."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def hr(tmp_path: Path) -> Path:
     return tmp_path / "hr"
 
 
-def made(root: Path, output: Path, encoding: Encoding = "raw", **choice: object) -> Part:
+def prepare_shrunk(root: Path, output: Path, encoding: Encoding = "raw", **choice: object) -> Part:
     part = folder_part(root, None, "{}", 4, RecipeChoice(make_lq=True, **choice))  # type: ignore[arg-type]
     run_job(Job(part, output, encoding, "folder"), progress=False)
     return part
@@ -44,7 +44,7 @@ def made(root: Path, output: Path, encoding: Encoding = "raw", **choice: object)
 
 @pytest.mark.parametrize("encoding", ["raw", "png"])
 def test_made_lq_is_that_of_the_fly_bit_for_bit(hr: Path, tmp_path: Path, encoding: Encoding) -> None:
-    made(hr, tmp_path / "out", encoding)
+    prepare_shrunk(hr, tmp_path / "out", encoding)
     common = {"scale": 4, "gt_size": 24, "use_hflip": True, "use_rot": True}
     stored = PairedImageDataset(
         dataroot_gt=str(tmp_path / "out/gt.lmdb"), dataroot_lq=str(tmp_path / "out/lq_x4.lmdb"), **common
@@ -58,7 +58,7 @@ def test_made_lq_is_that_of_the_fly_bit_for_bit(hr: Path, tmp_path: Path, encodi
 
 
 def test_png_keeps_the_files_that_were_not_cut(hr: Path, tmp_path: Path) -> None:
-    made(hr, tmp_path / "out", "png")
+    prepare_shrunk(hr, tmp_path / "out", "png")
     source = LmdbSource(tmp_path / "out/gt.lmdb")
     with source._reader.value("b/c") as value:
         assert bytes(value) == (hr / "b/c.png").read_bytes()
@@ -66,7 +66,7 @@ def test_png_keeps_the_files_that_were_not_cut(hr: Path, tmp_path: Path) -> None
 
 
 def test_sub_images_are_parts_of_the_whole_lq(hr: Path, tmp_path: Path) -> None:
-    part = made(hr, tmp_path / "out", crop_size=32, step=16)
+    part = prepare_shrunk(hr, tmp_path / "out", crop_size=32, step=16)
     assert part.crop is not None
     source = LmdbSource(tmp_path / "out/lq_x4.lmdb")
     cut = next(read_table(tmp_path / "out/windows.jsonl"))
@@ -80,7 +80,7 @@ def test_masks_of_the_whole_images_are_cut_by_the_table(hr: Path, tmp_path: Path
     with MaskStoreWriter(tmp_path / "masks.lmdb", {"generator": "drawn", "source": "gt"}) as store:
         for key, size in SIZES.items():
             store.put(key, [{"segmentation": generator(1, key).random(size) < 0.5}])
-    made(hr, tmp_path / "out")
+    prepare_shrunk(hr, tmp_path / "out")
     crop_by_table(MaskStore(tmp_path / "masks.lmdb"), tmp_path / "cut.lmdb", tmp_path / "out/windows.jsonl")
     cut = MaskStore(tmp_path / "cut.lmdb")
     assert [cut.read(key).size for key in SIZES] == [(68, 100), (48, 64), (52, 44)]
@@ -106,9 +106,9 @@ def test_hr_alone_is_enough_for_df2k(tmp_path: Path) -> None:
 def test_an_image_too_small_is_named_and_the_others_are_made(hr: Path, tmp_path: Path) -> None:
     write_image(hr / "strip.png", np.zeros((3, 50, 3), np.uint8))
     with pytest.raises(ValueError, match=r"strip.png is 3x50 \(h x w\), too small to be shrunk by 4"):
-        made(hr, tmp_path / "out")
+        prepare_shrunk(hr, tmp_path / "out")
     (hr / "strip.png").unlink()
-    made(hr, tmp_path / "out")
+    prepare_shrunk(hr, tmp_path / "out")
     assert LmdbSource(tmp_path / "out/lq_x4.lmdb").keys == list(SIZES)
 
 
@@ -117,10 +117,10 @@ def test_by_the_command_line(hr: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert script.main(command) == 2
     assert "--make-lq shrinks GT: it goes with --scale 2 or more, and without --lq" in capsys.readouterr().err
     assert script.main([*command, "--scale", "4", "--lq", str(hr)]) == 2
-    for told in ("done: 3 images", "was done already"):
+    for state in ("done: 3 images", "was done already"):
         assert script.main([*command, "--scale", "4"]) == 0
         text = capsys.readouterr().out
-        assert told in text
+        assert state in text
         assert "lq_x4.lmdb  # scale: 4" in text
     record = json.loads((tmp_path / "out/prepared.json").read_text())
     assert record["settings"]["stores"] == [["gt", 1], ["lq_x4", 4, "bicubic"]]
