@@ -196,7 +196,7 @@ def encode_png(image: np.ndarray) -> bytes:
     return _encode(image, ".png", "image")
 
 
-def jpeg(image: Tensor, quality: int) -> Tensor:
+def jpeg_round_trip(image: Tensor, quality: int) -> Tensor:
     """Write (c, h, w) float, c = 3 or 1, as a JPEG of `quality` 1 to 100 and read it back: float32 in [0, 1].
 
     Values are clamped and rounded to 8 bits first. Colour is stored at half resolution (4:2:0), as OpenCV writes it.
@@ -227,7 +227,7 @@ def caption(text: str, width: int, height: int = 16) -> np.ndarray:
     return strip
 
 
-def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
+def resize_for_display(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resize an (h, w, 3) uint8 or uint16 picture for display: average to shrink, repeat pixels to enlarge."""
     interpolation = cv2.INTER_NEAREST
     if height <= image.shape[0] and width <= image.shape[1]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sam4ir.errors import UserError
-from sam4ir.utils.image import jpeg
+from sam4ir.utils.image import jpeg_round_trip
 
 Range = float | tuple[float, float]
 
@@ -114,7 +114,7 @@ class Jpeg:
             raise UserError(f"quality: {quality} must be whole numbers")
 
     def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
-        return jpeg(image, int(rng.integers(self._quality[0], self._quality[1] + 1)))
+        return jpeg_round_trip(image, int(rng.integers(self._quality[0], self._quality[1] + 1)))
 
 
 class Quantize:

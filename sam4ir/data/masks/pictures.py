@@ -11,7 +11,7 @@ from sam4ir.data.masks.record import MaskRecord, MaskStoreError
 from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sources import ImageSource, listed
 from sam4ir.errors import UserError
-from sam4ir.utils.image import caption, eight_bits, resized
+from sam4ir.utils.image import caption, eight_bits, resize_for_display
 
 Picture = NDArray[np.uint8]  # (h, w, 3) RGB
 
@@ -54,7 +54,7 @@ def side_by_side(panels: Mapping[str, Picture], title: str, panel_width: int | N
     for name, picture in panels.items():
         if panel_width is not None:
             height = max(1, round(len(picture) * panel_width / picture.shape[1]))
-            picture = resized(picture, height, panel_width)
+            picture = resize_for_display(picture, height, panel_width)
         captions.append(caption(name, picture.shape[1]))
         pictures.append(picture)
     names = np.concatenate(captions, axis=1)
