@@ -303,7 +303,9 @@ def _terms(train: TrainOptions) -> list[Problem]:
         elif name in _SHORT_TERMS and getattr(train, f"{name}_opt") is not None:
             problems.append(Problem(path, f"and train.{name}_opt are the same term; keep one"))
     for path, term in train.terms.values():
-        usual = term.type in TERMS and getattr(TERMS.get(term.type), "default_balance", None)
+        if term.type not in TERMS:  # the unknown type is a problem of its own
+            continue
+        usual = getattr(TERMS.get(term.type), "default_balance", None)
         if term.loss_weight is None and term.balance is None and not usual:
             message = f"{term.type} has no usual weight; give loss_weight, or balance as a share of the gradient"
             problems.append(Problem(path, message))

@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 from typing import Any
@@ -229,9 +230,20 @@ def _import_plugins(names: Any, folder: FilePath) -> list[Problem]:
             try:
                 _import_plugin(name, folder)
             except (Exception, SystemExit) as error:  # the user's code may fail in any way; the message names it
-                message = f"{name!r} cannot be imported: {type(error).__name__}: {error}"
+                message = f"{name!r} cannot be imported: {type(error).__name__}: {error}{_line_of(error, name)}"
                 problems.append(Problem(("plugins", index), message))
     return problems
+
+
+def _line_of(error: BaseException, name: str) -> str:
+    """Return ' (FILE, line N)' for the line of a plugin at which its import failed, or '' where no line of it ran."""
+    stem = FilePath(name).stem if name.endswith(".py") else name.rpartition(".")[-1]
+    place = ""
+    for frame in traceback.extract_tb(error.__traceback__):
+        file = FilePath(frame.filename)
+        if file.stem == stem:
+            place = f" ({file.name}, line {frame.lineno})"
+    return place
 
 
 def _import_plugin(name: str, folder: FilePath) -> None:

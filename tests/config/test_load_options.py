@@ -579,6 +579,18 @@ def test_a_broken_plugin_is_one_problem(
     assert f"{name}.py' cannot be imported: {complaint}" in found
 
 
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [("\n\n1 / 0", 3), ("def", 1), ("def fail():\n    1 / 0\n\nfail()", 2), ("import json\njson.loads('x')", 2)],
+)
+def test_a_broken_plugin_names_its_line(
+    complain: Complain, plugin: Callable[[str], str], source: str, line: int
+) -> None:
+    name = plugin(source)
+    (found,) = complain(swap("PLUGIN", name, WITH_PLUGIN))
+    assert found.endswith(f"({Path(name).name}.py, line {line})")
+
+
 @pytest.mark.parametrize("name", ["no_such_module", "''", "..", "'a b'", '"a\\nb"', "sam4ir.", "3"])
 def test_a_plugin_that_does_not_exist_is_one_problem(complain: Complain, name: str) -> None:
     (found,) = complain(swap("name: small", f"name: small\nplugins: [{name}]"))

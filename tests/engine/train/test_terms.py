@@ -104,6 +104,12 @@ def test_what_cannot_be_a_term_is_named(plugin: World, terms: dict, message: str
         load_options(plugin.write(values_with_terms(plugin, **terms)))
 
 
+def test_a_term_of_an_unknown_type_is_one_problem(plugin: World) -> None:
+    with pytest.raises(OptionsError) as caught:
+        load_options(plugin.write(values_with_terms(plugin, low={"type": "LowFrequency"})))
+    assert [problem.path for problem in caught.value.problems] == [("train", "distill", "terms", "low", "type")]
+
+
 @pytest.mark.parametrize("name", ["tone", "tone_style"])
 def test_a_term_and_a_reconstruction_loss_have_different_names(plugin: World, name: str) -> None:
     values = values_with_terms(plugin, **{name: {"type": "SPD"}})
