@@ -289,7 +289,7 @@ def _worker_traceback(error: Exception) -> str:
 def _survives_pickling(error: Exception) -> bool:
     try:
         return isinstance(pickle.loads(pickle.dumps(error)), type(error))
-    except Exception:  # a plug-in's exception may refuse in any way
+    except Exception:  # a plugin's exception may refuse in any way
         return False
 
 

@@ -37,7 +37,7 @@ class BuildError(UserError):
 
 
 class PartFaultError(RuntimeError):
-    """A bug in the code of a part, ours or a plug-in's; the message names its key, the cause has the traceback."""
+    """A bug in the code of a part, ours or a plugin's; the message names its key, the cause has the traceback."""
 
 
 @contextlib.contextmanager

@@ -158,7 +158,7 @@ def _bug_message(rank: str | None) -> str:
     words = [Path(sys.executable).name, *sys.argv]
     process = "" if rank is None else f" (process {rank})"
     lines = [
-        f"This is a fault of sam4ir or of a plug-in{process}, not of your input. Please report it to its maintainers "
+        f"This is a fault of sam4ir or of a plugin{process}, not of your input. Please report it to its maintainers "
         "with the traceback above and these lines:",
         f"  command: {shlex.join(words)}",
         f"  versions: {_versions()}",

@@ -274,7 +274,7 @@ class Unpicklable(Exception):
 
 
 class Buggy(Plain):
-    """A plug-in whose code raises something that says nothing about an image."""
+    """A plugin whose code raises something that says nothing about an image."""
 
     def __init__(self, error):
         super().__init__()
