@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import World
 
@@ -25,7 +26,9 @@ from sam4ir.data.masks.store import MaskStore
 from sam4ir.engine.evaluate.score import score
 from sam4ir.engine.train.data import data_sets
 from sam4ir.engine.train.loop import Trainer
+from sam4ir.errors import UserError
 from sam4ir.registry import Registry
+from sam4ir.utils.image import read_image, write_image
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "extending.md"
@@ -33,7 +36,7 @@ BLOCK = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.MULTILINE | re.DOT
 BLOCKS: dict[str, str] = dict(BLOCK.findall(PAGE.read_text(encoding="utf-8")))
 
 # Examples that need SAM4IR's model beneath them.
-WITH_MASKS = {"my_fusion", "my_term", "my_view", "bright_areas"}
+WITH_MASKS = {"my_fusion", "my_term", "my_view", "my_burst", "bright_areas"}
 
 
 @pytest.fixture
@@ -101,6 +104,13 @@ def records(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
+def write_bursts(root: Path) -> None:
+    """Write two darker images of each photograph, as the burst data set reads them."""
+    for file in (root / "gt").glob("*.png"):
+        for number in range(2):
+            write_image(root / "burst" / file.stem / f"{number}.png", read_image(file) // (number + 2))
+
+
 EXAMPLES = sorted(Path(name).stem for name in BLOCKS if name.endswith(".yml"))
 
 
@@ -108,6 +118,8 @@ EXAMPLES = sorted(Path(name).stem for name in BLOCKS if name.endswith(".yml"))
 def test_an_example_trains_and_scores(name: str, folder: World) -> None:
     if name == "bright_areas":
         importlib.import_module(name).main("gt", "bright.lmdb")
+    if name == "my_burst":
+        write_bursts(folder.root)
     values = values_of(folder, name)
     run = train(folder, values)
     lines = [line for line in records(run) if "l_pix" in line]
@@ -119,12 +131,32 @@ def test_an_example_trains_and_scores(name: str, folder: World) -> None:
         assert all(math.isfinite(float(row[metric])) for row in rows), metric
 
 
-def test_the_term_of_an_example_teaches(folder: World) -> None:
-    run = train(folder, values_of(folder, "my_term"))
-    first, second = (line for line in records(run) if "l_means" in line)
-    assert first["l_means"] == 0, "the weight follows the steps before"
-    assert second["l_means"] > 0
-    assert second["share_means"] > 0
+@pytest.mark.parametrize(("name", "term"), [("my_term", "means"), ("my_view", "inner")])
+def test_the_term_of_an_example_teaches(folder: World, name: str, term: str) -> None:
+    run = train(folder, values_of(folder, name))
+    first, second = (line for line in records(run) if f"l_{term}" in line)
+    assert first[f"l_{term}"] == 0, "the weight follows the steps before"
+    assert second[f"l_{term}"] > 0
+    assert second[f"share_{term}"] > 0
+
+
+def test_the_bursts_of_an_example_pair_with_gt_and_masks(folder: World) -> None:
+    """Every value of GT is 2 or 3 times that of the drawn LQ image, up to the division's remainder."""
+    write_bursts(folder.root)
+    data = data_sets(load_options(folder.write(values_of(folder, "my_burst")))).train
+    batch = next(train_batches(data, seed=0, batch_size=8, total_samples=8))
+    factors = []
+    for lq, gt in zip((batch.lq * 255).round(), (batch.gt * 255).round(), strict=True):
+        factors.append(next(factor for factor in (2, 3) if torch.equal(lq, gt.div(factor, rounding_mode="floor"))))
+    assert set(factors) == {2, 3}
+    assert batch.regions is not None
+
+
+def test_a_missing_burst_of_an_example_is_named(folder: World) -> None:
+    write_bursts(folder.root)
+    (folder.root / "burst" / "photo_1" / "0.png").unlink()
+    with pytest.raises(UserError, match="photo_1/0"):
+        data_sets(load_options(folder.write(values_of(folder, "my_burst"))))
 
 
 def test_the_map_of_an_example_arrives_in_the_batch(folder: World) -> None:
