@@ -64,8 +64,8 @@ def test_every_key_is_described_by_a_sentence(described: list[Property]) -> None
     lacking = []
     for entry in described:
         if not is_sentence(entry.description) and entry.part not in PENDING:
-            lacking.append(f"{entry.path}: {entry.description!r}")
-    assert lacking == []
+            lacking.append(f"{entry.part or entry.path}: {entry.key}: {entry.description!r}")
+    assert lacking == [], "give each argument a sentence under Args: in the docstring of its part"
 
 
 def test_pending_parts_lack_descriptions(described: list[Property]) -> None:
