@@ -169,13 +169,13 @@ def _distilling_model(
         build_refinement(train, reconstruction, builder),
         terms=build_terms(train, builder.device),
         teacher=emas["r"].module if train.distill.teacher == "ema" else None,
-        schedule=_schedule(train.distill, train.total_iter),
+        schedule=schedule_of(train.distill, train.total_iter),
         masks=train.distill.masks == "store",
         seed=seed,
     )
 
 
-def _schedule(distill: DistillOptions, total_iter: int) -> Schedule:
+def schedule_of(distill: DistillOptions, total_iter: int) -> Schedule:
     """Return when student and refiner train; where start_iter is unset, terms start after a tenth of the training."""
     if distill.schedule == "two_phase":
         return Schedule(refine_iter=distill.refine_iter)

@@ -7,7 +7,6 @@ import dataclasses
 import datetime
 import itertools
 import logging
-import math
 import os
 import shutil
 import time
@@ -191,8 +190,8 @@ def _check_checkpoint(
 
 def _phases(train: TrainOptions, distills: bool, stage: Stage) -> list[Stage]:
     """Cut a stage where other networks or terms begin to train, so that the cost of each part is measured."""
-    distill = train.distill
-    begins = distill.refine_iter or distill.start_iter or math.ceil(train.total_iter / 10)
+    schedule = build_train.schedule_of(train.distill, train.total_iter)
+    begins = schedule.refine_iter or schedule.start_iter
     if not distills or not stage.start < begins < stage.end:
         return [stage]
     return [dataclasses.replace(stage, end=begins), dataclasses.replace(stage, start=begins)]

@@ -110,6 +110,11 @@ def test_a_run_that_would_be_refused_is_told_and_one_that_resumes_is_loaded(worl
     assert "belongs to another network" in capsys.readouterr().out
 
 
+def test_terms_that_count_from_the_start_make_one_phase(world: World, capsys) -> None:
+    assert check(world.options(True, ("train:distill:start_iter=0",))) == 0
+    assert capsys.readouterr().out.count("s a step") == 1
+
+
 def test_phases_are_measured_each_by_itself(world: World, capsys) -> None:
     first = run(world, False, "name=first", "train:total_iter=2")
     pretrained = f"path:pretrain_network_g={first / 'models' / 'net_g_2.pth'}"
