@@ -85,6 +85,7 @@ class SamDiffSR(OneNetwork):
         self.spe_rms: float | None = None
 
     def losses(self, batch: TrainingBatch, iteration: int, measure: bool) -> Losses:
+        """Return the loss L of a micro-batch; with `measure`, also the relative shift of x_t by the masks."""
         gt = ground_truth(batch)
         lq_up = upsampled(batch.lq, gt.shape[-2:])
         x_0 = residual(gt, lq_up)
@@ -100,7 +101,7 @@ class SamDiffSR(OneNetwork):
     def _draw(self, numbers: Sequence[int], x_0: Tensor) -> tuple[Tensor, Tensor]:
         """Draw timesteps (b,) and noise of x_0's shape; each sample has its own streams."""
         steps = len(self.process.schedule.betas)
-        t = torch.tensor([int(generator(self.seed, "t", n).integers(steps)) for n in numbers])
+        t = torch.tensor([int(generator(self.seed, "t", number).integers(steps)) for number in numbers])
         noise = torch.empty(x_0.shape, device=x_0.device, dtype=torch.float32)
         stream = torch.Generator(x_0.device)
         for i, number in enumerate(numbers):
@@ -109,7 +110,7 @@ class SamDiffSR(OneNetwork):
         return t.to(x_0.device, non_blocking=True), noise
 
     def _spe(self, batch: TrainingBatch) -> Tensor | None:
-        """Return the encoding of the batch, None if the process needs none."""
+        """Return the encoding of the batch, None for a process without modulation."""
         if not self.process.needs_spe:
             return None
         if batch.spe is None:
@@ -127,11 +128,13 @@ class SamDiffSR(OneNetwork):
         return self.spe_rms
 
     def state(self) -> dict[str, Any]:
+        """Return the RMS of the encoding and the name of the encoding; {} before the RMS is measured."""
         if self.spe_rms is None:
             return {}
         return {"spe_rms": self.spe_rms, "encoding": self.encoding}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the RMS if it is of the same encoding; else it is measured again."""
         self.spe_rms = None
         if state.get("encoding") == self.encoding:
             self.spe_rms = state.get("spe_rms")

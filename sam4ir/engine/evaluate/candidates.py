@@ -42,7 +42,9 @@ def checkpoints(folder: Path) -> list[str]:
 
     Raises WeightsListError where there is none.
     """
-    models = folder / "models" if (folder / "models").is_dir() else folder
+    models = folder / "models"
+    if not models.is_dir():
+        models = folder
     by_iteration: dict[int, Path] = {}
     for path in models.glob("net_g_*.pth"):
         match = _CHECKPOINT.fullmatch(path.name)
@@ -64,17 +66,26 @@ def candidates(sources: Sequence[str]) -> list[Candidate]:
     for source, file in zip(sources, files, strict=True):
         if not file.is_file():
             raise WeightsListError(f"--weights {source}: no such file")
-    if len({file.resolve() for file in files}) < len(files):
+    paths = [file.resolve() for file in files]
+    if len(set(paths)) < len(paths):
         raise WeightsListError(f"--weights {' '.join(sources)}: names a file twice")
-    paths = [file.resolve().with_suffix("").parts for file in files]
-    depth = 1
-    while len({parts[-depth:] for parts in paths}) < len(paths):
-        depth += 1
     listed = []
-    for source, parts in zip(sources, paths, strict=True):
-        name = file_name("_".join(part for part in parts[-depth:] if part != "/"))
-        listed.append(Candidate(source, name, iteration_in(parts[-1])))
+    for source, path, name in zip(sources, paths, _distinct_names(paths), strict=True):
+        listed.append(Candidate(source, name, iteration_in(path.stem)))
     return listed
+
+
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return names of whole paths: the stem, and as many folders above it as make the names differ."""
+    all_parts = [path.with_suffix("").parts for path in paths]
+    depth = 1
+    while len({parts[-depth:] for parts in all_parts}) < len(all_parts):
+        depth += 1
+    names = []
+    for parts in all_parts:
+        end = [part for part in parts[-depth:] if part != "/"]
+        names.append(file_name("_".join(end)))
+    return names
 
 
 def file_name(text: str) -> str:
@@ -85,4 +96,6 @@ def file_name(text: str) -> str:
 def iteration_in(stem: str) -> int | None:
     """Return the iteration in the name of a weights file, such as 5000 in net_g_5000; None where there is none."""
     match = _ITERATION.fullmatch(stem)
-    return int(match.group(1)) if match else None
+    if match is None:
+        return None
+    return int(match.group(1))
