@@ -47,7 +47,7 @@ def upsampled(lq: Tensor, size: Sequence[int]) -> Tensor:
         return 2 * resize_to(lq.float(), (size[0], size[1])) - 1
 
 
-def residual(gt: Tensor, lq_up: Tensor) -> Tensor:
+def residual_of(gt: Tensor, lq_up: Tensor) -> Tensor:
     """Return x_0 = clip(2 (HR - LR up), -1, 1) of HR images in [0, 1] and up-sampled LR in [-1, 1]."""
     return (RESIDUAL_SCALE * ((2 * gt.float() - 1) - lq_up)).clamp(-1, 1)
 
@@ -88,7 +88,7 @@ class SamDiffSR(OneNetwork):
         """Return the loss L of a micro-batch; with `measure`, also the relative shift of x_t by the masks."""
         gt = ground_truth(batch)
         lq_up = upsampled(batch.lq, gt.shape[-2:])
-        x_0 = residual(gt, lq_up)
+        x_0 = residual_of(gt, lq_up)
         t, noise = self._draw(batch.numbers, x_0)
         x_t, target = self.process.training_pair(x_0, t, noise, self._spe(batch), self._rms())
         estimate = self.network(x_t, t, batch.lq, lq_up).float()

@@ -62,11 +62,12 @@ def candidates(sources: Sequence[str]) -> list[Candidate]:
 
     Raises WeightsListError for a file that is listed twice, and for one that is not there.
     """
-    files = [locate(source) for source in sources]
-    for source, file in zip(sources, files, strict=True):
+    paths = []
+    for source in sources:
+        file = locate(source)
         if not file.is_file():
             raise WeightsListError(f"--weights {source}: no such file")
-    paths = [file.resolve() for file in files]
+        paths.append(file.resolve())
     if len(set(paths)) < len(paths):
         raise WeightsListError(f"--weights {' '.join(sources)}: names a file twice")
     listed = []
@@ -81,11 +82,7 @@ def _distinct_names(paths: Sequence[Path]) -> list[str]:
     depth = 1
     while len({parts[-depth:] for parts in all_parts}) < len(all_parts):
         depth += 1
-    names = []
-    for parts in all_parts:
-        end = [part for part in parts[-depth:] if part != "/"]
-        names.append(file_name("_".join(end)))
-    return names
+    return [file_name("_".join(parts[-depth:]).removeprefix("/_")) for parts in all_parts]
 
 
 def file_name(text: str) -> str:

@@ -41,9 +41,10 @@ def chart(title: str, below: str, lines: Sequence[Line], names: Sequence[str] = 
     xs: list[float] = []
     ys: list[float] = []
     for line in lines:
-        xs += [x for x, _ in line.points]
-        ys += [y for _, y in line.points]
-    x_ticks = [float(number) for number in range(len(names))]
+        for x, y in line.points:
+            xs.append(x)
+            ys.append(y)
+    x_ticks = list(map(float, range(len(names))))
     if not names:
         x_ticks = ticks(min(xs), max(xs))
     y_ticks = ticks(min(ys), max(ys))
@@ -68,7 +69,10 @@ def ticks(low: float, high: float, most: int = 7) -> list[float]:
         span = max(abs(high), 1.0) * 0.1
     rough = span / (most - 1)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    for factor in (1, 2, 5, 10):
+        step = power * factor
+        if step >= rough * (1 - 1e-9):
+            break
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, max(last, first + 1) + 1)]
 
@@ -102,7 +106,9 @@ def _axes(canvas: Any, frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequenc
     for number, x in enumerate(x_ticks):
         column = frame.pixel(x, frame.y_low)[0]
         cv2.line(canvas, (column, HEIGHT - BOTTOM), (column, HEIGHT - BOTTOM + 5), INK, 1)
-        text = names[number] if names else f"{x:.6g}"
+        text = f"{x:.6g}"
+        if names:
+            text = names[number]
         _write(canvas, text[:24], (max(column - 4 * min(len(text), 24), 0), HEIGHT - BOTTOM + 22), 0.42)
     cv2.rectangle(canvas, (LEFT, TOP), (WIDTH - RIGHT, HEIGHT - BOTTOM), INK, 1)
 

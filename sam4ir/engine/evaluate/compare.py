@@ -157,7 +157,8 @@ def _protocols(results: Sequence[Result], metrics: Sequence[str]) -> tuple[dict[
 def _images(results: Sequence[Result], choice: CompareChoice) -> tuple[dict[str, list[str]], list[str]]:
     """Return {dataset: images that all results have}, and notes on those left out."""
     sets = [result.images(choice.output) for result in results]
-    union = list(dict.fromkeys(itertools.chain.from_iterable(sets)))
+    counts = Counter(itertools.chain.from_iterable(sets))  # in order of appearance
+    union = list(counts)
     gaps = []
     for result, images in zip(results, sets, strict=True):
         lacking = ["/".join(place) for place in union if place not in images]
@@ -167,7 +168,7 @@ def _images(results: Sequence[Result], choice: CompareChoice) -> tuple[dict[str,
         raise CompareError("\n".join(["results are not of the same images", *gaps, "--common compares what all have"]))
     common: dict[str, list[str]] = {}
     for dataset, image in union:
-        if all((dataset, image) in images for images in sets):
+        if counts[dataset, image] == len(sets):
             common.setdefault(dataset, []).append(image)
     if not common:
         raise CompareError("\n".join(["results have no image in common", *gaps]))
@@ -300,8 +301,11 @@ def _column(result: Result, dataset: str, output: str, metric: str, of_all: Shar
     """Return the values of one metric, NaN where a row lacks it; of a metric of the whole set its one value."""
     if metric in of_all.of_sets:
         return (result.sets.get(dataset, {}).get(output, {}).get(metric, math.nan),)
-    rows = result.values[dataset][output]
-    return tuple(rows[image].get(metric, math.nan) for image in of_all.images[dataset])
+    values = []
+    for image in of_all.images[dataset]:
+        row = result.values[dataset][output][image]
+        values.append(row.get(metric, math.nan))
+    return tuple(values)
 
 
 def _not_finite(comparison: Comparison) -> list[str]:
@@ -314,7 +318,10 @@ def _not_finite(comparison: Comparison) -> list[str]:
         place = f"{c.dataset}, {c.metric}: {name}"
         if infinite:
             notes.append(f"{place}: {infinite} of {len(values)} images infinite, left out of means and intervals")
-        bad = [unit for unit, value in zip(c.units, values, strict=True) if math.isnan(value)]
+        bad = []
+        for unit, value in zip(c.units, values, strict=True):
+            if math.isnan(value):
+                bad.append(unit)
         if bad:
             notes.append(f"{place}: NaN for {_first_of(bad)}, left out of everything")
     return notes

@@ -135,7 +135,8 @@ def _text(
             for method, figures in rows_of(table, dataset, protocols).items():
                 cells.append([method, "published", *_value_cells(figures, metrics)])
         lines += [dataset, *columns(cells), ""]
-    lines += [f"{metric}: {text}" for metric, text in protocols.items()]
+    for metric, text in protocols.items():
+        lines.append(f"{metric}: {text}")
     if table is not None:
         lines += ["", *origin(table, scale)]
     return "\n".join(lines) + "\n"
@@ -157,7 +158,10 @@ def _cells(points: Sequence[Point], dataset: str, metrics: Sequence[str], lower:
     for output, row in baselines.items():
         cells.append(["-", output, *_value_cells(row, metrics)])
     for name, output, row in restored:
-        best = {metric for metric in metrics if _is_best(row, rivals[output], metric, metric in lower)}
+        best = set()
+        for metric in metrics:
+            if _is_best(row, rivals[output], metric, metric in lower):
+                best.add(metric)
         cells.append([name, output, *_value_cells(row, metrics, best)])
     return cells
 

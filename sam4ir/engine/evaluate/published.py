@@ -148,7 +148,10 @@ def beside(table: Published, means: Means, protocols: Mapping[str, str], scale: 
 
 def _our_metrics(table: Published, protocols: Mapping[str, str]) -> dict[str, str | None]:
     """Return {quantity: our metric of the nearest protocol}; None where there is no such metric."""
-    return {quantity: _nearest(protocols, types) for quantity, types in table.quantities.items()}
+    metrics = {}
+    for quantity, types in table.quantities.items():
+        metrics[quantity] = _nearest(protocols, types)
+    return metrics
 
 
 def _figure_cells(table: Published, dataset: str, quantity: str) -> list[str]:

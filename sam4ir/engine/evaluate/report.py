@@ -105,8 +105,8 @@ def _mean_of_images(images: Sequence[Sequence[float]]) -> MeanScore:
     """Return the mean over images; each has a value for each of its samples."""
     each = [math.fsum(samples) / len(samples) for samples in images]
     value, infinite = _finite_mean(each)
-    count = len(images[0])
-    if count == 1 or any(len(samples) != count for samples in images):
+    counts = set(map(len, images))
+    if len(counts) > 1 or counts == {1}:
         return MeanScore(value, len(each), infinite)
     deviations = []
     for samples in images:
@@ -115,8 +115,10 @@ def _mean_of_images(images: Sequence[Sequence[float]]) -> MeanScore:
     of_image = math.nan
     if deviations:
         of_image = math.fsum(deviations) / len(deviations)
-    of_mean = _deviation([_finite_mean(column)[0] for column in zip(*images, strict=True)])
-    return MeanScore(value, len(each), infinite, Spread(count, of_image, of_mean))
+    of_samples = []
+    for values in zip(*images, strict=True):
+        of_samples.append(_finite_mean(values)[0])
+    return MeanScore(value, len(each), infinite, Spread(len(of_samples), of_image, _deviation(of_samples)))
 
 
 def _mean_of_set(values: Sequence[float], images: int) -> MeanScore:
@@ -156,8 +158,10 @@ def text_table(
     table = means(scores, sets)
     rows = [["dataset", "stage", "images", *(titled(metric, metric in lower) for metric in protocols)]]
     for (dataset, output), values in table.items():
-        images = str(max(mean.images for mean in values.values()))
-        rows.append([dataset, output, images, *_cells(values, protocols)])
+        images = 0
+        for mean in values.values():
+            images = max(images, mean.images)
+        rows.append([dataset, output, str(images), *_cells(values, protocols)])
     lines = columns(rows)
     spreads = _spreads(table, protocols)
     if spreads:
@@ -211,14 +215,18 @@ def printable(text: str, encoding: str | None) -> str:
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return lines of aligned cells; the first row is underlined as the head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    underline = "  ".join("-" * width for width in widths)
-    return [lines[0], underline, *lines[1:]]
+    head, *body = (_aligned(row, widths).rstrip() for row in rows)
+    underline = ["-" * width for width in widths]
+    return [head, "  ".join(underline), *body]
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Return the cells of a row, each padded to its width."""
+    return "  ".join(map(str.ljust, row, widths))
 
 
 def plain(value: float) -> float | str:
     """Return the number, or its name where it is not finite: JSON has no infinity."""
-    return value if math.isfinite(value) else str(value)
+    if math.isfinite(value):
+        return value
+    return str(value)

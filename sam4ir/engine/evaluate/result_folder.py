@@ -122,6 +122,8 @@ def _image_values(scores: Sequence[Score]) -> ImageValues:
     images: ImageValues = {}
     for (dataset, image, output), of_image in samples.items():
         row = next(iter(means(of_image).values()))
-        values = {metric: plain(mean.value) for metric, mean in row.items()}
+        values = {}
+        for metric, mean in row.items():
+            values[metric] = plain(mean.value)
         images.setdefault(dataset, {}).setdefault(image, {})[output] = values
     return images

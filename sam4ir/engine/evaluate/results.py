@@ -126,9 +126,10 @@ def _file_in(folder: Path) -> Path:
     for file in (folder / "summary.json", folder / "metrics.csv"):
         if file.is_file():
             return file
-    several = ", ".join(sorted(file.parent.name for file in folder.glob("*/summary.json")))
+    several = sorted(file.parent.name for file in folder.glob("*/summary.json"))
     if several:
-        raise ResultError(f"{folder}: holds results of several weights; name one of its folders: {several}")
+        names = ", ".join(several)
+        raise ResultError(f"{folder}: holds results of several weights; name one of its folders: {names}")
     raise ResultError(f"{folder}: holds neither summary.json nor metrics.csv; name a results/<name> folder")
 
 
@@ -159,7 +160,9 @@ def _read_summary(path: Path) -> tuple[_Summary, Values]:
     """Return the content of a summary.json, and its values of images."""
     content = read_summary(path)
     try:
-        protocols = {str(metric): str(text) for metric, text in content["protocols"].items()}
+        protocols = {}
+        for metric, text in content["protocols"].items():
+            protocols[str(metric)] = str(text)
         values: Values = {}
         for dataset, images in content["images"].items():
             for image, outputs in images.items():
@@ -232,7 +235,9 @@ def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the mean of each metric over the samples of an image."""
     means = {}
     for metric in rows[0]:
-        values = [row.get(metric, math.nan) for row in rows]
+        values = []
+        for row in rows:
+            values.append(row.get(metric, math.nan))
         means[metric] = math.fsum(values) / len(values)
     return means
 

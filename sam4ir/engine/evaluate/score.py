@@ -46,7 +46,7 @@ def with_published(options: Options, name: str) -> Options:
     return options.model_copy(update={"val": val})
 
 
-def score(options: Options, overwrite: bool = False, world: World = ALONE) -> str:
+def score_network(options: Options, overwrite: bool = False, world: World = ALONE) -> str:
     """Score the test sets of an option file (Options.scored); return the table that is also written.
 
     world: the processes that share the images; the main one writes, the others return ''.
@@ -68,7 +68,8 @@ def score_all(options: Options, sources: Sequence[str], overwrite: bool = False,
 
     sources: files or names of the zoo. Those that results/<name> holds already are not scored again unless `overwrite`.
     Writes results/<name>/{curve.csv, curve.txt, curve_<metric>.png, options.yml}, and below it for each of the weights
-    a folder with what `score` writes. Raises ValueError as `score`, and where a file changed since it was scored.
+    a folder with the files of `score_network`. Raises UserError as `score_network` does, and where a file changed since
+    it was scored.
     """
     any_weights = with_weights(options, None)
     folder, text = build.run_paths(options.path, options.name).results, _comparable_text(any_weights)

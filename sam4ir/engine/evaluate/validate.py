@@ -43,7 +43,9 @@ class Outputs:
         if self.refiner is not None:
             with eval_mode(self.refiner):
                 outputs["refined"] = self._refine(self.refiner, restored, lq, sample)
-        return {name: image[0].clamp(0, 1).cpu() for name, image in outputs.items()}
+        for name, image in outputs.items():
+            outputs[name] = image[0].clamp(0, 1).cpu()
+        return outputs
 
     def _refine(self, refiner: nn.Module, restored: Tensor, lq: Tensor, sample: Sample) -> Tensor:
         labels = sample.maps.get("regions", torch.zeros(lq.shape[-2:], dtype=torch.int64))
@@ -189,15 +191,14 @@ def _of_set(metrics: Mapping[str, Metric]) -> list[tuple[str, Metric]]:
 
 def _set_scores(dataset: str, results: Sequence[_ImageScores], metrics: Mapping[str, Metric]) -> list[SetScore]:
     """Return the metrics of the whole set by output and sample number, in order of appearance."""
-    images = [result.features for result in results if result.features]
     by_output: dict[tuple[str, int], dict[str, tuple[list[Tensor], list[Tensor]]]] = {}
-    for features in images:
-        for (name, output, number), restored in features.items():
+    for result in results:
+        for (name, output, number), restored in result.features.items():
             if output != _GT:
                 row = by_output.setdefault((output, number), {})
                 outputs, references = row.setdefault(name, ([], []))
                 outputs.append(restored)
-                references.append(features[name, _GT, 0])
+                references.append(result.features[name, _GT, 0])
     scores = []
     for (output, number), row in by_output.items():
         values, count = {}, 0
