@@ -131,18 +131,21 @@ def _row_iteration(line: str) -> int:
 class Scalars(Protocol):
     """A writer of scalars by tag and iteration."""
 
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-    def close(self) -> None: ...
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Write one scalar."""
+
+    def close(self) -> None:
+        """Close the files."""
 
 
 class NoScalars:
     """The writer of a run without TensorBoard."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        return None
+        """Write nothing."""
 
     def close(self) -> None:
-        return None
+        """Close nothing."""
 
 
 def scalars(folder: Path | None, purge_after: int) -> Scalars:

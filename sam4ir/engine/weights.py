@@ -1,4 +1,4 @@
-"""Loading weights from a file or the zoo; where they do not fit, the message names the network that would."""
+"""Load weights from a file or the zoo; where they do not fit, the message names the network that would."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors", ".state", ".ckpt")
 def locate(source: str | Path) -> Path:
     """Return the file that `source` names: a path, `zoo:NAME`, or a bare NAME of the zoo where no such file is there.
 
-    Weights of the zoo are fetched unless the cache holds them. Raises WeightsFileError for what is neither, and
+    Weights of the zoo are fetched unless the cache holds them. Raises WeightsFileError for any other name, and
     priors.zoo.weights.WeightsError where the zoo cannot give them.
     """
     name = zoo_name(source)

@@ -1,4 +1,4 @@
-"""SAM-DiffSR: a diffusion network that learns residuals, its forward noise shifted by where SAM's masks lie.
+"""SAM-DiffSR: a diffusion network that learns residuals, with forward noise that SAM's masks shift.
 
 Wang et al., arXiv 2402.17133; with modulation `none` it is SRDiff (Li et al., Neurocomputing 2022). Masks are read in
 training alone:

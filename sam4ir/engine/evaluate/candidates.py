@@ -1,4 +1,4 @@
-"""The weights that test.py scores: which files the user names, and what their results are called."""
+"""The weights that test.py scores: the files that the user names, and the names of their results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Candidate:
 def checkpoints(folder: Path) -> list[str]:
     """Return net_g_<iteration>.pth of a run, sorted by iteration. folder: experiments/<name> or its models folder.
 
-    Raises WeightsListError where there is none.
+    Raises WeightsListError where the folder holds no such file.
     """
     models = folder / "models"
     if not models.is_dir():
@@ -58,7 +58,7 @@ def checkpoints(folder: Path) -> list[str]:
 
 
 def candidates(sources: Sequence[str]) -> list[Candidate]:
-    """Return the weights with names that differ: the file's name, and as many folders above it as that takes.
+    """Return the weights with names that differ: the stem of the file, and as many folders above it as are needed.
 
     Raises WeightsListError for a file that is listed twice, and for one that is not there.
     """

@@ -1,4 +1,4 @@
-"""Comparing results of test.py, paired image by image (scripts/compare.py)."""
+"""Compare results of test.py, paired image by image (scripts/compare.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading the results that test.py wrote."""
+"""Read the results that test.py wrote."""
 
 from __future__ import annotations
 

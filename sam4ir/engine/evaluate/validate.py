@@ -1,4 +1,4 @@
-"""Scoring networks on a data set, for validation during training and for test.py."""
+"""Score networks on a data set, for validation during training and for test.py."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class _ImageScores:
 
 
 class _Scorer:
-    """Scores the outputs of one image; the ground truth and the degraded image are prepared once for all of them."""
+    """The scorer of one image's outputs, which prepares ground truth and degraded image once for all of them."""
 
     def __init__(self, dataset: str, sample: Sample, metrics: Mapping[str, Metric]) -> None:
         self.result = _ImageScores()

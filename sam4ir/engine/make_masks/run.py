@@ -64,7 +64,7 @@ class ImageShare:
 
 @dataclass(frozen=True)
 class RecordMaker:
-    """Makes the mask record of an image; raises UserError where the image or its masks are at fault.
+    """The maker of mask records; it raises UserError where an image or its masks are at fault.
 
     source: the images. generate: (h, w, 3) uint8 RGB -> segment-anything's mask dictionaries. restore: image ->
     restored image of the same type, which the generator gets instead; None for the image itself. max_side: larger

@@ -1,4 +1,4 @@
-"""Restoring images with a trained network, for scripts/restore.py and scripts/make_masks.py."""
+"""Restore images with a trained network, for scripts/restore.py and scripts/make_masks.py."""
 
 from __future__ import annotations
 

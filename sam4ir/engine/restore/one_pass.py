@@ -1,4 +1,4 @@
-"""Restoring an image by forward passes: whole or in blended tiles, with self-ensemble.
+"""Restore an image by forward passes: whole or in blended tiles, with self-ensemble.
 
 Validation, test.py and scripts/restore.py all restore through this module, so their numbers agree.
 """
@@ -24,7 +24,8 @@ class Restorer(Protocol):
     """A network that restores images, in one pass or by sampling."""
 
     @property
-    def network(self) -> nn.Module: ...  # set to eval mode while images are restored
+    def network(self) -> nn.Module:
+        """The network, which is set to eval mode while images are restored."""
 
     def __call__(self, lq: Tensor, key: str, sample: int = 0) -> Tensor:
         """Restore lq (1, c, h, w) in [0, 1], on the network's device, to (1, c, h scale, w scale) float32, unclamped.

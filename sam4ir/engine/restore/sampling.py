@@ -1,4 +1,4 @@
-"""Sampling an image with a diffusion network: the whole canvas is denoised step by step, in tiles where it is large."""
+"""Sample an image with a diffusion network: the whole canvas is denoised step by step, in tiles where it is large."""
 
 from __future__ import annotations
 

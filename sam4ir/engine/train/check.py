@@ -1,4 +1,4 @@
-"""--check: examine a run before it starts, and measure what it will take. Trains and writes nothing."""
+"""--check: examine a run before it starts, and measure its time, memory and disk. It trains and writes nothing."""
 
 from __future__ import annotations
 

@@ -218,7 +218,7 @@ class Trainer:
                 sample += left * stage.total_batch
 
     def _iterate(self, iteration: int, stage: Stage, batches: Iterator[Batch], pace: Pace) -> None:
-        """Load micro-batches, take one optimiser step, record it, and do what is due at this iteration."""
+        """Load micro-batches, take one optimiser step, record it, and validate and save where that is due."""
         printed = iteration % self.print_freq == 0
         begun = time.perf_counter()
         micro = self._load(batches, stage)

@@ -27,7 +27,7 @@ class NonFiniteError(UserError):
 
 
 class StepLog:
-    """Records the steps of a run.
+    """The log of a run's steps.
 
     max_nonfinite: steps in a row that may fail to be finite before the run ends.
     """
@@ -56,7 +56,7 @@ class StepLog:
         self.max_nonfinite = max_nonfinite
 
     def record(self, outcome: Outcome, micro: Sequence[Batch]) -> None:
-        """Write the JSON line of the iteration; count a step that was not taken, and name its images.
+        """Write the JSON line of the iteration; count a step that was skipped, and name its images.
 
         Raises NonFiniteError where too many steps in a row were not finite.
         """
