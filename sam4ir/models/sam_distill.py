@@ -188,19 +188,19 @@ class SamDistill:
             l_recon = self.reconstruction(y1, gt)
         if refiner_learns:
             l_refine = self.refinement(y2, gt)
-        losses = Losses(l_recon | l_refine, {})
+        measures = {}
         if measure:
-            losses.measures["psnr"] = batch_psnr(last_output(y1), gt)
-            losses.measures["psnr_refiner"] = batch_psnr(last_output(y2), gt)
+            measures = {"psnr": batch_psnr(last_output(y1), gt), "psnr_refiner": batch_psnr(last_output(y2), gt)}
         due = self._due(iteration, measure)
-        if due:
-            refined = last_output(y2).detach()
-            if refiner is not self.teacher:
-                refined = self._teacher_output(refiner_inputs)
-            lesson = Lesson(last_output(y1), refined, gt, batch.lq, labels, count, batch.maps)
-            distilled = self._distil(due, lesson, total(l_recon), iteration, measure)
-            losses = Losses(losses.terms | distilled.terms, losses.measures | distilled.measures)
-        return losses
+        if not due:
+            return Losses(l_recon | l_refine, measures)
+
+        refined = last_output(y2).detach()
+        if refiner is not self.teacher:
+            refined = self._teacher_output(refiner_inputs)
+        lesson = Lesson(last_output(y1), refined, gt, batch.lq, labels, count, batch.maps)
+        distilled = self._distilled(due, lesson, total(l_recon), iteration, measure)
+        return Losses(l_recon | l_refine | distilled.terms, measures | distilled.measures)
 
     def _mode(self, network: nn.Module, label: str, batch: TrainingBatch, learns: bool) -> AbstractContextManager[None]:
         """Return the random stream of a network that learns, or eval mode for a frozen one."""
@@ -219,15 +219,14 @@ class SamDistill:
         with eval_mode(self.teacher):
             return last_output(self.teacher(*inputs))
 
-    def _distil(
+    def _distilled(
         self, computed: Mapping[str, Term], lesson: Lesson, pix: Tensor, iteration: int, measure: bool
     ) -> Losses:
         """Return lambda1 L_SPD and lambda2 L_SGR where they are due, and their measures.
 
-        pix: L_recon(Y1, Y). Pulls are measured while a weight is not fixed yet, and for the log.
-
-        A weight follows the steps before this one; in the very first step it is 0. A share is that of the term's mean
-        pull over its `every` iterations.
+        pix: L_recon(Y1, Y). Pulls are measured while a weight is not fixed yet, and for the log. A weight follows the
+        steps before this one; in the very first step it is 0. A share is that of the term's mean pull over its `every`
+        iterations.
         """
         terms: dict[str, Tensor] = {}
         measures: dict[str, float] = {}
