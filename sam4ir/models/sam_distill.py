@@ -106,11 +106,14 @@ class Schedule:
 class SamDistill:
     """The training of student and refiner.
 
-    student, refiner: trained networks, wrapped where several processes train them. reconstruction, refinement: the
-    losses of the student's and of the refiner's output. terms: the distillation terms by name. teacher: the refiner
-    whose output is the target, such as the refiner's EMA, which stays frozen; None for the refiner itself. schedule:
-    the iterations in which each network trains. masks: False trains the control with empty masks. seed: the random
-    streams of student and refiner are functions of it and the sample number.
+    student, refiner: trained networks, wrapped where several processes train them.
+    reconstruction: the losses of the student's output; the shares of terms are measured against their sum.
+    refinement: the losses of the refiner's output.
+    terms: the distillation terms by name.
+    teacher: the frozen refiner whose output is the target, such as the EMA; None for the refiner in training.
+    schedule: the iterations in which each network trains.
+    masks: False trains the control with empty masks.
+    seed: the random streams of student and refiner are functions of it and the sample number.
     """
 
     def __init__(
