@@ -44,7 +44,7 @@ def main() -> int:
     from sam4ir.engine.devices import wants_cuda
     from sam4ir.engine.evaluate.candidates import checkpoints
     from sam4ir.engine.evaluate.report import printable
-    from sam4ir.engine.evaluate.score import score, score_all, with_published, with_weights
+    from sam4ir.engine.evaluate.score import score_all, score_network, with_published, with_weights
     from sam4ir.utils import dist
 
     options = load_options(arguments.opt, arguments.force_yml)
@@ -58,7 +58,7 @@ def main() -> int:
         if several:
             text = score_all(options, sources, arguments.overwrite, world)
         else:
-            text = score(options, arguments.overwrite, world)
+            text = score_network(options, arguments.overwrite, world)
     print(printable(text, sys.stdout.encoding), end="")
     return 0
 

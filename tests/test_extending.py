@@ -23,7 +23,7 @@ from sam4ir import registry
 from sam4ir.config.load import load_options
 from sam4ir.data.loader import train_batches
 from sam4ir.data.masks.store import MaskStore
-from sam4ir.engine.evaluate.score import score
+from sam4ir.engine.evaluate.score import score_network
 from sam4ir.engine.train.data import data_sets
 from sam4ir.engine.train.loop import Trainer
 from sam4ir.errors import UserError
@@ -94,7 +94,7 @@ def scores(world: World, values: Mapping[str, Any], weights: Path) -> list[dict[
         "path": {**values["path"], "pretrain_network_g": str(weights)},
         "val": {"metrics": values["val"]["metrics"]},
     }
-    score(load_options(world.write(options, "test.yml")))
+    score_network(load_options(world.write(options, "test.yml")))
     with (world.root / "results" / "scored" / "metrics.csv").open(encoding="utf-8", newline="") as file:
         return [row for row in csv.DictReader(file) if row["stage"] == "restored"]
 

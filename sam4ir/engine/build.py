@@ -61,13 +61,13 @@ def naming(place: str) -> Iterator[None]:
         raise PartFaultError(f"{place}: {type(error).__name__}: {error}") from error
 
 
-def make(registry: Registry, block: Block, place: str, **handed: Any) -> Any:
+def build_part(registry: Registry, block: Block, place: str, **handed: Any) -> Any:
     """Build the part that a `type:` block names, from the block's arguments.
 
     handed: further arguments; those that the part's signature does not have are left out.
     """
     target = registry.get(block.type)
-    accepted = {k: v for k, v in handed.items() if accepts(target, k)}
+    accepted = {name: value for name, value in handed.items() if accepts(target, name)}
     with naming(place):
         return target(**{**accepted, **block_arguments(registry, block.type, block.arguments)})
 
@@ -81,29 +81,33 @@ def check_images(
     """
     image = torch.zeros(1, channels, 16, 16, device=device)
     with naming("network_g"), eval_mode(net):
-        shape = tuple(_one_step(net, image, scale) if diffusion else restore(net, image).shape)
+        output = _one_step(net, image, scale) if diffusion else restore(net, image)
+        shape = tuple(output.shape)
         if shape != (1, min(channels, 3), 16 * scale, 16 * scale):
             raise UserError(f"{type(net).__name__} turns {tuple(image.shape)} into {shape}; scale is {scale}")
 
 
-def _one_step(net: nn.Module, image: torch.Tensor, scale: int) -> torch.Size:
-    """Return the shape of a diffusion network's estimate for LR images (1, c, h, w)."""
+def _one_step(net: nn.Module, image: torch.Tensor, scale: int) -> torch.Tensor:
+    """Return a diffusion network's estimate for LR images (1, c, h, w)."""
     side = image.shape[-1] * scale
     x_t = torch.zeros(1, 3, side, side, device=image.device)
     if not callable(getattr(net, "condition", None)):
         raise UserError(f"{type(net).__name__} is no diffusion network, which {DIFFUSION_MODEL} needs; take DiffSR")
     estimate: torch.Tensor = net(x_t, torch.zeros(1, dtype=torch.int64, device=image.device), image, x_t)
-    return estimate.shape
+    return estimate
 
 
 def channels_of(data: Dataset) -> int:
     """Return the channels of a data set's degraded images: 3 where the data set does not name them."""
-    return data.channels if isinstance(data, Multichannel) else 3
+    if isinstance(data, Multichannel):
+        return data.channels
+    return 3
 
 
 def to_device(module: M, device: torch.device, channels_last: bool = True) -> M:
     """Move a module to the device, its weights in channels_last, the layout in which all of ours run fastest."""
-    return module.to(device).to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return module.to(device).to(memory_format=layout)
 
 
 def build_network(
@@ -111,7 +115,7 @@ def build_network(
 ) -> nn.Module:
     """Build network_<label>; its initial weights are a function of (seed, label) alone."""
     with torch_stream(seed, "init", label):
-        net: nn.Module = make(ARCHS, block, f"network_{label}")
+        net: nn.Module = build_part(ARCHS, block, f"network_{label}")
     return to_device(net, device, channels_last)
 
 
@@ -139,8 +143,11 @@ def _load_rrdb(rrdb: nn.Module, source: str) -> None:
         load_weights(rrdb, source)
     except WeightsFileError as error:
         fit = infer(shapes_of(read_weights(locate(source)).state))
-        arguments = {} if fit is None else fit.arguments
-        features, blocks, growth = (_first(arguments, names) for names in (_FEATURES, _BLOCKS, _GROWTH))
+        if fit is None:
+            raise
+        features = _first(fit.arguments, _FEATURES)
+        blocks = _first(fit.arguments, _BLOCKS)
+        growth = _first(fit.arguments, _GROWTH)
         if features is None:
             raise
         advice = f"set network_g.rrdb_num_feat: {features} and rrdb_num_block: {blocks}"
@@ -152,17 +159,20 @@ def _load_rrdb(rrdb: nn.Module, source: str) -> None:
 
 def _first(arguments: dict[str, Any], names: tuple[str, ...]) -> Any:
     """Return the argument that has the first of these names; None where there is none."""
-    return next((arguments[name] for name in names if name in arguments), None)
+    for name in names:
+        if name in arguments:
+            return arguments[name]
+    return None
 
 
 def build_dataset(key: str, block: DatasetOptions, scale: int, **handed: Any) -> Dataset:
     """Build a data set. handed: arguments beside those of the option file (masks and their views)."""
     if block.degradations is not None:
-        handed["degradations"] = [
-            make(DEGRADATIONS, degradation, f"datasets.{key}.degradations[{i}]")
-            for i, degradation in enumerate(block.degradations)
-        ]
-    data: Dataset = make(DATASETS, block, f"datasets.{key}", scale=scale, **handed)
+        degradations = []
+        for number, degradation in enumerate(block.degradations):
+            degradations.append(build_part(DEGRADATIONS, degradation, f"datasets.{key}.degradations[{number}]"))
+        handed["degradations"] = degradations
+    data: Dataset = build_part(DATASETS, block, f"datasets.{key}", scale=scale, **handed)
     return data
 
 

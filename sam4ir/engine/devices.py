@@ -16,7 +16,9 @@ class DeviceError(UserError):
 
 def wants_cuda(name: str) -> bool:
     """Return whether a device name means CUDA; `auto` does where torch finds a CUDA device."""
-    return torch.cuda.is_available() if name == "auto" else name.startswith("cuda")
+    if name == "auto":
+        return torch.cuda.is_available()
+    return name.startswith("cuda")
 
 
 def choose_device(name: str, world: World = ALONE, place: str = "device") -> torch.device:
@@ -33,7 +35,9 @@ def choose_device(name: str, world: World = ALONE, place: str = "device") -> tor
     if world.size > 1 and device.index is not None:
         raise DeviceError(f"{place}: {name} is one device, but {world.size} processes ask for it; take cuda")
     if wants_cuda(name) and device.index is None:
-        device = torch.device("cuda", world.cuda_index) if world.size > 1 else torch.device("cuda")
+        device = torch.device("cuda")
+        if world.size > 1:
+            device = torch.device("cuda", world.cuda_index)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise DeviceError(f"{place}: {device} is asked for, but torch finds {count} CUDA devices; take cpu or auto")

@@ -16,7 +16,7 @@ class Interrupted(Exception):
 
 
 class Signals:
-    """Remember SIGTERM and SIGINT until the loop asks for them.
+    """The SIGTERM and SIGINT that have arrived, remembered until the loop asks for them.
 
     patient: a second signal is ignored, since torchrun repeats what the whole group got already, and kills on its own
     after half a minute; otherwise it ends the process at once.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import datetime
-import itertools
 import json
 import logging
 import os
@@ -43,8 +42,13 @@ class JsonLines:
 
         validated: iteration of the last validation; metrics of later ones are dropped too.
         """
+
+        def valid(line: str) -> bool:
+            last = validated if '"metrics/' in line else keep_until
+            return _iteration(line) <= last
+
         if path.exists():
-            keep_lines(path, lambda line: _iteration(line) <= (validated if '"metrics/' in line else keep_until))
+            keep_lines(path, valid)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", encoding="utf-8")
 
@@ -70,7 +74,9 @@ def set_aside(path: Path) -> Path | None:
     """Rename a file to <name>.1, .2 ... (the first that is free); None where there is no such file."""
     if not path.exists():
         return None
-    number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.{n}").exists())
+    number = 1
+    while path.with_name(f"{path.name}.{number}").exists():
+        number += 1
     return path.rename(path.with_name(f"{path.name}.{number}"))
 
 
@@ -117,24 +123,29 @@ class CsvTable:
 def _row_iteration(line: str) -> int:
     """Return the iteration of a CSV line; 0 for the head, which is never dropped."""
     first = line.split(",", 1)[0]
-    return int(first) if first.isdigit() else 0
+    if not first.isdigit():
+        return 0
+    return int(first)
 
 
 class Scalars(Protocol):
     """A writer of scalars by tag and iteration."""
 
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None: ...
-    def close(self) -> None: ...
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Write one scalar."""
+
+    def close(self) -> None:
+        """Close the files."""
 
 
 class NoScalars:
     """The writer of a run without TensorBoard."""
 
     def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        return None
+        """Write nothing."""
 
     def close(self) -> None:
-        return None
+        """Close nothing."""
 
 
 def scalars(folder: Path | None, purge_after: int) -> Scalars:
@@ -144,7 +155,10 @@ def scalars(folder: Path | None, purge_after: int) -> Scalars:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=purge_after + 1 if purge_after else None)
+    purge_step = None
+    if purge_after:
+        purge_step = purge_after + 1
+    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 class Pace:
@@ -175,7 +189,7 @@ def message(
 
     rates: learning rate of each network that trains. times: seconds of the iteration, and of loading its images.
     """
-    lr = "".join(f"{r:.3e}," for r in rates)
-    shown = " ".join(f"{k}: {v:.4e}" for k, v in values.items())
+    lr = "".join(f"{rate:.3e}," for rate in rates)
+    shown = " ".join(f"{name}: {value:.4e}" for name, value in values.items())
     head = f"[{name[:5]}..][epoch:{epoch:3d}, iter:{iteration:8,d}, lr:({lr})]"
     return f"{head} [eta: {eta}, time (data): {times[0]:.3f} ({times[1]:.3f})] {shown}"

@@ -1,4 +1,4 @@
-"""Loading weights from a file or the zoo; where they do not fit, the message names the network that would."""
+"""Load weights from a file or the zoo; where they do not fit, the message names the network that would."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors", ".state", ".ckpt")
 def locate(source: str | Path) -> Path:
     """Return the file that `source` names: a path, `zoo:NAME`, or a bare NAME of the zoo where no such file is there.
 
-    Weights of the zoo are fetched unless the cache holds them. Raises WeightsFileError for what is neither, and
+    Weights of the zoo are fetched unless the cache holds them. Raises WeightsFileError for any other name, and
     priors.zoo.weights.WeightsError where the zoo cannot give them.
     """
     name = zoo_name(source)
@@ -46,7 +46,9 @@ def zoo_name(source: str | Path) -> str | None:
     if text.startswith(ZOO):
         return text.removeprefix(ZOO)
     path = Path(text)
-    return None if path.exists() or path.name != text or path.suffix in WEIGHTS_SUFFIXES else text
+    if path.exists() or path.name != text or path.suffix in WEIGHTS_SUFFIXES:
+        return None
+    return text
 
 
 def load_weights(network: nn.Module, source: str | Path, key: str | None = None, strict: bool = True) -> None:
@@ -61,7 +63,10 @@ def load_weights(network: nn.Module, source: str | Path, key: str | None = None,
     weights = read_weights(locate(source), key)
     adapted: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = getattr(network, "adapted", dict)
     state, own = adapted(weights.state), network.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    fitting = {}
+    for name, tensor in state.items():
+        if name in own and tensor.shape == own[name].shape:
+            fitting[name] = tensor
     complete = len(fitting) == len(own) == len(state)
     if not fitting or (strict and not complete):
         raise WeightsFileError(f"{weights}: does not fit {type(network).__name__}: {_misfit(network, own, state)}")
@@ -75,8 +80,12 @@ def load_weights(network: nn.Module, source: str | Path, key: str | None = None,
 def metadata_of(source: str | Path, entry: str) -> Mapping[str, Any]:
     """Return the plain values that a weights file holds under `entry`, beside its weights; {} where it holds none."""
     content = read_file(locate(source))
-    metadata = content.get(entry) if isinstance(content, Mapping) else None
-    return metadata if isinstance(metadata, Mapping) else {}
+    if not isinstance(content, Mapping):
+        return {}
+    metadata = content.get(entry)
+    if not isinstance(metadata, Mapping):
+        return {}
+    return metadata
 
 
 def network_block(source: str | Path) -> dict[str, Any]:
@@ -101,38 +110,58 @@ def network_block(source: str | Path) -> dict[str, Any]:
 
 def flow(block: Mapping[str, Any]) -> str:
     """Return a block as one line of YAML."""
-    return "{" + ", ".join(f"{k}: {v if isinstance(v, str) else json.dumps(v)}" for k, v in block.items()) + "}"
+    items = []
+    for name, value in block.items():
+        text = value
+        if not isinstance(value, str):
+            text = json.dumps(value)
+        items.append(f"{name}: {text}")
+    return "{" + ", ".join(items) + "}"
 
 
 def _difference(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """Return in one short line what the network (own) and the weights do not share."""
-    missing = [k for k in own if k not in state]
-    unknown = [k for k in state if k not in own]
-    shapes = [k for k in own if k in state and state[k].shape != own[k].shape]
-    parts = [
-        _grouped("missing", missing),
-        _grouped("unknown", unknown),
-        _few("of another shape", [f"{k} {tuple(state[k].shape)} for {tuple(own[k].shape)}" for k in shapes]),
-    ]
+    """Return one short line on the tensors that differ between the network (own) and the weights (state)."""
+    missing, shapes = [], []
+    for name, tensor in own.items():
+        if name not in state:
+            missing.append(name)
+        elif state[name].shape != tensor.shape:
+            shapes.append(f"{name} {tuple(state[name].shape)} for {tuple(tensor.shape)}")
+    unknown = [name for name in state if name not in own]
+    parts = [_grouped("missing", missing), _grouped("unknown", unknown), _few("of another shape", shapes)]
     return "; ".join(filter(None, parts))
 
 
 def _misfit(network: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """Return what differs, and the network that would fit; another network differs in everything."""
+    """Return the difference between network and weights, and the network that would fit."""
     fit = infer(shapes_of(state))
     if fit is None:
         return f"{_difference(own, state)}; network_g of the option file must be the network that was trained"
-    same = isinstance(network, fit.network)  # NAFNetLocal has NAFNet's weights
-    name = type(network).__name__ if same else fit.network.__name__
-    problem = _difference(own, state) if same else f"the weights are those of {name}"
-    undetermined = f" ({', '.join(fit.undetermined)} leaves no trace in weights)" if fit.undetermined else ""
-    return f"{problem}; network_g: {flow({'type': name, **fit.arguments})} would fit{undetermined}"
+    if isinstance(network, fit.network):  # NAFNetLocal has NAFNet's weights
+        name = type(network).__name__
+        problem = _difference(own, state)
+    else:  # another network differs in everything
+        name = fit.network.__name__
+        problem = f"the weights are those of {name}"
+    text = f"{problem}; network_g: {flow({'type': name, **fit.arguments})} would fit"
+    if fit.undetermined:
+        text += f" ({', '.join(fit.undetermined)} leaves no trace in weights)"
+    return text
 
 
 def _few(what: str, names: Sequence[str]) -> str:
+    """Return a count and the first names, such as '4 unknown (a, b, c, ...)'; '' for no names."""
     if not names:
         return ""
-    return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+    return f"{len(names)} {what} ({_first_of(names)})"
+
+
+def _first_of(names: Sequence[str]) -> str:
+    """Return the first three names, and dots for the others."""
+    text = ", ".join(names[:3])
+    if len(names) > 3:
+        text += ", ..."
+    return text
 
 
 def _grouped(what: str, names: Sequence[str]) -> str:
@@ -150,5 +179,10 @@ def _grouped(what: str, names: Sequence[str]) -> str:
         if len(groups) > 1:
             break
     largest = sorted(groups.items(), key=lambda group: -len(group[1]))
-    heads = [members[0] if len(members) == 1 else f"{head}.* {len(members)}" for head, members in largest]
-    return f"{len(names)} {what} ({', '.join(heads[:3])}{', ...' if len(heads) > 3 else ''})"
+    heads = []
+    for head, members in largest:
+        if len(members) == 1:
+            heads.append(members[0])
+        else:
+            heads.append(f"{head}.* {len(members)}")
+    return f"{len(names)} {what} ({_first_of(heads)})"

@@ -42,7 +42,9 @@ class _PixelLoss(nn.Module):
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Return the scalar loss of two tensors of one shape. Raises UserError where the shapes differ."""
         elements = self._elements(_difference(self, prediction, target))
-        return self.loss_weight * (elements.mean() if self.reduction == "mean" else elements.sum())
+        if self.reduction == "mean":
+            return self.loss_weight * elements.mean()
+        return self.loss_weight * elements.sum()
 
 
 class L1Loss(_PixelLoss):

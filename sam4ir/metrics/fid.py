@@ -49,13 +49,15 @@ class FrechetDistance(nn.Module, SetMetric):
 
     @torch.no_grad()
     def features(self, image: Tensor, data_range: float) -> Tensor:
+        """Return the features (dimensions,) of an image (c, h, w) in [0, data_range], float32 on the CPU."""
         check_image(image, data_range)
-        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        device = next((parameter.device for parameter in self.parameters()), torch.device("cpu"))
         pixels = image.to(device, torch.float32) * (255.0 / data_range)
         features: Tensor = self.network(clean_resize(pixels).expand(3, -1, -1)[None])
         return features.reshape(self.dimensions).float().cpu()
 
     def distance(self, images: Tensor, references: Tensor) -> float:
+        """Return the Frechet distance of the features of two sets of images, (n, dimensions) each."""
         return frechet_distance(images, references)
 
 
@@ -102,4 +104,5 @@ class _Inception(nn.Module):
         self.steps = nn.Sequential(*(getattr(network, name) for name in _STEPS))
 
     def forward(self, image: Tensor) -> Tensor:
+        """Return the features (b, 2048)."""
         return self.steps((image - 128) / 128).flatten(1)

@@ -31,4 +31,6 @@ def _factor(features: Tensor) -> Tensor:
     """Return A (k, d) where A^T A is the unbiased covariance of (n, d) features, k = min(n, d)."""
     n, d = features.shape
     centred = (features - features.mean(dim=0)) / math.sqrt(n - 1)
-    return centred if n <= d else torch.linalg.qr(centred, mode="r").R
+    if n <= d:
+        return centred
+    return torch.linalg.qr(centred, mode="r").R

@@ -28,10 +28,9 @@ def prepare(image: Tensor, reference: Tensor, crop_border: int, data_range: floa
     if crop_border < 0 or 2 * crop_border >= min(h, w):
         raise MetricError(f"crop_border is {crop_border}, which leaves nothing of a {h} x {w} image")
     scale = 255.0 / data_range
-    first, second = (
-        tensor[:, crop_border : h - crop_border, crop_border : w - crop_border].to(torch.float64) * scale
-        for tensor in (image, reference)
-    )
+    rows, columns = slice(crop_border, h - crop_border), slice(crop_border, w - crop_border)
+    first = image[:, rows, columns].to(torch.float64) * scale
+    second = reference[:, rows, columns].to(torch.float64) * scale
     return first.contiguous(), second.contiguous()  # windows slide over planes; interleaved colours take twice as long
 
 

@@ -38,11 +38,13 @@ def protocol_of(type_name: str, arguments: Mapping[str, Any], *, basicsr: bool) 
     ours = {"crop_border": arguments.get("crop_border", 0)}
     luma = arguments.get("test_y_channel", False)
     if type_name == "calculate_psnr":
-        return ("psnr_y" if luma else "psnr"), ours
+        name = "psnr_y" if luma else "psnr"
+        return name, ours
     return _similarity_of(luma, arguments.get("ssim3d"), basicsr), ours
 
 
 def _similarity_of(luma: bool, across_colour: bool | None, basicsr: bool) -> str:
+    """Return the name of our SSIM. across_colour: the argument ssim3d, None where the file leaves it out."""
     if basicsr:
         if across_colour:
             raise MetricError(
@@ -51,7 +53,9 @@ def _similarity_of(luma: bool, across_colour: bool | None, basicsr: bool) -> str
         return "ssim_y" if luma else "ssim"
     if luma:
         return "ssim_y_replicate"
-    return "ssim" if across_colour is False else "ssim3d"
+    if across_colour is False:
+        return "ssim"
+    return "ssim3d"
 
 
 def calculate_psnr(
@@ -72,7 +76,9 @@ def calculate_psnr(
         better: Direction in which BasicSR looks for its best checkpoint, without effect.
     """
     del input_order, better
-    return (psnr_y if test_y_channel else psnr)(image, reference, crop_border, data_range)
+    if test_y_channel:
+        return psnr_y(image, reference, crop_border, data_range)
+    return psnr(image, reference, crop_border, data_range)
 
 
 def calculate_ssim(

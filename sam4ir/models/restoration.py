@@ -15,18 +15,18 @@ from sam4ir.utils.rng import torch_stream
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (output, ground truth) -> scalar
 LossInParts = Callable[[Tensor, Tensor], Mapping[str, Tensor]]  # part -> scalar, such as PerceptualLoss
-Mean = Callable[[Tensor], Tensor]
+Average = Callable[[Tensor], Tensor]  # averages a tensor over the processes
 
 
 class TrainingBatch(Protocol):
-    """What a model reads of a batch: degraded images lq (b, c, h, w), sample numbers, and what masks bring."""
+    """The parts of a batch that a model reads: degraded images lq (b, c, h, w), sample numbers, and maps."""
 
     lq: Tensor
     numbers: list[int]
 
     @property
     def gt(self) -> Tensor | None:
-        """Ground truth (b, c, h s, w s), or None; read-only here, so that a batch that always has one fits."""
+        """The ground truth (b, c, h s, w s), or None; read-only here, so that a batch that always has one fits."""
 
     @property
     def maps(self) -> Mapping[str, Tensor]:
@@ -50,30 +50,33 @@ class TrainingBatch(Protocol):
 
 
 class Losses(NamedTuple):
-    """terms: named scalars whose sum is minimised. measures: named scalars to log, without gradient."""
+    """The losses of one micro-batch.
+
+    terms: named scalars whose sum is minimised. measures: named scalars to log, without gradient.
+    """
 
     terms: dict[str, Tensor]
     measures: dict[str, float]
 
 
 class Model(Protocol):
-    """The interface between a model and the training loop."""
+    """The interface between the training loop and a model."""
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
-        """The networks that train and are saved, by label: net_<label>_<iteration>.pth."""
+        """The trained networks by label; each is saved as net_<label>_<iteration>.pth."""
 
     def active(self, iteration: int) -> tuple[str, ...]:
         """Return the labels of the networks that train in this iteration (from 1 on)."""
 
     def losses(self, batch: TrainingBatch, iteration: int, measure: bool) -> Losses:
-        """Return the loss terms of one micro-batch, and with `measure` the measures for the log."""
+        """Return the loss terms of one micro-batch; with `measure`, also the values for a log line."""
 
-    def end_step(self, mean: Mean) -> None:
-        """Use the measurements of a step's micro-batches, after the last one; `mean` averages over the processes."""
+    def end_step(self, average: Average) -> None:
+        """End a step after its micro-batches, whose measurements are averaged over the processes by `average`."""
 
     def state(self) -> dict[str, Any]:
-        """Return the plain values that a checkpoint must keep beside the weights."""
+        """Return the plain values beside the weights that a checkpoint must keep."""
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Restore the values that state() returned."""
@@ -81,17 +84,21 @@ class Model(Protocol):
 
 def last_output(output: Tensor | list[Tensor]) -> Tensor:
     """Return the restored image of a network: its output, or the last of a list of stage outputs (HINet)."""
-    return output[-1] if isinstance(output, (list, tuple)) else output
+    if isinstance(output, (list, tuple)):
+        return output[-1]
+    return output
 
 
 def unwrapped(network: nn.Module) -> nn.Module:
-    """Return the network inside a DistributedDataParallel wrapper, or the network itself where there is no wrapper."""
-    return network.module if isinstance(network, DistributedDataParallel) else network
+    """Return the network inside a DistributedDataParallel wrapper; a network without a wrapper as it is."""
+    if isinstance(network, DistributedDataParallel):
+        return network.module
+    return network
 
 
 @torch.no_grad()
 def restore(network: nn.Module, lq: Tensor) -> Tensor:
-    """Return the restored images of degraded images (b, c, h, w): float32, unclamped."""
+    """Return the restored images of (b, c, h, w) degraded ones, float32, unclamped."""
     return last_output(network(lq)).float()
 
 
@@ -99,7 +106,7 @@ class Reconstruction:
     """The reconstruction losses of one network, by the names of the log.
 
     losses: name -> loss. Part P of a loss with several parts is called <name>_P, and the part '' has the loss's name.
-    renamed: names of parts that are called otherwise -> their names in the log.
+    renamed: names of parts -> their names in the log, where these differ.
     """
 
     def __init__(self, losses: Mapping[str, Loss | LossInParts], renamed: Mapping[str, str] | None = None) -> None:
@@ -113,19 +120,22 @@ class Reconstruction:
 
         output: the restored images, or a list of them, one for each stage output. gt: (b, c, h, w).
         """
-        outputs = output if isinstance(output, (list, tuple)) else [output]
-        by_output = [self._of_one(image, gt) for image in outputs]
-        if len(by_output) == 1:
-            return by_output[0]
-        return {name: torch.stack([terms[name] for terms in by_output]).sum() for name in by_output[0]}
+        if isinstance(output, Tensor):
+            return self._of_one(output, gt)
+        by_name: dict[str, list[Tensor]] = {}
+        for image in output:
+            for name, scalar in self._of_one(image, gt).items():
+                by_name.setdefault(name, []).append(scalar)
+        return {name: _sum(scalars) for name, scalars in by_name.items()}
 
     def _of_one(self, image: Tensor, gt: Tensor) -> dict[str, Tensor]:
         """Return name -> scalar for one image of the network."""
         terms: dict[str, Tensor] = {}
         for name, loss in self.losses.items():
             value = loss(image, gt)
-            parts = {"": value} if isinstance(value, Tensor) else value
-            for part, scalar in parts.items():
+            if isinstance(value, Tensor):
+                value = {"": value}
+            for part, scalar in value.items():
                 full = f"{name}_{part}" if part else name
                 terms[self.renamed.get(full, full)] = scalar
         return terms
@@ -133,12 +143,17 @@ class Reconstruction:
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:
     """Return the sum of one or more scalars; a single one as it is."""
-    scalars = list(terms.values())
-    return scalars[0] if len(scalars) == 1 else torch.stack(scalars).sum()
+    return _sum(list(terms.values()))
+
+
+def _sum(scalars: list[Tensor]) -> Tensor:
+    if len(scalars) == 1:
+        return scalars[0]
+    return torch.stack(scalars).sum()
 
 
 def ground_truth(batch: TrainingBatch) -> Tensor:
-    """Return the batch's ground truth. Raises UserError where the training set has none."""
+    """Return the batch's ground truth. Raises UserError for a training set without it."""
     if batch.gt is None:
         raise UserError("the training set has no ground-truth images; take a data set type with dataroot_gt")
     return batch.gt
@@ -146,14 +161,14 @@ def ground_truth(batch: TrainingBatch) -> Tensor:
 
 @torch.no_grad()
 def batch_psnr(restored: Tensor, gt: Tensor) -> float:
-    """Return the mean over images of the PSNR in dB, for the log; images in [0, 1] as float32, unclamped."""
+    """Return the mean over images of the PSNR in dB of unclamped images, nominally in [0, 1], for the log."""
     mse = (restored.float() - gt.float()).square().mean(dim=(1, 2, 3))
     return (-10 * torch.log10(mse.clamp(min=1e-12))).mean().item()
 
 
 @contextlib.contextmanager
 def eval_mode(network: nn.Module) -> Iterator[None]:
-    """Put the network into eval mode inside the block, without gradients; each module has its own mode afterwards."""
+    """Put a network into eval mode, without gradients, for the block; afterwards each module is as before."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -165,26 +180,32 @@ def eval_mode(network: nn.Module) -> Iterator[None]:
 
 
 class OneNetwork:
-    """Base of the models that train one network. network: wrapped where several processes train it."""
+    """The base of models that train one network in every iteration and keep no values beside its weights.
+
+    network: wrapped where several processes train it.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
+        """The network as `g`, without its wrapper."""
         return {"g": unwrapped(self.network)}
 
     def active(self, iteration: int) -> tuple[str, ...]:
+        """Return ('g',) for every iteration."""
         return ("g",)
 
-    def end_step(self, mean: Mean) -> None:
-        return None
+    def end_step(self, average: Average) -> None:
+        """Do nothing: the model measures nothing."""
 
     def state(self) -> dict[str, Any]:
+        """Return {}: the model keeps nothing beside its weights."""
         return {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        return None
+        """Do nothing, as state() returns {}."""
 
 
 class Restoration(OneNetwork):
@@ -201,8 +222,11 @@ class Restoration(OneNetwork):
         self.seed = seed
 
     def losses(self, batch: TrainingBatch, iteration: int, measure: bool) -> Losses:
+        """Return the reconstruction losses of a micro-batch; with `measure`, also its PSNR."""
         gt = ground_truth(batch)
         with torch_stream(self.seed, "g", batch.numbers[0]):
             output = self.network(batch.lq)
-        measures = {"psnr": batch_psnr(last_output(output), gt)} if measure else {}
+        measures = {}
+        if measure:
+            measures["psnr"] = batch_psnr(last_output(output), gt)
         return Losses(self.reconstruction(output, gt), measures)

@@ -1,4 +1,4 @@
-"""SAM-DiffSR: a diffusion network that learns residuals, its forward noise shifted by where SAM's masks lie.
+"""SAM-DiffSR: a diffusion network that learns residuals, with forward noise that SAM's masks shift.
 
 Wang et al., arXiv 2402.17133; with modulation `none` it is SRDiff (Li et al., Neurocomputing 2022). Masks are read in
 training alone:
@@ -47,7 +47,7 @@ def upsampled(lq: Tensor, size: Sequence[int]) -> Tensor:
         return 2 * resize_to(lq.float(), (size[0], size[1])) - 1
 
 
-def residual(gt: Tensor, lq_up: Tensor) -> Tensor:
+def residual_of(gt: Tensor, lq_up: Tensor) -> Tensor:
     """Return x_0 = clip(2 (HR - LR up), -1, 1) of HR images in [0, 1] and up-sampled LR in [-1, 1]."""
     return (RESIDUAL_SCALE * ((2 * gt.float() - 1) - lq_up)).clamp(-1, 1)
 
@@ -85,9 +85,10 @@ class SamDiffSR(OneNetwork):
         self.spe_rms: float | None = None
 
     def losses(self, batch: TrainingBatch, iteration: int, measure: bool) -> Losses:
+        """Return the loss L of a micro-batch; with `measure`, also the relative shift of x_t by the masks."""
         gt = ground_truth(batch)
         lq_up = upsampled(batch.lq, gt.shape[-2:])
-        x_0 = residual(gt, lq_up)
+        x_0 = residual_of(gt, lq_up)
         t, noise = self._draw(batch.numbers, x_0)
         x_t, target = self.process.training_pair(x_0, t, noise, self._spe(batch), self._rms())
         estimate = self.network(x_t, t, batch.lq, lq_up).float()
@@ -100,7 +101,7 @@ class SamDiffSR(OneNetwork):
     def _draw(self, numbers: Sequence[int], x_0: Tensor) -> tuple[Tensor, Tensor]:
         """Draw timesteps (b,) and noise of x_0's shape; each sample has its own streams."""
         steps = len(self.process.schedule.betas)
-        t = torch.tensor([int(generator(self.seed, "t", n).integers(steps)) for n in numbers])
+        t = torch.tensor([int(generator(self.seed, "t", number).integers(steps)) for number in numbers])
         noise = torch.empty(x_0.shape, device=x_0.device, dtype=torch.float32)
         stream = torch.Generator(x_0.device)
         for i, number in enumerate(numbers):
@@ -109,7 +110,7 @@ class SamDiffSR(OneNetwork):
         return t.to(x_0.device, non_blocking=True), noise
 
     def _spe(self, batch: TrainingBatch) -> Tensor | None:
-        """Return the encoding of the batch, None if the process needs none."""
+        """Return the encoding of the batch, None for a process without modulation."""
         if not self.process.needs_spe:
             return None
         if batch.spe is None:
@@ -127,11 +128,13 @@ class SamDiffSR(OneNetwork):
         return self.spe_rms
 
     def state(self) -> dict[str, Any]:
+        """Return the RMS of the encoding and the name of the encoding; {} before the RMS is measured."""
         if self.spe_rms is None:
             return {}
         return {"spe_rms": self.spe_rms, "encoding": self.encoding}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the RMS if it is of the same encoding; else it is measured again."""
         self.spe_rms = None
         if state.get("encoding") == self.encoding:
             self.spe_rms = state.get("spe_rms")

@@ -1,4 +1,4 @@
-"""SAM4IR: a student network, a refiner that sees SAM's masks, and what the one learns from the other.
+"""SAM4IR: a student network learns from a refiner that sees SAM's masks.
 
 Zhang et al., CVPR 2024 (arXiv 2403.16368) state the skeleton; shapes, weights and schedules are ours
 (docs/method.md):
@@ -12,6 +12,7 @@ Zhang et al., CVPR 2024 (arXiv 2403.16368) state the skeleton; shapes, weights a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,8 +23,8 @@ from sam4ir.distill.balance import TermWeight
 from sam4ir.distill.lesson import DistillationTerm, Lesson
 from sam4ir.errors import UserError
 from sam4ir.models.restoration import (
+    Average,
     Losses,
-    Mean,
     Reconstruction,
     TrainingBatch,
     batch_psnr,
@@ -40,7 +41,7 @@ LIFT = 1024.0  # gradients of a mean over many pixels are lost in float16; a pow
 
 
 class Refiner(nn.Module):
-    """SPF and the second network f2: restored image and masks -> refined image (or stage outputs)."""
+    """SPF and the second network f2, which turn a restored image and masks into a refined image (or stage outputs)."""
 
     def __init__(self, spf: nn.Module, network: nn.Module) -> None:
         super().__init__()
@@ -48,7 +49,10 @@ class Refiner(nn.Module):
         self.network = network
 
     def forward(self, restored: Tensor, labels: Tensor, count: int, degraded: Tensor) -> Tensor | list[Tensor]:
-        """restored, degraded: (b, c, h, w); labels: (b, h, w) int64 dense region labels; count: regions at most."""
+        """Return the refined image (b, c, h, w), or the list of stage outputs.
+
+        restored, degraded: (b, c, h, w). labels: (b, h, w) int64, dense region labels. count: the largest label.
+        """
         return self.network(self.spf(restored, labels, count, degraded))
 
 
@@ -67,39 +71,47 @@ class Term:
     pulls: list[tuple[float, float]] = field(default_factory=list)
 
     def due(self, iteration: int) -> bool:
+        """Return whether the term is computed in this iteration (from 1 on)."""
         return iteration % self.every == 0
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Who trains when. start_iter alone (joint): both networks, with SPD and SGR after that iteration.
+    """The iterations in which each network trains.
 
-    refine_iter (two_phase): the refiner up to that iteration, with the student frozen; then the student, taught by
-    the frozen refiner. A frozen network is in eval mode: no dropout, no mask dropout, no running statistics.
+    start_iter alone (joint): both networks train in all iterations, with SPD and SGR after start_iter.
+    refine_iter (two_phase): the refiner trains up to that iteration, with the student frozen; then the student trains,
+    with SPD and SGR, and the refiner is frozen. A frozen network is in eval mode: no dropout, no mask dropout, no
+    running statistics.
     """
 
     start_iter: int = 0
     refine_iter: int | None = None
 
     def trains_student(self, iteration: int) -> bool:
+        """Return whether the student trains in this iteration."""
         return self.refine_iter is None or iteration > self.refine_iter
 
     def trains_refiner(self, iteration: int) -> bool:
+        """Return whether the refiner trains in this iteration."""
         return self.refine_iter is None or iteration <= self.refine_iter
 
     def distills(self, iteration: int) -> bool:
-        return iteration > (self.start_iter if self.refine_iter is None else self.refine_iter)
+        """Return whether the distillation terms count in this iteration."""
+        if self.refine_iter is None:
+            return iteration > self.start_iter
+        return iteration > self.refine_iter
 
 
 class SamDistill:
-    """Training of student and refiner.
+    """The training of student and refiner.
 
     student, refiner: trained networks, wrapped where several processes train them.
     reconstruction: the losses of the student's output; the shares of terms are measured against their sum.
     refinement: the losses of the refiner's output.
     terms: the distillation terms by name.
-    teacher: the refiner whose output is the target, run frozen; by default the trained one, else its EMA.
-    schedule: the iterations that train each network.
+    teacher: the frozen refiner whose output is the target, such as the EMA; None for the refiner in training.
+    schedule: the iterations in which each network trains.
     masks: False trains the control with empty masks.
     seed: the random streams of student and refiner are functions of it and the sample number.
     """
@@ -128,16 +140,22 @@ class SamDistill:
 
     @property
     def networks(self) -> Mapping[str, nn.Module]:
+        """The student as `g` and the refiner as `r`, without their wrappers."""
         return {"g": unwrapped(self.student), "r": unwrapped(self.refiner)}
 
     def active(self, iteration: int) -> tuple[str, ...]:
-        student = ("g",) if self.schedule.trains_student(iteration) else ()
-        return student + (("r",) if self.schedule.trains_refiner(iteration) else ())
+        """Return the labels of the networks that train in this iteration."""
+        labels = []
+        if self.schedule.trains_student(iteration):
+            labels.append("g")
+        if self.schedule.trains_refiner(iteration):
+            labels.append("r")
+        return tuple(labels)
 
     def regions(self, batch: TrainingBatch) -> tuple[Tensor, int]:
-        """Labels (b, h, w) and the number of regions; all "no region" where masks are left out.
+        """Return labels (b, h, w) and the number of regions; all labels are 0 where masks are left out.
 
-        Raises ValueError where labels are missing or of another size than the images.
+        Raises UserError where labels are missing or of another size than the images.
         """
         size = batch.lq.shape[-2:]
         if not self.masks:
@@ -151,42 +169,67 @@ class SamDistill:
         return batch.regions, batch.region_count
 
     def losses(self, batch: TrainingBatch, iteration: int, measure: bool) -> Losses:
+        """Return the terms of L_student and L_refine for one micro-batch; a frozen network has no terms.
+
+        measure: also return PSNR, weights and shares, and compute terms that are not due in this iteration.
+        """
         gt = ground_truth(batch)
         labels, count = self.regions(batch)
         student_learns = self.schedule.trains_student(iteration)
         refiner_learns = self.schedule.trains_refiner(iteration)
-        with torch_stream(self.seed, "g", batch.numbers[0]) if student_learns else eval_mode(self.student):
+        refiner = self.refiner if refiner_learns else self.teacher
+
+        with self._mode(self.student, "g", batch, student_learns):
             y1 = self.student(batch.lq)
-        seen = (last_output(y1).detach(), labels, count, batch.lq)
-        second = self.refiner if refiner_learns else self.teacher
-        with torch_stream(self.seed, "r", batch.numbers[0]) if refiner_learns else eval_mode(second):
-            y2 = second(*seen)
+        refiner_inputs = (last_output(y1).detach(), labels, count, batch.lq)
+        with self._mode(refiner, "r", batch, refiner_learns):
+            y2 = refiner(*refiner_inputs)
+
+        l_recon: dict[str, Tensor] = {}
+        l_refine: dict[str, Tensor] = {}
+        if student_learns:
+            l_recon = self.reconstruction(y1, gt)
+        if refiner_learns:
+            l_refine = self.refinement(y2, gt)
         measures = {}
-        reconstruction = self.reconstruction(y1, gt) if student_learns else {}
-        refinement = self.refinement(y2, gt) if refiner_learns else {}
-        terms = reconstruction | refinement
         if measure:
             measures = {"psnr": batch_psnr(last_output(y1), gt), "psnr_refiner": batch_psnr(last_output(y2), gt)}
-        computed = {name: term for name, term in self.terms.items() if measure or term.due(iteration)}
-        if computed and self.schedule.distills(iteration):
-            refined = last_output(y2).detach() if second is self.teacher else self._taught(seen)
-            lesson = Lesson(last_output(y1), refined, gt, batch.lq, labels, count, batch.maps)
-            taught = self._distil(computed, lesson, total(reconstruction), iteration, measure)
-            terms, measures = terms | taught.terms, measures | taught.measures
-        return Losses(terms, measures)
+        due = self._due(iteration, measure)
+        if not due:
+            return Losses(l_recon | l_refine, measures)
 
-    def _taught(self, seen: tuple[Tensor, Tensor, int, Tensor]) -> Tensor:
-        """The image of the teacher that is not the raw refiner, (b, c, h, w) without gradient."""
+        refined = last_output(y2).detach()
+        if refiner is not self.teacher:
+            refined = self._teacher_output(refiner_inputs)
+        lesson = Lesson(last_output(y1), refined, gt, batch.lq, labels, count, batch.maps)
+        distilled = self._distilled(due, lesson, total(l_recon), iteration, measure)
+        return Losses(l_recon | l_refine | distilled.terms, measures | distilled.measures)
+
+    def _mode(self, network: nn.Module, label: str, batch: TrainingBatch, learns: bool) -> AbstractContextManager[None]:
+        """Return the random stream of a network that learns, or eval mode for a frozen one."""
+        if learns:
+            return torch_stream(self.seed, label, batch.numbers[0])
+        return eval_mode(network)
+
+    def _due(self, iteration: int, measure: bool) -> dict[str, Term]:
+        """Return the distillation terms to compute in this iteration: those that are due, and all to measure them."""
+        if not self.schedule.distills(iteration):
+            return {}
+        return {name: term for name, term in self.terms.items() if measure or term.due(iteration)}
+
+    def _teacher_output(self, inputs: tuple[Tensor, Tensor, int, Tensor]) -> Tensor:
+        """Return the image of a teacher that is not the refiner in training, (b, c, h, w) without gradient."""
         with eval_mode(self.teacher):
-            return last_output(self.teacher(*seen))
+            return last_output(self.teacher(*inputs))
 
-    def _distil(
+    def _distilled(
         self, computed: Mapping[str, Term], lesson: Lesson, pix: Tensor, iteration: int, measure: bool
     ) -> Losses:
-        """Return the weighted terms that are due. Pulls are measured while a weight is not fixed yet, and for the log.
+        """Return lambda1 L_SPD and lambda2 L_SGR where they are due, and their measures.
 
-        A weight follows the steps before this one; in the very first step it is 0. A share is that of the term's mean
-        pull over its `every` iterations.
+        pix: L_recon(Y1, Y). Pulls are measured while a weight is not fixed yet, and for the log. A weight follows the
+        steps before this one; in the very first step it is 0. A share is that of the term's mean pull over its `every`
+        iterations.
         """
         terms: dict[str, Tensor] = {}
         measures: dict[str, float] = {}
@@ -199,25 +242,32 @@ class SamDistill:
                     term.pulls.append((whole**2, pull**2))
                 if measure:
                     measures[f"weight_{name}"] = term.weight.value
-                    measures[f"share_{name}"] = term.weight.value * pull / whole if whole > 0 else 0.0
+                    measures[f"share_{name}"] = 0.0
+                    if whole > 0:
+                        measures[f"share_{name}"] = term.weight.value * pull / whole
             if term.due(iteration):
                 terms[name] = loss * (term.weight.value * term.every)
         return Losses(terms, measures)
 
-    def end_step(self, mean: Mean) -> None:
+    def end_step(self, average: Average) -> None:
         """Give the step's pulls to the weights, as root mean squares: their ratios are those of one large batch."""
-        pulling = [term for term in self.terms.values() if term.pulls]
-        if not pulling:
+        measured = [term for term in self.terms.values() if term.pulls]
+        if not measured:
             return
-        squares = mean(torch.stack([torch.tensor(t.pulls, dtype=torch.float64).mean(dim=0) for t in pulling]))
-        for term, pair in zip(pulling, squares.sqrt().tolist(), strict=True):
+        squares = []
+        for term in measured:
+            squares.append(torch.tensor(term.pulls, dtype=torch.float64).mean(dim=0))
+        roots = average(torch.stack(squares)).sqrt()
+        for term, pair in zip(measured, roots.tolist(), strict=True):
             term.weight.observe(*pair)
             term.pulls.clear()
 
     def state(self) -> dict[str, Any]:
+        """Return the state of each term's weight, by the term's name."""
         return {name: term.weight.state() for name, term in self.terms.items()}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore the weights' states; a term that `state` lacks keeps its own."""
         for name, term in self.terms.items():
             if name in state:
                 term.weight.load_state(state[name])

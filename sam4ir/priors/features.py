@@ -78,9 +78,14 @@ class VGGFeatures(nn.Module):
         self.variant = variant
         self.layers = tuple(layers)
         self.normalise = normalise
-        self.strides = {name: network[name].stride for name in layers}
-        self.channels = {name: network[name].channels for name in layers}
-        depth = max(network[name].position for name in layers) + 1
+        self.strides: dict[str, int] = {}
+        self.channels: dict[str, int] = {}
+        depth = 0
+        for name in layers:
+            layer = network[name]
+            self.strides[name] = layer.stride
+            self.channels[name] = layer.channels
+            depth = max(depth, layer.position + 1)
         self._plan = dict(list(network.items())[:depth])
         self.features = nn.ModuleDict(_convolutions(self._plan.values()))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
@@ -98,7 +103,9 @@ class VGGFeatures(nn.Module):
         Raises UserError for images of another shape.
         """
         self._check_image(image)
-        x = (image - self.mean) / self.std if self.normalise else image
+        x = image
+        if self.normalise:
+            x = (image - self.mean) / self.std
         activations: dict[str, Tensor] = {}
         before = ""
         for name, layer in self._plan.items():
@@ -128,13 +135,18 @@ class VGGFeatures(nn.Module):
 
     def _load(self, weights: str | None) -> None:
         """Load the weights of the convolutions from the zoo, from a file, or draw them."""
-        shapes = {name: parameter.shape for name, parameter in self.named_parameters()}
+        shapes = {}
+        for name, parameter in self.named_parameters():
+            shapes[name] = parameter.shape
         if weights == "random":
             state = _he_weights(shapes)
         else:
             source = weights or self.variant
             state = load_state(source)
-            unfit = [name for name, shape in shapes.items() if name not in state or state[name].shape != shape]
+            unfit = []
+            for name, shape in shapes.items():
+                if name not in state or state[name].shape != shape:
+                    unfit.append(name)
             if unfit:
                 raise WeightsError(f"{source}: does not hold {self.variant}'s {', '.join(unfit[:3])} in its shape")
         self.load_state_dict({name: state[name].float() for name in shapes}, assign=True)
@@ -185,5 +197,7 @@ def _he_weights(shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
     for name, shape in shapes.items():
         fan_in = shape[1:].numel()
         weight = torch.randn(shape, generator=random) * (2.0 / fan_in) ** 0.5
-        state[name] = weight if len(shape) > 1 else torch.zeros(shape)
+        if len(shape) == 1:
+            weight = torch.zeros(shape)
+        state[name] = weight
     return state

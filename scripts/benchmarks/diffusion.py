@@ -18,7 +18,7 @@ from sam4ir.data.sample import Batch
 from sam4ir.diffusion.noise import SeededNoise
 from sam4ir.engine.restore.build import build_process
 from sam4ir.engine.restore.sampling import DiffusionRestorer, Sampling
-from sam4ir.models.sam_diffsr import residual, upsampled
+from sam4ir.models.sam_diffsr import residual_of, upsampled
 from sam4ir.utils.rng import derived_seed
 
 RECIPE = OPTIONS / "sr" / "samdiffsr_x4.yml"
@@ -156,7 +156,7 @@ def learning_rate(options: Options) -> float:
 def compared_pair(options: Options, first: ReferenceDiffusion, batch: Batch) -> Pair:
     """Return a training pair of our process, compared with the released form's."""
     assert batch.spe is not None
-    x_0 = residual(batch.gt, upsampled(batch.lq, batch.gt.shape[-2:]))
+    x_0 = residual_of(batch.gt, upsampled(batch.lq, batch.gt.shape[-2:]))
     random = torch.Generator().manual_seed(3)
     t = torch.randint(0, 100, (len(x_0),), generator=random).to(x_0.device)
     noise = torch.randn(x_0.shape, generator=random).to(x_0.device)

@@ -161,7 +161,7 @@ def loss_of(options: Options) -> Loss:
     """Return the recipe's reconstruction loss."""
     assert options.train is not None
     assert options.train.pixel_opt is not None
-    loss: Loss = build.make(LOSSES, options.train.pixel_opt, "train.pixel_opt")
+    loss: Loss = build.build_part(LOSSES, options.train.pixel_opt, "train.pixel_opt")
     return loss
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sam4ir.config.schema import Block
-from sam4ir.engine.build import BuildError, PartFaultError, make, naming
+from sam4ir.engine.build import BuildError, PartFaultError, build_part, naming
 from sam4ir.engine.train.schedule import cosine_restart, cosine_restart_cyclic, linear, true_cosine
 from sam4ir.errors import UserError
 from sam4ir.registry import SCHEDULES, Registry
@@ -47,7 +47,7 @@ def unfinished(width: int) -> int:
 
 
 def build(part: Callable[..., object]) -> object:
-    return make(Registry("part", {"Part": part}), Block(type="Part", width=3), "network_g")
+    return build_part(Registry("part", {"Part": part}), Block(type="Part", width=3), "network_g")
 
 
 @pytest.mark.parametrize("part", [odd_width, missing_file, refused_by_torch])
@@ -87,4 +87,4 @@ def test_a_period_that_divides_by_nothing_is_the_users(schedule: Callable[..., f
 
 def test_an_argument_that_the_part_lacks_is_the_users() -> None:
     with pytest.raises(UserError, match="width"):
-        make(SCHEDULES, Block(type="ConstantLR", width=3), "train.scheduler", iteration=0, base_lr=1.0)
+        build_part(SCHEDULES, Block(type="ConstantLR", width=3), "train.scheduler", iteration=0, base_lr=1.0)

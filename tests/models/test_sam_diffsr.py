@@ -10,7 +10,7 @@ from sam4ir.data.sample import Batch
 from sam4ir.diffusion.process import Process
 from sam4ir.diffusion.schedule import cosine_schedule
 from sam4ir.losses.pixel import L1Loss
-from sam4ir.models.sam_diffsr import SamDiffSR, image_of, residual, upsampled
+from sam4ir.models.sam_diffsr import SamDiffSR, image_of, residual_of, upsampled
 from sam4ir.utils.resize import imresize
 
 
@@ -52,7 +52,7 @@ def loss(m: SamDiffSR, data: Batch) -> float:
 
 def test_the_residual_is_clipped_and_gives_the_image_back() -> None:
     gt, lq_up = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8) * 2 - 1
-    x_0 = residual(gt, lq_up)
+    x_0 = residual_of(gt, lq_up)
     inside = x_0.abs() < 1
     assert x_0.abs().max() == 1
     torch.testing.assert_close(image_of(x_0, lq_up)[inside], gt[inside])

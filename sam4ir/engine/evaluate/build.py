@@ -42,7 +42,9 @@ def build_test_bed(options: Options, world: World) -> TestBed:
         )
     device = choose_device(options.device, world)
     metrics = prepare_metrics(build_metrics(options.val, options.basicsr), device)
-    data = {block.name or key: build.build_dataset(key, block, options.scale) for key, block in blocks.items()}
+    data = {}
+    for key, block in blocks.items():
+        data[block.name or key] = build.build_dataset(key, block, options.scale)
     return TestBed(
         options.network_g,
         options.path,

@@ -1,4 +1,4 @@
-"""The weights that test.py scores: which files the user names, and what their results are called."""
+"""The weights that test.py scores: the files that the user names, and the names of their results."""
 
 from __future__ import annotations
 
@@ -40,9 +40,11 @@ class Candidate:
 def checkpoints(folder: Path) -> list[str]:
     """Return net_g_<iteration>.pth of a run, sorted by iteration. folder: experiments/<name> or its models folder.
 
-    Raises WeightsListError where there is none.
+    Raises WeightsListError where the folder holds no such file.
     """
-    models = folder / "models" if (folder / "models").is_dir() else folder
+    models = folder / "models"
+    if not models.is_dir():
+        models = folder
     by_iteration: dict[int, Path] = {}
     for path in models.glob("net_g_*.pth"):
         match = _CHECKPOINT.fullmatch(path.name)
@@ -56,25 +58,31 @@ def checkpoints(folder: Path) -> list[str]:
 
 
 def candidates(sources: Sequence[str]) -> list[Candidate]:
-    """Return the weights with names that differ: the file's name, and as many folders above it as that takes.
+    """Return the weights with names that differ: the stem of the file, and as many folders above it as are needed.
 
     Raises WeightsListError for a file that is listed twice, and for one that is not there.
     """
-    files = [locate(source) for source in sources]
-    for source, file in zip(sources, files, strict=True):
+    paths = []
+    for source in sources:
+        file = locate(source)
         if not file.is_file():
             raise WeightsListError(f"--weights {source}: no such file")
-    if len({file.resolve() for file in files}) < len(files):
+        paths.append(file.resolve())
+    if len(set(paths)) < len(paths):
         raise WeightsListError(f"--weights {' '.join(sources)}: names a file twice")
-    paths = [file.resolve().with_suffix("").parts for file in files]
-    depth = 1
-    while len({parts[-depth:] for parts in paths}) < len(paths):
-        depth += 1
     listed = []
-    for source, parts in zip(sources, paths, strict=True):
-        name = file_name("_".join(part for part in parts[-depth:] if part != "/"))
-        listed.append(Candidate(source, name, iteration_in(parts[-1])))
+    for source, path, name in zip(sources, paths, _distinct_names(paths), strict=True):
+        listed.append(Candidate(source, name, iteration_in(path.stem)))
     return listed
+
+
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return names of whole paths: the stem, and as many folders above it as make the names differ."""
+    all_parts = [path.with_suffix("").parts for path in paths]
+    depth = 1
+    while len({parts[-depth:] for parts in all_parts}) < len(all_parts):
+        depth += 1
+    return [file_name("_".join(parts[-depth:]).removeprefix("/_")) for parts in all_parts]
 
 
 def file_name(text: str) -> str:
@@ -85,4 +93,6 @@ def file_name(text: str) -> str:
 def iteration_in(stem: str) -> int | None:
     """Return the iteration in the name of a weights file, such as 5000 in net_g_5000; None where there is none."""
     match = _ITERATION.fullmatch(stem)
-    return int(match.group(1)) if match else None
+    if match is None:
+        return None
+    return int(match.group(1))

@@ -41,9 +41,12 @@ def chart(title: str, below: str, lines: Sequence[Line], names: Sequence[str] = 
     xs: list[float] = []
     ys: list[float] = []
     for line in lines:
-        xs += [x for x, _ in line.points]
-        ys += [y for _, y in line.points]
-    x_ticks = [float(i) for i in range(len(names))] if names else ticks(min(xs), max(xs))
+        for x, y in line.points:
+            xs.append(x)
+            ys.append(y)
+    x_ticks = list(map(float, range(len(names))))
+    if not names:
+        x_ticks = ticks(min(xs), max(xs))
     y_ticks = ticks(min(ys), max(ys))
     frame = _Frame(min([*xs, *x_ticks]), max([*xs, *x_ticks]), y_ticks[0], y_ticks[-1])
     _axes(canvas, frame, x_ticks, y_ticks, names)
@@ -61,10 +64,15 @@ def chart(title: str, below: str, lines: Sequence[Line], names: Sequence[str] = 
 
 def ticks(low: float, high: float, most: int = 7) -> list[float]:
     """Return round numbers that enclose [low, high], evenly apart by 1, 2 or 5 times a power of ten."""
-    span = high - low if high > low else max(abs(high), 1.0) * 0.1
+    span = high - low
+    if not high > low:
+        span = max(abs(high), 1.0) * 0.1
     rough = span / (most - 1)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    for factor in (1, 2, 5, 10):
+        step = power * factor
+        if step >= rough * (1 - 1e-9):
+            break
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [i * step for i in range(first, max(last, first + 1) + 1)]
 
@@ -80,7 +88,9 @@ class _Frame:
 
     def pixel(self, x: float, y: float) -> tuple[int, int]:
         """Return (column, row) of a point."""
-        across = (x - self.x_low) / (self.x_high - self.x_low) if self.x_high > self.x_low else 0.5
+        across = 0.5
+        if self.x_high > self.x_low:
+            across = (x - self.x_low) / (self.x_high - self.x_low)
         up = (y - self.y_low) / (self.y_high - self.y_low)
         return (
             round(LEFT + across * (WIDTH - LEFT - RIGHT)),
@@ -96,17 +106,22 @@ def _axes(canvas: Any, frame: _Frame, x_ticks: Sequence[float], y_ticks: Sequenc
     for number, x in enumerate(x_ticks):
         column = frame.pixel(x, frame.y_low)[0]
         cv2.line(canvas, (column, HEIGHT - BOTTOM), (column, HEIGHT - BOTTOM + 5), INK, 1)
-        text = names[number] if names else f"{x:.6g}"
+        text = f"{x:.6g}"
+        if names:
+            text = names[number]
         _write(canvas, text[:24], (max(column - 4 * min(len(text), 24), 0), HEIGHT - BOTTOM + 22), 0.42)
     cv2.rectangle(canvas, (LEFT, TOP), (WIDTH - RIGHT, HEIGHT - BOTTOM), INK, 1)
 
 
 def _curve(canvas: Any, corners: Sequence[tuple[int, int]], colour: tuple[int, int, int], dashed: bool) -> None:
     for start, end in itertools.pairwise(corners):
-        pieces = max(1, round(math.dist(start, end) / 8)) if dashed else 1
-        for piece in range(0, pieces, 2 if dashed else 1):
-            a, b = (_between(start, end, (piece + i) / pieces) for i in (0, 1))
-            cv2.line(canvas, a, b, colour, 2, cv2.LINE_AA)
+        pieces, stride = 1, 1
+        if dashed:
+            pieces, stride = max(1, round(math.dist(start, end) / 8)), 2
+        for piece in range(0, pieces, stride):
+            dash_start = _between(start, end, piece / pieces)
+            dash_end = _between(start, end, (piece + 1) / pieces)
+            cv2.line(canvas, dash_start, dash_end, colour, 2, cv2.LINE_AA)
     if not dashed:
         for corner in corners:
             cv2.circle(canvas, corner, 3, colour, -1, cv2.LINE_AA)

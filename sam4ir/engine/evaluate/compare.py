@@ -1,4 +1,4 @@
-"""Comparing results of test.py, paired image by image (scripts/compare.py)."""
+"""Compare results of test.py, paired image by image (scripts/compare.py)."""
 
 from __future__ import annotations
 
@@ -89,12 +89,20 @@ def shared(results: Sequence[Result], choice: CompareChoice) -> Shared:
     for result in results:
         of_sets.update(result.set_metrics())
         lower.update(result.lower)
-    left_out = [metric for metric in metrics if metric in of_sets] if image_notes else []
-    if left_out:
-        protocols = {metric: text for metric, text in protocols.items() if metric not in of_sets}
-        image_notes.append(f"{', '.join(left_out)}: left out, as the sets are not of the same images")
+    if image_notes:
+        image_notes += _drop_set_metrics(protocols, of_sets)
     notes = [*metric_notes, *protocol_notes, *image_notes, *_inputs(results, metrics, images)]
     return Shared(protocols, images, notes, of_sets, lower)
+
+
+def _drop_set_metrics(protocols: dict[str, str], of_sets: Collection[str]) -> list[str]:
+    """Remove the metrics of whole sets from the protocols, where the sets are of different images; return a note."""
+    dropped = [metric for metric in protocols if metric in of_sets]
+    for metric in dropped:
+        del protocols[metric]
+    if not dropped:
+        return []
+    return [f"{', '.join(dropped)}: left out, as the sets are not of the same images"]
 
 
 def _metrics(results: Sequence[Result], choice: CompareChoice) -> tuple[list[str], list[str]]:
@@ -109,23 +117,34 @@ def _metrics(results: Sequence[Result], choice: CompareChoice) -> tuple[list[str
     if choice.metrics:
         return list(dict.fromkeys(choice.metrics)), []
     counts = Counter(itertools.chain.from_iterable(by_result.values()))
-    everywhere = [metric for metric, count in counts.items() if count == len(by_result)]
+    everywhere, notes = [], []
+    for metric, count in counts.items():
+        if count == len(by_result):
+            everywhere.append(metric)
+        else:
+            notes.append(f"metric {metric} is not in all results and left out")
     if not everywhere:
-        listed = "\n".join(f"  {name}: {', '.join(names)}" for name, names in by_result.items())
-        raise CompareError(f"no metric is in all results; they have\n{listed}")
-    rest = [metric for metric in counts if metric not in everywhere]
-    return everywhere, [f"metric {metric} is not in all results and left out" for metric in rest]
+        lines = ["no metric is in all results; they have"]
+        for name, names in by_result.items():
+            lines.append(f"  {name}: {', '.join(names)}")
+        raise CompareError("\n".join(lines))
+    return everywhere, notes
 
 
 def _protocols(results: Sequence[Result], metrics: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Return {metric: definition}, and notes on definitions that a result lacks."""
     protocols, problems, notes = {}, [], []
     for metric in metrics:
-        texts = {result.name: result.protocols[metric] for result in results if metric in result.protocols}
+        texts: dict[str, str] = {}
+        unknown = []
+        for result in results:
+            if metric in result.protocols:
+                texts[result.name] = result.protocols[metric]
+            else:
+                unknown.append(result.name)
         if len(set(texts.values())) > 1:
-            lines = [f"  {name}: {text}" for name, text in texts.items()]
-            problems.append("\n".join([f"metric {metric} is not the same in all:", *lines]))
-        unknown = [result.name for result in results if result.name not in texts]
+            problems.append(f"metric {metric} is not the same in all:")
+            problems += [f"  {name}: {text}" for name, text in texts.items()]
         if unknown:
             notes.append(f"the definition of {metric} is not known of {', '.join(unknown)} (a CSV does not hold it)")
         protocols[metric] = next(iter(texts.values()), "unknown")
@@ -138,22 +157,30 @@ def _protocols(results: Sequence[Result], metrics: Sequence[str]) -> tuple[dict[
 def _images(results: Sequence[Result], choice: CompareChoice) -> tuple[dict[str, list[str]], list[str]]:
     """Return {dataset: images that all results have}, and notes on those left out."""
     sets = [result.images(choice.output) for result in results]
-    union = list(dict.fromkeys(itertools.chain.from_iterable(sets)))
+    counts = Counter(itertools.chain.from_iterable(sets))  # in order of appearance
+    union = list(counts)
     gaps = []
     for result, images in zip(results, sets, strict=True):
-        lacking = [f"{dataset}/{image}" for dataset, image in union if (dataset, image) not in images]
+        lacking = ["/".join(place) for place in union if place not in images]
         if lacking:
-            rest = f" and {len(lacking) - MAX_LISTED} more" if len(lacking) > MAX_LISTED else ""
-            gaps.append(f"{result.name}: lacks {len(lacking)} of {len(union)}: {', '.join(lacking[:MAX_LISTED])}{rest}")
+            gaps.append(f"{result.name}: lacks {len(lacking)} of {len(union)}: {_first_of(lacking)}")
     if gaps and not choice.common:
         raise CompareError("\n".join(["results are not of the same images", *gaps, "--common compares what all have"]))
     common: dict[str, list[str]] = {}
     for dataset, image in union:
-        if all((dataset, image) in images for images in sets):
+        if counts[dataset, image] == len(sets):
             common.setdefault(dataset, []).append(image)
     if not common:
         raise CompareError("\n".join(["results have no image in common", *gaps]))
     return common, gaps
+
+
+def _first_of(names: Sequence[str]) -> str:
+    """Return the first names, and how many more there are."""
+    text = ", ".join(names[:MAX_LISTED])
+    if len(names) > MAX_LISTED:
+        text += f" and {len(names) - MAX_LISTED} more"
+    return text
 
 
 def _inputs(results: Sequence[Result], metrics: Sequence[str], images: Mapping[str, Sequence[str]]) -> list[str]:
@@ -215,7 +242,9 @@ def compare_seeds(
     of_all = shared([*a, *b], choice)
     notes = list(of_all.notes)
     comparisons = []
-    runs = tuple(f"{first.name} -> {second.name}" for first, second in zip(a, b, strict=True))
+    runs = []
+    for first, second in zip(a, b, strict=True):
+        runs.append(f"{first.name} -> {second.name}")
     for dataset in of_all.images:
         for metric, protocol in of_all.protocols.items():
             means_a, means_b = [], []
@@ -233,7 +262,7 @@ def compare_seeds(
                     protocol=protocol,
                     baseline=f"{len(a)} runs of --a",
                     result=f"{len(b)} runs of --b",
-                    units=runs,
+                    units=tuple(runs),
                     a=tuple(means_a),
                     b=tuple(means_b),
                     statistics=paired(means_a, means_b, lower_is_better=lower),
@@ -250,6 +279,9 @@ def _compare_two(
     a = _column(baseline, dataset, output, metric, of_all)
     b = _column(result, dataset, output, metric, of_all)
     lower = metric in of_all.lower
+    units: tuple[str, ...] = (WHOLE_SET,)
+    if metric not in of_all.of_sets:
+        units = tuple(of_all.images[dataset])
     return Comparison(
         dataset=dataset,
         output=output,
@@ -257,7 +289,7 @@ def _compare_two(
         protocol=of_all.protocols[metric],
         baseline=baseline.name,
         result=result.name,
-        units=(WHOLE_SET,) if metric in of_all.of_sets else tuple(of_all.images[dataset]),
+        units=units,
         a=a,
         b=b,
         statistics=paired(a, b, lower_is_better=lower),
@@ -269,8 +301,11 @@ def _column(result: Result, dataset: str, output: str, metric: str, of_all: Shar
     """Return the values of one metric, NaN where a row lacks it; of a metric of the whole set its one value."""
     if metric in of_all.of_sets:
         return (result.sets.get(dataset, {}).get(output, {}).get(metric, math.nan),)
-    rows = result.values[dataset][output]
-    return tuple(rows[image].get(metric, math.nan) for image in of_all.images[dataset])
+    values = []
+    for image in of_all.images[dataset]:
+        row = result.values[dataset][output][image]
+        values.append(row.get(metric, math.nan))
+    return tuple(values)
 
 
 def _not_finite(comparison: Comparison) -> list[str]:
@@ -283,18 +318,25 @@ def _not_finite(comparison: Comparison) -> list[str]:
         place = f"{c.dataset}, {c.metric}: {name}"
         if infinite:
             notes.append(f"{place}: {infinite} of {len(values)} images infinite, left out of means and intervals")
-        bad = [unit for unit, value in zip(c.units, values, strict=True) if math.isnan(value)]
+        bad = []
+        for unit, value in zip(c.units, values, strict=True):
+            if math.isnan(value):
+                bad.append(unit)
         if bad:
-            rest = f" and {len(bad) - MAX_LISTED} more" if len(bad) > MAX_LISTED else ""
-            notes.append(f"{place}: NaN for {', '.join(bad[:MAX_LISTED])}{rest}, left out of everything")
+            notes.append(f"{place}: NaN for {_first_of(bad)}, left out of everything")
     return notes
 
 
 def extremes(comparison: Comparison, count: int) -> list[tuple[str, float, float]]:
     """Return (unit, a, b) of the largest differences: up to `count` where b is above a, then as many below."""
-    pairs = list(zip(comparison.units, comparison.a, comparison.b, strict=True))
-    rising = sorted((p for p in pairs if p[2] > p[1] + TIE), key=lambda p: p[1] - p[2])
-    falling = sorted((p for p in pairs if p[2] < p[1] - TIE), key=lambda p: p[2] - p[1])
+    rising, falling = [], []
+    for unit, a, b in zip(comparison.units, comparison.a, comparison.b, strict=True):
+        if b > a + TIE:
+            rising.append((unit, a, b))
+        elif b < a - TIE:
+            falling.append((unit, a, b))
+    rising.sort(key=lambda pair: pair[1] - pair[2])
+    falling.sort(key=lambda pair: pair[2] - pair[1])
     return [*rising[:count], *falling[:count]]
 
 

@@ -13,7 +13,7 @@ from sam4ir.engine.evaluate.candidates import file_name, iteration_in
 from sam4ir.engine.evaluate.chart import Line, chart
 from sam4ir.engine.evaluate.published import Published, origin, rows_of
 from sam4ir.engine.evaluate.report import BASELINES, columns, titled
-from sam4ir.engine.evaluate.results import ResultError, SetValues, read_summary
+from sam4ir.engine.evaluate.results import ResultError, SetValues, numbers_of, read_summary
 from sam4ir.utils.files import atomic, write_text
 from sam4ir.utils.image import write_image
 
@@ -61,7 +61,8 @@ def write_curves(folder: Path, table: Published | None, scale: int) -> str:
     names: dict[str, None] = {}
     for point in points:
         lower.update(point.lower)
-        names.update(dict.fromkeys(row.metric for row in _rows(point)))
+        for row in _rows(point):
+            names[row.metric] = None
     metrics = list(names)
     _write_csv(folder / "curve.csv", points)
     for metric in metrics:
@@ -79,8 +80,8 @@ def _write_csv(path: Path, points: Sequence[Point]) -> None:
         writer = csv.writer(file)
         writer.writerow(["iter", "weights", "dataset", "stage", "metric", "value"])
         for point in points:
-            iteration = "" if point.iteration is None else str(point.iteration)
-            writer.writerows([iteration, *row] for row in _rows(point))
+            for row in _rows(point):
+                writer.writerow([point.iteration, *row])  # an iteration of None becomes an empty cell
 
 
 def read_points(folder: Path) -> list[Point]:
@@ -97,16 +98,16 @@ def read_points(folder: Path) -> list[Point]:
         except (KeyError, AttributeError, TypeError, ValueError) as error:
             raise ResultError(f"{path}: is no whole summary.json of test.py ({error})") from error
         points.append(Point(name, iteration, means, protocols, summary.get("lower_is_better", ())))
-    return sorted(points, key=lambda p: (p.iteration is None, p.iteration or 0, p.name))
+    return sorted(points, key=lambda point: (point.iteration is None, point.iteration or 0, point.name))
 
 
 def _numbers(means: Any) -> SetValues:
-    """Return the means of a summary with all values as numbers: JSON holds infinity and NaN as texts."""
+    """Return the means of a summary with all values as numbers."""
     numbers: SetValues = {}
     for dataset, outputs in means.items():
         numbers[dataset] = {}
         for output, row in outputs.items():
-            numbers[dataset][output] = {metric: float(value) for metric, value in row.items()}
+            numbers[dataset][output] = numbers_of(row)
     return numbers
 
 
@@ -132,9 +133,10 @@ def _text(
         cells = [head, *_cells(points, dataset, metrics, lower)]
         if table is not None:
             for method, figures in rows_of(table, dataset, protocols).items():
-                cells.append([method, "published", *(_cell(figures.get(m), False) for m in metrics)])
+                cells.append([method, "published", *_value_cells(figures, metrics)])
         lines += [dataset, *columns(cells), ""]
-    lines += [f"{metric}: {text}" for metric, text in protocols.items()]
+    for metric, text in protocols.items():
+        lines.append(f"{metric}: {text}")
     if table is not None:
         lines += ["", *origin(table, scale)]
     return "\n".join(lines) + "\n"
@@ -142,34 +144,54 @@ def _text(
 
 def _cells(points: Sequence[Point], dataset: str, metrics: Sequence[str], lower: Collection[str]) -> list[list[str]]:
     """Return the rows of a data set: first the outputs without a network, then the weights, the best marked with *."""
-    without: dict[str, Mapping[str, float]] = {}
+    baselines: dict[str, Mapping[str, float]] = {}
     restored: list[tuple[str, str, Mapping[str, float]]] = []
+    rivals: dict[str, list[Mapping[str, float]]] = {}
     for point in points:
         for output, row in point.means.get(dataset, {}).items():
             if output in BASELINES:
-                without[output] = row
+                baselines[output] = row
             else:
                 restored.append((point.name, output, row))
+                rivals.setdefault(output, []).append(row)
     cells = []
-    for name, output, row in [*(("-", output, row) for output, row in without.items()), *restored]:
-        rivals = [values for _, other, values in restored if other == output]
-        marked = {metric: _is_best(row, rivals, metric, metric in lower) for metric in metrics}
-        cells.append([name, output, *(_cell(row.get(metric), marked[metric]) for metric in metrics)])
+    for output, row in baselines.items():
+        cells.append(["-", output, *_value_cells(row, metrics)])
+    for name, output, row in restored:
+        best = set()
+        for metric in metrics:
+            if _is_best(row, rivals[output], metric, metric in lower):
+                best.add(metric)
+        cells.append([name, output, *_value_cells(row, metrics, best)])
     return cells
 
 
-def _cell(value: float | None, best: bool) -> str:
-    return "-" if value is None else f"{value:.4f}{' *' if best else ''}"
+def _value_cells(row: Mapping[str, float], metrics: Sequence[str], best: Collection[str] = ()) -> list[str]:
+    """Return a cell for each metric: '-' where the row lacks it, and * behind the values of `best`."""
+    cells = []
+    for metric in metrics:
+        text = "-"
+        if metric in row:
+            text = f"{row[metric]:.4f}"
+        if metric in best:
+            text += " *"
+        cells.append(text)
+    return cells
 
 
 def _is_best(
     row: Mapping[str, float], rivals: Sequence[Mapping[str, float]], metric: str, lower_is_better: bool
 ) -> bool:
     """Return whether a row has the best value of several; the only value is not marked."""
-    values = [rival[metric] for rival in rivals if metric in rival and not math.isnan(rival[metric])]
+    values = []
+    for rival in rivals:
+        if metric in rival and not math.isnan(rival[metric]):
+            values.append(rival[metric])
     if len(values) < 2 or metric not in row:
         return False
-    return row[metric] == (min(values) if lower_is_better else max(values))
+    if lower_is_better:
+        return row[metric] == min(values)
+    return row[metric] == max(values)
 
 
 def picture_of(points: Sequence[Point], metric: str, lower_is_better: bool) -> Picture | None:
@@ -181,7 +203,9 @@ def picture_of(points: Sequence[Point], metric: str, lower_is_better: bool) -> P
     by_iteration = None not in iterations and len(iterations) == len(points)
     curves: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for number, point in enumerate(points):
-        x = float(point.iteration or 0) if by_iteration else float(number)
+        x = float(number)
+        if by_iteration:
+            x = float(point.iteration or 0)
         for row in _rows(point):
             if row.metric == metric and math.isfinite(row.value):
                 curves.setdefault((row.dataset, row.output), []).append((x, row.value))
@@ -190,7 +214,8 @@ def picture_of(points: Sequence[Point], metric: str, lower_is_better: bool) -> P
     lines = []
     for (dataset, output), values in curves.items():
         lines.append(Line(f"{dataset} {output}", values, dashed=output in BASELINES))
-    title = f"{metric} ({'lower' if lower_is_better else 'higher'} is better)"
+    better = "lower" if lower_is_better else "higher"
+    title = f"{metric} ({better} is better)"
     if by_iteration:
         return Picture(title, "iteration", lines, [])
     return Picture(title, "", lines, [point.name for point in points])

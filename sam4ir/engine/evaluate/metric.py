@@ -48,7 +48,9 @@ class Pixels:
 
     def form(self, uint8: bool) -> tuple[Tensor, float]:
         """Return the pixels and the value of white, as 8 bits or as float."""
-        return (self.rounded, 255.0) if uint8 else (self.image, 1.0)
+        if uint8:
+            return self.rounded, 255.0
+        return self.image, 1.0
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,19 @@ class Metric:
         """
         if not inspect.isclass(self.function):
             return functools.partial(self.function, **self.arguments)
-        state = {"state": self._state()} if accepts(self.function, "state") else {}
-        measure = self.function(**state, **self.arguments)
-        return measure.to(self.device) if isinstance(measure, nn.Module) else measure
+        arguments = dict(self.arguments)
+        if accepts(self.function, "state"):
+            arguments["state"] = self._state()
+        measure = self.function(**arguments)
+        if isinstance(measure, nn.Module):
+            return measure.to(self.device)
+        return measure
 
     @functools.cached_property
     def _reads_lq(self) -> bool:
-        called = getattr(self.function, "forward", self.function.__call__) if inspect.isclass(self.function) else None
-        return accepts(called or self.function, "lq")
+        if not inspect.isclass(self.function):
+            return accepts(self.function, "lq")
+        return accepts(getattr(self.function, "forward", self.function.__call__), "lq")
 
     def _state(self) -> Mapping[str, Tensor]:
         """Return the weights of the metric's network."""
@@ -122,13 +129,13 @@ class Metric:
         """
         if not image.finite:
             return math.nan
-        further: dict[str, Tensor] = {}
+        arguments: dict[str, Any] = {}
         if self._reads_lq:
             if lq is None:
                 raise UserError(f"{self.name}: {self.type_name} needs the degraded image")
-            further = {"lq": lq.form(self.uint8)[0]}
-        pixels, white = image.form(self.uint8)
-        value: float = self.measure(pixels, reference.form(self.uint8)[0], **further, data_range=white)
+            arguments["lq"] = lq.form(self.uint8)[0]
+        pixels, arguments["data_range"] = image.form(self.uint8)
+        value: float = self.measure(pixels, reference.form(self.uint8)[0], **arguments)
         return value
 
     def features(self, image: Pixels) -> Tensor:
@@ -141,20 +148,32 @@ class Metric:
     @property
     def protocol(self) -> str:
         """The definition as a text that names every argument, so that equal texts are equal definitions."""
-        parameters = inspect.signature(self.function).parameters.values()
-        defaults = {p.name: p.default for p in parameters if p.default is not p.empty and p.name not in METRICS.handed}
-        arguments = "".join(f", {k} {v}" for k, v in {**defaults, **self.arguments}.items())
-        definition = f": {self.traits.definition}" if self.traits.definition else ""
+        arguments: dict[str, Any] = {}
+        for parameter in inspect.signature(self.function).parameters.values():
+            if parameter.default is not parameter.empty and parameter.name not in METRICS.handed:
+                arguments[parameter.name] = parameter.default
+        arguments.update(self.arguments)
         pixels = "8-bit images" if self.uint8 else "float images in [0, 1]"
-        return f"{self.type_name} on {pixels}{arguments}{definition}"
+        text = f"{self.type_name} on {pixels}"
+        for name, value in arguments.items():
+            text += f", {name} {value}"
+        if self.traits.definition:
+            text += f": {self.traits.definition}"
+        return text
 
 
 def prepare_metrics(metrics: Mapping[str, Metric], device: torch.device) -> dict[str, Metric]:
     """Build the metrics' networks on a device, so that a missing package is reported before any work is done."""
-    ready = {name: dataclasses.replace(metric, device=device) for name, metric in metrics.items()}
-    for metric in ready.values():
-        _ = metric.measure
+    ready = {}
+    for name, metric in metrics.items():
+        ready[name] = dataclasses.replace(metric, device=device)
+        _ = ready[name].measure
     return ready
+
+
+def protocols_of(metrics: Mapping[str, Metric]) -> dict[str, str]:
+    """Return {metric: definition}."""
+    return {name: metric.protocol for name, metric in metrics.items()}
 
 
 def lower_is_better(metrics: Mapping[str, Metric]) -> list[str]:

@@ -35,7 +35,11 @@ class Published:
 
 
 def _figures(*rows: tuple[str, float, float, float]) -> dict[str, dict[str, float]]:
-    return {name: {"PSNR": psnr, "SSIM": ssim, "FID": fid} for name, psnr, ssim, fid in rows}
+    """Return {data set: figures} of rows (data set, PSNR, SSIM, FID)."""
+    figures = {}
+    for name, psnr, ssim, fid in rows:
+        figures[name] = {"PSNR": psnr, "SSIM": ssim, "FID": fid}
+    return figures
 
 
 TABLES: Mapping[str, Published] = {
@@ -86,9 +90,10 @@ def _folded(name: str) -> str:
 
 def dataset_of(name: str, datasets: Sequence[str]) -> str | None:
     """Return the data set that a name means: 'set 5', 'Set5_x4' and 'test_Set5' are Set5; None for no one of them."""
-    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word and word not in _ASIDE]
-    folded = "".join(words)
-    return {_folded(dataset): dataset for dataset in datasets}.get(_SPELLINGS.get(folded, folded))
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    folded = "".join(word for word in words if word not in _ASIDE)
+    by_spelling = {_folded(dataset): dataset for dataset in datasets}
+    return by_spelling.get(_SPELLINGS.get(folded, folded))
 
 
 def rows_of(table: Published, dataset: str, protocols: Mapping[str, str]) -> dict[str, dict[str, float]]:
@@ -96,11 +101,14 @@ def rows_of(table: Published, dataset: str, protocols: Mapping[str, str]) -> dic
     name = dataset_of(dataset, _names(table))
     if name is None:
         return {}
-    ours = {quantity: _nearest(protocols, types) for quantity, types in table.quantities.items()}
+    ours = _our_metrics(table, protocols)
     rows: dict[str, dict[str, float]] = {}
     for method, figures in table.methods.items():
-        published = figures.get(name, {})
-        row = {metric: published[q] for q, metric in ours.items() if metric is not None and q in published}
+        row = {}
+        for quantity, figure in figures.get(name, {}).items():
+            metric = ours[quantity]
+            if metric is not None:
+                row[metric] = figure
         if row:
             rows[method] = row
     return rows
@@ -112,25 +120,47 @@ def beside(table: Published, means: Means, protocols: Mapping[str, str], scale: 
     protocols: of our metrics, by name; a metric stands beside a figure of the same protocol only. scale: ours.
     """
     names = _names(table)
-    ours = {quantity: _nearest(protocols, types) for quantity, types in table.quantities.items()}
+    ours = _our_metrics(table, protocols)
     rows = [["dataset", "quantity", "ours", "as", *table.methods]]
     for (dataset, output), values in means.items():
         name = dataset_of(dataset, names)
         if name is None or output != _OUTPUT:
             continue
         for quantity, metric in ours.items():
-            figures = [of_method.get(name, {}).get(quantity) for of_method in table.methods.values()]
-            if any(figure is not None for figure in figures):
-                own = str(values[metric]) if metric in values else "-"
-                cells = ["-" if figure is None else f"{figure:g}" for figure in figures]
-                rows.append([dataset, quantity, own, metric or "-", *cells])
+            cells = _figure_cells(table, name, quantity)
+            if set(cells) == {"-"}:
+                continue
+            own = "-"
+            if metric in values:
+                own = str(values[metric])
+            rows.append([dataset, quantity, own, metric or "-", *cells])
     if len(rows) == 1:
         return [f"published ({table.source}): no data set here has the name of one of {', '.join(names)}"]
-    lacking = [f"{q} ({' or '.join(types)})" for q, types in table.quantities.items() if ours[q] is None]
+    lacking = []
+    for quantity, types in table.quantities.items():
+        if ours[quantity] is None:
+            lacking.append(f"{quantity} ({' or '.join(types)})")
     lines = [*origin(table, scale), *columns(rows)]
     if lacking:
         lines.append(f"without a metric of that protocol here: {', '.join(lacking)}")
     return lines
+
+
+def _our_metrics(table: Published, protocols: Mapping[str, str]) -> dict[str, str | None]:
+    """Return {quantity: our metric of the nearest protocol}; None where there is no such metric."""
+    metrics = {}
+    for quantity, types in table.quantities.items():
+        metrics[quantity] = _nearest(protocols, types)
+    return metrics
+
+
+def _figure_cells(table: Published, dataset: str, quantity: str) -> list[str]:
+    """Return the figure of each method, '-' where the source has none."""
+    cells = []
+    for figures in table.methods.values():
+        figure = figures.get(dataset, {}).get(quantity)
+        cells.append("-" if figure is None else f"{figure:g}")
+    return cells
 
 
 def origin(table: Published, scale: int) -> list[str]:
@@ -149,5 +179,8 @@ def _names(table: Published) -> list[str]:
 def _nearest(protocols: Mapping[str, str], types: Sequence[str]) -> str | None:
     """Return the name of our metric whose protocol comes nearest to a figure's; None where there is none."""
     names = {protocol: name for name, protocol in protocols.items()}
-    wanted = [Metric("", type_name, METRICS.get(type_name), {}).protocol for type_name in types]
-    return next((names[protocol] for protocol in wanted if protocol in names), None)
+    for type_name in types:
+        protocol = Metric("", type_name, METRICS.get(type_name), {}).protocol
+        if protocol in names:
+            return names[protocol]
+    return None

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-BASELINES = ("input", "bicubic")  # outputs that no network has a part in
+BASELINES = ("input", "bicubic")  # outputs without a network
 UP, DOWN = "↑", "↓"
 
 
@@ -51,7 +51,9 @@ class Spread:
     mean: float
 
     def __str__(self) -> str:
-        return f"{self.image:.4f} / {self.mean:.4f}" if not math.isnan(self.image) else f"- / {self.mean:.4f}"
+        if math.isnan(self.image):
+            return f"- / {self.mean:.4f}"
+        return f"{self.image:.4f} / {self.mean:.4f}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,9 @@ class MeanScore:
 
     def __str__(self) -> str:
         text = f"{self.value:.4f}"
-        return f"{text} ({self.infinite} of {self.images} images infinite)" if self.infinite else text
+        if self.infinite:
+            text += f" ({self.infinite} of {self.images} images infinite)"
+        return text
 
 
 Means = dict[tuple[str, str], dict[str, MeanScore]]
@@ -76,22 +80,24 @@ Means = dict[tuple[str, str], dict[str, MeanScore]]
 
 def means(scores: Iterable[Score], sets: Iterable[SetScore] = ()) -> Means:
     """Return {(dataset, output): {metric: mean}} in order of appearance; metrics of whole sets follow the others."""
-    images: dict[tuple[str, str], dict[str, dict[str, list[float]]]] = {}
-    for score in scores:
-        metrics = images.setdefault((score.dataset, score.output), {})
-        for metric, value in score.values.items():
-            metrics.setdefault(metric, {}).setdefault(score.image, []).append(value)
+    images: dict[tuple[str, str, str], dict[str, list[float]]] = {}
     table: Means = {}
-    for place, metrics in images.items():
-        table[place] = {metric: _mean_of_images(list(of_image.values())) for metric, of_image in metrics.items()}
-    whole: dict[tuple[str, str], dict[str, list[tuple[float, int]]]] = {}
+    for score in scores:
+        table.setdefault((score.dataset, score.output), {})
+        for metric, value in score.values.items():
+            by_image = images.setdefault((score.dataset, score.output, metric), {})
+            by_image.setdefault(score.image, []).append(value)
+    for (dataset, output, metric), by_image in images.items():
+        table[dataset, output][metric] = _mean_of_images(list(by_image.values()))
+    values: dict[tuple[str, str, str], list[float]] = {}
+    counts: dict[tuple[str, str, str], int] = {}
     for of_set in sets:
         for metric, value in of_set.values.items():
-            row = whole.setdefault((of_set.dataset, of_set.output), {})
-            row.setdefault(metric, []).append((value, of_set.images))
-    for place, set_metrics in whole.items():
-        for metric, samples in set_metrics.items():
-            table.setdefault(place, {})[metric] = _mean_of_set([value for value, _ in samples], samples[0][1])
+            values.setdefault((of_set.dataset, of_set.output, metric), []).append(value)
+            counts.setdefault((of_set.dataset, of_set.output, metric), of_set.images)
+    for (dataset, output, metric), of_samples in values.items():
+        count = counts[dataset, output, metric]
+        table.setdefault((dataset, output), {})[metric] = _mean_of_set(of_samples, count)
     return table
 
 
@@ -99,28 +105,44 @@ def _mean_of_images(images: Sequence[Sequence[float]]) -> MeanScore:
     """Return the mean over images; each has a value for each of its samples."""
     each = [math.fsum(samples) / len(samples) for samples in images]
     value, infinite = _finite_mean(each)
-    count = len(images[0])
-    if count == 1 or any(len(samples) != count for samples in images):
+    counts = set(map(len, images))
+    if len(counts) > 1 or counts == {1}:
         return MeanScore(value, len(each), infinite)
-    finite = [samples for samples in images if all(map(math.isfinite, samples))]
-    of_image = math.fsum(map(statistics.stdev, finite)) / len(finite) if finite else math.nan
-    of_mean = _deviation([_finite_mean(column)[0] for column in zip(*images, strict=True)])
-    return MeanScore(value, len(each), infinite, Spread(count, of_image, of_mean))
+    deviations = []
+    for samples in images:
+        if all(map(math.isfinite, samples)):
+            deviations.append(statistics.stdev(samples))
+    of_image = math.nan
+    if deviations:
+        of_image = math.fsum(deviations) / len(deviations)
+    of_samples = []
+    for values in zip(*images, strict=True):
+        of_samples.append(_finite_mean(values)[0])
+    return MeanScore(value, len(each), infinite, Spread(len(of_samples), of_image, _deviation(of_samples)))
 
 
 def _mean_of_set(values: Sequence[float], images: int) -> MeanScore:
-    spread = Spread(len(values), math.nan, _deviation(values)) if len(values) > 1 else None
+    """Return the mean over samples of a metric of a whole set, which has `images` images."""
+    spread = None
+    if len(values) > 1:
+        spread = Spread(len(values), math.nan, _deviation(values))
     return MeanScore(math.fsum(values) / len(values), images, spread=spread)
 
 
 def _finite_mean(values: Sequence[float]) -> tuple[float, int]:
     """Return the mean without infinite values and the number of these; NaN stays NaN."""
-    finite = [v for v in values if not math.isinf(v)]
-    return (math.fsum(finite) / len(finite) if finite else math.inf), len(values) - len(finite)
+    finite = [value for value in values if not math.isinf(value)]
+    infinite = len(values) - len(finite)
+    if not finite:
+        return math.inf, infinite
+    return math.fsum(finite) / len(finite), infinite
 
 
 def _deviation(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
+    """Return the standard deviation (n - 1); NaN unless all values are finite."""
+    if not all(map(math.isfinite, values)):
+        return math.nan
+    return statistics.stdev(values)
 
 
 def text_table(
@@ -133,27 +155,39 @@ def text_table(
 
     lower: metrics where a lower value is better; the head marks them with an arrow.
     """
-    head = ["dataset", "stage", "images", *(titled(m, m in lower) for m in protocols)]
     table = means(scores, sets)
-    rows = [head]
+    rows = [["dataset", "stage", "images", *(titled(metric, metric in lower) for metric in protocols)]]
     for (dataset, output), values in table.items():
-        images = str(max(mean.images for mean in values.values()))
-        rows.append([dataset, output, images, *(str(values[m]) if m in values else "-" for m in protocols)])
+        images = 0
+        for mean in values.values():
+            images = max(images, mean.images)
+        rows.append([dataset, output, str(images), *_cells(values, protocols)])
     lines = columns(rows)
     spreads = _spreads(table, protocols)
     if spreads:
         lines += ["", *spreads]
-    return "\n".join([*lines, "", *(f"{name}: {text}" for name, text in protocols.items())]) + "\n"
+    lines.append("")
+    for name, text in protocols.items():
+        lines.append(f"{name}: {text}")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(values: Mapping[str, object], metrics: Iterable[str]) -> list[str]:
+    """Return the text of each metric's value, '-' for a metric without one."""
+    return [str(values.get(metric, "-")) for metric in metrics]
 
 
 def _spreads(table: Means, protocols: Mapping[str, str]) -> list[str]:
     """Return the table of standard deviations over samples; [] where each image has one sample."""
     rows, counts = [["dataset", "stage", *protocols]], set()
     for (dataset, output), values in table.items():
-        spreads = {m: mean.spread for m, mean in values.items() if mean.spread is not None}
+        spreads = {}
+        for metric, mean in values.items():
+            if mean.spread is not None:
+                spreads[metric] = mean.spread
+                counts.add(mean.spread.samples)
         if spreads:
-            counts |= {spread.samples for spread in spreads.values()}
-            rows.append([dataset, output, *(str(spreads[m]) if m in spreads else "-" for m in protocols)])
+            rows.append([dataset, output, *_cells(spreads, protocols)])
     if not counts:
         return []
     count = ", ".join(map(str, sorted(counts)))
@@ -165,7 +199,8 @@ def _spreads(table: Means, protocols: Mapping[str, str]) -> list[str]:
 
 def titled(metric: str, lower_is_better: bool) -> str:
     """Return the metric's name and an arrow towards its better values."""
-    return f"{metric} {DOWN if lower_is_better else UP}"
+    arrow = DOWN if lower_is_better else UP
+    return f"{metric} {arrow}"
 
 
 def printable(text: str, encoding: str | None) -> str:
@@ -180,14 +215,18 @@ def printable(text: str, encoding: str | None) -> str:
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return lines of aligned cells; the first row is underlined as the head."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    underline = "  ".join("-" * width for width in widths)
-    return [lines[0], underline, *lines[1:]]
+    head, *body = (_aligned(row, widths).rstrip() for row in rows)
+    underline = ["-" * width for width in widths]
+    return [head, "  ".join(underline), *body]
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    """Return the cells of a row, each padded to its width."""
+    return "  ".join(map(str.ljust, row, widths))
 
 
 def plain(value: float) -> float | str:
     """Return the number, or its name where it is not finite: JSON has no infinity."""
-    return value if math.isfinite(value) else str(value)
+    if math.isfinite(value):
+        return value
+    return str(value)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sam4ir.engine.evaluate.metric import Metric, lower_is_better
+from sam4ir.engine.evaluate.metric import Metric, lower_is_better, protocols_of
 from sam4ir.engine.evaluate.report import Score, means, plain, text_table
 from sam4ir.engine.evaluate.testbed import Scores
 from sam4ir.errors import UserError
@@ -54,22 +54,27 @@ def write_results(
     for note in results.notes:
         log.warning("%s", note)
     _write_table(folder / "metrics.csv", results.scores, metrics)
-    protocols = {name: metric.protocol for name, metric in metrics.items()}
-    text = text_table(results.scores, protocols, results.sets, lower_is_better(metrics))
-    lines = [*(f"note: {note}" for note in results.notes), *closing]
+    text = text_table(results.scores, protocols_of(metrics), results.sets, lower_is_better(metrics))
+    lines = [f"note: {note}" for note in results.notes]
+    lines += closing
     if lines:
-        text += "".join(f"{line}\n" for line in ("", *lines))
+        text += "\n".join(["", *lines, ""])
     write_text(folder / "summary.txt", text)
-    weights = {"weights": dict(origin)} if origin else {}
-    write_text(folder / "summary.json", json.dumps({**weights, **_summary(results, metrics)}, indent=1))
+    summary = _summary(results, metrics)
+    if origin:
+        summary = {"weights": dict(origin), **summary}
+    write_text(folder / "summary.json", json.dumps(summary, indent=1))
     return text
 
 
 def _write_table(path: Path, scores: Sequence[Score], metrics: Mapping[str, Metric]) -> None:
     """Write the scores of images as CSV; the column of the output is called `stage`."""
-    several = len({score.sample for score in scores}) > 1
-    of_images = [name for name, metric in metrics.items() if not metric.of_set]
-    head = ["dataset", "stage", "image", *(["sample"] if several else []), *of_images]
+    head = ["dataset", "stage", "image"]
+    if len({score.sample for score in scores}) > 1:
+        head.append("sample")
+    for name, metric in metrics.items():
+        if not metric.of_set:
+            head.append(name)
     with atomic(path) as part, part.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, head, extrasaction="ignore")
         writer.writeheader()
@@ -88,16 +93,15 @@ def _summary(results: Scores, metrics: Mapping[str, Metric]) -> dict[str, object
     mean: dict[str, dict[str, dict[str, float | str]]] = {}
     spread: dict[str, dict[str, dict[str, dict[str, float | str]]]] = {}
     for (dataset, output), values in means(results.scores, results.sets).items():
-        mean.setdefault(dataset, {})[output] = {name: plain(value.value) for name, value in values.items()}
-        spreads = {}
+        row = mean.setdefault(dataset, {}).setdefault(output, {})
         for name, value in values.items():
+            row[name] = plain(value.value)
             s = value.spread
             if s is not None:
+                spreads = spread.setdefault(dataset, {}).setdefault(output, {})
                 spreads[name] = {"samples": s.samples, "image": plain(s.image), "mean": plain(s.mean)}
-        if spreads:
-            spread.setdefault(dataset, {})[output] = spreads
     summary: dict[str, object] = {
-        "protocols": {name: metric.protocol for name, metric in metrics.items()},
+        "protocols": protocols_of(metrics),
         "lower_is_better": lower_is_better(metrics),
         "of_sets": [name for name, metric in metrics.items() if metric.of_set],
         "mean": mean,
@@ -118,6 +122,8 @@ def _image_values(scores: Sequence[Score]) -> ImageValues:
     images: ImageValues = {}
     for (dataset, image, output), of_image in samples.items():
         row = next(iter(means(of_image).values()))
-        values = {metric: plain(mean.value) for metric, mean in row.items()}
+        values = {}
+        for metric, mean in row.items():
+            values[metric] = plain(mean.value)
         images.setdefault(dataset, {}).setdefault(image, {})[output] = values
     return images

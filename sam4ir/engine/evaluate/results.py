@@ -1,4 +1,4 @@
-"""Reading the results that test.py wrote."""
+"""Read the results that test.py wrote."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ SAMPLE = "sample"  # column of tables with several samples an image
 
 Values = dict[str, dict[str, dict[str, dict[str, float]]]]  # {dataset: {output: {image: {metric: value}}}}
 SetValues = dict[str, dict[str, dict[str, float]]]  # {dataset: {output: {metric: value}}}
+TableRow = tuple[int, dict[str, str]]  # line number, cells by column
 
 
 class ResultError(UserError):
@@ -76,14 +77,23 @@ class Result:
 
 def read_results(paths: Sequence[Path]) -> list[Result]:
     """Read results by their folders or files; named after the folders, or by whole paths where these agree."""
-    names = [(path if path.is_dir() else path.parent).resolve().name for path in paths]
+    names = [_folder_of(path).resolve().name for path in paths]
     if len(set(names)) < len(names):
         names = [str(path) for path in paths]
     results: list[Result] = []
     for path, name in zip(paths, names, strict=True):
         earlier = names[: len(results)].count(name)
-        results.append(read_result(path, f"{name} ({earlier + 1})" if earlier else name))
+        if earlier:
+            name = f"{name} ({earlier + 1})"
+        results.append(read_result(path, name))
     return results
+
+
+def _folder_of(path: Path) -> Path:
+    """Return a folder itself, and the folder of a file."""
+    if path.is_dir():
+        return path
+    return path.parent
 
 
 def read_result(path: Path, name: str) -> Result:
@@ -106,8 +116,9 @@ def read_result(path: Path, name: str) -> Result:
     names = [*result.metrics(), *result.set_metrics()]
     if not names:
         raise ResultError(f"{path}: holds no scores; was the test set without ground truth, or val.metrics empty?")
-    lower = _lower_by_type(names) if summary.lower is None else frozenset(summary.lower)
-    return replace(result, lower=lower)
+    if summary.lower is None:
+        return replace(result, lower=_lower_by_type(names))
+    return replace(result, lower=frozenset(summary.lower))
 
 
 def _file_in(folder: Path) -> Path:
@@ -115,9 +126,10 @@ def _file_in(folder: Path) -> Path:
     for file in (folder / "summary.json", folder / "metrics.csv"):
         if file.is_file():
             return file
-    several = ", ".join(sorted(file.parent.name for file in folder.glob("*/summary.json")))
+    several = sorted(file.parent.name for file in folder.glob("*/summary.json"))
     if several:
-        raise ResultError(f"{folder}: holds results of several weights; name one of its folders: {several}")
+        names = ", ".join(several)
+        raise ResultError(f"{folder}: holds results of several weights; name one of its folders: {names}")
     raise ResultError(f"{folder}: holds neither summary.json nor metrics.csv; name a results/<name> folder")
 
 
@@ -130,7 +142,7 @@ class _Summary(NamedTuple):
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """Return the content of a summary.json of test.py. Raises ResultError for a file that is none."""
+    """Return the content of a summary.json of test.py. Raises ResultError for any other file."""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -148,13 +160,14 @@ def _read_summary(path: Path) -> tuple[_Summary, Values]:
     """Return the content of a summary.json, and its values of images."""
     content = read_summary(path)
     try:
-        protocols = {str(metric): str(text) for metric, text in content["protocols"].items()}
+        protocols = {}
+        for metric, text in content["protocols"].items():
+            protocols[str(metric)] = str(text)
         values: Values = {}
         for dataset, images in content["images"].items():
             for image, outputs in images.items():
                 for output, row in outputs.items():
-                    numbers = {metric: float(value) for metric, value in row.items()}
-                    values.setdefault(dataset, {}).setdefault(output, {})[image] = numbers
+                    values.setdefault(dataset, {}).setdefault(output, {})[image] = numbers_of(row)
         summary = _Summary(protocols, _set_values(content), content.get("lower_is_better"))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise _no_summary(path, error) from error
@@ -169,48 +182,67 @@ def _set_values(summary: Mapping[str, Any]) -> SetValues:
         return values
     for dataset, outputs in summary.get("mean", {}).items():
         for output, row in outputs.items():
-            numbers = {metric: float(value) for metric, value in row.items() if metric in of_sets}
-            if numbers:
-                values.setdefault(dataset, {})[output] = numbers
+            for metric, value in row.items():
+                if metric in of_sets:
+                    values.setdefault(dataset, {}).setdefault(output, {})[metric] = float(value)
     return values
+
+
+def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the values of a summary as numbers: JSON holds infinity and NaN as texts."""
+    return {metric: float(value) for metric, value in row.items()}
 
 
 def _lower_by_type(names: Sequence[str]) -> frozenset[str]:
     """Return the metrics, named as their type is, where a lower value is better; for results without a summary."""
-    return frozenset(name for name in names if name in METRICS and traits_of(METRICS.get(name)).lower_is_better)
+    lower = set()
+    for name in names:
+        if name in METRICS and traits_of(METRICS.get(name)).lower_is_better:
+            lower.add(name)
+    return frozenset(lower)
 
 
 def _read_table(path: Path) -> Values:
     """Return the values of a metrics.csv of test.py, or of the last iteration in a validation.csv."""
-    rows = _rows(path)
-    if rows and "iter" in rows[0][1]:
-        iterations = [_number(path, line, "iter", row["iter"]) for line, row in rows]
-        rows = [row for row, iteration in zip(rows, iterations, strict=True) if iteration == max(iterations)]
-    several = bool(rows) and SAMPLE in rows[0][1]
     samples: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
-    for line, row in rows:
+    for line, row in _last_iteration(path, _rows(path)):
         of_image = samples.setdefault((row["dataset"], row["stage"], row["image"]), {})
-        sample = row[SAMPLE] if several else ""
+        sample = row.get(SAMPLE, "")
         if sample in of_image:
             raise ResultError(f"{path}: line {line}: {row['dataset']}/{row['image']}, {row['stage']} is there twice")
-        cells = {m: v for m, v in row.items() if m not in (*KNOWN_COLUMNS, SAMPLE) and v != ""}
-        of_image[sample] = {metric: _number(path, line, metric, text) for metric, text in cells.items()}
+        of_image[sample] = {}
+        for metric, text in row.items():
+            if metric not in (*KNOWN_COLUMNS, SAMPLE) and text != "":
+                of_image[sample][metric] = _number(path, line, metric, text)
     values: Values = {}
     for (dataset, output, image), of_image in samples.items():
         values.setdefault(dataset, {}).setdefault(output, {})[image] = _mean(list(of_image.values()))
     return values
 
 
+def _last_iteration(path: Path, rows: list[TableRow]) -> list[TableRow]:
+    """Return the rows of the last iteration; all rows of a table without iterations."""
+    if not rows or "iter" not in rows[0][1]:
+        return rows
+    by_iteration: dict[float, list[TableRow]] = {}
+    for line, row in rows:
+        iteration = _number(path, line, "iter", row["iter"])
+        by_iteration.setdefault(iteration, []).append((line, row))
+    return by_iteration[max(by_iteration)]
+
+
 def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return the mean of each metric over the samples of an image."""
     means = {}
     for metric in rows[0]:
-        values = [row.get(metric, math.nan) for row in rows]
+        values = []
+        for row in rows:
+            values.append(row.get(metric, math.nan))
         means[metric] = math.fsum(values) / len(values)
     return means
 
 
-def _rows(path: Path) -> list[tuple[int, dict[str, str]]]:
+def _rows(path: Path) -> list[TableRow]:
     """Return (line number, cells by column) of each row in a table of scores."""
     try:
         with path.open(encoding="utf-8", newline="") as file:

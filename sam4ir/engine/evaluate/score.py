@@ -16,6 +16,7 @@ from sam4ir.engine import build
 from sam4ir.engine.evaluate.build import build_test_bed
 from sam4ir.engine.evaluate.candidates import Candidate, candidates
 from sam4ir.engine.evaluate.curves import write_curves
+from sam4ir.engine.evaluate.metric import protocols_of
 from sam4ir.engine.evaluate.published import Published, beside, published_table
 from sam4ir.engine.evaluate.report import means
 from sam4ir.engine.evaluate.result_folder import (
@@ -45,7 +46,7 @@ def with_published(options: Options, name: str) -> Options:
     return options.model_copy(update={"val": val})
 
 
-def score(options: Options, overwrite: bool = False, world: World = ALONE) -> str:
+def score_network(options: Options, overwrite: bool = False, world: World = ALONE) -> str:
     """Score the test sets of an option file (Options.scored); return the table that is also written.
 
     world: the processes that share the images; the main one writes, the others return ''.
@@ -67,7 +68,8 @@ def score_all(options: Options, sources: Sequence[str], overwrite: bool = False,
 
     sources: files or names of the zoo. Those that results/<name> holds already are not scored again unless `overwrite`.
     Writes results/<name>/{curve.csv, curve.txt, curve_<metric>.png, options.yml}, and below it for each of the weights
-    a folder with what `score` writes. Raises ValueError as `score`, and where a file changed since it was scored.
+    a folder with the files of `score_network`. Raises UserError as `score_network` does, and where a file changed since
+    it was scored.
     """
     any_weights = with_weights(options, None)
     folder, text = build.run_paths(options.path, options.name).results, _comparable_text(any_weights)
@@ -97,8 +99,10 @@ def score_all(options: Options, sources: Sequence[str], overwrite: bool = False,
 
 def _comparable_text(options: Options) -> str:
     """Return the options as YAML, as they lie beside results; without val.published, which changes no result."""
-    val = options.val.model_copy(update={"published": None}) if options.val is not None else None
-    return dump_options(options.model_copy(update={"val": val}))
+    if options.val is not None:
+        val = options.val.model_copy(update={"published": None})
+        options = options.model_copy(update={"val": val})
+    return dump_options(options)
 
 
 def _begin(
@@ -111,7 +115,9 @@ def _begin(
             refuse_other_options(folder, text)
 
     world.main_first(refuse)
-    table = published_table(val.published if val is not None else None)
+    table = None
+    if val is not None:
+        table = published_table(val.published)
     if world.main:
         logger = console()
         for warning in warnings:
@@ -120,6 +126,7 @@ def _begin(
 
 
 def _score_one(bed: TestBed, candidate: Candidate, folder: Path, table: Published | None) -> None:
+    """Score one of several weights; the main process writes the results to its folder."""
     results = bed.score(candidate.source, folder, candidate.name)
     if bed.world.main:
         lines = _published_lines(table, results, bed)
@@ -130,8 +137,7 @@ def _published_lines(table: Published | None, results: Scores, bed: TestBed) -> 
     """Return lines of published figures beside ours; none without a table."""
     if table is None:
         return []
-    protocols = {name: metric.protocol for name, metric in bed.metrics.items()}
-    return beside(table, means(results.scores, results.sets), protocols, bed.recipe.scale)
+    return beside(table, means(results.scores, results.sets), protocols_of(bed.metrics), bed.recipe.scale)
 
 
 def _remove_summaries(folder: Path, listed: Sequence[Candidate], text: str) -> None:

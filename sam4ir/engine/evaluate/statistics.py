@@ -61,7 +61,9 @@ def paired(a: Sequence[float], b: Sequence[float], lower_is_better: bool = False
     x, y = first[finite], second[finite]
     d = y - x
     above, below, equal = _signs(first[numbers], second[numbers])
-    better, worse = (below, above) if lower_is_better else (above, below)
+    better, worse = above, below
+    if lower_is_better:
+        better, worse = below, above
     return Paired(
         pairs=len(first),
         finite=len(d),
@@ -74,7 +76,7 @@ def paired(a: Sequence[float], b: Sequence[float], lower_is_better: bool = False
         worse=worse,
         equal=equal,
         wilcoxon_p=_wilcoxon(d),
-        sign_p=float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0,
+        sign_p=_sign_test(better, worse),
         infinite_a=int(np.isinf(first).sum()),
         infinite_b=int(np.isinf(second).sum()),
         nan=int((~numbers).sum()),
@@ -97,8 +99,11 @@ def bootstrap_interval(d: np.ndarray, resamples: int = RESAMPLES, seed: int = 0)
         return NOWHERE
     random = np.random.default_rng(seed)
     rows = max(1, _BLOCK // n)
-    sizes = [min(rows, resamples - start) for start in range(0, resamples, rows)]
-    means = np.concatenate([d[random.integers(0, n, (size, n))].mean(axis=1) for size in sizes])
+    blocks = []
+    for start in range(0, resamples, rows):
+        size = min(rows, resamples - start)
+        blocks.append(d[random.integers(0, n, (size, n))].mean(axis=1))
+    means = np.concatenate(blocks)
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
@@ -116,8 +121,20 @@ def _wilcoxon(d: np.ndarray) -> float:
     if not len(d):
         return math.nan
     moved = d[np.abs(d) > TIE]
-    return float(stats.wilcoxon(moved).pvalue) if len(moved) else 1.0
+    if not len(moved):
+        return 1.0
+    return float(stats.wilcoxon(moved).pvalue)
+
+
+def _sign_test(better: int, worse: int) -> float:
+    """Return the two-sided p of the sign test; 1 where no pair differs."""
+    if better + worse == 0:
+        return 1.0
+    return float(stats.binomtest(better, better + worse).pvalue)
 
 
 def _mean(values: np.ndarray) -> float:
-    return math.fsum(values) / len(values) if len(values) else math.nan
+    """Return the mean of (n,) values, NaN for n = 0."""
+    if not len(values):
+        return math.nan
+    return math.fsum(values) / len(values)

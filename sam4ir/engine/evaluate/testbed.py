@@ -58,6 +58,7 @@ class TestBed:
         sets: list[SetScore] = []
         notes: list[str] = []
         for name, dataset in self.data.items():
+            save_folder = folder / "visualization" / name if val.save_img else None
             evaluation = evaluate(
                 name,
                 dataset,
@@ -65,7 +66,7 @@ class TestBed:
                 self.metrics,
                 seed=self.seed,
                 world=self.world,
-                save_folder=folder / "visualization" / name if val.save_img else None,
+                save_folder=save_folder,
                 save_suffix=suffix,
                 samples=val.samples,
             )
@@ -75,6 +76,7 @@ class TestBed:
         return Scores(scores, sets, notes)
 
     def _outputs(self, weights: str | None) -> Outputs:
+        """Return the network with these weights, after checks that it suits the images."""
         network = build.build_network(self.network, "g", self.device, seed=self.seed, channels_last=self.channels_last)
         if not build.load_pretrained(network, self.path.model_copy(update={"pretrain_network_g": weights})):
             raise build.BuildError(

@@ -1,9 +1,9 @@
-"""Scoring networks on a data set, for validation during training and for test.py."""
+"""Score networks on a data set, for validation during training and for test.py."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from sam4ir.utils.resize import imresize
 
 @dataclass(frozen=True)
 class Outputs:
-    """The networks whose outputs are scored: a Restorer, and SAM4IR's refiner where there is one."""
+    """The networks whose outputs are scored: a Restorer, and the refiner of a SAM4IR run or None."""
 
     restorer: Restorer
     device: torch.device
@@ -43,7 +43,9 @@ class Outputs:
         if self.refiner is not None:
             with eval_mode(self.refiner):
                 outputs["refined"] = self._refine(self.refiner, restored, lq, sample)
-        return {name: image[0].clamp(0, 1).cpu() for name, image in outputs.items()}
+        for name, image in outputs.items():
+            outputs[name] = image[0].clamp(0, 1).cpu()
+        return outputs
 
     def _refine(self, refiner: nn.Module, restored: Tensor, lq: Tensor, sample: Sample) -> Tensor:
         labels = sample.maps.get("regions", torch.zeros(lq.shape[-2:], dtype=torch.int64))
@@ -79,15 +81,18 @@ class _ImageScores:
 
 
 class _Scorer:
-    """Scores the outputs of one image; the ground truth and the degraded image are prepared once for all of them."""
+    """The scorer of one image's outputs, which prepares ground truth and degraded image once for all of them."""
 
     def __init__(self, dataset: str, sample: Sample, metrics: Mapping[str, Metric]) -> None:
         self.result = _ImageScores()
         self._dataset = dataset
         self._key = sample.key
-        self._metrics = metrics if sample.gt is not None else {}
-        self._reference = Pixels(sample.lq if sample.gt is None else sample.gt)
         self._lq = Pixels(sample.lq)
+        self._metrics: Mapping[str, Metric] = {}
+        self._reference = self._lq
+        if sample.gt is not None:
+            self._metrics = metrics
+            self._reference = Pixels(sample.gt)
         for name, metric in _of_set(self._metrics):
             self.result.features[name, _GT, 0] = metric.features(self._reference)
 
@@ -95,13 +100,15 @@ class _Scorer:
         """Score images by output. number: their sample number."""
         if not self._metrics:
             return
-        of_image = {name: metric for name, metric in self._metrics.items() if not metric.of_set}
         for output, image in images.items():
             pixels = Pixels(image)
-            values = {name: metric(pixels, self._reference, self._lq) for name, metric in of_image.items()}
+            values = {}
+            for name, metric in self._metrics.items():
+                if metric.of_set:
+                    self.result.features[name, output, number] = metric.features(pixels)
+                else:
+                    values[name] = metric(pixels, self._reference, self._lq)
             self.result.scores.append(Score(self._dataset, self._key, output, values, number))
-            for name, metric in _of_set(self._metrics):
-                self.result.features[name, output, number] = metric.features(pixels)
 
 
 def evaluate(
@@ -128,8 +135,8 @@ def evaluate(
     images = eval_samples(dataset, seed, world.rank, world.size)
     share = len(range(world.rank, len(dataset), world.size))
     own: list[_ImageScores] = []
-    show = tqdm(images, total=share, desc=name, unit="image", disable=None if world.main else True, leave=False)
-    for sample in show:
+    hidden = None if world.main else True  # None: shown on a terminal only
+    for sample in tqdm(images, total=share, desc=name, unit="image", disable=hidden, leave=False):
         if stopped():
             break
         scorer = _Scorer(name, sample, metrics)
@@ -145,9 +152,12 @@ def evaluate(
     for result in results:
         scores += result.scores
     signal = world.largest(stopped())
-    if signal or not any(metric.of_set for metric in metrics.values()):
+    if signal or not _of_set(metrics):
         return Evaluation(scores, signal)
-    sets = world.from_main(_set_scores(name, results, metrics) if world.main else [])
+    sets: list[SetScore] = []
+    if world.main:
+        sets = _set_scores(name, results, metrics)
+    sets = world.from_main(sets)
     return Evaluation(scores, signal, sets, _notes(sets, metrics))
 
 
@@ -155,7 +165,9 @@ def _in_order(shares: Sequence[Sequence[_ImageScores]]) -> list[_ImageScores]:
     """Return the images of all processes in key order: image i lies with process i mod size."""
     results = []
     for turn in itertools.zip_longest(*shares):
-        results += [result for result in turn if result is not None]
+        for result in turn:
+            if result is not None:
+                results.append(result)
     return results
 
 
@@ -172,26 +184,28 @@ def _baselines(sample: Sample) -> dict[str, Tensor]:
     return {}
 
 
-def _of_set(metrics: Mapping[str, Metric]) -> Iterator[tuple[str, Metric]]:
-    return ((name, metric) for name, metric in metrics.items() if metric.of_set)
+def _of_set(metrics: Mapping[str, Metric]) -> list[tuple[str, Metric]]:
+    """Return (name, metric) of the metrics of whole sets."""
+    return [(name, metric) for name, metric in metrics.items() if metric.of_set]
 
 
 def _set_scores(dataset: str, results: Sequence[_ImageScores], metrics: Mapping[str, Metric]) -> list[SetScore]:
     """Return the metrics of the whole set by output and sample number, in order of appearance."""
-    images = [result.features for result in results if result.features]
-    places: dict[tuple[str, int], None] = {}
-    for features in images:
-        places.update(dict.fromkeys((output, number) for _, output, number in features if output != _GT))
-    names = [name for name, _ in _of_set(metrics)]
+    by_output: dict[tuple[str, int], dict[str, tuple[list[Tensor], list[Tensor]]]] = {}
+    for result in results:
+        for (name, output, number), restored in result.features.items():
+            if output != _GT:
+                row = by_output.setdefault((output, number), {})
+                outputs, references = row.setdefault(name, ([], []))
+                outputs.append(restored)
+                references.append(result.features[name, _GT, 0])
     scores = []
-    for output, number in places:
-        scored = [features for features in images if all((name, output, number) in features for name in names)]
-        values = {}
-        for name in names:
-            restored = torch.stack([features[name, output, number] for features in scored])
-            references = torch.stack([features[name, _GT, 0] for features in scored])
-            values[name] = metrics[name].measure.distance(restored, references)
-        scores.append(SetScore(dataset, output, values, len(scored), number))
+    for (output, number), row in by_output.items():
+        values, count = {}, 0
+        for name, (outputs, references) in row.items():
+            count = len(outputs)
+            values[name] = metrics[name].measure.distance(torch.stack(outputs), torch.stack(references))
+        scores.append(SetScore(dataset, output, values, count, number))
     return scores
 
 

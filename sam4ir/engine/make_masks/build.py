@@ -82,10 +82,17 @@ def load_generator(
     settings = AutomaticMaskSettings(**changes)
     of_main: list[LoadedSam] = []
     world.main_first(lambda: of_main.append(load_sam(weights, device)))
-    loaded = of_main[0] if of_main else load_sam(weights, device)
+    if of_main:
+        loaded = of_main[0]
+    else:
+        loaded = load_sam(weights, device)
     generator = AutomaticMaskGenerator(loaded.sam, settings, precision)  # type: ignore[arg-type]
     default = AutomaticMaskSettings()
-    changed = {name: getattr(settings, name) for name in SETTINGS if getattr(settings, name) != getattr(default, name)}
+    changed = {}
+    for name in SETTINGS:
+        value = getattr(settings, name)
+        if value != getattr(default, name):
+            changed[name] = value
     return LoadedGenerator(
         generator.generate,
         loaded.name,
@@ -101,6 +108,7 @@ def load_generator(
 
 
 def _device_name(device: torch.device) -> str:
+    """Return the name of the GPU or of the processor."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.processor() or platform.machine()})"

@@ -1,4 +1,4 @@
-"""Making masks of many images, by one process or many (torchrun, Slurm, shards), for scripts/make_masks.py.
+"""Make masks of many images, by one process or many (torchrun, Slurm, shards), for scripts/make_masks.py.
 
 The record of an image is one transaction, so the store holds it whole or not at all. A run that is stopped anywhere
 goes on with the same command, by any number of processes. Each process takes every n-th image of the sorted list,
@@ -64,7 +64,7 @@ class ImageShare:
 
 @dataclass(frozen=True)
 class RecordMaker:
-    """Makes the mask record of an image; raises UserError where the image or its masks are at fault.
+    """The maker of mask records; it raises UserError where an image or its masks are at fault.
 
     source: the images. generate: (h, w, 3) uint8 RGB -> segment-anything's mask dictionaries. restore: image ->
     restored image of the same type, which the generator gets instead; None for the image itself. max_side: larger
@@ -82,7 +82,9 @@ class RecordMaker:
         """Return the bytes of the mask record of an image."""
         image = read(self.source, key)
         sha256 = bytes.fromhex(pixel_sha256(image))
-        rgb = eight_bits(image if self.restore is None else self.restore(image))
+        if self.restore is not None:
+            image = self.restore(image)
+        rgb = eight_bits(image)
         size = rgb.shape[0] * self.scale, rgb.shape[1] * self.scale
         if self.max_side is not None and max(rgb.shape[:2]) > self.max_side:
             rgb = shrink(rgb, self.max_side)
@@ -110,9 +112,8 @@ def enlarged_record(masks: Sequence[Mapping[str, Any]], size: tuple[int, int], i
     small = masks[0]["segmentation"]["size"]
     runs = [regions.parse_counts(mask["segmentation"]["counts"], (small[0], small[1])) for mask in masks]
     atoms = regions.resize_atoms(regions.atoms_of_runs(runs, (small[0], small[1])), size)
-    iou, stability = (
-        np.array([mask[name] for mask in masks], np.float64) for name in ("predicted_iou", "stability_score")
-    )
+    iou = np.array([mask["predicted_iou"] for mask in masks], np.float64)
+    stability = np.array([mask["stability_score"] for mask in masks], np.float64)
     return record_from_atoms(atoms, iou, stability, image_sha256)
 
 
@@ -148,7 +149,9 @@ class MaskReport:
     @property
     def rate(self) -> float:
         """Images made now a second."""
-        return self.new / self.seconds if self.seconds else 0.0
+        if not self.seconds:
+            return 0.0
+        return self.new / self.seconds
 
 
 @dataclass(frozen=True)
@@ -201,7 +204,7 @@ def generate_masks(
     share = shard or ImageShare(world.rank, world.size)
     with _output(place, share, keys, world) as output:
         shares = world.gather((len(output.todo) + output.old, output.old))
-        images, old = (sum(numbers) for numbers in zip(*shares, strict=True))
+        images, old = map(sum, zip(*shares, strict=True))
         if world.main and begun is not None:
             begun(images, old)
         signals = signals or Signals()
@@ -325,6 +328,7 @@ def _begin(place: Place, token: str | None) -> None:
 
 
 def _token(store: Path, token: str) -> Path:
+    """Return the file that the main process writes, so that the others can look for it."""
     return store / f".shared-{token}"
 
 
@@ -338,12 +342,15 @@ def _check_shared(store: Path, token: str, world: World) -> None:
         visible = _token(store, token).exists()
         if not visible:
             time.sleep(0.1)
-    blind = [rank for rank, sees in enumerate(world.gather(visible)) if not sees]
+    blind = []
+    for rank, sees in enumerate(world.gather(visible)):
+        if not sees:
+            blind.append(str(rank))
     if world.main:
         _token(store, token).unlink(missing_ok=True)
     if blind:
         raise MaskStoreError(
-            f"{store}: the processes {', '.join(map(str, blind))} do not see the store that process 0 has begun; with "
+            f"{store}: the processes {', '.join(blind)} do not see the store that process 0 has begun; with "
             "several machines put --store on a file system that they share, or give each machine a --shard and a store"
         )
 

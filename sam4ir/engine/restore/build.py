@@ -55,7 +55,9 @@ def build_inference(recipe: RestoreRecipe) -> Inference:
     """Return how images go through a network: whole or in tiles, with self-ensemble where val asks for it."""
     val = recipe.val
     tile = val.crop_size if val.grids else None
-    overlap = val.overlap if val.overlap is not None else (tile or 0) // 8
+    overlap = val.overlap
+    if overlap is None:
+        overlap = (tile or 0) // 8
     batch = TILES_AT_ONCE
     if recipe.diffusion is not None and tile:
         batch = min(batch, max(1, DIFFUSION_TILE**2 // tile**2))
@@ -112,7 +114,9 @@ def build_process(diffusion: DiffusionOptions) -> Process:
 def trained_diffusion(source: str) -> DiffusionOptions | None:
     """Return the diffusion that weights were trained with; None where their file does not hold it (released ones)."""
     metadata = metadata_of(source, DIFFUSION_ENTRY)
-    return DiffusionOptions.model_validate(dict(metadata)) if metadata else None
+    if not metadata:
+        return None
+    return DiffusionOptions.model_validate(dict(metadata))
 
 
 def check_diffusion(diffusion: DiffusionOptions, source: str) -> None:
@@ -120,8 +124,12 @@ def check_diffusion(diffusion: DiffusionOptions, source: str) -> None:
     trained = trained_diffusion(source)
     if trained is None:
         return
-    schedule_keys = ["s"] if diffusion.schedule == "cosine" else ["beta_start", "beta_end"]
-    for key in ("schedule", "timesteps", "target", *schedule_keys):
+    keys = ["schedule", "timesteps", "target"]
+    if diffusion.schedule == "cosine":
+        keys.append("s")
+    else:
+        keys += ["beta_start", "beta_end"]
+    for key in keys:
         asked, held = getattr(diffusion, key), getattr(trained, key)
         if asked != held:
             raise BuildError(

@@ -1,4 +1,4 @@
-"""Restoring images with a trained network, for scripts/restore.py and scripts/make_masks.py."""
+"""Restore images with a trained network, for scripts/restore.py and scripts/make_masks.py."""
 
 from __future__ import annotations
 
@@ -36,9 +36,12 @@ class ImageRestorer:
         An RGB image goes through a grey network as its luma, and comes back as RGB. key, sample: as for a Restorer.
         """
         as_grey = self.channels == 1 and image.shape[2] == 3
-        lq = to_float_tensor(to_grey(image) if as_grey else image).unsqueeze(0).to(self.device)
+        pixels = to_grey(image) if as_grey else image
+        lq = to_float_tensor(pixels).unsqueeze(0).to(self.device)
         restored = to_image(self.restorer(lq, key, sample)[0].cpu(), image.dtype)
-        return np.repeat(restored, 3, axis=2) if as_grey else restored
+        if as_grey:
+            return np.repeat(restored, 3, axis=2)
+        return restored
 
 
 def image_restorer(options: Options, weights: str, on_step: OnStep | None = None) -> ImageRestorer:

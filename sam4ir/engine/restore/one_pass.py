@@ -1,4 +1,4 @@
-"""Restoring an image by forward passes: whole or in blended tiles, with self-ensemble.
+"""Restore an image by forward passes: whole or in blended tiles, with self-ensemble.
 
 Validation, test.py and scripts/restore.py all restore through this module, so their numbers agree.
 """
@@ -24,7 +24,8 @@ class Restorer(Protocol):
     """A network that restores images, in one pass or by sampling."""
 
     @property
-    def network(self) -> nn.Module: ...  # set to eval mode while images are restored
+    def network(self) -> nn.Module:
+        """The network, which is set to eval mode while images are restored."""
 
     def __call__(self, lq: Tensor, key: str, sample: int = 0) -> Tensor:
         """Restore lq (1, c, h, w) in [0, 1], on the network's device, to (1, c, h scale, w scale) float32, unclamped.
@@ -41,6 +42,7 @@ class PlainRestorer:
     inference: Inference
 
     def __call__(self, lq: Tensor, key: str, sample: int = 0) -> Tensor:
+        """Restore lq (1, c, h, w); see Restorer. key and sample change nothing here."""
         return self.inference(lambda x: restore(self.network, x), lq)
 
 
@@ -66,11 +68,17 @@ class Inference:
         """Restore image (1, c, h, w) in [0, 1] to (1, c, h scale, w scale) float32, unclamped."""
         height, width = image.shape[-2:]
         whole = padded(image, self.multiple)
-        run: Forward = self._tiled(forward) if self.tile else forward
-        restored = ensemble(run, whole) if self.self_ensemble else run(whole)
+        if self.tile:
+            forward = self._tiled(forward)
+        if self.self_ensemble:
+            restored = ensemble(forward, whole)
+        else:
+            restored = forward(whole)
         return restored[..., : height * self.scale, : width * self.scale].float()
 
     def _tiled(self, forward: Forward) -> Forward:
+        """Return the pass over an image in tiles; an image of the size of a tile goes through whole."""
+
         def run(image: Tensor) -> Tensor:
             assert self.tile is not None
             if max(image.shape[-2:]) <= self.tile:
@@ -82,10 +90,12 @@ class Inference:
 
 def padded(image: Tensor, multiple: int, least: int = 0) -> Tensor:
     """Add rows and columns at the bottom and right by reflection, up to a multiple and to the side `least`."""
-    bottom, right = (max(-(-side // multiple) * multiple, least) - side for side in image.shape[-2:])
+    height, width = image.shape[-2:]
+    bottom = max(-(-height // multiple) * multiple, least) - height
+    right = max(-(-width // multiple) * multiple, least) - width
     if not bottom and not right:
         return image
-    mode = "reflect" if bottom < image.shape[-2] and right < image.shape[-1] else "replicate"
+    mode = "reflect" if bottom < height and right < width else "replicate"
     return F.pad(image, (0, right, 0, bottom), mode=mode)
 
 
@@ -135,15 +145,21 @@ def blended(
     total: Tensor | None = None
     weight = torch.zeros(height * scale, width * scale, device=device)
     for group in _groups(corners, batch):
-        tiles = compute([(slice(y, y + side[0]), slice(x, x + side[1])) for y, x in group])
-        for (y, x), values in zip(group, tiles, strict=True):
+        areas = [(slice(y, y + side[0]), slice(x, x + side[1])) for y, x in group]
+        for area, values in zip(areas, compute(areas), strict=True):
             if total is None:
                 total = torch.zeros(1, values.shape[0], height * scale, width * scale, device=device)
-            area = (slice(y * scale, (y + side[0]) * scale), slice(x * scale, (x + side[1]) * scale))
-            total[0, :, area[0], area[1]] += values.float() * window
-            weight[area] += window
+            rows, columns = enlarged(area, scale)
+            total[0, :, rows, columns] += values.float() * window
+            weight[rows, columns] += window
     assert total is not None
     return total / weight
+
+
+def enlarged(area: Area, scale: int) -> Area:
+    """Return the area of the restored image that an area of the input covers."""
+    rows, columns = area
+    return slice(rows.start * scale, rows.stop * scale), slice(columns.start * scale, columns.stop * scale)
 
 
 def _groups(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
@@ -155,9 +171,14 @@ def ensemble(forward: Forward, image: Tensor) -> Tensor:
     """Return the mean over the eight flips and rotations of the image, each turned back (self-ensemble of EDSR)."""
     total: Tensor | None = None
     for flip, turns in itertools.product((False, True), range(4)):
-        turned = torch.rot90(image.flip(-1) if flip else image, turns, (-2, -1))
-        back = torch.rot90(forward(turned), -turns, (-2, -1))
-        back = (back.flip(-1) if flip else back).float()
-        total = back if total is None else total + back
+        turned = image.flip(-1) if flip else image
+        restored = forward(torch.rot90(turned, turns, (-2, -1)))
+        back = torch.rot90(restored, -turns, (-2, -1))
+        if flip:
+            back = back.flip(-1)
+        if total is None:
+            total = back.float()
+        else:
+            total = total + back.float()
     assert total is not None
     return total / 8

@@ -1,4 +1,4 @@
-"""Sampling an image with a diffusion network: the whole canvas is denoised step by step, in tiles where it is large."""
+"""Sample an image with a diffusion network: the whole canvas is denoised step by step, in tiles where it is large."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sam4ir.diffusion.noise import SeededNoise
 from sam4ir.diffusion.process import Process
 from sam4ir.diffusion.samplers import OnStep, Spacing, run_sampler
-from sam4ir.engine.restore.one_pass import Area, blended, padded
+from sam4ir.engine.restore.one_pass import Area, blended, enlarged, padded
 from sam4ir.models.sam_diffsr import image_of, upsampled
 from sam4ir.utils.rng import derived_seed
 
@@ -61,6 +61,7 @@ class DiffusionRestorer:
 
     @torch.no_grad()
     def __call__(self, lq: Tensor, key: str, sample: int = 0) -> Tensor:
+        """Restore lq (1, c, h, w) in [0, 1] to (1, c, h scale, w scale) float32, unclamped; see Restorer."""
         height, width = lq.shape[-2:]
         whole = padded(lq, self.network.multiple, self.network.smallest)  # type: ignore[arg-type]
         size = (whole.shape[-2] * self.scale, whole.shape[-1] * self.scale)
@@ -94,7 +95,7 @@ class DiffusionRestorer:
                 estimate: Tensor = denoise(x, t, condition, lq_up)
             return estimate.float()
 
-        height, width = (side // self.scale for side in lq_up.shape[-2:])
+        height, width = lq_up.shape[-2] // self.scale, lq_up.shape[-1] // self.scale
         if self.sampling.tile is None or max(height, width) <= self.sampling.tile:
             return whole
 
@@ -102,10 +103,10 @@ class DiffusionRestorer:
             assert self.sampling.tile is not None
 
             def compute(areas: list[Area]) -> Tensor:
-                fine = [self._fine(area) for area in areas]
-                cut = [torch.cat([canvas[..., r, c] for r, c in fine]) for canvas in (x, condition, lq_up)]
+                fine = [enlarged(area, self.scale) for area in areas]
+                crops = (_crops(x, fine), t.expand(len(areas)), _crops(condition, fine), _crops(lq_up, fine))
                 with self._autocast(device):
-                    estimate: Tensor = denoise(cut[0], t.expand(len(areas)), cut[1], cut[2])
+                    estimate: Tensor = denoise(*crops)
                 return estimate
 
             return blended(
@@ -120,7 +121,7 @@ class DiffusionRestorer:
 
         return tiled
 
-    def _fine(self, area: Area) -> Area:
-        """Return the area of the canvas that an area of the LR grid covers."""
-        rows, columns = (slice(side.start * self.scale, side.stop * self.scale) for side in area)
-        return rows, columns
+
+def _crops(canvas: Tensor, areas: list[Area]) -> Tensor:
+    """Return the pixels of n areas of a canvas (1, c, h, w), as (n, c, their height, their width)."""
+    return torch.cat([canvas[..., rows, columns] for rows, columns in areas])

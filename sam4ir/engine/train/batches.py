@@ -16,7 +16,7 @@ from sam4ir.utils.dist import World
 
 @dataclass(frozen=True)
 class StageBatches:
-    """Loads the micro-batches of this process for any stage.
+    """The loader of this process's micro-batches, for any stage.
 
     sets: the training set with its loading keys. world: the processes that share each total batch. seed: fixes order,
     crops, flips and noise of all samples. mixing: train.mixing_augs. cuda: whether batches go to a CUDA device; they

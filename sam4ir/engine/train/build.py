@@ -29,9 +29,9 @@ from sam4ir.engine.build import (
     DIFFUSION_ENTRY,
     BuildError,
     build_network,
+    build_part,
     check_images,
     load_pretrained,
-    make,
     naming,
     to_device,
 )
@@ -69,11 +69,12 @@ def build_parts(options: Options, device: torch.device, world: World = ALONE, ch
     networks = _networks(options, train, device, channels)
     if options.checkpoint_activations:
         _checkpoint_activations(networks)
-    emas = {label: Ema(net, train.ema_decay) for label, net in networks.items()}
     starts = {"g": train.distill.refine_iter or 0, "r": 0}  # iterations before the network begins to train
-    optimisers = {label: _optimiser(train, net, label, starts[label]) for label, net in networks.items()}
-    find_unused = options.find_unused_parameters
-    shared = {label: _shared(net, device, world, find_unused) for label, net in networks.items()}
+    emas, optimisers, shared = {}, {}, {}
+    for label, net in networks.items():
+        emas[label] = Ema(net, train.ema_decay)
+        optimisers[label] = _optimiser(train, net, label, starts[label])
+        shared[label] = _shared(net, device, world, options.find_unused_parameters)
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
     seed = options.manual_seed
     builder = LossBuilder(device, min(channels, 3))
@@ -103,7 +104,11 @@ def _networks(options: Options, train: TrainOptions, device: torch.device, chann
     if has_weights:
         _copy_student(student, second, train.distill)
     with torch_stream(seed, "init", "spf"):
-        spf = make(FUSIONS, options.spf, "spf") if options.spf else SemanticPriorsFusion()
+        spf: nn.Module
+        if options.spf:
+            spf = build_part(FUSIONS, options.spf, "spf")
+        else:
+            spf = SemanticPriorsFusion()
     return {"g": student, "r": Refiner(to_device(spf, device, channels_last), second)}
 
 
@@ -120,8 +125,12 @@ def _copy_student(student: nn.Module, second: nn.Module, distill: DistillOptions
 
 def _optimiser(train: TrainOptions, net: nn.Module, label: str, start: int) -> Optimiser:
     """Build the optimiser of a network. start: iterations before the network begins to train."""
-    optim: OptimOptions = (train.optim_r or train.optim_g) if label == "r" else train.optim_g
-    place = "scheduler_r" if label == "r" and train.scheduler_r else "scheduler"
+    optim: OptimOptions = train.optim_g
+    place = "scheduler"
+    if label == "r":
+        optim = train.optim_r or train.optim_g
+        if train.scheduler_r:
+            place = "scheduler_r"
     block: Block | None = getattr(train, place)
     schedule: Callable[[int, float], float] = SCHEDULES.get("ConstantLR")
     if block is not None:
@@ -176,11 +185,12 @@ def _distilling_model(
 
 
 def schedule_of(distill: DistillOptions, total_iter: int) -> Schedule:
-    """Return when student and refiner train; where start_iter is unset, terms start after a tenth of the training."""
+    """Return the schedule of student and refiner; where start_iter is unset, terms start after a tenth of training."""
     if distill.schedule == "two_phase":
         return Schedule(refine_iter=distill.refine_iter)
-    start = distill.start_iter
-    return Schedule(start_iter=start if start is not None else math.ceil(total_iter / 10))
+    if distill.start_iter is None:
+        return Schedule(start_iter=math.ceil(total_iter / 10))
+    return Schedule(start_iter=distill.start_iter)
 
 
 def _shared(net: nn.Module, device: torch.device, world: World, find_unused: bool) -> nn.Module:
@@ -219,8 +229,12 @@ def build_step(options: Options, parts: TrainingParts, device: torch.device, wor
 
 def compilable(parts: TrainingParts) -> dict[str, nn.Module]:
     """Return the networks that `compile` compiles, by label: the student, and the refiner's network without SPF."""
-    networks = parts.model.networks
-    return {label: net.network if isinstance(net, Refiner) else net for label, net in networks.items()}
+    networks: dict[str, nn.Module] = {}
+    for label, network in parts.model.networks.items():
+        if isinstance(network, Refiner):
+            network = network.network
+        networks[label] = network
+    return networks
 
 
 def stages_of(train: TrainOptions, loader: DatasetOptions, world: World) -> list[Stage]:

@@ -1,4 +1,4 @@
-"""--check: examine a run before it starts, and measure what it will take. Trains and writes nothing."""
+"""--check: examine a run before it starts, and measure its time, memory and disk. It trains and writes nothing."""
 
 from __future__ import annotations
 
@@ -164,7 +164,10 @@ def _check_folder(paths: RunPaths, path: PathOptions, resume: bool, findings: Fi
 
 def _existing(path: Path) -> Path:
     """Return the path, or the nearest folder above it that is there."""
-    return next(p for p in (path.absolute(), *path.absolute().parents) if p.exists())
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def _check_weights_files(path: PathOptions, findings: Findings) -> None:
@@ -180,7 +183,9 @@ def _check_checkpoint(
 ) -> None:
     """Load the checkpoint that the run would go on from."""
     with findings.collecting():
-        newest = resuming.load_newest(paths, parts, logging.getLogger("sam4ir")) if resume else None
+        newest = None
+        if resume:
+            newest = resuming.load_newest(paths, parts, logging.getLogger("sam4ir"))
         if newest is not None:
             findings.line(f"resume   from iteration {newest.progress.iteration}")
         elif resume_state:
@@ -224,6 +229,7 @@ def _examine_images(name: str, data: Dataset, findings: Findings) -> None:
 
 
 def _report_networks(parts: TrainingParts, path: PathOptions, findings: Findings) -> None:
+    """Report the size of each network, and the weights that fit."""
     for label, network in parts.model.networks.items():
         findings.line(f"network  net_{label}: {_count(network) / 1e6:.3f} M parameters")
     if path.pretrain_network_g:
@@ -231,12 +237,15 @@ def _report_networks(parts: TrainingParts, path: PathOptions, findings: Findings
 
 
 def _count(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
+    """Return the number of a network's parameters."""
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _check_disk(train: TrainOptions, save_freq: int, root: Path, parts: TrainingParts, findings: Findings) -> None:
     """Compare the checkpoints of the whole run with the free space of the disk."""
-    copies = 2 + (2 if train.ema_decay else 1)  # two moments, the weights, their average
+    copies = 3  # two moments and the weights
+    if train.ema_decay:
+        copies += 1  # the average of the weights
     one = sum(4 * copies * _count(network) for network in parts.model.networks.values())
     number = -(-train.total_iter // save_freq)
     folder = _existing(root)
@@ -281,7 +290,8 @@ def _timed_steps(
         computing.append(time.perf_counter() - loaded)
         loading.append(loaded - begun)
         if not outcome.finite and not outcome.overflow:
-            findings.problem(f"stage {number}: loss or gradient is not finite; images {[b.keys for b in micro]}")
+            images = [batch.keys for batch in micro]
+            findings.problem(f"stage {number}: loss or gradient is not finite; images {images}")
         if step.world.largest(int(sum(computing) > PATIENCE)):
             break
     warm = computing[1:] or computing  # the first step warms up

@@ -29,7 +29,7 @@ class CheckpointError(UserError):
 
 @dataclass
 class Progress:
-    """Where a run is. A checkpoint saves all of it.
+    """The progress of a run. A checkpoint saves all of it.
 
     iteration: the last one computed. sample: number of the next sample in the data stream. validated: iteration of the
     last validation. skipped: steps that were not taken; skipped_in_a_row: those since the last one taken.
@@ -47,7 +47,7 @@ class Progress:
 
 
 class Checkpoint(NamedTuple):
-    """What a loaded checkpoint holds beside weights and moments: where the run was, and its options as YAML."""
+    """The content of a loaded checkpoint beside weights and moments: the progress, and the options as YAML."""
 
     progress: Progress
     options: str
@@ -65,7 +65,11 @@ def save_tensors(content: Mapping[str, Any], path: Path) -> None:
 
 
 def _cpu_state(network: nn.Module) -> dict[str, Tensor]:
-    return {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    """Return the network's state, on the CPU and contiguous."""
+    state = {}
+    for name, tensor in network.state_dict().items():
+        state[name] = tensor.detach().cpu().contiguous()
+    return state
 
 
 def save_checkpoint(paths: RunPaths, parts: TrainingParts, progress: Progress, options_text: str) -> Path:
@@ -78,8 +82,8 @@ def save_checkpoint(paths: RunPaths, parts: TrainingParts, progress: Progress, o
     state = {
         "format": STATE_FORMAT,
         "progress": vars(progress),
-        "optimizers": {label: o.state_dict() for label, o in parts.optimisers.items()},
-        "ema_updates": {label: e.updates for label, e in parts.emas.items()},
+        "optimizers": {label: optimiser.state_dict() for label, optimiser in parts.optimisers.items()},
+        "ema_updates": {label: ema.updates for label, ema in parts.emas.items()},
         "model": parts.model.state(),
         "scaler": parts.scaler.state_dict(),
         "options": options_text,
@@ -108,7 +112,7 @@ def load_checkpoint(state_file: Path, parts: TrainingParts) -> Checkpoint:
         raise CheckpointError(f"{state_file}: is no training state of this version")
     iteration = state["progress"]["iteration"]
     models = state_file.parent.parent / "models"
-    weights = {n: read_file(models / f"net_{n}_{iteration}.pth") for n in parts.model.networks}
+    weights = {label: read_file(models / f"net_{label}_{iteration}.pth") for label in parts.model.networks}
     for label, network in parts.model.networks.items():
         _fill(network, weights[label]["params"], state_file)
         if parts.emas[label].on:
@@ -131,6 +135,7 @@ def load_checkpoint(state_file: Path, parts: TrainingParts) -> Checkpoint:
 
 
 def _fill(network: nn.Module, params: Mapping[str, Tensor], state_file: Path) -> None:
+    """Load all parameters; raise CheckpointError naming the state file where they are another network's."""
     try:
         network.load_state_dict(params, strict=True)
     except RuntimeError as error:

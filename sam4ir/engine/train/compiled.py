@@ -67,18 +67,21 @@ def compiling_is_faster(
             _step(trial, image, autocast)
         compile_seconds = time.perf_counter() - begun
         _step(eager, image, autocast)
-        pairs = [(_timed(eager, image, autocast), _timed(trial, image, autocast)) for _ in range(_ROUNDS)]
+        eager_times, trial_times, ratios = [], [], []
+        for _ in range(_ROUNDS):
+            eager_times.append(_timed(eager, image, autocast))
+            trial_times.append(_timed(trial, image, autocast))
+            ratios.append(trial_times[-1] / eager_times[-1])
     except Exception as error:  # the compiler may fail in any way, and training goes on without it
         log.warning("compile: net_%s stays as it is, since compiling fails: %s", label, _first_line(error))
         return False
-    ratio = statistics.median(compiled / plain for plain, compiled in pairs)
-    plain, compiled = (1000 * statistics.median(times) for times in zip(*pairs, strict=True))
+    ratio = statistics.median(ratios)
     faster = ratio < _WORTH_IT
     log.info(
         "compile: net_%s takes %.1f ms compiled and %.1f ms as it is (ratio %.2f, %.0f s to compile); %s.",
         label,
-        compiled,
-        plain,
+        1000 * statistics.median(trial_times),
+        1000 * statistics.median(eager_times),
         ratio,
         compile_seconds,
         "it runs compiled" if faster else "it stays as it is",
@@ -87,20 +90,23 @@ def compiling_is_faster(
 
 
 def _first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type, at most 200 characters."""
     return (str(error) or type(error).__name__).strip().splitlines()[0][:200]
 
 
 def _step(network: nn.Module, image: Tensor, autocast: torch.autocast) -> None:
+    """Run forward and backward once; wait for the device."""
     with autocast:
         output = network(image)
     outputs = output if isinstance(output, (list, tuple)) else [output]
-    torch.stack([o.float().mean() for o in outputs]).sum().backward()
+    torch.stack([restored.float().mean() for restored in outputs]).sum().backward()
     network.zero_grad(set_to_none=True)
     if image.is_cuda:
         torch.cuda.synchronize(image.device)
 
 
 def _timed(network: nn.Module, image: Tensor, autocast: torch.autocast) -> float:
+    """Return the seconds of one _step."""
     begun = time.perf_counter()
     _step(network, image, autocast)
     return time.perf_counter() - begun

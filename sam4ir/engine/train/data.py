@@ -14,7 +14,7 @@ from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sample import Dataset, Resizable
 from sam4ir.data.sources import listed
 from sam4ir.data.views import View
-from sam4ir.engine.build import BuildError, build_dataset, channels_of, make, naming
+from sam4ir.engine.build import BuildError, build_dataset, build_part, channels_of, naming
 from sam4ir.engine.train.stages import Stage
 from sam4ir.errors import UserError
 from sam4ir.priors.spe import Mean as SpeMean
@@ -44,7 +44,7 @@ def own_views(key: str, block: DatasetOptions, mean: SpeMean) -> dict[str, View]
 
 
 def _view(block: Block, place: str, mean: SpeMean) -> View:
-    view: View = make(VIEWS, block, place, mean=mean)
+    view: View = build_part(VIEWS, block, place, mean=mean)
     return view
 
 
@@ -70,7 +70,8 @@ def masked_dataset(
         )
     data = build_dataset(key, block, scale, masks=store, mask_views=views)
     names = set(store.keys())
-    lacking = [name for name in map(data.key, range(len(data))) if name not in names]
+    keys = [data.key(index) for index in range(len(data))]
+    lacking = [key for key in keys if key not in names]
     if lacking:
         raise BuildError(
             f"datasets.{key}.masks.store: {store.path} lacks {listed(lacking)} of {len(data)}; make their masks, from "
@@ -141,8 +142,12 @@ def data_sets(options: Options) -> Sets:
     ((key, block),) = options.phase("train").items()
     scale, mean = options.scale, options.process.mean
     views = views_of(options)
-    scored = views if options.val is not None and options.val.refiner else {}
-    val = {b.name or k: masked_dataset(k, b, scored, scale, mean) for k, b in options.phase("val").items()}
+    val_views: Mapping[str, View] = {}
+    if options.val is not None and options.val.refiner:
+        val_views = views
+    val = {}
+    for val_key, val_block in options.phase("val").items():
+        val[val_block.name or val_key] = masked_dataset(val_key, val_block, val_views, scale, mean)
     data = masked_dataset(key, block, views, scale, mean)
     if block.gt_sizes is not None and not isinstance(data, Resizable):
         raise BuildError(

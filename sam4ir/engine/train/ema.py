@@ -21,7 +21,9 @@ class Ema:
         self.source = network
         self.decay = decay
         self.updates = 0
-        self.module = copy.deepcopy(network).eval().requires_grad_(False) if decay > 0 else network
+        self.module = network
+        if decay > 0:
+            self.module = copy.deepcopy(network).eval().requires_grad_(False)
 
     @property
     def on(self) -> bool:
@@ -35,7 +37,8 @@ class Ema:
             return
         weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
-        learned = [p.requires_grad for p in self.source.parameters()]  # frozen parameters are equal already
+        # frozen parameters are equal already
+        learned = [parameter.requires_grad for parameter in self.source.parameters()]
         averaged, values = _split(self.module, learned), _split(self.source, learned)
         torch._foreach_lerp_(averaged[0], values[0], weight)
         for average, value in zip(averaged[1], values[1], strict=True):
@@ -44,6 +47,10 @@ class Ema:
 
 def _split(network: nn.Module, learned: Sequence[bool]) -> tuple[list[Tensor], list[Tensor]]:
     """Split learned parameters and buffers into those of floating point and the others."""
-    parameters = itertools.compress(network.parameters(), learned)
-    tensors = [t.detach() for t in (*parameters, *network.buffers())]
-    return [t for t in tensors if t.is_floating_point()], [t for t in tensors if not t.is_floating_point()]
+    floating, others = [], []
+    for tensor in (*itertools.compress(network.parameters(), learned), *network.buffers()):
+        if tensor.is_floating_point():
+            floating.append(tensor.detach())
+        else:
+            others.append(tensor.detach())
+    return floating, others

@@ -32,16 +32,16 @@ class NoJournal:
     """The journal of the other processes, which write nothing."""
 
     def write(self, iteration: int, record: Mapping[str, Any]) -> None:
-        return None
+        """Write nothing."""
 
     def scores(self, iteration: int, scores: Iterable[Score]) -> None:
-        return None
+        """Write nothing."""
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        return None
+        """Write nothing."""
 
     def close(self) -> None:
-        return None
+        """Close nothing."""
 
 
 class FileJournal:
@@ -57,9 +57,11 @@ class FileJournal:
         self._scalars = scalars(paths.tensorboard if tensorboard else None, progress.iteration)
 
     def write(self, iteration: int, record: Mapping[str, Any]) -> None:
-        self._json.write({"iter": iteration, **{k: _plain(v) for k, v in record.items()}})
+        """Write one JSON line; numbers that are not finite become texts."""
+        self._json.write({"iter": iteration, **{name: _plain(value) for name, value in record.items()}})
 
     def scores(self, iteration: int, scores: Iterable[Score]) -> None:
+        """Write a row of the table for each score."""
         rows = []
         for score in scores:
             head = {"iter": iteration, "dataset": score.dataset, "stage": score.output, "image": score.image}
@@ -67,10 +69,12 @@ class FileJournal:
         self._csv.write(rows)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Write scalars by TensorBoard tag."""
         for tag, value in values.items():
             self._scalars.add_scalar(tag, value, iteration)
 
     def close(self) -> None:
+        """Close the files."""
         self._json.close()
         self._csv.close()
         self._scalars.close()
@@ -78,4 +82,6 @@ class FileJournal:
 
 def _plain(value: Any) -> Any:
     """Return a value as JSON can hold it: infinity and NaN as texts."""
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -17,7 +17,7 @@ from sam4ir.data.sample import Batch
 from sam4ir.engine import build
 from sam4ir.engine.devices import choose_device, make_deterministic
 from sam4ir.engine.evaluate.build import build_metrics
-from sam4ir.engine.evaluate.metric import prepare_metrics
+from sam4ir.engine.evaluate.metric import prepare_metrics, protocols_of
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.log import Pace, console
 from sam4ir.engine.restore.build import restore_recipe
@@ -69,8 +69,7 @@ class Trainer:
         self.parts = build_train.build_parts(options, self.device, world, self.sets.channels)
         self.metrics = prepare_metrics(build_metrics(options.val, options.basicsr), self.device)
         self.lock = resuming.claim_run(self.paths, world)
-        self.log: logging.Logger = console(self.paths.run / f"train_{self.name}.log" if world.main else None)
-        self.log.setLevel(logging.INFO if world.main else logging.ERROR)
+        self.log = self._console()
         self.progress = self._begin(options, resume)
         options_text = dump_options(options)
         self.journal = self._journal(options_text, options.logger.use_tb_logger)
@@ -117,12 +116,24 @@ class Trainer:
             resuming.report_resumed(self.log, self.name, progress.iteration, changes(checkpoint.options, options))
             resuming.refuse_shorter(self.paths, progress.iteration, self.total_iter)
             return progress
-        protocols = {name: metric.protocol for name, metric in self.metrics.items()}
-        several = f", {self.world.size} processes" if self.world.size > 1 else ""
-        resuming.report_started(self.log, self.paths, f"{self.device}{several}", protocols, self.world)
+        place = str(self.device)
+        if self.world.size > 1:
+            place += f", {self.world.size} processes"
+        resuming.report_started(self.log, self.paths, place, protocols_of(self.metrics), self.world)
         return Progress()
 
+    def _console(self) -> logging.Logger:
+        """Return the log: the main process writes a file too, the others show errors alone."""
+        if self.world.main:
+            log = console(self.paths.run / f"train_{self.name}.log")
+            log.setLevel(logging.INFO)
+        else:
+            log = console(None)
+            log.setLevel(logging.ERROR)
+        return log
+
     def _journal(self, options_text: str, tensorboard: bool) -> Journal:
+        """Begin or continue the journal, and write options.yml; in the main process alone."""
         if not self.world.main:
             return NoJournal()
         write_text(self.paths.run / "options.yml", options_text)
@@ -130,6 +141,7 @@ class Trainer:
         return FileJournal(self.paths, columns, self.progress, tensorboard)
 
     def _validation(self, options: Options) -> Validation | None:
+        """Return the validation of the run, None without a `val` block."""
         if options.val is None:
             return None
         return Validation(
@@ -146,6 +158,7 @@ class Trainer:
         )
 
     def _compile(self, seed: int, scale: int) -> None:
+        """Compile the networks that run faster so, as measured on images of the first stage."""
         first, loader = self.stages[0], self.sets.loader
         side = (first.gt_size or loader.arguments.get("gt_size") or 256) // scale
 
@@ -205,7 +218,7 @@ class Trainer:
                 sample += left * stage.total_batch
 
     def _iterate(self, iteration: int, stage: Stage, batches: Iterator[Batch], pace: Pace) -> None:
-        """Load micro-batches, take one optimiser step, record it, and do what is due at this iteration."""
+        """Load micro-batches, take one optimiser step, record it, and validate and save where that is due."""
         printed = iteration % self.print_freq == 0
         begun = time.perf_counter()
         micro = self._load(batches, stage)
@@ -241,7 +254,11 @@ class Trainer:
             raise Interrupted(number)
 
     def _advice(self, error: Exception) -> str:
-        stage = next((s for s in self.stages if self.progress.iteration < s.end), self.stages[-1])
+        """Return the message for a device without memory left, with the keys that save memory."""
+        stage = self.stages[0]
+        for stage in self.stages:
+            if self.progress.iteration < stage.end:
+                break
         return (
             f"{self.name}: out of memory after iteration {self.progress.iteration} "
             f"({str(error).splitlines()[0]}). Stage {stage}. Lower its micro-batch (batch_size_per_gpu or "

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sam4ir.config.schema import Block, TrainOptions
-from sam4ir.engine.build import make, to_device
+from sam4ir.engine.build import build_part, to_device
 from sam4ir.errors import UserError
 from sam4ir.losses.perceptual import Variant
 from sam4ir.models.restoration import Loss, LossInParts, Reconstruction
@@ -31,8 +31,10 @@ class LossBuilder:
 
     def build(self, block: Block, place: str) -> Loss | LossInParts:
         """Return the loss that a block names. Raises BuildError that names `place`, the key of the block."""
-        loss: Loss | LossInParts = make(LOSSES, block, place, build_features=self._build_features)
-        return loss.to(self.device) if isinstance(loss, nn.Module) else loss
+        loss: Loss | LossInParts = build_part(LOSSES, block, place, build_features=self._build_features)
+        if isinstance(loss, nn.Module):
+            return loss.to(self.device)
+        return loss
 
     def _build_features(
         self, variant: Variant, layers: tuple[str, ...], weights: str | None, normalise: bool
@@ -71,4 +73,6 @@ def build_refinement(train: TrainOptions, student: Reconstruction, builder: Loss
 
 def _of_refiner(name: str) -> str:
     """Return the refiner's name of a loss of the student: refine for pix, refine_<name> for another one."""
-    return REFINER if name == PIXEL else f"{REFINER}_{name}"
+    if name == PIXEL:
+        return REFINER
+    return f"{REFINER}_{name}"

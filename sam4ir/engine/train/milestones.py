@@ -1,4 +1,4 @@
-"""What a run does at its milestones: it validates, keeps its best records, and saves checkpoints."""
+"""The milestones of a run, where it validates, keeps its best records, and saves checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BestRecords = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Validation:
-    """Scores the averaged networks of a run on its validation sets.
+    """The scoring of a run's averaged networks on its validation sets.
 
     recipe: how images are restored; its `val` also says whether the refiner is scored and whether images are saved.
     sets: data sets by name. folder: where images go, as <folder>/<data set>/<iteration>. signals: ends a validation.
@@ -76,12 +76,14 @@ class Validation:
 def validation_outputs(recipe: RestoreRecipe, parts: TrainingParts, device: torch.device) -> Outputs:
     """Return the outputs that validation scores: the averaged student's, and the refiner's where val.refiner is set."""
     emas = parts.emas
-    refiner = emas["r"].module if recipe.val.refiner and "r" in emas else None
+    refiner = None
+    if recipe.val.refiner and "r" in emas:
+        refiner = emas["r"].module
     return Outputs(restore_build.build_restorer(recipe, emas["g"].module), device, refiner)
 
 
 class Milestones:
-    """Validates and saves a run at the iterations where that is due; the main process alone writes.
+    """The validations and checkpoints of a run at the iterations where they are due; the main process alone writes.
 
     validation: None for a run that does not validate. total_iter: the last iteration, which is always a milestone.
     save_freq: iterations between checkpoints. options_text: the options as YAML, for checkpoints.
@@ -127,6 +129,7 @@ class Milestones:
             self.save()
 
     def _validation_due(self) -> bool:
+        """Return whether this iteration validates; the last one does too."""
         iteration = self.progress.iteration
         if self.validation is None or self.validation.recipe.val.val_freq is None:
             return False
@@ -149,7 +152,10 @@ class Milestones:
         for (dataset, output), values in means(scores, sets).items():
             if output in BASELINES:
                 continue
-            lines = [f"Validation {dataset}" + (" (refiner)" if output == "refined" else "")]
+            head, suffix = f"Validation {dataset}", ""
+            if output == "refined":
+                head, suffix = f"{head} (refiner)", "_refiner"
+            lines = [head]
             for metric, mean in values.items():
                 line = f"\t # {metric}: {mean}"
                 if output == "restored":
@@ -157,7 +163,7 @@ class Milestones:
                     best = update_best(self.progress.best, f"{dataset}/{metric}", mean.value, iteration, lower)
                     line += f"\tBest: {best['value']:.4f} @ {int(best['iter'])} iter"
                 lines.append(line)
-                values_by_tag[f"metrics/{dataset}/{metric}" + ("_refiner" if output == "refined" else "")] = mean.value
+                values_by_tag[f"metrics/{dataset}/{metric}{suffix}"] = mean.value
             self.log.info("\n".join(lines))
         self.journal.scalars(iteration, values_by_tag)
         self.journal.write(iteration, values_by_tag)

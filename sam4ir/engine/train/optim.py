@@ -22,7 +22,9 @@ def learning_rate(base_lr: float, schedule: Callable[[int, float], float], warmu
 
     def rate(iteration: int) -> float:
         step = max(iteration - start, 1)
-        return base_lr * step / warmup_iter if step < warmup_iter else schedule(step - 1, base_lr)
+        if step < warmup_iter:
+            return base_lr * step / warmup_iter
+        return schedule(step - 1, base_lr)
 
     return rate
 
@@ -45,7 +47,7 @@ class Optimiser:
         eps: float = 1e-8,
         clip: float | None = None,
     ) -> None:
-        self.parameters = [p for p in parameters if p.requires_grad]
+        self.parameters = [parameter for parameter in parameters if parameter.requires_grad]
         self.rate = rate
         self.clip = clip
         fused = all(p.device.type in {"cpu", "cuda"} and p.is_floating_point() for p in self.parameters)
@@ -55,7 +57,8 @@ class Optimiser:
 
     def gradient_norm(self) -> Tensor:
         """Clip the gradient to `clip`, and return its L2 norm before that."""
-        return nn.utils.clip_grad_norm_(self.parameters, self.clip if self.clip is not None else float("inf"))
+        largest = float("inf") if self.clip is None else self.clip
+        return nn.utils.clip_grad_norm_(self.parameters, largest)
 
     def step(self, iteration: int) -> None:
         """Update the parameters with the learning rate of this iteration."""

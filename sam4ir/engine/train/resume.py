@@ -1,4 +1,4 @@
-"""Resuming: who may write into a run's folder, and which checkpoint the run goes on from."""
+"""Resume a run: lock its folder, and choose the checkpoint that the run goes on from."""
 
 from __future__ import annotations
 
@@ -58,7 +58,9 @@ def refuse_overwrite(paths: RunPaths, resume_state: str | None = None) -> None:
     weights = sorted(paths.models.glob("net_*.pth"))
     if not iterations and not weights:
         return
-    last = f"checkpoints up to iteration {iterations[0]}" if iterations else f"{len(weights)} weight files"
+    last = f"{len(weights)} weight files"
+    if iterations:
+        last = f"checkpoints up to iteration {iterations[0]}"
     raise RunExistsError(
         f"{paths.run}: holds a run with {last}. Nothing was changed. To go on with it add --auto_resume; "
         f"to train anew give another name, such as --force_yml name={paths.name}_2"
@@ -74,7 +76,9 @@ def claim_run(paths: RunPaths, world: World) -> FileLock | None:
         mark_run(paths, launch())
 
     world.main_first(claim)
-    return locks[0] if locks else None
+    if not locks:
+        return None
+    return locks[0]
 
 
 def lock_run(paths: RunPaths) -> FileLock:
@@ -101,10 +105,15 @@ def load_agreed(
     """
     if not world.main:
         state_file: Path | None = world.from_main(None)
-        return load_checkpoint(state_file, parts) if state_file is not None else None
-    checkpoint = load_newest(paths, parts, log) if resume else None
-    state_file = paths.state(checkpoint.progress.iteration) if checkpoint is not None else None
-    if checkpoint is None and resume_state:
+        if state_file is None:
+            return None
+        return load_checkpoint(state_file, parts)
+    checkpoint, state_file = None, None
+    if resume:
+        checkpoint = load_newest(paths, parts, log)
+    if checkpoint is not None:
+        state_file = paths.state(checkpoint.progress.iteration)
+    elif resume_state:
         state_file = Path(resume_state)
         checkpoint = load_checkpoint(state_file, parts)
     world.from_main(state_file)
@@ -116,7 +125,7 @@ def load_newest(paths: RunPaths, parts: TrainingParts, log: logging.Logger) -> C
 
     One that is torn (a full disk, a copy cut short) is passed over with a warning for the one before.
     """
-    state_files = [paths.state(i) for i in paths.saved_iterations()]
+    state_files = [paths.state(iteration) for iteration in paths.saved_iterations()]
     for state_file in state_files:
         try:
             return load_checkpoint(state_file, parts)

@@ -94,10 +94,18 @@ def multi_step_restart(
         restart_weights: Factor of base_lr after each restart; as long as restarts.
     """
     _same_length("restarts", restarts, restart_weights=restart_weights)
-    begun = [(r, w) for r, w in zip(restarts, restart_weights, strict=True) if r <= iteration]
-    start, weight = max(begun, default=(0, 1.0))
-    passed = sum(start < m <= iteration for m in milestones)
+    start, weight = _last_restart(iteration, restarts, restart_weights)
+    passed = sum(start < milestone <= iteration for milestone in milestones)
     return base_lr * weight * gamma**passed
+
+
+def _last_restart(iteration: int, restarts: Sequence[int], weights: Sequence[float]) -> tuple[int, float]:
+    """Return the last restart up to an iteration and its weight; (0, 1) before the first."""
+    reached = []
+    for restart, weight in zip(restarts, weights, strict=True):
+        if restart <= iteration:
+            reached.append((restart, weight))
+    return max(reached, default=(0, 1.0))
 
 
 def linear(iteration: int, base_lr: float, total_iter: int) -> float:
@@ -126,7 +134,9 @@ def vibrate(iteration: int, base_lr: float, total_iter: int) -> float:
         raise UserError(f"total_iter {total_iter} is under 160, so that its eighty triangles have no iteration each")
     envelope = _envelope(iteration / total_iter)
     rise = iteration % period / half
-    height = envelope * (rise if rise < 1 else 2 - rise)
+    if rise >= 1:
+        rise = 2 - rise
+    height = envelope * rise
     if iteration < half:
         height = max(0.1, height)
     return base_lr * height
@@ -136,7 +146,9 @@ def _envelope(progress: float) -> float:
     """Return the height of vibrate's triangles after a share of the training, over base_lr."""
     if progress < 3 / 8:
         return 1 - progress * 8 / 3
-    return 0.2 if progress < 5 / 8 else 0.1
+    if progress < 5 / 8:
+        return 0.2
+    return 0.1
 
 
 def _cosine(base_lr: float, eta_min: float, progress: float, weight: float = 1.0) -> float:

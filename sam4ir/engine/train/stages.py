@@ -35,10 +35,16 @@ class Stage:
         return self.total_batch // (self.micro_batch * self.processes)
 
     def __str__(self) -> str:
-        patch = "" if self.gt_size is None else f"patches of {self.gt_size}, "
-        shares = f"{self.processes} x {self.micro_batch} images" if self.processes > 1 else f"{self.micro_batch} images"
-        rounds = f" in {self.rounds} rounds" if self.rounds > 1 else ""
-        return f"iterations {self.start + 1} to {self.end}: {patch}batch {self.total_batch} as {shares}{rounds}"
+        text = f"iterations {self.start + 1} to {self.end}: "
+        if self.gt_size is not None:
+            text += f"patches of {self.gt_size}, "
+        text += f"batch {self.total_batch} as "
+        if self.processes > 1:
+            text += f"{self.processes} x "
+        text += f"{self.micro_batch} images"
+        if self.rounds > 1:
+            text += f" in {self.rounds} rounds"
+        return text
 
 
 def stages(train: TrainOptions, loader: DatasetOptions, processes: int) -> list[Stage]:
@@ -50,12 +56,16 @@ def stages(train: TrainOptions, loader: DatasetOptions, processes: int) -> list[
     micro = loader.mini_batch_sizes or (loader.batch_size_per_gpu,)
     ends = [min(end, train.total_iter) for end in itertools.accumulate(loader.iters or (train.total_iter,))]
     ends[-1] = train.total_iter
-    totals = train.total_batch if isinstance(train.total_batch, tuple) else (train.total_batch,) * len(sizes)
+    totals: Sequence[int | None] = (None,) * len(sizes)
+    if isinstance(train.total_batch, tuple):
+        totals = train.total_batch
+    elif train.total_batch is not None:
+        totals = (train.total_batch,) * len(sizes)
     stages_in_order = []
     for start, end, size, batch, total in zip([0, *ends], ends, sizes, micro, totals, strict=False):
-        whole = total if total is not None else batch * processes
+        whole = batch * processes if total is None else total
         if whole % (batch * processes):
-            at = f" (patches of {size})" if size is not None else ""
+            at = "" if size is None else f" (patches of {size})"
             raise UserError(
                 f"train.total_batch: {whole}{at} is no multiple of what {processes} process(es) compute at once, "
                 f"{processes} x {batch}; change total_batch, or the micro-batch (mini_batch_sizes or "

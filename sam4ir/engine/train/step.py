@@ -105,7 +105,10 @@ class Step:
         """
         if not self.wrapped or self.find_unused or not set(self.parts.model.active(iteration)) - self.checked:
             return
-        buffers = [(buffer, buffer.clone()) for network in self.wrapped for buffer in network.buffers()]
+        buffers = []
+        for network in self.wrapped:
+            for buffer in network.buffers():
+                buffers.append((buffer, buffer.clone()))
         self._backward(batch, iteration, False, 1)
         self._check_unused(iteration)
         self.parts.model.end_step(lambda squares: squares * math.nan)  # its measurements do not count either
@@ -129,14 +132,17 @@ class Step:
                 if parameter.requires_grad and parameter.grad is None:
                     unused.append(f"net_{label}.{name}")
         if unused:
-            more = ", ..." if len(unused) > 5 else ""
+            names = ", ".join(unused[:5])
+            if len(unused) > 5:
+                names += ", ..."
             raise UnusedParametersError(
-                f"{len(unused)} parameters take no part in the loss: {', '.join(unused[:5])}{more}. Remove them from "
+                f"{len(unused)} parameters take no part in the loss: {names}. Remove them from "
                 "the network, freeze them (requires_grad), or set find_unused_parameters: true"
             )
         self.checked |= labels
 
     def _update(self, iteration: int, values: dict[str, float]) -> Outcome:
+        """Update the networks and their averages if loss and gradient are finite; drop the gradients."""
         active, scaler = self.parts.model.active(iteration), self.parts.scaler
         for label in active:
             scaler.unscale_(self.parts.optimisers[label].inner)
@@ -154,4 +160,5 @@ class Step:
 
 
 def _finite(values: Mapping[str, float]) -> bool:
-    return all(math.isfinite(v) for k, v in values.items() if k.startswith("l_"))
+    """Return whether every term of the loss is finite."""
+    return all(math.isfinite(value) for name, value in values.items() if name.startswith("l_"))

@@ -1,4 +1,4 @@
-"""The record of every step: its JSON line, its console line, and the steps that were not taken."""
+"""The record of every step: its JSON line, its console line, and whether it was skipped."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NonFiniteError(UserError):
 
 
 class StepLog:
-    """Records the steps of a run.
+    """The log of a run's steps.
 
     max_nonfinite: steps in a row that may fail to be finite before the run ends.
     """
@@ -56,7 +56,7 @@ class StepLog:
         self.max_nonfinite = max_nonfinite
 
     def record(self, outcome: Outcome, micro: Sequence[Batch]) -> None:
-        """Write the JSON line of the iteration; count a step that was not taken, and name its images.
+        """Write the JSON line of the iteration; count a step that was skipped, and name its images.
 
         Raises NonFiniteError where too many steps in a row were not finite.
         """
@@ -67,11 +67,16 @@ class StepLog:
             for reason in reasons:
                 self.log.error("Iteration %d: image skipped: %s", progress.iteration, reason)
         lowers_scale = outcome.overflow and self.parts.scaler.get_scale() >= 1  # a scale below 1 is no remedy
-        progress.skipped_in_a_row = 0 if outcome.finite or lowers_scale else progress.skipped_in_a_row + 1
+        if outcome.finite or lowers_scale:
+            progress.skipped_in_a_row = 0
+        else:
+            progress.skipped_in_a_row += 1
         if not outcome.finite:
             progress.skipped += 1
             line |= {"skipped": True, "images": self._keys(micro)}
-            cause = "float16 overflows, its scale is lowered" if lowers_scale else "loss or gradient is not finite"
+            cause = "loss or gradient is not finite"
+            if lowers_scale:
+                cause = "float16 overflows, its scale is lowered"
             images = ", ".join(line["images"])
             self.log.warning("Iteration %d: %s; step skipped. Images: %s", progress.iteration, cause, images)
         self.journal.write(progress.iteration, line)
@@ -84,14 +89,18 @@ class StepLog:
 
     def _skipped_images(self, micro: Sequence[Batch]) -> list[str]:
         """Return why images were skipped (bad_images: skip), in all processes."""
-        reasons = list(itertools.chain.from_iterable(batch.skipped for batch in micro))
+        reasons: list[str] = []
+        for batch in micro:
+            reasons += batch.skipped
         if self.sets.loader.bad_images == "stop" or not self.world.largest(len(reasons)):
             return []
         return list(itertools.chain.from_iterable(self.world.gather(reasons)))
 
     def _keys(self, micro: Sequence[Batch]) -> list[str]:
         """Return the keys of the images in all processes."""
-        keys = list(itertools.chain.from_iterable(batch.keys for batch in micro))
+        keys: list[str] = []
+        for batch in micro:
+            keys += batch.keys
         return list(itertools.chain.from_iterable(self.world.gather(keys)))
 
     def show(self, values: Mapping[str, float], pace: Pace, times: tuple[float, float]) -> None:
@@ -105,5 +114,8 @@ class StepLog:
         epoch = self.progress.sample // max(len(self.sets.train) * self.sets.loader.dataset_enlarge_ratio, 1)
         line = message(self.paths.name, epoch, iteration, rates, eta, times, values)
         self.log.info("%s peak memory: %s", line, in_words(peak_memory(self.device)))
-        tags = {f"losses/{name}" if name.startswith("l_") else name: value for name, value in values.items()}
+        tags = {}
+        for name, value in values.items():
+            tag = f"losses/{name}" if name.startswith("l_") else name
+            tags[tag] = value
         self.journal.scalars(iteration, {**tags, "lr": rates[0]})

@@ -10,7 +10,7 @@ from torch import nn
 from sam4ir.config.schema import TermOptions, TrainOptions
 from sam4ir.distill.balance import TermWeight
 from sam4ir.distill.sgr import Analyser, BuildAnalyser, Variant
-from sam4ir.engine.build import make, to_device
+from sam4ir.engine.build import build_part, to_device
 from sam4ir.models.sam_distill import Term
 from sam4ir.registry import TERMS
 
@@ -23,7 +23,7 @@ def build_terms(train: TrainOptions, device: torch.device) -> dict[str, Term]:
     terms = {}
     for name, (path, block) in train.terms.items():
         if not block.off:
-            loss = make(TERMS, block, ".".join(path), build_analyser=_analysers(device))
+            loss = build_part(TERMS, block, ".".join(path), build_analyser=_analysers(device))
             if isinstance(loss, nn.Module):
                 loss = loss.to(device)
             terms[name] = Term(loss, block.target, _weight(block), block.every)

@@ -13,9 +13,10 @@ from sam4ir.priors.spe import Mean, SpeRecord, spe_map
 
 
 class RegionView(LabelView):
-    """Visible parts of the masks after painting, one label each; what SPF, SPD and SGR read."""
+    """Visible parts of the masks after painting, one label each, which SPF, SPD and SGR read."""
 
     def read(self, record: MaskRecord, window: Window) -> np.ndarray:
+        """Return the labels (h, w) of a window."""
         return record.region_map(window.top, window.left, window.height, window.width)
 
 
@@ -30,4 +31,5 @@ class SpeView(ValueView):
     mean: Mean = "image"
 
     def read(self, record: SpeRecord, window: Window) -> np.ndarray:
+        """Return the encoding (h, w) of a window, float32."""
         return spe_map(record, window.top, window.left, window.height, window.width, self.mean)

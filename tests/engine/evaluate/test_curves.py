@@ -24,7 +24,7 @@ from sam4ir.engine.evaluate.published import PublishedError, dataset_of
 from sam4ir.engine.evaluate.report import columns
 from sam4ir.engine.evaluate.result_folder import ResultsExistError
 from sam4ir.engine.evaluate.results import Result, read_result, read_results
-from sam4ir.engine.evaluate.score import score, score_all, with_published, with_weights
+from sam4ir.engine.evaluate.score import score_all, score_network, with_published, with_weights
 from sam4ir.registry import METRICS
 from sam4ir.utils.image import read_image
 
@@ -122,7 +122,7 @@ def test_scores_of_another_file_or_other_options_are_not_mixed(
     with pytest.raises(ResultsExistError, match="other options"):
         score_all(other, checkpoints(run))
     with pytest.raises(ResultsExistError, match="other options"):
-        score(options)
+        score_network(options)
     score_all(other, checkpoints(run)[:1], overwrite=True)
     assert {r["iter"] for r in rows(world.root / "results" / "sr")} == {"1"}  # the others were of other options
 
@@ -156,7 +156,7 @@ def test_weights_that_are_not_there_are_named_before_anything_is_made(world: Wor
 def test_one_of_weights_takes_the_place_of_the_files(world: World, options: Options) -> None:
     other = world.root / "other.pth"
     torch.save({"params": {"shift": torch.full((1,), 0.3)}}, other)
-    plain, worse = score(options), score(with_weights(options, str(other)), overwrite=True)
+    plain, worse = score_network(options), score_network(with_weights(options, str(other)), overwrite=True)
     means = [float(next(line for line in t.splitlines() if " restored" in line).split()[-1]) for t in (plain, worse)]
     assert means[0] > means[1] + 5
 
@@ -206,7 +206,7 @@ def test_published_figures_stand_beside_ours_of_the_same_data_set_and_protocol(w
         "published": "samdiffsr",
         "metrics": {"mine": {"type": "psnr_y"}, "border": {"type": "ssim_y", "crop_border": 4}},
     }
-    text = score(load_options(world.write(values)))
+    text = score_network(load_options(world.write(values)))
     lines = text.splitlines()
     (row,) = [line.split() for line in lines if line.startswith("Set5") and "PSNR" in line]
     ours = next(line for line in lines if " restored" in line).split()
@@ -223,9 +223,9 @@ def test_other_data_sets_are_told_and_an_unknown_table_is_refused(world: World) 
     values = sr_values(world)
     values["datasets"]["test_1"]["name"] = "mine"
     options = load_options(world.write(values))
-    assert "no data set here has the name of one of Set5, Set14" in score(with_published(options, "SAM-DiffSR"))
+    assert "no data set here has the name of one of Set5, Set14" in score_network(with_published(options, "SAM-DiffSR"))
     with pytest.raises(PublishedError, match="no table is called 'sam-difsr'; did you mean 'SAM-DiffSR'"):
-        score(with_published(options, "sam-difsr"))
+        score_network(with_published(options, "sam-difsr"))
 
 
 @pytest.mark.parametrize(

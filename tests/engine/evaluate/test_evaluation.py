@@ -23,7 +23,7 @@ from sam4ir.engine.evaluate.metric import Metric, MetricBuildError, prepare_metr
 from sam4ir.engine.evaluate.report import Score, SetScore, means, printable, text_table
 from sam4ir.engine.evaluate.result_folder import write_results
 from sam4ir.engine.evaluate.results import read_result
-from sam4ir.engine.evaluate.score import score
+from sam4ir.engine.evaluate.score import score_network
 from sam4ir.engine.evaluate.testbed import Scores
 from sam4ir.engine.evaluate.validate import Outputs, evaluate
 from sam4ir.engine.restore import build as restore_build
@@ -265,7 +265,7 @@ def test_test_py_writes_metrics_of_sets_and_samples_and_they_are_read_back(
     values["val"]["metrics"]["fid"] = {"type": "small_fid"}
     monkeypatch.setattr(restore_build, "build_restorer", lambda options, network: Noisy())
     options = load_options(world.write(values))
-    text = score(options.model_copy(update={"val": options.val.model_copy(update={"samples": 2})}))
+    text = score_network(options.model_copy(update={"val": options.val.model_copy(update={"samples": 2})}))
     folder = world.root / "results" / "sr"
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["lower_is_better"] == summary["of_sets"] == ["fid"]
@@ -292,7 +292,7 @@ def test_test_py_writes_metrics_of_sets_and_samples_and_they_are_read_back(
 
 
 def test_one_sample_has_no_column_and_no_spread(world: World) -> None:
-    text = score(load_options(world.write(sr_values(world))))
+    text = score_network(load_options(world.write(sr_values(world))))
     folder = world.root / "results" / "sr"
     assert (folder / "metrics.csv").read_text().startswith("dataset,stage,image,lr_psnr,psnr_y\n")
     assert "spread" not in json.loads((folder / "summary.json").read_text())
@@ -320,7 +320,7 @@ def test_what_a_metric_lacks_is_told_before_any_image_is_restored(
         "weights": r"val\.metrics\.mine: lpips_alex: the weights .*fetch_weights\.py lpips_alex",
     }
     with pytest.raises(MetricBuildError, match=expected[case]):
-        score(load_options(world.write(values)))
+        score_network(load_options(world.write(values)))
     assert not restored
     assert not (world.root / "results").exists()
 

@@ -22,7 +22,7 @@ from sam4ir.diffusion.process import Process
 from sam4ir.diffusion.schedule import cosine_schedule, linear_schedule
 from sam4ir.engine import build
 from sam4ir.engine.build import BuildError
-from sam4ir.engine.evaluate.score import score
+from sam4ir.engine.evaluate.score import score_network
 from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.restore.sampling import Sampling
 from sam4ir.engine.train import data as train_data
@@ -148,7 +148,7 @@ def test_test_py_repeats_the_numbers_of_validation_and_restore_writes_the_same_i
         "path": {"root": str(world.root), "pretrain_network_g": str(run / "models" / "net_g_latest.pth")},
         "val": {**diffusion["val"], "val_freq": None, "save_img": True},
     }
-    score(options_of(world, tested))
+    score_network(options_of(world, tested))
     mine = (world.root / "results" / "tested" / "metrics.csv").read_text().splitlines()
     validated = (run / "validation.csv").read_text().splitlines()
     last = {line.split(",", 1)[1] for line in validated if line.startswith("8,") and ",restored," in line}
@@ -307,7 +307,7 @@ def test_weights_are_not_sampled_by_another_process_than_theirs(
     tested = {**diffusion, "train": None, "datasets": {"test": diffusion["datasets"]["val"]}}
     tested["path"] = {"root": str(world.root), "pretrain_network_g": str(weights)}
     with pytest.raises(BuildError, match=message):
-        score(options_of(world, {**tested, "name": "t"}, override, "val:sampling:sampler=ddpm"))
+        score_network(options_of(world, {**tested, "name": "t"}, override, "val:sampling:sampler=ddpm"))
 
 
 def test_keys_that_another_key_switches_off_are_told(world: World, diffusion: dict) -> None:

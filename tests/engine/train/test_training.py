@@ -16,7 +16,7 @@ from sam4ir.config.load import load_options
 from sam4ir.data.loader import eval_samples
 from sam4ir.engine.build import BuildError
 from sam4ir.engine.evaluate.result_folder import ResultsExistError
-from sam4ir.engine.evaluate.score import score
+from sam4ir.engine.evaluate.score import score_network
 from sam4ir.engine.evaluate.validate import Outputs
 from sam4ir.engine.interrupt import Interrupted
 from sam4ir.engine.restore.one_pass import Inference, PlainRestorer
@@ -254,7 +254,7 @@ def test_validation_scores_input_student_and_refiner_and_test_repeats_its_number
     values = world.values(False, name="tested")
     values["datasets"] = {"test": {**values["datasets"]["val"]}}
     values["path"]["pretrain_network_g"] = str(folder / "models" / "net_g_latest.pth")
-    table = score(load_options(world.write(values)))
+    table = score_network(load_options(world.write(values)))
     assert "restored" in table
     summary = json.loads((world.root / "results" / "tested" / "summary.json").read_text())
     for row in rows:
@@ -269,11 +269,11 @@ def test_results_of_other_options_are_not_overwritten(world: World) -> None:
     values["datasets"] = {"test": {**values["datasets"]["val"]}}
     values["path"]["pretrain_network_g"] = str(folder / "models" / "net_g_4.pth")
     options = world.write(values)
-    score(load_options(options))
-    score(load_options(options))  # the same again is no loss
+    score_network(load_options(options))
+    score_network(load_options(options))  # the same again is no loss
     with pytest.raises(ResultsExistError, match="--overwrite"):
-        score(load_options(options, ["datasets:test:sigma_range=25"]))
-    score(load_options(options, ["datasets:test:sigma_range=25"]), overwrite=True)
+        score_network(load_options(options, ["datasets:test:sigma_range=25"]))
+    score_network(load_options(options, ["datasets:test:sigma_range=25"]), overwrite=True)
 
 
 def test_hinet_with_its_list_of_outputs_trains_with_sam4ir(world: World) -> None:
