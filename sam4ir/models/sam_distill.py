@@ -236,6 +236,8 @@ class SamDistill:
         for name, term in computed.items():
             target = lesson.gt if term.target == "gt" else lesson.refined
             loss = term.loss(target, lesson)
+            if loss.ndim:
+                raise UserError(f"distillation term {name!r} returned {tuple(loss.shape)}; a term returns one number")
             if term.weight.measuring or measure:
                 whole, pull = gradient_norm(pix, lesson.student), gradient_norm(loss, lesson.student)
                 if term.due(iteration) and term.weight.measuring:

@@ -102,7 +102,7 @@ class World:
         if self.main:
             try:
                 action()
-            except (ValueError, OSError) as error:
+            except Exception as error:  # whatever it is: the others must not wait for this process
                 failure = error
         if self.largest(int(failure is not None)):
             raise failure or PeerError("the main process cannot begin")

@@ -128,6 +128,16 @@ def state_after(net, act):
     return any(not torch.equal(before[k], v) for k, v in net.state_dict().items())
 
 
+def test_a_term_that_returns_more_than_one_number_is_named():
+    class PerImage(nn.Module):
+        def forward(self, target, lesson):
+            return (lesson.student - target).abs().mean(dim=(1, 2, 3))
+
+    m = model(spd=None, sgr=Term(PerImage(), weight=TermWeight(1.0)))
+    with pytest.raises(ValueError, match=r"term 'sgr' returned \(2,\); a term returns one number"):
+        m.losses(batch(), 1, False)
+
+
 # who learns from what
 
 

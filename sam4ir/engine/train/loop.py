@@ -241,7 +241,7 @@ class Trainer:
         micro: list[Batch] = []
         try:
             micro = list(itertools.islice(batches, stage.rounds))
-        except (ValueError, OSError) as error:
+        except Exception as error:  # whatever it is: the others must not wait for this process
             failure = error
         if self.world.largest(int(failure is not None)):
             raise failure or PeerError("one of them cannot load its images")
