@@ -61,7 +61,9 @@ class ResnetBlock(Block):
         self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_dim, after))
         self.block1 = ConvMish(before, after)
         self.block2 = ConvMish(after, after)
-        self.res_conv = Pointwise(before, after) if before != after else nn.Identity()
+        self.res_conv: nn.Module = nn.Identity()
+        if before != after:
+            self.res_conv = Pointwise(before, after)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Return (b, after, h, w). time: mish of the time embedding, (b, time_dim)."""
@@ -178,23 +180,32 @@ class DiffSRUnet(nn.Module):
         self.dim = dim
         self.multiple = 2 ** (len(pairs) - 1)
         # the order of the released state dict
-        self.sam_conv = nn.Sequential(*(nn.Conv2d(dim + (i == 0), dim, 1) for i in range(3))) if cond_sam else None
+        self.sam_conv = None
+        if cond_sam:
+            self.sam_conv = nn.Sequential(nn.Conv2d(dim + 1, dim, 1), nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 1))
         maps = (rrdb_num_block + 1) // 3
         self.cond_proj = nn.ConvTranspose2d(cond_dim * maps, dim, 2 * sr_scale, sr_scale, sr_scale // 2)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim))
-        self.downs = nn.ModuleList(
-            nn.ModuleList([*_two(before, after, dim), Downsample(after) if level < len(pairs) else nn.Identity()])
-            for level, (before, after) in enumerate(pairs, 1)
-        )
-        self.ups = nn.ModuleList(
-            nn.ModuleList([*_two(2 * after, before, dim), Upsample(before)]) for before, after in reversed(pairs[1:])
-        )
+        self.downs = nn.ModuleList()
+        for level, (before, after) in enumerate(pairs, 1):
+            blocks = _two(before, after, dim)
+            down: nn.Module = nn.Identity()
+            if level < len(pairs):
+                down = Downsample(after)
+            self.downs.append(nn.ModuleList([*blocks, down]))
+        self.ups = nn.ModuleList()
+        for before, after in reversed(pairs[1:]):
+            self.ups.append(nn.ModuleList([*_two(2 * after, before, dim), Upsample(before)]))
         deepest = widths[-1]
         self.mid_block1 = ResnetBlock(deepest, deepest, dim)
-        self.mid_attn = Residual(Rezero(LinearAttention(deepest))) if use_attn else None
+        self.mid_attn = None
+        if use_attn:
+            self.mid_attn = Residual(Rezero(LinearAttention(deepest)))
         self.mid_block2 = ResnetBlock(deepest, deepest, dim)
         self.final_conv = nn.Sequential(ConvMish(dim, dim), Pointwise(dim, out_dim))
-        self.up_proj = nn.Sequential(nn.Identity(), ReflectConv(3, dim)) if up_input else None
+        self.up_proj = None
+        if up_input:
+            self.up_proj = nn.Sequential(nn.Identity(), ReflectConv(3, dim))
 
     def forward(
         self,

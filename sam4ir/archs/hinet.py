@@ -5,6 +5,7 @@ Modules and keyword arguments have the official names, so official checkpoints l
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -95,12 +96,17 @@ class ConvBlock(Block):
         self.identity = Pointwise(in_channels, channels)
         self.conv_1 = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.csff_enc = nn.Conv2d(channels, channels, 3, padding=1) if csff else nn.Identity()
-        self.csff_dec = nn.Conv2d(channels, channels, 3, padding=1) if csff else nn.Identity()
-        self.norm = HalfInstanceNorm(channels) if hin else nn.Identity()
-        self.downsample = (
-            nn.Conv2d(channels, channels, 4, stride=2, padding=1, bias=False) if downsample else nn.Identity()
-        )
+        self.csff_enc: nn.Module = nn.Identity()
+        self.csff_dec: nn.Module = nn.Identity()
+        self.norm: nn.Module = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
+        if csff:
+            self.csff_enc = nn.Conv2d(channels, channels, 3, padding=1)
+            self.csff_dec = nn.Conv2d(channels, channels, 3, padding=1)
+        if hin:
+            self.norm = HalfInstanceNorm(channels)
+        if downsample:
+            self.downsample = nn.Conv2d(channels, channels, 4, stride=2, padding=1, bias=False)
 
     def forward(self, x: Tensor, first: tuple[Tensor, Tensor] | None = None) -> Tensor:
         y = self._activate(self.norm(self.conv_1(x)))
@@ -178,6 +184,7 @@ class HINet(nn.Module):
             raise ValueError(f"depth {depth}: give at least 1 level")
         widths = [wf * 2**level for level in range(depth)]
         hin = [hin_position_left <= level <= hin_position_right for level in range(depth)]
+        deepest = max(itertools.compress(range(depth), hin), default=-1)
         if hin[0] and wf % 2:
             raise ValueError(f"wf {wf}: half instance normalisation at level 0 needs an even width")
         self.down_path_1 = nn.ModuleList()
@@ -188,7 +195,7 @@ class HINet(nn.Module):
             down = level + 1 < depth
             self.down_path_1.append(ConvBlock(before, width, relu_slope, down, hin=hin[level]))
             self.down_path_2.append(ConvBlock(before, width, relu_slope, down, csff=down, hin=hin[level]))
-        skips = widths[-2::-1] if depth > 1 else []
+        skips = widths[:-1][::-1]  # from coarse to fine
         self.up_path_1 = nn.ModuleList(UpBlock(2 * width, width, relu_slope) for width in skips)
         self.up_path_2 = nn.ModuleList(UpBlock(2 * width, width, relu_slope) for width in skips)
         self.skip_conv_1 = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for width in skips)
@@ -197,7 +204,6 @@ class HINet(nn.Module):
         self.cat12 = Pointwise(2 * wf, wf)
         self.last = nn.Conv2d(wf, in_chn, 3, padding=1)
         multiple = 2 ** (depth - 1)
-        deepest = max((level for level in range(depth) if hin[level]), default=-1)
         self.size = SizeRule(multiple=multiple, minimum=max(multiple, 2 ** (deepest + 1)), mode="reflect")
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -216,16 +222,16 @@ class HINet(nn.Module):
 
         Both leave out the coarsest map, but the only map of a U-Net of one level is its decoder feature.
         """
-        downs, ups, skips = (
-            (self.down_path_1, self.up_path_1, self.skip_conv_1)
-            if number == 1
-            else (self.down_path_2, self.up_path_2, self.skip_conv_2)
-        )
+        downs, ups, skips = self.down_path_1, self.up_path_1, self.skip_conv_1
+        if number == 2:
+            downs, ups, skips = self.down_path_2, self.up_path_2, self.skip_conv_2
         encoded: list[Tensor] = []
         decoded: list[Tensor] = []
         for level, block in enumerate(list(downs)[:-1]):
             assert isinstance(block, ConvBlock)
-            fused = None if first is None else (first[0][level], first[1][-1 - level])
+            fused = None
+            if first is not None:
+                fused = (first[0][level], first[1][-1 - level])
             y = run_block(block, x, fused)
             encoded.append(y)
             x = block.downsample(y)

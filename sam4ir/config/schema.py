@@ -173,8 +173,9 @@ class OptimOptions(_Options):
     @property
     def decay(self) -> float:
         """The weight decay in effect."""
-        own = 0.01 if self.type == "AdamW" else 0.0
-        return own if self.weight_decay is None else self.weight_decay
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return {"AdamW": 0.01, "Adam": 0.0}[self.type]
 
 
 class TermOptions(Block):
