@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam4ir.archs.layers import Block, Pointwise, run_block
+from sam4ir.archs.layers import NetworkBlock, Pointwise, run_block
 from sam4ir.archs.mish import mish
 
 MAPS = 3  # each third map of the RRDB network is a condition
@@ -29,6 +29,7 @@ class ReflectConv(nn.Conv2d):
         super().__init__(before, after, 3, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of the reflected map."""
         with torch.autocast(x.device.type, enabled=False):  # a CPU's autocast would pad in float32
             padded = _reflected(x)
         return super().forward(padded)
@@ -50,10 +51,11 @@ class ConvMish(nn.Module):
         self.block = nn.Sequential(nn.Identity(), ReflectConv(before, after), nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return mish of the convolution."""
         return mish(self.block[1](x))
 
 
-class ResnetBlock(Block):
+class ResnetBlock(NetworkBlock):
     """Two ConvMish with the time between them, and a residual: (b, before, h, w) -> (b, after, h, w)."""
 
     def __init__(self, before: int, after: int, time_dim: int) -> None:
@@ -82,6 +84,7 @@ class Downsample(nn.Module):
         self.conv = nn.Sequential(nn.Identity(), ReflectConv(channels, channels, stride=2))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the map at half its sides, which are even."""
         out: Tensor = self.conv(x)
         return out
 
@@ -94,6 +97,7 @@ class Upsample(nn.Module):
         self.conv = nn.Sequential(nn.ConvTranspose2d(channels, channels, 4, 2, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the map at twice its sides."""
         out: Tensor = self.conv(x)
         return out
 
@@ -111,6 +115,7 @@ class LinearAttention(nn.Module):
         self.to_out = nn.Conv2d(width, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the attended map, (b, c, h, w)."""
         b, _, h, w = x.shape
         q, k, v = self.to_qkv(x).reshape(b, 3, ATTENTION_HEADS, ATTENTION_WIDTH, h * w).unbind(1)
         context = k.softmax(-1) @ v.transpose(-2, -1)  # (b, heads, width of k, width of v)
@@ -126,11 +131,12 @@ class Rezero(nn.Module):
         self.fn = fn
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return g f(x), in the type of f(x)."""
         y: Tensor = self.fn(x)
         return y * self.g.to(y.dtype)
 
 
-class Residual(nn.Module):
+class Shortcut(nn.Module):
     """x + f(x)."""
 
     def __init__(self, fn: nn.Module) -> None:
@@ -138,6 +144,7 @@ class Residual(nn.Module):
         self.fn = fn
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x + f(x)."""
         y: Tensor = self.fn(x)
         return x + y
 
@@ -200,7 +207,7 @@ class DiffSRUnet(nn.Module):
         self.mid_block1 = ResnetBlock(deepest, deepest, dim)
         self.mid_attn = None
         if use_attn:
-            self.mid_attn = Residual(Rezero(LinearAttention(deepest)))
+            self.mid_attn = Shortcut(Rezero(LinearAttention(deepest)))
         self.mid_block2 = ResnetBlock(deepest, deepest, dim)
         self.final_conv = nn.Sequential(ConvMish(dim, dim), Pointwise(dim, out_dim))
         self.up_proj = None

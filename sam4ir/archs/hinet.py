@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sam4ir.archs.layers import Block, Pointwise, UpConvolution, run_block
+from sam4ir.archs.layers import NetworkBlock, Pointwise, UpConvolution, run_block
 from sam4ir.archs.size import SizeRule, pad, unpad
 
 
@@ -35,6 +35,7 @@ class _HalfNormed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Return the normalised map, and keep what the derivative needs."""
         out, normed, deviation = half_normed(x, weight, bias, eps)
         ctx.save_for_backward(normed.to(x.dtype), deviation, weight)
         return out
@@ -67,13 +68,14 @@ class HalfInstanceNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the map with its first half normalised, (b, channels, h, w)."""
         if not torch.is_grad_enabled():  # plain operations, which every exporter knows
             return half_normed(x, self.weight, self.bias, self.eps)[0]
         normed: Tensor = _HalfNormed.apply(x, self.weight, self.bias, self.eps)
         return normed
 
 
-class ConvBlock(Block):
+class ConvBlock(NetworkBlock):
     """Two 3x3 convolutions with leaky ReLU beside a 1x1 shortcut: (b, in_channels, h, w) -> (b, channels, h, w).
 
     hin: whether the first convolution is followed by half instance normalisation (the paper's HIN block, Fig. 3).
@@ -109,6 +111,7 @@ class ConvBlock(Block):
             self.downsample = nn.Conv2d(channels, channels, 4, stride=2, padding=1, bias=False)
 
     def forward(self, x: Tensor, first: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return (b, channels, h, w). first: encoder and decoder features of the first U-Net, with csff only."""
         y = self._activate(self.norm(self.conv_1(x)))
         y = self._activate(self.conv_2(y)) + self.identity(x)
         if first is not None:
@@ -121,7 +124,7 @@ class ConvBlock(Block):
         return F.leaky_relu(y, self.relu_slope, inplace=self.relu_slope >= 0)
 
 
-class UpBlock(Block):
+class UpBlock(NetworkBlock):
     """Transposed convolution and a ConvBlock over its output and the skip.
 
     (b, in_channels, h, w), (b, channels, 2h, 2w) -> (b, channels, 2h, 2w).
@@ -133,6 +136,7 @@ class UpBlock(Block):
         self.conv_block = ConvBlock(in_channels, channels, relu_slope)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Return (b, channels, 2h, 2w)."""
         return self.conv_block(torch.cat([self.up(x), skip], dim=1))
 
 
@@ -149,6 +153,7 @@ class SupervisedAttention(nn.Module):
         self.conv3 = nn.Conv2d(3, channels, 3, padding=1)
 
     def forward(self, features: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (features for the second stage, the first stage's restored image)."""
         restored = self.conv2(features) + image
         attention = torch.sigmoid(self.conv3(restored))
         return self.conv1(features) * attention + features, restored
@@ -207,6 +212,7 @@ class HINet(nn.Module):
         self.size = SizeRule(multiple=multiple, minimum=max(multiple, 2 ** (deepest + 1)), mode="reflect")
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        """Return the restored images of both U-Nets, each (b, in_chn, h, w)."""
         padded = pad(image, self.size).contiguous(memory_format=torch.channels_last)
         encoded, decoded = self._unet(1, self.conv_01(padded), None)
         features, restored = self.sam12(decoded[-1], padded)

@@ -102,10 +102,13 @@ def _restormer(shapes: Shapes) -> Fit:
     """Infer Restormer, of one of its two kinds of layer normalisation."""
     dim, channels = shapes["patch_embed.proj.weight"][:2]
     levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
-    norm = "BiasFree"
+    norms = set()
     for key in shapes:
-        if ".norm1.body." in key and not key.endswith(".weight"):
-            norm = "WithBias"
+        if ".norm1.body." in key:
+            norms.add(key.rsplit(".", 1)[-1])
+    norm = "WithBias"
+    if norms == {"weight"}:
+        norm = "BiasFree"
     first_blocks = [f"{level}.0.attn.temperature" for level in levels]
     if first_blocks[0] not in shapes:
         first_blocks[0] = "refinement.0.attn.temperature"  # the other stage of this level that may have blocks

@@ -22,22 +22,24 @@ from sam4ir.regions import densify
 
 
 class SizedRecord(Protocol):
-    """What a data set needs of an image's mask record; the views need more."""
+    """The part of an image's mask record that a data set reads; the views read more."""
 
     @property
-    def size(self) -> tuple[int, int]: ...  # (h, w) of the image
+    def size(self) -> tuple[int, int]:
+        """The (h, w) of the image."""
 
 
 class MaskStoreLike(Protocol):
-    """Mask records by image key; `read` raises a ValueError that names store and key where a record is missing."""
+    """Mask records by image key."""
 
     path: Path
 
-    def read(self, key: str) -> SizedRecord: ...
+    def read(self, key: str) -> SizedRecord:
+        """Return the record of an image; raise a ValueError that names store and key where it is missing."""
 
 
 class View:
-    """Base of the views; derive from LabelView or ValueView, which say what becomes of the array that `read` returns.
+    """Base of the views; derive from LabelView or ValueView, which turn the array that `read` returns into a tensor.
 
     The data set mirrors and flips that array as it does the image, and `tensor` makes the sample's map of it.
     """
@@ -61,6 +63,7 @@ class LabelView(View):
     """
 
     def tensor(self, array: np.ndarray) -> Tensor:
+        """Return the labels, renumbered 1..n."""
         return torch.from_numpy(np.ascontiguousarray(densify(array)[0]))
 
 
@@ -68,7 +71,10 @@ class ValueView(View):
     """A map of values: `read` returns (h, w) or (h, w, c) numbers. The sample's map is (1 or c, h, w) float32."""
 
     def tensor(self, array: np.ndarray) -> Tensor:
-        channels = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        """Return the values, channels first."""
+        if array.ndim == 2:
+            array = array[:, :, None]
+        channels = array.transpose(2, 0, 1)
         return torch.from_numpy(np.ascontiguousarray(channels, dtype=np.float32))
 
 
