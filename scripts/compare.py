@@ -151,7 +151,7 @@ def table(comparisons: Sequence[Comparison]) -> str:
 
 
 def document(comparisons: Sequence[Comparison], notes: Sequence[str]) -> dict[str, object]:
-    """Return the statistics and [baseline, result] of every pair; what is not finite is text, as JSON needs."""
+    """Return the statistics and [baseline, result] of every pair; infinities and NaN are texts, as JSON needs."""
     records = []
     for comparison in comparisons:
         record: dict[str, object] = {}

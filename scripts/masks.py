@@ -314,7 +314,7 @@ def run_view(options: argparse.Namespace) -> int:
 
 
 def run_import(options: argparse.Namespace) -> int:
-    """Store what is readable, then list what is not."""
+    """Store the readable masks, then list the others."""
     folder = find_masks(options.input, options.format, options.suffix)
     images = _images(options)
     meta = {

@@ -77,7 +77,7 @@ class ResnetBlock(NetworkBlock):
 
 
 class Downsample(nn.Module):
-    """(b, c, h, w) -> (b, c, h / 2, w / 2)."""
+    """3x3 convolution of stride 2: (b, c, h, w) -> (b, c, h / 2, w / 2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """(b, c, h, w) -> (b, c, 2h, 2w)."""
+    """Transposed 4x4 convolution of stride 2: (b, c, h, w) -> (b, c, 2h, 2w)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class LinearAttention(nn.Module):
 
 
 class Rezero(nn.Module):
-    """g f(x) with a learnt g that starts at zero (Bachlechner et al., UAI 2021)."""
+    """A module times a learnt number, g f(x), with g zero at the start (Bachlechner et al., UAI 2021)."""
 
     def __init__(self, fn: nn.Module) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Rezero(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """x + f(x)."""
+    """A module with a shortcut around it: x + f(x)."""
 
     def __init__(self, fn: nn.Module) -> None:
         super().__init__()

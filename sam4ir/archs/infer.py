@@ -1,4 +1,4 @@
-"""The network that weights belong to, from the names and shapes in their state dict.
+"""Recognition of a network by its weights, from the names and shapes in their state dict.
 
 A network is reported only if it has exactly these keys and shapes when it is built on the meta device with the
 inferred arguments. NAFNetLocal has NAFNet's keys and is reported as NAFNet. The tables of a noise schedule that

@@ -33,7 +33,7 @@ def run_block(block: nn.Module, *inputs: Any) -> Any:
 
 
 class Blocks(nn.Sequential):
-    """Blocks one after the other."""
+    """A sequence of blocks, each called through `run_block`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output of the last block."""

@@ -239,7 +239,7 @@ def _activated(x: Tensor) -> Tensor:
 
 
 def _enlarged(x: Tensor, convs: tuple[nn.Module, ...]) -> Tensor:
-    """Double the sides of a map once for each convolution, which follows the enlargement."""
+    """Double the sides of a map and convolve it, once for each convolution."""
     for conv in convs:
         x = _activated(conv(F.interpolate(x, scale_factor=2, mode="nearest")))
     return x

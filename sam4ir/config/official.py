@@ -60,7 +60,7 @@ def as_ours(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def _remove_empty_blocks(values: dict[str, Any]) -> None:
-    """Remove blocks that may be empty and are, and validation and test sets that are null."""
+    """Remove empty blocks that may be empty, and validation and test sets that are null."""
     for *around, key in _MAY_BE_EMPTY:
         block: Any = values
         for outer in around:

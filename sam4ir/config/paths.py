@@ -41,7 +41,7 @@ class RunPaths:
 
     @property
     def results(self) -> Path:
-        """Folder of what test.py writes."""
+        """Folder of the results of test.py."""
         return self.root / "results" / self.name
 
     def network(self, label: str, iteration: int | str) -> Path:

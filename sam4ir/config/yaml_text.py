@@ -1,4 +1,4 @@
-"""YAML text to plain values, with the line of every key; and back.
+"""Reading and writing of YAML: text to plain values, with the line of every key, and back.
 
 The YAML is stricter and friendlier than PyYAML's default: ``2e-4`` is a float with or without ``!!float``, dates stay
 strings, a repeated key is an error, and a text that aliases make huge is refused before it fills the memory.
@@ -75,11 +75,11 @@ _Dumper.add_representer(str, _text_node)
 
 
 class _RefusedError(Exception):
-    """A text that the reader gives up."""
+    """An error of a text that the reader does not read to its end."""
 
 
 class _Reader:
-    """Turns a node tree into plain values, and collects problems and lines on the way."""
+    """The reader of a node tree: it makes plain values, and collects problems and lines."""
 
     def __init__(self, loader: _Loader) -> None:
         self.loader = loader

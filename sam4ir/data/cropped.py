@@ -86,7 +86,7 @@ class CroppedDataset:
         return self.keys[index]
 
     def examine(self, index: int) -> bool:
-        """Compare what belongs to image `index` by headers; return whether it is at least as large as the patch.
+        """Compare the files of image `index` by headers; return whether it is at least as large as the patch.
 
         Raises ValueError naming the files that do not fit.
         """

@@ -258,7 +258,7 @@ _END: Any = object()
 
 
 class WorkerDiedError(UserError):
-    """A process that loads images has died; the message names the most frequent remedy."""
+    """The death of a process that loads images; the message names the most frequent remedy."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -308,7 +308,7 @@ def _survives_pickling(error: Exception) -> bool:
 
 
 class _Guarded(torch.utils.data.Dataset[Any]):
-    """make(item) by item; an error is returned as a _Failure, as torch would rebuild it from its text."""
+    """The items that `make` makes; an error is returned as a _Failure, as torch would rebuild it from its text."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         self._make = make

@@ -26,7 +26,7 @@ class AlignedDataset(CroppedDataset):
     Raises ValueError listing the names without a partner, with the filename_tmpl that would fit if there is one.
 
     Args:
-        filename_tmpl: Name of an LQ image, made of the GT name, both without suffix, such as '{}x4'.
+        filename_tmpl: Name of an LQ image, with {} in place of the GT name, both without suffix, such as '{}x4'.
     """
 
     filename_tmpl: str = "{}"

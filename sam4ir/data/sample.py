@@ -112,7 +112,7 @@ class Resizable(Dataset, Protocol):
 
 @runtime_checkable
 class Examinable(Dataset, Protocol):
-    """A data set that compares what belongs to an image by headers, without decoding it."""
+    """A data set that compares the files of an image by headers, without decoding them."""
 
     def examine(self, index: int) -> bool:
         """Return whether the image is at least as large as the patch; raise ValueError where its files do not fit."""

@@ -1,6 +1,6 @@
 """Image sources: keys, and the pixels of each, from a folder of files or an LMDB folder.
 
-A key is the image's path in the source, with '/', without suffix: the same for a folder and for an LMDB made of it.
+A key is the image's path in the source, with '/', without suffix: the same for a folder and for the LMDB of its images.
 """
 
 from __future__ import annotations

@@ -148,7 +148,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How placements are drawn. patch: side of the square window; None takes whole images."""
+    """The rule by which placements are drawn. patch: side of the square window; None takes whole images."""
 
     patch: int | None = None
     use_hflip: bool = False

@@ -1,4 +1,4 @@
-"""Views: how the maps of a sample are read of an image's mask record, and what they become in a batch.
+"""Views: readers of the maps that an image's mask record brings to a sample.
 
 A map is an array with a value for each pixel of the GT image, such as region labels or SAM-DiffSR's position encoding.
 A view reads one kind of map. A user's own view is a class in a plugin, registered with @VIEWS.register() and named in
@@ -82,7 +82,7 @@ Views = Mapping[str, View]
 
 
 class MapReader:
-    """Reads the maps of an image, cut, mirrored and flipped as the image is.
+    """The reader of the maps of an image, which are cut, mirrored and flipped as the image is.
 
     masks: the mask store, or None for samples without maps. views: name -> view of each map.
     Raises ValueError where a store comes without views.

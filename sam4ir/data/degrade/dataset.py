@@ -20,7 +20,7 @@ Degrade = Callable[[Tensor, np.random.Generator], Tensor]
 
 @dataclass(kw_only=True, eq=False)
 class SyntheticDataset(CroppedDataset):
-    """LQ = the degradations of GT, in their order; float32, neither clipped nor quantised unless one of them is that.
+    """LQ = the degradations of GT, in their order; float32, neither clipped nor quantised unless one of them does it.
 
     A data set derives from it by `chain`, its degradations. Each takes (c, h, w) float32 and the sample's stream, and
     keeps the shape. Where one has a `margin`, its input is larger by that many pixels on each side, real neighbours as
