@@ -106,11 +106,11 @@ def _add_new(parser: argparse.ArgumentParser) -> None:
 def _add_info(commands: Any) -> None:
     parser = _command(commands, "info", run_info, "how a store was made and what it holds", "nothing was changed")
     parser.add_argument("store", type=Path)
-    looked = parser.add_mutually_exclusive_group()
-    looked.add_argument(
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument(
         "--sample", type=int, default=1000, metavar="N", help="records to look at, evenly spread (default 1000)"
     )
-    looked.add_argument("--all", action="store_true", help="look at every record")
+    extent.add_argument("--all", action="store_true", help="look at every record")
     parser.add_argument("--json", action="store_true", help="print JSON instead of words")
     _add_workers(parser)
 
@@ -136,9 +136,9 @@ def _add_view(commands: Any) -> None:
     _add_images(parser, required=False)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="a PNG a key goes there")
     parser.add_argument("--contact-sheet", type=Path, metavar="FILE", help="all of them in one picture, e.g. all.png")
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--keys", nargs="+", metavar="KEY", help="default: every key that has an image")
-    chosen.add_argument("--number", type=int, metavar="N", help="so many of them, evenly spread")
+    selection = parser.add_mutually_exclusive_group()
+    selection.add_argument("--keys", nargs="+", metavar="KEY", help="default: every key that has an image")
+    selection.add_argument("--number", type=int, metavar="N", help="so many of them, evenly spread")
     parser.add_argument(
         "--mean",
         choices=("image", "region"),
@@ -160,7 +160,7 @@ def _add_import(commands: Any) -> None:
         "binary: a folder of binary PNGs an image (segment-anything's amg.py); auto (default): by what is there",
     )
     _add_images(parser, required=False)
-    parser.add_argument("--source", choices=SOURCES, help="which image the generator looked at")
+    parser.add_argument("--source", choices=SOURCES, help="which image the generator extent at")
     parser.add_argument("--generator", metavar="NAME", help="the program that made the masks, with its version")
     parser.add_argument("--checkpoint", metavar="NAME", help="its weights")
     parser.add_argument("--sha256", metavar="HEX", help="checksum of the weights")
