@@ -14,6 +14,7 @@ from sam4ir.utils import cli
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line's arguments."""
     parser = cli.Parser(description="Restore test sets with networks and score them.")
     cli.add_options(parser)
     parser.add_argument(
@@ -39,6 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
+    """Score networks and print the tables; return the exit status."""
     arguments = parse()
     from sam4ir.config.load import load_options
     from sam4ir.engine.devices import wants_cuda
@@ -50,7 +52,9 @@ def main() -> int:
     options = load_options(arguments.opt, arguments.force_yml)
     if arguments.published is not None:
         options = with_published(options, arguments.published)
-    sources = checkpoints(arguments.checkpoints) if arguments.checkpoints else arguments.weights or []
+    sources = arguments.weights or []
+    if arguments.checkpoints:
+        sources = checkpoints(arguments.checkpoints)
     several = len(sources) > 1 or arguments.checkpoints
     if sources and not several:
         options = with_weights(options, sources[0])

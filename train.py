@@ -12,6 +12,7 @@ from sam4ir.utils import cli
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line's arguments."""
     parser = cli.Parser(description="Train a restoration network, plain or with SAM4IR.")
     cli.add_options(parser)
     parser.add_argument(
@@ -28,6 +29,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
+    """Train, or check a run; return the exit status, 130 or 143 where a signal stopped it."""
     arguments = parse()
     from sam4ir.config.debug import debugged
     from sam4ir.config.load import load_options

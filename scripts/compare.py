@@ -38,6 +38,7 @@ OF_RUNS = "The intervals are over runs, paired by seed in the order given; the m
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return the command line's options; end the program where they contradict each other."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="*", type=Path, metavar="RESULT", help="the baseline, then one or more others")
     parser.add_argument("--a", nargs="+", type=Path, metavar="RESULT", help="the baseline's runs, one of each seed")
@@ -71,17 +72,22 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the comparison and write it to files; return the exit status."""
     options = parse(arguments)
     choice = CompareChoice(options.stage, options.metric, options.common, options.lower_is_better)
     if options.a is not None:
         runs = read_results([*options.a, *options.b])
         comparisons, notes = compare_seeds(runs[: len(options.a)], runs[len(options.a) :], choice)
+        closing = [OF_RUNS]
     else:
         comparisons, notes = compare(read_results(options.results), choice)
-    closing = [OF_RUNS if options.a is not None else OF_IMAGES]
-    if any(1 < c.statistics.finite < FEW for c in comparisons):
+        closing = [OF_IMAGES]
+    if any(1 < comparison.statistics.finite < FEW for comparison in comparisons):
         closing.append(OF_FEW)
-    lines = [*text(comparisons, options.extremes), *(f"note: {note}" for note in notes), "", *closing]
+    lines = text(comparisons, options.extremes)
+    for note in notes:
+        lines.append(f"note: {note}")
+    lines += ["", *closing]
     print(printable("\n".join(lines), sys.stdout.encoding))
     if options.csv is not None:
         write_text(options.csv, table(comparisons))
@@ -92,16 +98,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def text(comparisons: Sequence[Comparison], listed: int) -> list[str]:
     """Return the lines of the report: a table for each data set, then images and definitions."""
+    by_dataset: dict[str, list[Comparison]] = {}
+    protocols = {}
+    for comparison in comparisons:
+        by_dataset.setdefault(comparison.dataset, []).append(comparison)
+        protocols[comparison.metric] = f"{comparison.metric}: {comparison.protocol}"
     lines = []
-    for dataset in dict.fromkeys(c.dataset for c in comparisons):
-        own = [c for c in comparisons if c.dataset == dataset]
-        lines += [f"{dataset}, stage {own[0].output}, baseline {own[0].baseline}", ""]
-        lines += [*columns([[*HEAD, *COUNTS], *map(row, own)]), ""]
-        for c in own:
-            lines += largest(c, listed)
+    for dataset, group in by_dataset.items():
+        lines += [f"{dataset}, stage {group[0].output}, baseline {group[0].baseline}", ""]
+        lines += [*columns([[*HEAD, *COUNTS], *map(row, group)]), ""]
+        for comparison in group:
+            lines += largest(comparison, listed)
         lines.append("")
-    protocols = {c.metric: c.protocol for c in comparisons}
-    return [*lines, *(f"{metric}: {protocol}" for metric, protocol in protocols.items())]
+    return [*lines, *protocols.values()]
 
 
 def row(c: Comparison) -> list[str]:
@@ -114,21 +123,26 @@ def row(c: Comparison) -> list[str]:
 
 def interval(bounds: Interval) -> str:
     """Return '[low, high]', or '-' for an interval that does not exist."""
-    return "-" if math.isnan(bounds[0]) else f"[{bounds[0]:+.5f}, {bounds[1]:+.5f}]"
+    if math.isnan(bounds[0]):
+        return "-"
+    return f"[{bounds[0]:+.5f}, {bounds[1]:+.5f}]"
 
 
 def largest(c: Comparison, listed: int) -> list[str]:
     """Return lines of the pairs with the largest differences, both ways."""
-    found = extremes(c, listed) if len(c.units) > 1 else []
-    if not found:
+    if len(c.units) < 2:
         return []
-    rows = [f"  {b - a:+9.5f}  {a:.4f} -> {b:.4f}  {unit}" for unit, a, b in found]
-    return [f"{c.metric}, {c.result}: largest differences", *rows]
+    lines = []
+    for unit, a, b in extremes(c, listed):
+        lines.append(f"  {b - a:+9.5f}  {a:.4f} -> {b:.4f}  {unit}")
+    if lines:
+        lines.insert(0, f"{c.metric}, {c.result}: largest differences")
+    return lines
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
     """Return the statistics as CSV."""
-    rows = [flat_row(c) for c in comparisons]
+    rows = list(map(flat_row, comparisons))
     buffer = io.StringIO(newline="")
     writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -137,13 +151,20 @@ def table(comparisons: Sequence[Comparison]) -> str:
 
 
 def document(comparisons: Sequence[Comparison], notes: Sequence[str]) -> dict[str, object]:
-    """Return the statistics and [baseline, result] of every pair; what is not finite is text, as JSON needs."""
-    found = []
-    for c in comparisons:
-        numbers = {k: plain(v) if isinstance(v, float) else v for k, v in flat_row(c).items()}
-        values = {unit: [plain(a), plain(b)] for unit, a, b in zip(c.units, c.a, c.b, strict=True)}
-        found.append({**numbers, "values": values})
-    return {"resamples": RESAMPLES, "notes": list(notes), "comparisons": found}
+    """Return the statistics and [baseline, result] of every pair; infinities and NaN are texts, as JSON needs."""
+    records = []
+    for comparison in comparisons:
+        record: dict[str, object] = {}
+        for key, value in flat_row(comparison).items():
+            if isinstance(value, float):
+                value = plain(value)
+            record[key] = value
+        values = {}
+        for unit, a, b in zip(comparison.units, comparison.a, comparison.b, strict=True):
+            values[unit] = [plain(a), plain(b)]
+        record["values"] = values
+        records.append(record)
+    return {"resamples": RESAMPLES, "notes": list(notes), "comparisons": records}
 
 
 if __name__ == "__main__":

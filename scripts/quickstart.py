@@ -133,11 +133,16 @@ def _refiner_scores() -> dict[str, dict[str, float]]:
 
 def table(scores: Scores) -> str:
     """Return the table for the console: a line for each photograph, PSNR in dB and SSIM."""
-    head = f"{'photograph':12}" + "".join(f"{c:>18}" for c in COLUMNS)
+    head = _line("photograph", COLUMNS)
     lines = [head, "-" * len(head)]
     for photo, row in scores.items():
-        lines.append(f"{photo:12}" + "".join(f"{cell:>18}" for cell in _cells(row)))
+        lines.append(_line(photo, _cells(row)))
     return "\n".join([*lines, "PSNR in dB / SSIM, on 8-bit RGB images (protocols psnr and ssim)"])
+
+
+def _line(first: str, cells: Sequence[str]) -> str:
+    """Return a line of the console's table."""
+    return f"{first:12}" + "".join(f"{cell:>18}" for cell in cells)
 
 
 def markdown_table(scores: Scores) -> str:
@@ -149,7 +154,12 @@ def markdown_table(scores: Scores) -> str:
 
 
 def _cells(row: Mapping[str, Mapping[str, float]]) -> list[str]:
-    return [f"{row[column]['psnr']:.2f} / {row[column]['ssim']:.4f}" for column in COLUMNS]
+    """Return the cells of one photograph, in the order of COLUMNS."""
+    cells = []
+    for column in COLUMNS:
+        score = row[column]
+        cells.append(f"{score['psnr']:.2f} / {score['ssim']:.4f}")
+    return cells
 
 
 def summary(scores: Scores, picture_file: Path) -> str:
@@ -180,30 +190,37 @@ def picture(scores: Scores) -> np.ndarray:
             "student": read_image(_restored("sam4ir", photo)),
             "original": to_uint8(sample.gt),
         }
-        rows.append(np.concatenate([_detail(photo, n, im, scores[photo]) for n, im in images.items()], axis=1))
+        details = [_detail(photo, name, image, scores[photo]) for name, image in images.items()]
+        rows.append(np.concatenate(details, axis=1))
     return np.concatenate(rows)
 
 
 def _restored(name: str, photo: str) -> Path:
+    """Return the file of a photograph that test.py restored."""
     return ROOT / "results" / f"quickstart_{name}" / "visualization" / "photographs" / f"{photo}_quickstart_{name}.png"
 
 
 def _refined_image(photo: str) -> Path:
+    """Return the file of a photograph that the refiner restored in the last validation."""
     folder = ROOT / "experiments" / "quickstart_sam4ir" / "visualization" / "photographs"
     last = max(folder.iterdir(), key=lambda p: int(p.name))
     return last / f"{photo}_refined.png"
 
 
 def _detail(photo: str, name: str, image: np.ndarray, scores: Mapping[str, Mapping[str, float]]) -> np.ndarray:
+    """Cut the detail of a photograph and write name and PSNR above it."""
     top, left = DETAILS[photo]
     detail = np.ascontiguousarray(image[top : top + DETAIL, left : left + DETAIL])
-    label = f"{name} {scores[name]['psnr']:.2f} dB" if name in scores else name
+    label = name
+    if name in scores:
+        label += f" {scores[name]['psnr']:.2f} dB"
     band = np.full((22, DETAIL, 3), 255, np.uint8)
     cv2.putText(band, label, (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
     return np.pad(np.concatenate([band, detail]), ((0, 4), (0, 4), (0, 0)), constant_values=255)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Make the photographs, train, test, and write the results; return the exit status."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--commit",
@@ -221,7 +238,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     write_text(RESULTS / "summary.md", summary(scores, RESULTS / "comparison.png"))
     seconds = round(time.monotonic() - start, 1)
     write_text(RESULTS / "summary.json", json.dumps({**scores, "seconds": seconds, "resumed": resumed}, indent=1))
-    print(f"\n{table(scores)}\n\n{seconds:.0f} seconds{' (an earlier run went on)' if resumed else ''}.")
+    duration = f"{seconds:.0f} seconds"
+    if resumed:
+        duration += " (an earlier run went on)"
+    print(f"\n{table(scores)}\n\n{duration}.")
     print("Numbers: results/quickstart/summary.json, picture: results/quickstart/comparison.png")
     if options.commit:
         for name in ("summary.md", "comparison.png"):

@@ -38,6 +38,7 @@ from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, read_image, write_ima
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line's flags."""
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--weights",
@@ -72,52 +73,65 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def run_options(weights: str | None, opt: Path | None, device: str | None) -> Options:
     """Return the options of the network: those of -opt, of the run that holds the weights, or by the weights."""
-    own = Path(weights).resolve().parent.parent / "options.yml" if weights else None
-    path = opt or (own if own is not None and weights and Path(weights).is_file() and own.is_file() else None)
+    path = opt or _file_of_run(weights)
+    overrides = []
+    if device:
+        overrides.append(f"device={device}")
     if path is not None:
-        return load_options(path, [f"device={device}"] if device else [], training=False)
+        return load_options(path, overrides, training=False)
     if weights is None:
         raise UserError("--weights: name the weights, or an option file with path.pretrain_network_g by -opt")
     block = network_block(weights)
     print(f"network_g: {flow(block)} (by the weights)")
     scale = block.get("sr_scale") or block.get("scale") or 1
-    kind = _diffusion_of(weights) if block["type"] == "DiffSR" else {}
+    kind = {}
+    if block["type"] == "DiffSR":
+        kind = _diffusion_of(weights)
     try:
         return Options(name="restore", network_g=Block(**block), scale=scale, device=device or "auto", **kind)
     except ValidationError as error:
         raise UserError(f"--device: {device!r} is none; give auto, cpu, cuda, cuda:1 ... or mps") from error
 
 
+def _file_of_run(weights: str | None) -> Path | None:
+    """Return the option file of the run that a weights file lies in; None without such a file."""
+    if not weights or not Path(weights).is_file():
+        return None
+    options_file = Path(weights).resolve().parent.parent / "options.yml"
+    if not options_file.is_file():
+        return None
+    return options_file
+
+
 def _diffusion_of(weights: str) -> dict[str, Any]:
     """Return model_type and diffusion of a diffusion network: those of its weights file, else the released code's."""
     recorded = trained_diffusion(weights)
     diffusion = recorded or DiffusionOptions()
-    source = "by the weights" if recorded else "assumed, as the weights do not record it; an option file does: -opt"
+    source = "by the weights"
+    if not recorded:
+        source = "assumed, as the weights do not record it; an option file does: -opt"
     print(f"diffusion: {flow(diffusion.model_dump())} ({source})")
     return {"model_type": DIFFUSION_MODEL, "diffusion": diffusion}
 
 
 def with_flags(options: Options, flags: argparse.Namespace) -> Options:
-    """Return the options with what the command line says of tiles and sampling."""
+    """Return the options, changed as the command line's flags of tiles and sampling say."""
     val = options.val or ValOptions()
-    names = ("sampler", "steps", "eta", "seed", "precision")
-    asked = {name: value for name in names if (value := getattr(flags, name)) is not None}
-    for name in [*asked, *(["samples"] if flags.samples > 1 else [])] if not options.diffuses else ():
-        raise UserError(f"--{name}: is for diffusion networks; {options.network_g.type} restores in one pass")
-    if "sampler" in asked:  # steps and eta of the file are another sampler's
-        asked = {"steps": None, "eta": 0.0, **asked}
+    sampling = _sampling(options, flags)
     changes: dict[str, Any] = {"self_ensemble": flags.self_ensemble or val.self_ensemble, "samples": flags.samples}
     if flags.tile:
         changes |= {"grids": True, "crop_size": flags.tile, "overlap": flags.overlap}
     elif flags.overlap is not None:
         changes["overlap"] = flags.overlap
-    tile = flags.tile or (val.crop_size if val.grids else None)
+    tile = flags.tile
+    if not tile and val.grids:
+        tile = val.crop_size
     if flags.overlap is not None and not tile:
         raise UserError("--overlap: there are no tiles; add --tile")
     if flags.overlap is not None and tile and flags.overlap >= tile:
         raise UserError(f"--overlap: {flags.overlap} must be smaller than the tile of {tile}")
     try:
-        changes["sampling"] = SamplingOptions(**{**val.sampling.model_dump(), **asked})
+        changes["sampling"] = SamplingOptions(**{**val.sampling.model_dump(), **sampling})
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"--{first['loc'][0]}: {first['input']!r}: {first['msg']}") from error
@@ -128,21 +142,43 @@ def with_flags(options: Options, flags: argparse.Namespace) -> Options:
     return changed
 
 
+def _sampling(options: Options, flags: argparse.Namespace) -> dict[str, Any]:
+    """Return the keys of val.sampling that flags set; raise UserError for flags that the network has no use for."""
+    sampling: dict[str, Any] = {}
+    for name in ("sampler", "steps", "eta", "seed", "precision"):
+        value = getattr(flags, name)
+        if value is not None:
+            sampling[name] = value
+    names = list(sampling)
+    if flags.samples > 1:
+        names.append("samples")
+    if names and not options.diffuses:
+        raise UserError(f"--{names[0]}: is for diffusion networks; {options.network_g.type} restores in one pass")
+    if "sampler" in sampling:  # steps and eta of the file are another sampler's
+        sampling = {"steps": None, "eta": 0.0, **sampling}
+    return sampling
+
+
 def images_in(place: Path) -> list[tuple[Path, Path]]:
     """Return (file, path of its result in the output folder) of each image; `a.jpg` beside `a.png` keeps its suffix."""
     if place.is_file():
         return [(place, Path(place.stem + ".png"))]
     if not place.is_dir():
         raise UserError(f"{place}: no such image or folder")
-    found = sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-    if not found:
+    files = []
+    for file in sorted(place.rglob("*")):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            files.append(file)
+    if not files:
         raise UserError(f"{place}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    shared = Counter(p.with_suffix("") for p in found)
-    names = [p.relative_to(place) for p in found]
-    return [
-        (p, n.with_name(f"{n.name if shared[p.with_suffix('')] > 1 else n.stem}.png"))
-        for p, n in zip(found, names, strict=True)
-    ]
+    owners = Counter(file.with_suffix("") for file in files)
+    work = []
+    for file in files:
+        name = file.stem
+        if owners[file.with_suffix("")] > 1:
+            name = file.name
+        work.append((file, file.relative_to(place).with_name(f"{name}.png")))
+    return work
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -174,26 +210,40 @@ class StepBar:
 def restore_all(
     work: list[tuple[Path, Path]], output: Path, restored: ImageRestorer, samples: int, overwrite: bool
 ) -> int:
-    """Write every restored image; report what was kept and what cannot be read."""
-    kept, bad = 0, []
+    """Write every restored image; print how many were there and which cannot be read. Return the exit status."""
+    old, bad = 0, []
     for file, name in tqdm(work, unit="image", disable=None):
-        ends = [f"_s{number}" for number in range(samples)] if samples > 1 else [""]
-        targets = {number: output / name.with_stem(name.stem + end) for number, end in enumerate(ends)}
-        lacking = {n: target for n, target in targets.items() if overwrite or not target.exists()}
-        kept += not lacking
+        targets = _targets(output / name, samples, overwrite)
+        if not targets:
+            old += 1
+            continue
         try:
-            image = read_image(file, restored.channels) if lacking else None
-            for number, target in lacking.items():
-                assert image is not None
+            image = read_image(file, restored.channels)
+            for number, target in targets.items():
                 write_image(target, restored(image, file.stem, number))
         except ImageError as error:
-            bad.append(str(error) if str(file) in str(error) else f"{file}: {error}")
-    print(f"{len(work) - kept - len(bad)} images restored to {output}")
-    if kept:
-        print(f"{kept} were there already and were kept; --overwrite replaces them")
+            message = str(error)
+            if str(file) not in message:
+                message = f"{file}: {error}"
+            bad.append(message)
+    print(f"{len(work) - old - len(bad)} images restored to {output}")
+    if old:
+        print(f"{old} were there already and were kept; --overwrite replaces them")
     for message in bad:
         print(f"skipped: {message}", file=sys.stderr)
-    return 1 if bad else 0
+    return int(bool(bad))
+
+
+def _targets(path: Path, samples: int, overwrite: bool) -> dict[int, Path]:
+    """Return sample number -> path of its result, NAME_s0.png and so on; without those that exist already."""
+    targets = {}
+    for number in range(samples):
+        target = path
+        if samples > 1:
+            target = path.with_stem(f"{path.stem}_s{number}")
+        if overwrite or not target.exists():
+            targets[number] = target
+    return targets
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A small world for whole runs: photographs with regions, their mask store, option files."""
+"""A small world for tests of whole runs: photographs with regions, their mask store, option files."""
 
 from __future__ import annotations
 
@@ -25,23 +25,26 @@ NETWORK = {"type": "NAFNet", "width": 4, "enc_blk_nums": [1], "middle_blk_num": 
 
 @pytest.fixture(autouse=True)
 def _same_draws() -> None:
-    """What a test draws without a seed of its own does not depend on the tests before it."""
+    """Seed torch, so that a test without a seed does not depend on the tests before it."""
     torch.manual_seed(0)
 
 
 @dataclass(frozen=True)
 class World:
-    """Where the small world lies, and option files over it."""
+    """The folder of the small world, and option files that read it."""
 
     root: Path
 
     def values(self, sam: bool = False, **changes: object) -> dict:
-        """The plain values of an option file; `changes` replace whole top-level keys."""
-        masks = {"masks": {"store": str(self.root / "masks.lmdb")}} if sam else {}
-        data = {"type": "GaussianDenoisingDataset", "sigma_range": 50, **masks}
+        """Return the plain values of an option file; `changes` replace whole top-level keys."""
+        data: dict = {"type": "GaussianDenoisingDataset", "sigma_range": 50}
+        model_type = "ImageRestorationModel"
+        if sam:
+            data["masks"] = {"store": str(self.root / "masks.lmdb")}
+            model_type = "SAM4IRModel"
         values: dict = {
             "name": "small",
-            "model_type": "SAM4IRModel" if sam else "ImageRestorationModel",
+            "model_type": model_type,
             "device": "cpu",
             "datasets": {
                 "train": {
@@ -76,18 +79,21 @@ class World:
         return {**values, **changes}
 
     def write(self, values: dict, name: str = "options.yml") -> Path:
-        """An option file of these values."""
+        """Write an option file with these values; return its path."""
         path = self.root / name
         path.write_text(yaml.safe_dump(values), encoding="utf-8")
         return path
 
     def options(self, sam: bool = False, overrides: tuple[str, ...] = ()) -> Options:
-        """Loaded options."""
-        return load_options(self.write(self.values(sam), "sam.yml" if sam else "plain.yml"), overrides)
+        """Return options as they are loaded from a file, sam.yml or plain.yml."""
+        name = "plain.yml"
+        if sam:
+            name = "sam.yml"
+        return load_options(self.write(self.values(sam), name), overrides)
 
 
 def photograph(seed: int, height: int = 40, width: int = 52) -> np.ndarray:
-    """A smooth picture with two blocks, (h, w, 3) uint8."""
+    """Return a smooth picture with two blocks, (h, w, 3) uint8."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     base = np.stack([128 + 60 * np.sin(x / 7 + seed), 128 + 60 * np.cos(y / 5), 100 + y + x], axis=-1)
@@ -97,7 +103,7 @@ def photograph(seed: int, height: int = 40, width: int = 52) -> np.ndarray:
 
 
 def sam_masks(height: int = 40, width: int = 52) -> list[dict]:
-    """Masks of the two blocks and an overlapping one, as segment-anything's generator lists them."""
+    """Return masks of the two blocks and an overlapping one, as segment-anything's generator lists them."""
     boxes = [(4, 6, 20, 30), (22, 20, 36, 48), (10, 10, 30, 40)]
     masks = []
     for i, (top, left, bottom, right) in enumerate(boxes):
@@ -120,7 +126,7 @@ def sam_masks(height: int = 40, width: int = 52) -> list[dict]:
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    """Five photographs with masks in a folder of their own."""
+    """Make five photographs with masks in a temporary folder."""
     with MaskStoreWriter(tmp_path / "masks.lmdb", {"generator": "drawn", "source": "gt"}) as store:
         for i in range(5):
             write_image(tmp_path / "gt" / f"photo_{i}.png", photograph(i))

@@ -103,10 +103,16 @@ class DiffSR(nn.Module):
     @staticmethod
     def adapted(state: Mapping[str, V]) -> dict[str, V]:
         """Return a released state without its diffusion tables, with BasicSR's keys under rrdb. renamed to ours."""
-        rrdb = {key.removeprefix("rrdb."): value for key, value in state.items() if key.startswith("rrdb.")}
-        renamed = {f"rrdb.{key}": value for key, value in to_diffsr_keys(rrdb).items()}
-        rest = {key: value for key, value in state.items() if not (key.startswith("rrdb.") or is_released_table(key))}
-        return {**rest, **renamed}
+        rrdb: dict[str, V] = {}
+        adapted: dict[str, V] = {}
+        for key, value in state.items():
+            if key.startswith("rrdb."):
+                rrdb[key.removeprefix("rrdb.")] = value
+            elif not is_released_table(key):
+                adapted[key] = value
+        for key, value in to_diffsr_keys(rrdb).items():
+            adapted[f"rrdb.{key}"] = value
+        return adapted
 
 
 def is_released_table(key: str) -> bool:

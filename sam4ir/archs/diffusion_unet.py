@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam4ir.archs.layers import Block, Pointwise, run_block
+from sam4ir.archs.layers import NetworkBlock, Pointwise, run_block
 from sam4ir.archs.mish import mish
 
 MAPS = 3  # each third map of the RRDB network is a condition
@@ -29,6 +29,7 @@ class ReflectConv(nn.Conv2d):
         super().__init__(before, after, 3, stride=stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution of the reflected map."""
         with torch.autocast(x.device.type, enabled=False):  # a CPU's autocast would pad in float32
             padded = _reflected(x)
         return super().forward(padded)
@@ -50,10 +51,11 @@ class ConvMish(nn.Module):
         self.block = nn.Sequential(nn.Identity(), ReflectConv(before, after), nn.Identity())
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return mish of the convolution."""
         return mish(self.block[1](x))
 
 
-class ResnetBlock(Block):
+class ResnetBlock(NetworkBlock):
     """Two ConvMish with the time between them, and a residual: (b, before, h, w) -> (b, after, h, w)."""
 
     def __init__(self, before: int, after: int, time_dim: int) -> None:
@@ -61,7 +63,9 @@ class ResnetBlock(Block):
         self.mlp = nn.Sequential(nn.Mish(), nn.Linear(time_dim, after))
         self.block1 = ConvMish(before, after)
         self.block2 = ConvMish(after, after)
-        self.res_conv = Pointwise(before, after) if before != after else nn.Identity()
+        self.res_conv: nn.Module = nn.Identity()
+        if before != after:
+            self.res_conv = Pointwise(before, after)
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Return (b, after, h, w). time: mish of the time embedding, (b, time_dim)."""
@@ -73,25 +77,27 @@ class ResnetBlock(Block):
 
 
 class Downsample(nn.Module):
-    """(b, c, h, w) -> (b, c, h / 2, w / 2)."""
+    """3x3 convolution of stride 2: (b, c, h, w) -> (b, c, h / 2, w / 2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Sequential(nn.Identity(), ReflectConv(channels, channels, stride=2))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the map at half its sides, which are even."""
         out: Tensor = self.conv(x)
         return out
 
 
 class Upsample(nn.Module):
-    """(b, c, h, w) -> (b, c, 2h, 2w)."""
+    """Transposed 4x4 convolution of stride 2: (b, c, h, w) -> (b, c, 2h, 2w)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = nn.Sequential(nn.ConvTranspose2d(channels, channels, 4, 2, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the map at twice its sides."""
         out: Tensor = self.conv(x)
         return out
 
@@ -109,6 +115,7 @@ class LinearAttention(nn.Module):
         self.to_out = nn.Conv2d(width, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the attended map, (b, c, h, w)."""
         b, _, h, w = x.shape
         q, k, v = self.to_qkv(x).reshape(b, 3, ATTENTION_HEADS, ATTENTION_WIDTH, h * w).unbind(1)
         context = k.softmax(-1) @ v.transpose(-2, -1)  # (b, heads, width of k, width of v)
@@ -116,7 +123,7 @@ class LinearAttention(nn.Module):
 
 
 class Rezero(nn.Module):
-    """g f(x) with a learnt g that starts at zero (Bachlechner et al., UAI 2021)."""
+    """A module times a learnt number, g f(x), with g zero at the start (Bachlechner et al., UAI 2021)."""
 
     def __init__(self, fn: nn.Module) -> None:
         super().__init__()
@@ -124,18 +131,20 @@ class Rezero(nn.Module):
         self.fn = fn
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return g f(x), in the type of f(x)."""
         y: Tensor = self.fn(x)
         return y * self.g.to(y.dtype)
 
 
-class Residual(nn.Module):
-    """x + f(x)."""
+class Shortcut(nn.Module):
+    """A module with a shortcut around it: x + f(x)."""
 
     def __init__(self, fn: nn.Module) -> None:
         super().__init__()
         self.fn = fn
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x + f(x)."""
         y: Tensor = self.fn(x)
         return x + y
 
@@ -178,23 +187,32 @@ class DiffSRUnet(nn.Module):
         self.dim = dim
         self.multiple = 2 ** (len(pairs) - 1)
         # the order of the released state dict
-        self.sam_conv = nn.Sequential(*(nn.Conv2d(dim + (i == 0), dim, 1) for i in range(3))) if cond_sam else None
+        self.sam_conv = None
+        if cond_sam:
+            self.sam_conv = nn.Sequential(nn.Conv2d(dim + 1, dim, 1), nn.Conv2d(dim, dim, 1), nn.Conv2d(dim, dim, 1))
         maps = (rrdb_num_block + 1) // 3
         self.cond_proj = nn.ConvTranspose2d(cond_dim * maps, dim, 2 * sr_scale, sr_scale, sr_scale // 2)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.Mish(), nn.Linear(4 * dim, dim))
-        self.downs = nn.ModuleList(
-            nn.ModuleList([*_two(before, after, dim), Downsample(after) if level < len(pairs) else nn.Identity()])
-            for level, (before, after) in enumerate(pairs, 1)
-        )
-        self.ups = nn.ModuleList(
-            nn.ModuleList([*_two(2 * after, before, dim), Upsample(before)]) for before, after in reversed(pairs[1:])
-        )
+        self.downs = nn.ModuleList()
+        for level, (before, after) in enumerate(pairs, 1):
+            blocks = _two(before, after, dim)
+            down: nn.Module = nn.Identity()
+            if level < len(pairs):
+                down = Downsample(after)
+            self.downs.append(nn.ModuleList([*blocks, down]))
+        self.ups = nn.ModuleList()
+        for before, after in reversed(pairs[1:]):
+            self.ups.append(nn.ModuleList([*_two(2 * after, before, dim), Upsample(before)]))
         deepest = widths[-1]
         self.mid_block1 = ResnetBlock(deepest, deepest, dim)
-        self.mid_attn = Residual(Rezero(LinearAttention(deepest))) if use_attn else None
+        self.mid_attn = None
+        if use_attn:
+            self.mid_attn = Shortcut(Rezero(LinearAttention(deepest)))
         self.mid_block2 = ResnetBlock(deepest, deepest, dim)
         self.final_conv = nn.Sequential(ConvMish(dim, dim), Pointwise(dim, out_dim))
-        self.up_proj = nn.Sequential(nn.Identity(), ReflectConv(3, dim)) if up_input else None
+        self.up_proj = None
+        if up_input:
+            self.up_proj = nn.Sequential(nn.Identity(), ReflectConv(3, dim))
 
     def forward(
         self,

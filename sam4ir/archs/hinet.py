@@ -5,6 +5,7 @@ Modules and keyword arguments have the official names, so official checkpoints l
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from sam4ir.archs.layers import Block, Pointwise, UpConvolution, run_block
+from sam4ir.archs.layers import NetworkBlock, Pointwise, UpConvolution, run_block
 from sam4ir.archs.size import SizeRule, pad, unpad
 
 
@@ -34,6 +35,7 @@ class _HalfNormed(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        """Return the normalised map, and keep what the derivative needs."""
         out, normed, deviation = half_normed(x, weight, bias, eps)
         ctx.save_for_backward(normed.to(x.dtype), deviation, weight)
         return out
@@ -66,13 +68,14 @@ class HalfInstanceNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the map with its first half normalised, (b, channels, h, w)."""
         if not torch.is_grad_enabled():  # plain operations, which every exporter knows
             return half_normed(x, self.weight, self.bias, self.eps)[0]
         normed: Tensor = _HalfNormed.apply(x, self.weight, self.bias, self.eps)
         return normed
 
 
-class ConvBlock(Block):
+class ConvBlock(NetworkBlock):
     """Two 3x3 convolutions with leaky ReLU beside a 1x1 shortcut: (b, in_channels, h, w) -> (b, channels, h, w).
 
     hin: whether the first convolution is followed by half instance normalisation (the paper's HIN block, Fig. 3).
@@ -95,14 +98,20 @@ class ConvBlock(Block):
         self.identity = Pointwise(in_channels, channels)
         self.conv_1 = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.conv_2 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.csff_enc = nn.Conv2d(channels, channels, 3, padding=1) if csff else nn.Identity()
-        self.csff_dec = nn.Conv2d(channels, channels, 3, padding=1) if csff else nn.Identity()
-        self.norm = HalfInstanceNorm(channels) if hin else nn.Identity()
-        self.downsample = (
-            nn.Conv2d(channels, channels, 4, stride=2, padding=1, bias=False) if downsample else nn.Identity()
-        )
+        self.csff_enc: nn.Module = nn.Identity()
+        self.csff_dec: nn.Module = nn.Identity()
+        self.norm: nn.Module = nn.Identity()
+        self.downsample: nn.Module = nn.Identity()
+        if csff:
+            self.csff_enc = nn.Conv2d(channels, channels, 3, padding=1)
+            self.csff_dec = nn.Conv2d(channels, channels, 3, padding=1)
+        if hin:
+            self.norm = HalfInstanceNorm(channels)
+        if downsample:
+            self.downsample = nn.Conv2d(channels, channels, 4, stride=2, padding=1, bias=False)
 
     def forward(self, x: Tensor, first: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """Return (b, channels, h, w). first: encoder and decoder features of the first U-Net, with csff only."""
         y = self._activate(self.norm(self.conv_1(x)))
         y = self._activate(self.conv_2(y)) + self.identity(x)
         if first is not None:
@@ -115,7 +124,7 @@ class ConvBlock(Block):
         return F.leaky_relu(y, self.relu_slope, inplace=self.relu_slope >= 0)
 
 
-class UpBlock(Block):
+class UpBlock(NetworkBlock):
     """Transposed convolution and a ConvBlock over its output and the skip.
 
     (b, in_channels, h, w), (b, channels, 2h, 2w) -> (b, channels, 2h, 2w).
@@ -127,6 +136,7 @@ class UpBlock(Block):
         self.conv_block = ConvBlock(in_channels, channels, relu_slope)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """Return (b, channels, 2h, 2w)."""
         return self.conv_block(torch.cat([self.up(x), skip], dim=1))
 
 
@@ -143,6 +153,7 @@ class SupervisedAttention(nn.Module):
         self.conv3 = nn.Conv2d(3, channels, 3, padding=1)
 
     def forward(self, features: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (features for the second stage, the first stage's restored image)."""
         restored = self.conv2(features) + image
         attention = torch.sigmoid(self.conv3(restored))
         return self.conv1(features) * attention + features, restored
@@ -178,6 +189,7 @@ class HINet(nn.Module):
             raise ValueError(f"depth {depth}: give at least 1 level")
         widths = [wf * 2**level for level in range(depth)]
         hin = [hin_position_left <= level <= hin_position_right for level in range(depth)]
+        deepest = max(itertools.compress(range(depth), hin), default=-1)
         if hin[0] and wf % 2:
             raise ValueError(f"wf {wf}: half instance normalisation at level 0 needs an even width")
         self.down_path_1 = nn.ModuleList()
@@ -188,7 +200,7 @@ class HINet(nn.Module):
             down = level + 1 < depth
             self.down_path_1.append(ConvBlock(before, width, relu_slope, down, hin=hin[level]))
             self.down_path_2.append(ConvBlock(before, width, relu_slope, down, csff=down, hin=hin[level]))
-        skips = widths[-2::-1] if depth > 1 else []
+        skips = widths[:-1][::-1]  # from coarse to fine
         self.up_path_1 = nn.ModuleList(UpBlock(2 * width, width, relu_slope) for width in skips)
         self.up_path_2 = nn.ModuleList(UpBlock(2 * width, width, relu_slope) for width in skips)
         self.skip_conv_1 = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for width in skips)
@@ -197,10 +209,10 @@ class HINet(nn.Module):
         self.cat12 = Pointwise(2 * wf, wf)
         self.last = nn.Conv2d(wf, in_chn, 3, padding=1)
         multiple = 2 ** (depth - 1)
-        deepest = max((level for level in range(depth) if hin[level]), default=-1)
         self.size = SizeRule(multiple=multiple, minimum=max(multiple, 2 ** (deepest + 1)), mode="reflect")
 
     def forward(self, image: Tensor) -> list[Tensor]:
+        """Return the restored images of both U-Nets, each (b, in_chn, h, w)."""
         padded = pad(image, self.size).contiguous(memory_format=torch.channels_last)
         encoded, decoded = self._unet(1, self.conv_01(padded), None)
         features, restored = self.sam12(decoded[-1], padded)
@@ -216,16 +228,16 @@ class HINet(nn.Module):
 
         Both leave out the coarsest map, but the only map of a U-Net of one level is its decoder feature.
         """
-        downs, ups, skips = (
-            (self.down_path_1, self.up_path_1, self.skip_conv_1)
-            if number == 1
-            else (self.down_path_2, self.up_path_2, self.skip_conv_2)
-        )
+        downs, ups, skips = self.down_path_1, self.up_path_1, self.skip_conv_1
+        if number == 2:
+            downs, ups, skips = self.down_path_2, self.up_path_2, self.skip_conv_2
         encoded: list[Tensor] = []
         decoded: list[Tensor] = []
         for level, block in enumerate(list(downs)[:-1]):
             assert isinstance(block, ConvBlock)
-            fused = None if first is None else (first[0][level], first[1][-1 - level])
+            fused = None
+            if first is not None:
+                fused = (first[0][level], first[1][-1 - level])
             y = run_block(block, x, fused)
             encoded.append(y)
             x = block.downsample(y)

@@ -1,4 +1,4 @@
-"""The network that weights belong to, from the names and shapes in their state dict.
+"""Recognition of a network by its weights, from the names and shapes in their state dict.
 
 A network is reported only if it has exactly these keys and shapes when it is built on the meta device with the
 inferred arguments. NAFNetLocal has NAFNet's keys and is reported as NAFNet. The tables of a noise schedule that
@@ -52,9 +52,11 @@ def infer(shapes: Shapes) -> Fit | None:
         if len(shape) == 4 and min(shape) > 0:
             try:
                 fit = guess(shapes)
-                return fit if built_shapes(fit.network, fit.arguments) == shapes else None
+                if built_shapes(fit.network, fit.arguments) == shapes:
+                    return fit
             except (LookupError, ValueError, ArithmeticError, RuntimeError):  # another network, or invalid arguments
-                return None
+                pass
+            return None
     return None
 
 
@@ -65,6 +67,7 @@ def built_shapes(network: Callable[..., nn.Module], arguments: Mapping[str, Any]
 
 
 def _nafnet(shapes: Shapes) -> Fit:
+    """Infer NAFNet."""
     width, channels = shapes["intro.weight"][:2]
     levels = range(_count(shapes, "downs"))
     arguments = {
@@ -78,9 +81,13 @@ def _nafnet(shapes: Shapes) -> Fit:
 
 
 def _hinet(shapes: Shapes) -> Fit:
+    """Infer HINet; its levels with half instance normalisation follow one another."""
     width, channels = shapes["conv_01.weight"][:2]
     depth = _count(shapes, "down_path_1")
-    hin = [level for level in range(depth) if f"down_path_1.{level}.norm.weight" in shapes]
+    hin = []
+    for level in range(depth):
+        if f"down_path_1.{level}.norm.weight" in shapes:
+            hin.append(level)
     arguments = {
         "in_chn": channels,
         "wf": width,
@@ -92,9 +99,16 @@ def _hinet(shapes: Shapes) -> Fit:
 
 
 def _restormer(shapes: Shapes) -> Fit:
+    """Infer Restormer, of one of its two kinds of layer normalisation."""
     dim, channels = shapes["patch_embed.proj.weight"][:2]
     levels = ("encoder_level1", "encoder_level2", "encoder_level3", "latent")
-    norms = {key.rsplit(".", 1)[-1] for key in shapes if ".norm1.body." in key}
+    norms = set()
+    for key in shapes:
+        if ".norm1.body." in key:
+            norms.add(key.rsplit(".", 1)[-1])
+    norm = "WithBias"
+    if norms == {"weight"}:
+        norm = "BiasFree"
     first_blocks = [f"{level}.0.attn.temperature" for level in levels]
     if first_blocks[0] not in shapes:
         first_blocks[0] = "refinement.0.attn.temperature"  # the other stage of this level that may have blocks
@@ -107,13 +121,14 @@ def _restormer(shapes: Shapes) -> Fit:
         "heads": [shapes.get(block, (1,))[0] for block in first_blocks],
         "ffn_expansion_factor": _expansion(shapes),
         "bias": "output.bias" in shapes,
-        "LayerNorm_type": "BiasFree" if norms == {"weight"} else "WithBias",
+        "LayerNorm_type": norm,
         "dual_pixel_task": "skip_conv.weight" in shapes,
     }
     return Fit(Restormer, arguments)
 
 
 def _rrdb(shapes: Shapes) -> Fit:
+    """Infer an RRDB network with the keys of BasicSR or of SRDiff."""
     width, channels = shapes["conv_first.weight"][:2]
     out = shapes["conv_last.weight"][0]
     if "trunk_conv.weight" in shapes:
@@ -141,7 +156,9 @@ def _rrdb(shapes: Shapes) -> Fit:
 def _diffsr_unet(shapes: Shapes) -> Fit:
     """Infer DiffSRUnet; weights hold only a product of cond_dim and rrdb_num_block, so cond_dim is dim if that fits."""
     joined, dim, kernel = shapes["cond_proj.weight"][:3]
-    cond_dim = joined if joined % dim else dim
+    cond_dim = dim
+    if joined % dim:
+        cond_dim = joined
     arguments = {
         "dim": dim,
         "out_dim": shapes["final_conv.1.weight"][0],
@@ -157,6 +174,7 @@ def _diffsr_unet(shapes: Shapes) -> Fit:
 
 
 def _diffsr(shapes: Shapes) -> Fit:
+    """Infer DiffSR, the U-Net with its RRDB network."""
     _, dim, kernel = shapes["denoise_fn.cond_proj.weight"][:3]
     arguments = {
         "hidden_size": dim,
@@ -171,7 +189,12 @@ def _diffsr(shapes: Shapes) -> Fit:
 
 
 def _multiples(shapes: Shapes, levels: str, dim: int) -> list[int]:
-    return [shapes[f"{levels}.{level}.0.mlp.1.weight"][0] // dim for level in range(_count(shapes, levels))]
+    """Return the width of each level of a U-Net over its width at full resolution."""
+    multiples = []
+    for level in range(_count(shapes, levels)):
+        width = shapes[f"{levels}.{level}.0.mlp.1.weight"][0]
+        multiples.append(width // dim)
+    return multiples
 
 
 _GUESSES: dict[str, Callable[[Shapes], Fit]] = {
@@ -187,7 +210,12 @@ _GUESSES: dict[str, Callable[[Shapes], Fit]] = {
 def _count(shapes: Shapes, prefix: str) -> int:
     """Return how many different numbers follow `prefix` and a dot."""
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    return len({match[1] for match in map(pattern.match, shapes) if match})
+    numbers = set()
+    for key in shapes:
+        match = pattern.match(key)
+        if match is not None:
+            numbers.add(match[1])
+    return len(numbers)
 
 
 def _expansion(shapes: Shapes) -> float:
@@ -195,7 +223,10 @@ def _expansion(shapes: Shapes) -> float:
 
     That is 2.66 if it fits, and otherwise the factor with the fewest decimals.
     """
-    sizes = {shape[:2] for key, shape in shapes.items() if key.endswith(".ffn.project_out.weight")}
+    sizes = set()
+    for key, shape in shapes.items():
+        if key.endswith(".ffn.project_out.weight"):
+            sizes.add(shape[:2])
     least = max((hidden / channels for channels, hidden in sizes), default=0.0)
     for factor in _factors(least):
         if all(int(channels * factor) == hidden for channels, hidden in sizes):
@@ -204,6 +235,7 @@ def _expansion(shapes: Shapes) -> float:
 
 
 def _factors(least: float) -> Iterator[float]:
+    """Yield factors to try: the usual one, then `least` rounded up to 0, 1, 2 ... decimals."""
     yield USUAL_EXPANSION
     for decimals in range(7):
         yield math.ceil(least * 10**decimals) / 10**decimals

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-class Block(nn.Module):
+class NetworkBlock(nn.Module):
     """A part of a network whose activations training can drop and compute again; callers go through `run_block`.
 
     checkpointed: whether training keeps the block's inputs only and repeats its forward pass in the backward pass.
@@ -27,22 +27,23 @@ class Block(nn.Module):
 
 def run_block(block: nn.Module, *inputs: Any) -> Any:
     """Return block(*inputs); a checkpointed block in training keeps its inputs alone in memory, for the same bits."""
-    if isinstance(block, Block) and block.checkpointed and block.training and torch.is_grad_enabled():
+    if isinstance(block, NetworkBlock) and block.checkpointed and block.training and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)
     return block(*inputs)
 
 
 class Blocks(nn.Sequential):
-    """Blocks one after the other."""
+    """A sequence of blocks, each called through `run_block`."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the last block."""
         for block in self:
             x = run_block(block, x)
         return x
 
 
 def checkpoint_blocks(network: nn.Module) -> int:
-    """Switch activation checkpointing on for every outermost Block of a network; return their number.
+    """Switch activation checkpointing on for every outermost NetworkBlock of a network; return their number.
 
     Memory then grows with one block's activations and the inputs of all, for about one more forward pass a step.
     """
@@ -52,9 +53,9 @@ def checkpoint_blocks(network: nn.Module) -> int:
     return len(blocks)
 
 
-def _outermost_blocks(module: nn.Module) -> Iterator[Block]:
+def _outermost_blocks(module: nn.Module) -> Iterator[NetworkBlock]:
     for child in module.children():
-        if isinstance(child, Block):
+        if isinstance(child, NetworkBlock):
             yield child
         else:
             yield from _outermost_blocks(child)
@@ -93,6 +94,7 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise, scale and shift (b, channels, h, w), in x's type."""
         return channel_layer_norm(x, self.weight, self.bias, self.eps)
 
 
@@ -109,6 +111,7 @@ class Pointwise(nn.Conv2d):
         super().__init__(in_channels, out_channels, 1, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the convolution (b, o, h, w), in channels_last memory."""
         return _product(x, self.weight.flatten(1), self.bias)
 
     def scaled(self, x: Tensor, scale: Tensor) -> Tensor:
@@ -136,13 +139,19 @@ class Pointwise(nn.Conv2d):
             return _product(x, weights[0], bias)
         rows = x.permute(0, 2, 3, 1).reshape(b, h * w, c)
         y = rows @ weights.transpose(1, 2).to(rows.dtype)
-        return (y if bias is None else y + bias.to(y.dtype)).view(b, h, w, -1).permute(0, 3, 1, 2)
+        if bias is not None:
+            y = y + bias.to(y.dtype)
+        return y.view(b, h, w, -1).permute(0, 3, 1, 2)
 
     def _scaled_bias(self, scale: Tensor) -> Tensor | None:
-        return None if self.bias is None else self.bias * scale.flatten()
+        """Return scale * bias, or None without a bias."""
+        if self.bias is None:
+            return None
+        return self.bias * scale.flatten()
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the product of a map (b, i, h, w) and a weight (o, i), pixel by pixel."""
     return F.linear(x.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
 
 
@@ -161,6 +170,7 @@ class UpConvolution(nn.ConvTranspose2d):
         super().__init__(in_channels, out_channels, 2, stride=2)
 
     def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """Return (b, o, 2h, 2w). output_size: torch's argument, which must be None."""
         b, c, h, w = x.shape
         assert output_size is None
         assert self.bias is not None
@@ -179,6 +189,7 @@ def window_mean(x: Tensor, window: tuple[int, int]) -> Tensor:
 
 
 def _running_mean(x: Tensor, length: int, dim: int) -> Tensor:
+    """Return the mean of each window of `length` entries along a dimension."""
     size = x.shape[dim]
     if length >= size:
         return x.mean(dim, keepdim=True)

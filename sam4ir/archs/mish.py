@@ -34,10 +34,13 @@ class _PieceByPiece(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
+        """Return x n / (n + 1) with e = exp(x) and n = e^2 / 2 + e."""
         ctx.save_for_backward(x)
         out = torch.empty_like(x)
         for (n, d, _, wide), (part, target) in _pieces(x, out):
-            v = part if part.dtype is torch.float32 else wide.copy_(part)
+            v = part
+            if part.dtype is not torch.float32:
+                v = wide.copy_(part)
             torch.clamp(v, max=LINEAR_FROM, out=n)
             n.exp_()
             n.addcmul_(n, n, value=0.5)

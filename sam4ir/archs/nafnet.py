@@ -10,11 +10,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from sam4ir.archs.layers import Block, Blocks, LayerNorm2d, Pointwise, simple_gate, window_mean
+from sam4ir.archs.layers import Blocks, LayerNorm2d, NetworkBlock, Pointwise, simple_gate, window_mean
 from sam4ir.archs.size import SizeRule, pad, unpad
 
 
-class NAFBlock(Block):
+class NAFBlock(NetworkBlock):
     """The block of NAFNet's Fig. 3c: (b, channels, h, w) -> the same.
 
     A gated depthwise branch with simplified channel attention, then a gated feed-forward branch; each is added with a
@@ -36,6 +36,7 @@ class NAFBlock(Block):
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (b, channels, h, w): x with both halves of the block added."""
         y = simple_gate(self.conv2(self.conv1(self.norm1(x))))
         x = x + self.conv3.attended(y, self.sca(y), self.beta)
         y = simple_gate(self.conv4(self.norm2(x)))
@@ -73,16 +74,15 @@ class NAFNet(nn.Module):
         self.intro = nn.Conv2d(img_channel, width, 3, padding=1)
         self.ending = nn.Conv2d(width, img_channel, 3, padding=1)
         channels = [width * 2**level for level in range(levels + 1)]
-        self.encoders = nn.ModuleList(_blocks(c, n) for c, n in zip(channels[:-1], enc_blk_nums, strict=True))
-        self.decoders = nn.ModuleList(_blocks(c, n) for c, n in zip(channels[-2::-1], dec_blk_nums, strict=True))
+        self.encoders = nn.ModuleList(map(_blocks, channels[:-1], enc_blk_nums))
+        self.decoders = nn.ModuleList(map(_blocks, channels[-2::-1], dec_blk_nums))
         self.middle_blks = _blocks(channels[-1], middle_blk_num)
-        self.ups = nn.ModuleList(
-            nn.Sequential(Pointwise(c, 2 * c, bias=False), nn.PixelShuffle(2)) for c in channels[:0:-1]
-        )
-        self.downs = nn.ModuleList(nn.Conv2d(c, 2 * c, 2, stride=2) for c in channels[:-1])
+        self.ups = nn.ModuleList(map(_up, channels[:0:-1]))
+        self.downs = nn.ModuleList(map(_down, channels[:-1]))
         self.size = SizeRule(multiple=2**levels, mode="zeros")
 
     def forward(self, image: Tensor) -> Tensor:
+        """Return the restored image (b, img_channel, h, w)."""
         padded = pad(image, self.size)
         x = self.intro(padded.contiguous(memory_format=torch.channels_last))
         x = x.contiguous(memory_format=torch.channels_last)
@@ -138,7 +138,10 @@ class NAFNetLocal(NAFNet):
             at_level = padded_h >> level, padded_w >> level
             window = at_level[0] * int(1.5 * h) // h, at_level[1] * int(1.5 * w) // w
             longest_step = max(1, 5 * at_level[0] // h), max(1, 5 * at_level[1] // w)
-            block.sca[0] = SubsampledLocalMean(window, longest_step) if fast_imp else LocalMean(window)
+            mean: nn.Module = LocalMean(window)
+            if fast_imp:
+                mean = SubsampledLocalMean(window, longest_step)
+            block.sca[0] = mean
 
 
 class LocalMean(nn.Module):
@@ -152,6 +155,7 @@ class LocalMean(nn.Module):
         self.window = window
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the means (b, c, h - kh + 1, w - kw + 1)."""
         return window_mean(x, self.window)
 
 
@@ -167,6 +171,7 @@ class SubsampledLocalMean(nn.Module):
         self.longest_step = longest_step
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the means, each repeated r times, or (b, c, 1, 1) where the window covers the map."""
         h, w = x.shape[-2:]
         if self.window[0] >= h and self.window[1] >= w:
             return x.mean((2, 3), keepdim=True)
@@ -178,9 +183,29 @@ class SubsampledLocalMean(nn.Module):
 
 
 def _step(side: int, longest: int) -> int:
-    step = min(longest, next(r for r in (5, 4, 3, 2, 1) if side % r == 0))
-    return step if side > step else 1
+    """Return how many rows (or columns) of a side lie between two that count: a divisor up to 5, and `longest` at most.
+
+    A side of one step or less is taken whole.
+    """
+    step = 5
+    while side % step:
+        step -= 1
+    step = min(longest, step)
+    if side <= step:
+        return 1
+    return step
+
+
+def _up(channels: int) -> nn.Sequential:
+    """Return the layers from a level to the next finer one: (b, c, h, w) -> (b, c / 2, 2h, 2w)."""
+    return nn.Sequential(Pointwise(channels, 2 * channels, bias=False), nn.PixelShuffle(2))
+
+
+def _down(channels: int) -> nn.Conv2d:
+    """Return the layer from a level to the next coarser one: (b, c, h, w) -> (b, 2c, h / 2, w / 2)."""
+    return nn.Conv2d(channels, 2 * channels, 2, stride=2)
 
 
 def _blocks(channels: int, number: int) -> Blocks:
+    """Return `number` blocks of one level."""
     return Blocks(*(NAFBlock(channels) for _ in range(number)))

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam4ir.archs.layers import Block, Blocks, Pointwise, channel_layer_norm, channel_scale_norm
+from sam4ir.archs.layers import Blocks, NetworkBlock, Pointwise, channel_layer_norm, channel_scale_norm
 from sam4ir.archs.size import SizeRule, pad, unpad
 
 NORM_EPS = 1e-5
@@ -28,6 +28,7 @@ class WithBiasNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalise, scale and shift (b, channels, h, w), in x's type."""
         return channel_layer_norm(x, self.weight, self.bias, NORM_EPS)
 
 
@@ -39,6 +40,7 @@ class BiasFreeNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Divide and scale (b, channels, h, w), in x's type."""
         return channel_scale_norm(x, self.weight, NORM_EPS)
 
 
@@ -53,6 +55,7 @@ class Norm(nn.Module):
         self.body = NORMS[kind](channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised map, in the shape of x."""
         return self.body(x)
 
 
@@ -70,6 +73,7 @@ class ChannelAttention(nn.Module):
         self.project_out = Pointwise(channels, channels, bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the projection of attention times value, (b, channels, h, w)."""
         b, c, h, w = x.shape
         heads = self.temperature.shape[0]
         qkv = self.qkv_dwconv(self.qkv(x)).permute(0, 2, 3, 1).reshape(b, h * w, 3 * c)
@@ -114,11 +118,12 @@ class GatedFeedForward(nn.Module):
         self.project_out = Pointwise(hidden, channels, bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the gated and projected map, (b, channels, h, w)."""
         gate, y = self.dwconv(self.project_in(x)).chunk(2, dim=1)
         return self.project_out(F.gelu(gate) * y)
 
 
-class TransformerBlock(Block):
+class TransformerBlock(NetworkBlock):
     """x + MDTA(norm(x)), then x + GDFN(norm(x)); (b, channels, h, w) -> the same."""
 
     def __init__(self, channels: int, heads: int, expansion: float, bias: bool, norm: str) -> None:
@@ -129,6 +134,7 @@ class TransformerBlock(Block):
         self.ffn = GatedFeedForward(channels, expansion, bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x with attention and feed-forward network added."""
         x = x + self.attn(self.norm1(x))
         return x + self.ffn(self.norm2(x))
 
@@ -141,6 +147,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the features (b, channels, h, w) of an image."""
         return self.proj(x)
 
 
@@ -152,6 +159,7 @@ class Resample(nn.Module):
         self.body = nn.Sequential(nn.Conv2d(channels, wide, 3, padding=1, bias=False), shuffle)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return (b, wide / 4, 2h, 2w) after a shuffle, (b, 4 wide, h / 2, w / 2) after an unshuffle."""
         return self.body(x)
 
 
@@ -198,6 +206,7 @@ class Restormer(nn.Module):
             )
 
         def blocks(channels: int, level: int, number: int) -> Blocks:
+            """Return `number` blocks with the heads of a level."""
             settings = (heads[level], ffn_expansion_factor, bias, LayerNorm_type)
             return Blocks(*(TransformerBlock(channels, *settings) for _ in range(number)))
 
@@ -225,6 +234,7 @@ class Restormer(nn.Module):
         self.size = SizeRule(multiple=8, mode="reflect")
 
     def forward(self, image: Tensor) -> Tensor:
+        """Return the restored image (b, out_channels, h, w)."""
         padded = pad(image, self.size)
         x = self.patch_embed(padded.contiguous(memory_format=torch.channels_last))
         embedded = x.contiguous(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam4ir.archs.layers import Block, Blocks, run_block
+from sam4ir.archs.layers import Blocks, NetworkBlock, run_block
 
 V = TypeVar("V")
 
@@ -45,13 +45,14 @@ class DenseBlock(nn.Module):
         self.conv5 = _conv(channels + 4 * growth, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x + 0.2 times the fifth convolution's map."""
         maps = x
         for conv in (self.conv1, self.conv2, self.conv3, self.conv4):
             maps = torch.cat([maps, _activated(conv(maps))], 1)
         return torch.add(x, self.conv5(maps), alpha=RESIDUAL)
 
 
-class RRDB(Block):
+class RRDB(NetworkBlock):
     """Three dense blocks in a row with a residual of weight 0.2 around them: (b, channels, h, w) -> the same.
 
     name: prefix of its children's names, before their number: rdb or RDB.
@@ -63,6 +64,7 @@ class RRDB(Block):
             self.add_module(f"{name}{number}", DenseBlock(channels, growth))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return x + 0.2 times the output of the last dense block."""
         y = x
         for block in self.children():
             y = block(y)
@@ -108,6 +110,7 @@ class RRDBNet(nn.Module):
         _scale_down(self.body)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the enlarged image (b, num_out_ch, h scale, w scale)."""
         if self.unshuffle > 1:
             h, w = x.shape[-2:]
             if h % self.unshuffle or w % self.unshuffle:
@@ -152,7 +155,9 @@ class DiffSRRRDBNet(nn.Module):
         self.trunk_conv = _conv(nf, nf)
         self.upconv1 = _conv(nf, nf)
         self.upconv2 = _conv(nf, nf)
-        self.upconv3 = _conv(nf, nf) if sr_scale == 8 else None
+        self.upconv3 = None
+        if sr_scale == 8:
+            self.upconv3 = _conv(nf, nf)
         self.HRconv = _conv(nf, nf)
         self.conv_last = _conv(nf, out_nc)
         _scale_down(self.RRDB_trunk)
@@ -176,15 +181,22 @@ class DiffSRRRDBNet(nn.Module):
     def forward(self, x: Tensor, get_fea: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Return the image; with get_fea the image and its `features`."""
         maps = self.features(x)
-        convs = (self.upconv1, self.upconv2) if self.upconv3 is None else (self.upconv1, self.upconv2, self.upconv3)
-        y = self.conv_last(_activated(self.HRconv(_enlarged(maps[-1], convs))))
+        enlarged = _enlarged(maps[-1], (self.upconv1, self.upconv2))
+        if self.upconv3 is not None:
+            enlarged = _enlarged(enlarged, (self.upconv3,))
+        y = self.conv_last(_activated(self.HRconv(enlarged)))
         out = y.to(x.dtype).contiguous().clamp(0, 1) * 2 - 1
-        return (out, maps) if get_fea else out
+        if get_fea:
+            return out, maps
+        return out
 
     @staticmethod
     def adapted(state: Mapping[str, V]) -> dict[str, V]:
         """Rename keys of BasicSR's RRDBNet, or the RRDB's part of a whole diffusion network, to this network's keys."""
-        part = {key.removeprefix("rrdb."): value for key, value in state.items() if key.startswith("rrdb.")}
+        part = {}
+        for key, value in state.items():
+            if key.startswith("rrdb."):
+                part[key.removeprefix("rrdb.")] = value
         return to_diffsr_keys(part or state)
 
 
@@ -199,6 +211,7 @@ def to_basicsr_keys(state: Mapping[str, V]) -> dict[str, V]:
 
 
 def _diffsr_key(key: str) -> str:
+    """Return the name that DiffSRRRDBNet has for a key of RRDBNet."""
     for basicsr, diffsr in SAME_LAYERS:
         if key.startswith(f"{basicsr}."):
             return diffsr + key.removeprefix(basicsr)
@@ -206,6 +219,7 @@ def _diffsr_key(key: str) -> str:
 
 
 def _basicsr_key(key: str) -> str:
+    """Return the name that RRDBNet has for a key of DiffSRRRDBNet."""
     for basicsr, diffsr in SAME_LAYERS:
         if key.startswith(f"{diffsr}."):
             return basicsr + key.removeprefix(diffsr)
@@ -225,6 +239,7 @@ def _activated(x: Tensor) -> Tensor:
 
 
 def _enlarged(x: Tensor, convs: tuple[nn.Module, ...]) -> Tensor:
+    """Double the sides of a map and convolve it, once for each convolution."""
     for conv in convs:
         x = _activated(conv(F.interpolate(x, scale_factor=2, mode="nearest")))
     return x

@@ -47,8 +47,10 @@ def pad(image: Tensor, rule: SizeRule) -> Tensor:
     h, w = image.shape[-2:]
     height, width = rule.padded(h, w)
     bottom, right = height - h, width - w
+    if not bottom and not right:
+        return image
     if rule.mode == "zeros":
-        return F.pad(image, (0, right, 0, bottom)) if bottom or right else image
+        return F.pad(image, (0, right, 0, bottom))
     if right:
         image = F.pad(image, (0, right, 0, 0), mode=_reflect_or_replicate(w, right))
     if bottom:
@@ -63,4 +65,7 @@ def unpad(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _reflect_or_replicate(side: int, extra: int) -> str:
-    return "reflect" if extra < side else "replicate"
+    """Return the mode that adds `extra` pixels to a side: reflection needs a side that is longer."""
+    if extra < side:
+        return "reflect"
+    return "replicate"

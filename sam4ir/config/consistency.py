@@ -209,7 +209,10 @@ def _degradations(key: str, dataset: DatasetOptions) -> list[Problem]:
         return [Problem(place, f"is required by {dataset.type}: a list of {{type: NAME, ...}}")]
     if parameter is not None:
         return []
-    takers = [name for name in DATASETS.names() if accepts(DATASETS.get(name), "degradations")]
+    takers = []
+    for name in DATASETS.names():
+        if accepts(DATASETS.get(name), "degradations"):
+            takers.append(name)
     return [Problem(place, f"{dataset.type} takes none; data sets that do: {', '.join(takers) or 'none'}")]
 
 
@@ -248,24 +251,32 @@ def _total_batch(dataset: DatasetOptions, train: TrainOptions) -> list[Problem]:
     total, place = train.total_batch, ("train", "total_batch")
     if total is None:
         return []
-    key = "mini_batch_sizes" if dataset.mini_batch_sizes else "batch_size_per_gpu"
-    micro: Sequence[int] = dataset.mini_batch_sizes or (dataset.batch_size_per_gpu,)
+    key = "batch_size_per_gpu"
+    micro: Sequence[int] = (dataset.batch_size_per_gpu,)
+    if dataset.mini_batch_sizes:
+        key, micro = "mini_batch_sizes", dataset.mini_batch_sizes
     if isinstance(total, tuple) and not dataset.mini_batch_sizes:
         return [Problem(place, f"{list(total)} is a batch a stage, but the training set has no gt_sizes; give one")]
     if isinstance(total, tuple) and len(total) != len(micro):
         return [Problem(place, f"{list(total)} has {len(total)} entries for {len(micro)} stages; give one a stage")]
-    totals = total if isinstance(total, tuple) else (total,) * len(micro)
+    if isinstance(total, int):
+        total = (total,) * len(micro)
     problems = []
-    for number, (batch, share) in enumerate(zip(totals, micro, strict=True), 1):
+    for number, (batch, share) in enumerate(zip(total, micro, strict=True), 1):
         if batch % share:
-            stage = f" of stage {number}" if len(micro) > 1 else ""
-            problems.append(Problem(place, f"{batch} is no multiple of {key} {share}{stage}"))
+            message = f"{batch} is no multiple of {key} {share}"
+            if len(micro) > 1:
+                message += f" of stage {number}"
+            problems.append(Problem(place, message))
     return problems
 
 
 def _plain(options: Options) -> list[Problem]:
     """Refuse keys of SAM4IR in a file that trains a plain network."""
-    paths: list[Path] = [(key,) for key in ("spf", "network_r") if getattr(options, key) is not None]
+    paths: list[Path] = []
+    for key in ("spf", "network_r"):
+        if getattr(options, key) is not None:
+            paths.append((key,))
     if options.train:
         for key in ("spd_opt", "sgr_opt", "refine_opt", "optim_r", "scheduler_r"):
             if getattr(options.train, key) is not None:

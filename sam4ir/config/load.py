@@ -36,7 +36,9 @@ class OptionsError(UserError):
 
     def __init__(self, path: str, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(problems, key=lambda p: p.line))
-        count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
+        count = f"{len(self.problems)} problems"
+        if len(self.problems) == 1:
+            count = "1 problem"
         super().__init__("\n  ".join([f"{path}: {count}", *map(str, self.problems)]))
 
 
@@ -93,7 +95,8 @@ def changes(earlier: str, options: Options) -> list[str]:
     saved = parse(earlier)[0]
     if isinstance(saved, Mapping):
         loaded = validate(Options, saved)[0]
-        saved = loaded.model_dump(mode="json") if loaded else saved
+        if loaded:
+            saved = loaded.model_dump(mode="json")
     before, now = dict(_leaves(saved)), dict(_leaves(options.model_dump(mode="json")))
     lines = []
     for place in {**before, **now}:
@@ -105,17 +108,26 @@ def changes(earlier: str, options: Options) -> list[str]:
 def _leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Yield (key path, value) of everything that is neither a block nor a list of blocks."""
     for key, value in _items(values):
-        if isinstance(value, Mapping) or (isinstance(value, list) and any(isinstance(v, Mapping) for v in value)):
+        if _holds_blocks(value):
             yield from _leaves(value, (*path, str(key)))
         else:
             yield (*path, str(key)), value
+
+
+def _holds_blocks(value: Any) -> bool:
+    """Return whether a value is a block or a list with a block."""
+    if isinstance(value, list):
+        return any(isinstance(item, Mapping) for item in value)
+    return isinstance(value, Mapping)
 
 
 def _items(values: Any) -> Iterable[tuple[Any, Any]]:
     """Return (key, value) of a block or (index, value) of a list; nothing of any other value."""
     if isinstance(values, list):
         return enumerate(values)
-    return values.items() if isinstance(values, Mapping) else ()
+    if isinstance(values, Mapping):
+        return values.items()
+    return ()
 
 
 def _located(problem: Problem, lines: Mapping[Path, int], forced: Iterable[Path]) -> Problem:
@@ -123,11 +135,14 @@ def _located(problem: Problem, lines: Mapping[Path, int], forced: Iterable[Path]
     place = problem.path
     if problem.line:
         return problem
-    if any(path and place[: len(path)] == path for path in forced):
-        return Problem(place, f"{problem.message} (set by --force_yml)")
+    for path in forced:
+        if path and place[: len(path)] == path:
+            return Problem(place, f"{problem.message} (set by --force_yml)")
     while place and place not in lines:
         place = place[:-1]
-    return Problem(problem.path, problem.message, lines[place] if place else 0)
+    if not place:
+        return problem
+    return Problem(problem.path, problem.message, lines[place])
 
 
 def _override(values: dict[str, Any], override: str) -> tuple[Path, list[Problem]]:
@@ -158,9 +173,12 @@ def _expand(value: Any, path: Path, problems: list[Problem]) -> Any:
         return [_expand(v, (*path, i), problems) for i, v in enumerate(value)]
     if not isinstance(value, str):
         return value
-    missing = [name for name in _variables(value) if name not in os.environ]
+    missing = False
+    for name in _variables(value):
+        if name not in os.environ:
+            problems.append(Problem(path, f"{value!r}: the environment variable {name} is not set"))
+            missing = True
     if missing:
-        problems += [Problem(path, f"{value!r}: the environment variable {name} is not set") for name in missing]
         return value
     expanded = os.path.expanduser(os.path.expandvars(value))
     if expanded != value and not _is_plain_text(expanded):
@@ -281,21 +299,27 @@ def _blocks(values: Mapping[str, Any]) -> Iterator[tuple[Path, Registry, Mapping
         (("train", "scheduler_r"), SCHEDULES),
     ]
     for key in _keys(values, "datasets"):
-        chain = ("datasets", key, "degradations")
-        places.append((chain[:2], DATASETS))
-        places += [((*chain, index), DEGRADATIONS) for index in _keys(values, *chain)]
-        views = ("datasets", key, "masks", "views")
-        places += [((*views, index), VIEWS) for index in _keys(values, *views)]
-    places += [(("train", "losses", key), LOSSES) for key in _keys(values, "train", "losses")]
-    places += [(("val", "metrics", key), METRICS) for key in _keys(values, "val", "metrics")]
-    terms = ("train", "distill", "terms")
-    places += [(path, TERMS) for path in (*_SHORT_TERMS, *((*terms, key) for key in _keys(values, *terms)))]
+        data_set = ("datasets", key)
+        places.append((data_set, DATASETS))
+        places += _children(values, (*data_set, "degradations"), DEGRADATIONS)
+        places += _children(values, (*data_set, "masks", "views"), VIEWS)
+    places += _children(values, ("train", "losses"), LOSSES)
+    places += _children(values, ("val", "metrics"), METRICS)
+    for path in _SHORT_TERMS:
+        places.append((path, TERMS))
+    places += _children(values, ("train", "distill", "terms"), TERMS)
     for path, registry in places:
         block = _at(values, path)
         if isinstance(block, Mapping) and path in _SHORT_TERMS:
             block = {"type": _SHORT_TERMS[path], **block}
         if isinstance(block, Mapping) and isinstance(block.get("type"), str) and not _is_placeholder(path, block):
             yield path, registry, block
+
+
+def _children(values: Mapping[str, Any], path: Path, registry: Registry) -> Iterator[tuple[Path, Registry]]:
+    """Yield the key path of every block inside the block or list at `path`, with the table of these blocks."""
+    for key in _keys(values, *path):
+        yield (*path, key), registry
 
 
 def _is_placeholder(path: Path, block: Mapping[str, Any]) -> bool:
@@ -309,11 +333,13 @@ def _at(values: Any, path: Path) -> Any:
     for key in path:
         if isinstance(values, list) and isinstance(key, int):
             values = values[key]
+        elif isinstance(values, Mapping):
+            values = values.get(key)
         else:
-            values = values.get(key) if isinstance(values, Mapping) else None
+            return None
     return values
 
 
-def _keys(values: Mapping[str, Any], *path: str) -> list[Any]:
+def _keys(values: Mapping[str, Any], *path: str | int) -> list[Any]:
     """Return the keys of the block at a key path, or the indices of the list there."""
     return [key for key, _ in _items(_at(values, path))]

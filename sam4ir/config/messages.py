@@ -82,7 +82,9 @@ def _place(item: Any, values: Any) -> tuple[Path, Path]:
             place.append(part)
         elif isinstance(part, str) and part != "[key]" and union is None:
             union = tuple(place)
-    return tuple(place), tuple(place) if union is None else union
+    if union is None:
+        union = tuple(place)
+    return tuple(place), union
 
 
 def _holds(values: Any, part: Any) -> bool:
@@ -96,8 +98,11 @@ def _known_names(model: Any, place: Path, also_known: Collection[str]) -> list[s
     """Return the keys of the model at `place`."""
     for part in place:
         fields = getattr(model, "model_fields", {})
-        model = _model_of(fields[part].annotation) if part in fields else model
-    names = [field.alias or name for name, field in getattr(model, "model_fields", {}).items()]
+        if part in fields:
+            model = _model_of(fields[part].annotation)
+    names = []
+    for name, field in getattr(model, "model_fields", {}).items():
+        names.append(field.alias or name)
     if not place:
         names += also_known
     return names
@@ -112,15 +117,20 @@ def _model_of(annotation: Any) -> Any:
     return annotation
 
 
-def _message(items: Sequence[Any], known: Sequence[str]) -> str:
-    """Return the message for one key path; several items are the alternatives of a union."""
+def _message(items: Sequence[Any], names: Sequence[str]) -> str:
+    """Return the message for one key path; several items are the alternatives of a union.
+
+    names: the keys that the block around the value may have.
+    """
     item = items[0]
     kind, value = item["type"], item["input"]
-    if item["loc"][-1:] == ("[key]",) and kind == "literal_error":
-        kind, known = "extra_forbidden", _QUOTED.findall(item["ctx"]["expected"])
+    key = item["loc"][-1] if item["loc"] else None
+    if key == "[key]":
+        key = value
+        if kind == "literal_error":
+            kind, names = "extra_forbidden", _QUOTED.findall(item["ctx"]["expected"])
     if kind == "extra_forbidden":
-        key = str(item["loc"][-1] if item["loc"][-1] != "[key]" else value)
-        return f"unknown key{near_miss(key, known) or '; known: ' + (', '.join(sorted(known)) or 'none')}"
+        return "unknown key" + _near_names(str(key), names)
     if kind == "missing" and isinstance(item["loc"][-1], str):
         return "is required and missing"
     if kind == "value_error":
@@ -129,10 +139,21 @@ def _message(items: Sequence[Any], known: Sequence[str]) -> str:
     return f"{_shown(value)}: expected {' or '.join(expected)}{_hint(value, expected)}"
 
 
+def _near_names(key: str, names: Sequence[str]) -> str:
+    """Return the near miss of an unknown key, or all keys that the block may have."""
+    hint = near_miss(key, names)
+    if hint:
+        return hint
+    return f"; known: {', '.join(sorted(names)) or 'none'}"
+
+
 def _expected(item: Any) -> str:
-    context = {k: v for k, v in item.get("ctx", {}).items() if k != "error"}
+    """Return the expected value of one of pydantic's errors, in words."""
     template = _EXPECTED.get(item["type"])
-    return template.format(**context) if template else item["msg"].removeprefix("Input should be ")
+    if template is None:
+        message: str = item["msg"]
+        return message.removeprefix("Input should be ")
+    return template.format(**item.get("ctx", {}))
 
 
 def _shown(value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -65,7 +65,9 @@ def _diffusion(options: Options, values: Mapping[str, Any]) -> list[str]:
         lines.append(f"diffusion.{key} has no effect: {reasons[key]}")
     for key, loader in options.phase("train").items():
         if loader.masks is not None and not loader.masks.views and not process.needs_masks:
-            why = "modulation is none" if process.modulation == "none" else "strength is 0"
+            why = "strength is 0"
+            if process.modulation == "none":
+                why = "modulation is none"
             lines.append(f"datasets.{key}.masks has no effect: diffusion.{why}")
     return sorted(lines)
 
@@ -77,9 +79,14 @@ def _places(values: Any, pattern: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
             yield ()
     elif isinstance(values, Mapping):
         for key in values:
-            if any(fnmatchcase(key, alternative) for alternative in pattern[0].split("|")):
+            if _matches(key, pattern[0]):
                 for rest in _places(values[key], pattern[1:]):
                     yield (key, *rest)
+
+
+def _matches(key: str, pattern: str) -> bool:
+    """Return whether a key matches one of the alternatives of a pattern."""
+    return any(fnmatchcase(key, alternative) for alternative in pattern.split("|"))
 
 
 def _gpus(options: Options) -> list[str]:
@@ -90,9 +97,9 @@ def _gpus(options: Options) -> list[str]:
     reason = GPUS
     if isinstance(number, int) and number > 1 and train is not None and train.total_batch is None:
         for loader in options.phase("train").values():
-            micro = loader.mini_batch_sizes or (loader.batch_size_per_gpu,)
-            totals = [number * batch for batch in micro]
-            batch = totals if loader.mini_batch_sizes else totals[0]
+            batch: int | list[int] = number * loader.batch_size_per_gpu
+            if loader.mini_batch_sizes:
+                batch = [number * size for size in loader.mini_batch_sizes]
             reason += f"; train.total_batch: {batch} makes the batch of {number} GPUs on any number of them"
     return [f"num_gpu has no effect: {reason}"]
 
@@ -109,9 +116,20 @@ def _stages(place: str, loader: DatasetOptions, train: TrainOptions | None) -> l
         in_file = key in loader.model_fields_set or key in loader.arguments
         if in_file and value not in (None, largest):
             lines.append(f"{place}.{key} has no effect: {owner} sets it, stage by stage")
-    begins = [0, *itertools.accumulate(loader.iters)]
-    unreached = [str(number) for number, begin in enumerate(begins[:-1], 1) if begin >= train.total_iter]
-    if begins[-1] > train.total_iter:
-        late = f"never reached: stage {', '.join(unreached)}" if unreached else "the last stage is cut short"
-        lines.append(f"{place}.iters adds up to {begins[-1]}, but train.total_iter is {train.total_iter}: {late}")
+    lines += _unreached(place, loader.iters, train.total_iter)
     return lines
+
+
+def _unreached(place: str, lengths: Sequence[int], total: int) -> list[str]:
+    """Return a line where stages of these lengths take more iterations than the run has."""
+    *begins, end = [0, *itertools.accumulate(lengths)]
+    if end <= total:
+        return []
+    unreached = []
+    for number, begin in enumerate(begins, 1):
+        if begin >= total:
+            unreached.append(str(number))
+    late = "the last stage is cut short"
+    if unreached:
+        late = f"never reached: stage {', '.join(unreached)}"
+    return [f"{place}.iters adds up to {end}, but train.total_iter is {total}: {late}"]

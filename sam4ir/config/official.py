@@ -60,23 +60,27 @@ def as_ours(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
 
 
 def _remove_empty_blocks(values: dict[str, Any]) -> None:
-    """Remove blocks that may be empty and are, and validation and test sets that are null."""
+    """Remove empty blocks that may be empty, and validation and test sets that are null."""
     for *around, key in _MAY_BE_EMPTY:
         block: Any = values
         for outer in around:
-            block = block.get(outer) if isinstance(block, dict) else None
+            if isinstance(block, dict):
+                block = block.get(outer)
         if isinstance(block, dict) and key in block and block[key] is None:
             del block[str(key)]
     datasets = values.get("datasets")
     if isinstance(datasets, dict):  # val: ~ is no validation set
-        for name in [name for name, block in datasets.items() if block is None]:
-            if not str(name).startswith("train"):
+        for name, block in list(datasets.items()):
+            if block is None and not str(name).startswith("train"):
                 del datasets[name]
 
 
 def is_placeholder(block: Mapping[str, Any]) -> bool:
     """Return whether a data set only shows where one would go: all of its dataroots are null (HINet's Rain13k)."""
-    roots = [value for key, value in block.items() if key.startswith("dataroot")]
+    roots = []
+    for key, value in block.items():
+        if key.startswith("dataroot"):
+            roots.append(value)
     return bool(roots) and all(root is None for root in roots)
 
 
@@ -93,14 +97,17 @@ def idle(type_name: Any) -> tuple[str, ...]:
     if not isinstance(type_name, str) or type_name not in DATASETS:
         return ()
     target = DATASETS.get(type_name)
-    if not any(accepts(target, key) for key in ("sigma_range", "degradations")):
+    if not accepts(target, "sigma_range") and not accepts(target, "degradations"):
         return ()
     return tuple(key for key in IDLE if not accepts(target, key))
 
 
 def _data_set(block: dict[str, Any], path: Path) -> list[Problem]:
     """Translate one data set; keys that it has no use for move into `without_effect`."""
-    unused = {key: block.pop(key) for key in idle(block.get("type")) if key in block}
+    unused = {}
+    for key in idle(block.get("type")):
+        if key in block:
+            unused[key] = block.pop(key)
     if unused and isinstance(block.setdefault("without_effect", {}), dict):
         block["without_effect"].update(unused)
     if GEOMETRIC in block and takes_geometric(block.get("type")):
@@ -113,10 +120,13 @@ def _geometric(block: dict[str, Any], path: Path) -> list[Problem]:
     value = block.pop(GEOMETRIC)
     if not isinstance(value, bool):
         return [Problem(path, f"{value!r}: expected true or false")]
-    conflicts = [key for key in FLIP_AND_ROTATE if block.get(key, value) is not value]
-    block.update(dict.fromkeys(FLIP_AND_ROTATE, value))
     names = " and ".join(FLIP_AND_ROTATE)
-    return [Problem(path, f"sets {names}, but {key} differs; keep one") for key in conflicts]
+    problems = []
+    for key in FLIP_AND_ROTATE:
+        if block.get(key, value) is not value:
+            problems.append(Problem(path, f"sets {names}, but {key} differs; keep one"))
+        block[key] = value
+    return problems
 
 
 def _training(train: dict[str, Any], model_type: Any) -> list[Problem]:
@@ -127,14 +137,18 @@ def _training(train: dict[str, Any], model_type: Any) -> list[Problem]:
         block = train.get(key)
         if isinstance(block, dict) and _counts_all_iterations(block.get("type")) and _is_whole(train.get(TOTAL)):
             block.setdefault(TOTAL, train[TOTAL])
-    return _mixup(train) if MIXUP in train else []
+    if MIXUP in train:
+        return _mixup(train)
+    return []
 
 
 def _counts_all_iterations(type_name: Any) -> bool:
+    """Return whether a scheduler has an argument total_iter."""
     return isinstance(type_name, str) and type_name in SCHEDULES and accepts(SCHEDULES.get(type_name), TOTAL)
 
 
 def _is_whole(value: Any) -> bool:
+    """Return whether a value is a whole number of at least 1."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 1 and value == int(value)
 
 
@@ -153,7 +167,10 @@ def _mixup(train: dict[str, Any]) -> list[Problem]:
 
 def _tiles(val: dict[str, Any]) -> list[Problem]:
     """Replace crop_size_h and crop_size_w by crop_size."""
-    sides_by_key = {key: val.pop(key) for key in CROP_SIDES if key in val}
+    sides_by_key = {}
+    for key in CROP_SIDES:
+        if key in val:
+            sides_by_key[key] = val.pop(key)
     if not sides_by_key:
         return []
     sides = list(sides_by_key.values())

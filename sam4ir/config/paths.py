@@ -9,33 +9,39 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class RunPaths:
-    """The folders of a run below `root`: experiments/<name> with three subfolders, tb_logger/<name>, results/<name>."""
+    """The folders of a run below `root`: experiments/NAME with three subfolders, tb_logger/NAME and results/NAME."""
 
     root: Path
     name: str
 
     @property
     def run(self) -> Path:
+        """Folder of the run, with its option file, log and weights."""
         return self.root / "experiments" / self.name
 
     @property
     def models(self) -> Path:
+        """Folder of the weights files."""
         return self.run / "models"
 
     @property
     def states(self) -> Path:
+        """Folder of the training states, from which a run resumes."""
         return self.run / "training_states"
 
     @property
     def visualization(self) -> Path:
+        """Folder of the images that validation saves."""
         return self.run / "visualization"
 
     @property
     def tensorboard(self) -> Path:
+        """Folder of the TensorBoard files."""
         return self.root / "tb_logger" / self.name
 
     @property
     def results(self) -> Path:
+        """Folder of the results of test.py."""
         return self.root / "results" / self.name
 
     def network(self, label: str, iteration: int | str) -> Path:

@@ -8,8 +8,9 @@ the fields in config/schema.py and from the `Args:` blocks of registered parts; 
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,7 @@ def reference() -> str:
     for key in ORDER:
         lines += pages.section(schema["properties"][key], (key,))
     lines += [NOTHING_HERE, *_rows(("key", "reason"), _without_effect())]
-    spellings = [(f"`{key}`", text) for key, text in SPELLINGS.items() if key not in IDLE]
-    lines += [SPELLED, *_rows(("key", "meaning"), spellings)]
+    lines += [SPELLED, *_rows(("key", "meaning"), _spellings())]
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -88,7 +88,10 @@ class _Pages:
         place = ".".join(path)
         yield f"{_marks(path)} {place}\n"
         yield f"{schema.get('description') or content['description']}\n"
-        first = self.places.setdefault(json.dumps(content["anyOf"][:1] if parts else content), place)
+        identity = content
+        if parts:
+            identity = content["anyOf"][0]
+        first = self.places.setdefault(json.dumps(identity), place)
         if first != place:
             yield f"The keys are those of [{first}](#{_anchor(first)}).\n"
         elif parts:
@@ -105,9 +108,11 @@ class _Pages:
             yield from _table({"properties": shared})
         for names, part in _without_aliases(parts):
             yield f"{_marks((*path, names[0]))} {names[0]}\n"
-            also = f" Also called {_listed(names[1:], 'and')}." if names[1:] else ""
-            yield f"`type: {names[0]}`. {part['description']}{also}\n"
-            own = {key: value for key, value in part["properties"].items() if key != "type" and key not in shared}
+            text = f"`type: {names[0]}`. {part['description']}"
+            if names[1:]:
+                text += f" Also called {_listed(names[1:], 'and')}."
+            yield f"{text}\n"
+            own = _without(part["properties"], {"type", *shared})
             if own:
                 yield from _table({"properties": own, "required": part["required"]})
         yield from self._inner(shared, path)
@@ -119,7 +124,7 @@ class _Pages:
     def _content(self, schema: Schema, path: tuple[str, ...]) -> tuple[Schema, tuple[str, ...]]:
         """Return the block behind a reference, an optional block, a list or a mapping of blocks, and its path."""
         while True:
-            alternatives = [branch for branch in schema.get("anyOf", ()) if branch.get("type") != "null"]
+            alternatives = _not_null(schema.get("anyOf", ()))
             if "$ref" in schema:
                 schema = self.definitions[schema["$ref"].rpartition("/")[2]]
             elif len(alternatives) == 1:
@@ -130,6 +135,16 @@ class _Pages:
                 schema = schema["items"]
             else:
                 return schema, path
+
+
+def _not_null(branches: Iterable[Schema]) -> list[Schema]:
+    """Return the branches of a choice without `null`."""
+    return [branch for branch in branches if branch.get("type") != "null"]
+
+
+def _without(properties: Mapping[str, Schema], keys: Collection[str]) -> dict[str, Schema]:
+    """Return the properties of a block without these keys."""
+    return {key: value for key, value in properties.items() if key not in keys}
 
 
 def _parts(schema: Schema) -> dict[str, Schema]:
@@ -144,11 +159,14 @@ def _parts(schema: Schema) -> dict[str, Schema]:
 
 def _shared(parts: Mapping[str, Schema]) -> dict[str, Schema]:
     """Return the properties of the loader, which every data set has beside its arguments."""
-    first: Schema = next(iter(parts.values()))["properties"]
-    loader = [key for key in DatasetOptions.model_fields if key != "type"]
-    if not set(loader) <= first.keys():
-        return {}
-    return {key: first[key] for key in loader}
+    properties: Schema = next(iter(parts.values()))["properties"]
+    shared = {}
+    for key in DatasetOptions.model_fields:
+        if key not in properties:
+            return {}
+        if key != "type":
+            shared[key] = properties[key]
+    return shared
 
 
 def _without_aliases(parts: Mapping[str, Schema]) -> Iterator[tuple[list[str], Schema]]:
@@ -179,7 +197,8 @@ def _rows(titles: tuple[str, ...], rows: Any) -> list[str]:
     """Return a Markdown table and an empty line behind it."""
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     for cells in rows:
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        escaped = [cell.replace("|", "\\|") for cell in cells]
+        lines.append("| " + " | ".join(escaped) + " |")
     return [*lines, ""]
 
 
@@ -187,38 +206,49 @@ def kind(schema: Schema) -> str:
     """Return the values that a schema allows, such as '`int >= 1` or `"auto"`'."""
     if "const" in schema or "enum" in schema:
         values = schema.get("enum", [schema.get("const")])
-        return _listed([json.dumps(value) for value in values])
+        return _listed(map(json.dumps, values))
     if "anyOf" in schema and not _parts(schema):
-        alternatives = [kind(branch) for branch in schema["anyOf"] if branch.get("type") != "null"]
-        return " or ".join(dict.fromkeys(alternatives))
+        kinds = map(kind, _not_null(schema["anyOf"]))
+        return " or ".join(dict.fromkeys(kinds))
     if "prefixItems" in schema:
-        return f"`[{', '.join(kind(item) for item in schema['prefixItems']).replace('`', '')}]`"
+        items = ", ".join(map(kind, schema["prefixItems"]))
+        return f"`[{items.replace('`', '')}]`"
+    if schema.get("type") == "array" and "items" in schema:
+        return f"list of {kind(schema['items'])}"
     if schema.get("type") == "array":
-        return f"list of {kind(schema['items'])}" if "items" in schema else "list"
+        return "list"
     return _plain_kind(schema)
 
 
 def _plain_kind(schema: Schema) -> str:
+    """Return the kind of a single value with its limits, or 'block' or 'anything'."""
+    if not schema.keys() & {"$ref", "anyOf", "type"}:
+        return "anything"
     names = {"integer": "int", "number": "float", "boolean": "bool", "string": "str"}
     name = names.get(schema.get("type", ""))
     if name is None:
-        return "anything" if not schema.keys() & {"$ref", "anyOf", "type"} else "block"
-    low = {"minimum": ">=", "exclusiveMinimum": ">"}
-    high = {"maximum": "<=", "exclusiveMaximum": "<"}
-    limits = [f"{sign} {schema[key]:g}" for key, sign in {**low, **high}.items() if key in schema]
+        return "block"
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = []
+    for key, sign in signs.items():
+        if key in schema:
+            limits.append(f"{sign} {schema[key]:g}")
     return f"`{' '.join([name, ' and '.join(limits)]).strip()}`"
 
 
 def _default(schema: Schema, required: bool) -> str:
+    """Return the cell with the default of a key; it is empty where the key may be left out."""
     value = schema.get("default")
     if required:
         return "**required**"
     if value is None or isinstance(value, dict):
         return ""
-    return f"`{value if isinstance(value, str) else json.dumps(value)}`"
+    if isinstance(value, str):
+        return f"`{value}`"
+    return f"`{json.dumps(value)}`"
 
 
-def _listed(words: list[str], conjunction: str = "or") -> str:
+def _listed(words: Iterable[str], conjunction: str = "or") -> str:
     """Return '`a`, `b` or `c`'."""
     coded = [f"`{word}`" for word in words]
     if len(coded) == 1:
@@ -228,11 +258,14 @@ def _listed(words: list[str], conjunction: str = "or") -> str:
 
 def _marks(path: tuple[str, ...]) -> str:
     """Return the marks of a heading: one level for each key that the file does not choose by itself."""
-    chosen = sum(key in KEYS.values() for key in path)
-    return "#" * min(1 + len(path) - chosen, 5)
+    level = 1
+    for key in path:
+        level += key not in KEYS.values()
+    return "#" * min(level, 5)
 
 
 def _anchor(heading: str) -> str:
+    """Return the anchor that Markdown gives a heading."""
     return heading.replace(".", "").lower()
 
 
@@ -240,20 +273,23 @@ def _without_effect() -> Iterator[tuple[str, str]]:
     """Yield (keys, reason) of the keys that do nothing."""
     yield "`num_gpu`", GPUS
     for path, reason in WITHOUT_EFFECT.items():
-        yield ", ".join(f"`{place}`" for place in _places(path)), reason
+        yield ", ".join(_places(path)), reason
+
+
+def _spellings() -> Iterator[tuple[str, str]]:
+    """Yield (key, meaning) of the keys that ours replace."""
+    for key, text in SPELLINGS.items():
+        if key not in IDLE:
+            yield f"`{key}`", text
 
 
 def _places(path: tuple[str, ...]) -> list[str]:
-    """Return the key paths that a path of WITHOUT_EFFECT stands for, one for each of its alternatives."""
+    """Return the key paths that a path of WITHOUT_EFFECT stands for, one for each of its alternatives, as code."""
     if "without_effect" in path:
-        return [f"datasets.*.{key}" for key in IDLE]
-    places = [""]
-    for key in path:
-        longer = []
-        for choice in key.split("|"):
-            longer += [f"{place}.{choice}" for place in places]
-        places = longer
-    return [place.removeprefix(".") for place in places]
+        return [f"`datasets.*.{key}`" for key in IDLE]
+    choices = [key.split("|") for key in path]
+    # the first key varies fastest
+    return [f"`{'.'.join(reversed(keys))}`" for keys in itertools.product(*reversed(choices))]
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ class Block(_Options):
 
     @property
     def block(self) -> dict[str, Any]:
-        """{type: ..., argument: value ...}"""
+        """The block as an option file writes it: {type: ..., argument: value ...}."""
         return {"type": self.type, **self.arguments}
 
 
@@ -95,7 +95,7 @@ class MasksOptions(_Options):
 
 
 class DatasetOptions(Block):
-    """A data set and how it is loaded; the other keys are the data set's own arguments."""
+    """A data set and its loader; the other keys are the data set's own arguments."""
 
     name: FolderName | None = None
     """Name of the data set in logs, results and folders; without it the key (train, val, test ...) is the name."""
@@ -114,7 +114,7 @@ class DatasetOptions(Block):
     gt_sizes: Annotated[tuple[Positive, ...], Field(min_length=1)] | None = None
     """Side of the ground truth crops in each stage of progressive training, in pixels, in place of gt_size."""
     bad_images: Literal["stop", "skip"] = "stop"
-    """What an image that cannot be read does: stop ends the run, skip names it and draws another image in its place."""
+    """Reaction to an image that cannot be read: stop ends the run, skip names the image and draws another one."""
     num_worker_per_gpu: Count = 0
     """Worker processes that load images ahead for each training process; any number gives the same data."""
     use_shuffle: bool = True
@@ -137,7 +137,7 @@ class DatasetOptions(Block):
 
 
 class PathOptions(_Options):
-    """Where weights come from and where a run goes."""
+    """Sources of weights, and the folder of a run."""
 
     root: str = "."
     """Folder in which experiments/, results/ and tb_logger/ are made."""
@@ -173,8 +173,9 @@ class OptimOptions(_Options):
     @property
     def decay(self) -> float:
         """The weight decay in effect."""
-        own = 0.01 if self.type == "AdamW" else 0.0
-        return own if self.weight_decay is None else self.weight_decay
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return {"AdamW": 0.01, "Adam": 0.0}[self.type]
 
 
 class TermOptions(Block):
@@ -211,9 +212,10 @@ class TermOptions(Block):
 
 
 def _of_type(name: str) -> BeforeValidator:
-    """Return a validator that adds `type: name` to a term whose key already says its type."""
+    """Return a validator that adds `type: name` to a term whose key already names its type."""
 
     def add(values: Any) -> Any:
+        """Add the type to a block; leave anything else to the checks that follow."""
         if not isinstance(values, Mapping):
             return values
         return {"type": name, **values}
@@ -222,7 +224,7 @@ def _of_type(name: str) -> BeforeValidator:
 
 
 class DistillOptions(_Options):
-    """How student and refiner train together."""
+    """Joint training of student and refiner."""
 
     terms: dict[TermName, TermOptions] = {}
     """Further distillation terms by the names that the log gives them, each with a type; spd_opt and sgr_opt are short
@@ -303,7 +305,7 @@ class TrainOptions(_Options):
     sgr_opt: Annotated[TermOptions | None, _of_type("SGR")] = None
     """Distillation term of type SGR with the name sgr; without it the term is off."""
     distill: DistillOptions = DistillOptions()
-    """How student and refiner of SAM4IR train together."""
+    """Joint training of SAM4IR's student and refiner."""
 
     @property
     def terms(self) -> dict[str, tuple[tuple[str, ...], TermOptions]]:
@@ -332,12 +334,12 @@ class DiffusionOptions(_Options):
     beta_end: Annotated[float, Field(gt=0, lt=1)] = 0.02
     """Last beta of the linear schedule."""
     modulation: Literal["none", "released", "paper", "invertible"] = "none"
-    """How the structural position encoding (SPE) of SAM's masks enters the forward noise: not at all (SRDiff), as in
-    the released code, by the paper's equations, or in a form that keeps x_0 exact."""
+    """Use of the structural position encoding (SPE) of SAM's masks in the forward noise: none (SRDiff), as in the
+    released code, by the paper's equations, or in a form that keeps x_0 exact."""
     strength: Share = 1.0
     """Factor of the SPE; 0 makes the process plain diffusion."""
     profile: Literal["flat", "signal", "noise", "released"] = "flat"
-    """How the strength of modulation invertible goes over the time steps, scaled to a mean square of 1."""
+    """Course of the strength of modulation invertible over the time steps, scaled to a mean square of 1."""
     target: Literal["noise", "x_0", "v"] = "noise"
     """Quantity that the network predicts; modulation paper allows noise alone."""
     mean: Literal["image", "region"] = "image"
@@ -350,7 +352,7 @@ class DiffusionOptions(_Options):
 
 
 class SamplingOptions(_Options):
-    """How a diffusion network makes an image."""
+    """Sampling of an image by a diffusion network."""
 
     sampler: Literal["ddpm", "ddim", "dpm_solver_2m"] | None = None
     """Sampler; without it ddpm. Modulation paper allows ddpm alone."""
@@ -374,7 +376,7 @@ class ValOptions(_Options):
     save_img: bool = False
     """Whether restored images are written as PNG files."""
     sampling: SamplingOptions = SamplingOptions()
-    """How a diffusion network samples its images."""
+    """Sampling of images by a diffusion network."""
     samples: Positive = 1
     """Images that a diffusion network draws for each input in test.py; scores then have a mean and a spread."""
     published: str | None = None
@@ -417,7 +419,7 @@ class ValOptions(_Options):
 
 
 class LoggerOptions(_Options):
-    """What is written while a run goes on."""
+    """Intervals of the log and of checkpoints, and the places that they go to."""
 
     print_freq: Positive = 100
     """Iterations between two lines of the console and the log file; log.jsonl has every iteration."""
@@ -470,7 +472,7 @@ class Options(_Options):
     spf: Block | None = None
     """Fusion of restored image and masks in front of the refiner's network; without it SPF with its defaults."""
     path: PathOptions = PathOptions()
-    """Where weights come from and where a run writes its files."""
+    """Sources of weights, and the folder that a run writes to."""
     diffusion: DiffusionOptions | None = None
     """Forward process of a diffusion network (SAMDiffSRModel)."""
     train: TrainOptions | None = None
@@ -478,7 +480,7 @@ class Options(_Options):
     val: ValOptions | None = None
     """Validation during training and the test of test.py."""
     logger: LoggerOptions = LoggerOptions()
-    """What is logged and saved while a run goes on."""
+    """Log and checkpoints of a run."""
     dist_params: dict[str, Any] | None = None
     """Settings of distributed training in BasicSR's files, without effect; torchrun sets up the processes."""
     img_path: dict[str, Any] | None = None
@@ -585,7 +587,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _term_blocks(definitions: dict[str, Any]) -> None:
-    """Spell out the distillation terms with what all of them have; spd_opt and sgr_opt need no `type`."""
+    """Write out the distillation terms with the keys that all of them have; spd_opt and sgr_opt need no `type`."""
     common = definitions["TermOptions"]["properties"]
     del common["type"]
     definitions["TermOptions"] = block_schema(TERMS, common)

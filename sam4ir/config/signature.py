@@ -39,6 +39,7 @@ _CONTAINERS = (list, tuple, dict, Sequence, Iterable, Collection, Mapping, typin
 
 
 def _whole(value: Any) -> Any:
+    """Return a float without a fraction as an int, anything else unchanged."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value
@@ -69,10 +70,19 @@ def argument_hints(target: Callable[..., Any]) -> dict[str, Any]:
     """
     if not inspect.isclass(target):
         return typing.get_type_hints(target, include_extras=True)
-    owner = next(base for base in target.__mro__ if "__init__" in vars(base))
+    owner = _owner_of_init(target)
     fields = vars(owner).get("__dataclass_fields__", {})
-    written = set(inspect.signature(owner).parameters) <= set(fields)
-    return typing.get_type_hints(owner if fields and written else target.__init__, include_extras=True)
+    if fields and set(inspect.signature(owner).parameters) <= set(fields):
+        return typing.get_type_hints(owner, include_extras=True)
+    return typing.get_type_hints(target.__init__, include_extras=True)
+
+
+def _owner_of_init(target: type) -> type:
+    """Return the class that defines the __init__ of a class: itself or the nearest base."""
+    for base in target.__mro__:
+        if "__init__" in vars(base):
+            return base
+    return object
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -107,7 +117,9 @@ def arguments_model(target: Callable[..., Any], handed: frozenset[str]) -> type[
             hint = hints.get(name, Any)
             if not _checkable(hint):
                 hint = Any
-            default = ... if parameter.default is parameter.empty else parameter.default
+            default = parameter.default
+            if default is parameter.empty:
+                default = ...  # pydantic's mark of a required field
             # neutral field names: an argument may be called 'copy' or 'json', names that pydantic keeps for itself
             fields[f"argument{i}"] = (hint, Field(default, alias=name, description=descriptions.get(name)))
     return create_model(getattr(target, "__name__", "Arguments"), __config__=config, **fields)
@@ -158,9 +170,9 @@ def _own_check(target: Callable[..., Any], arguments: Mapping[str, Any], path: P
     check = getattr(target, "check_options", None)
     if check is None:
         return []
-    names = inspect.signature(check).parameters
+    checked = {name: arguments[name] for name in inspect.signature(check).parameters}
     try:
-        check(**{name: arguments[name] for name in names})
+        check(**checked)
     except UserError as error:
         return [Problem(path, str(error))]
     return []
@@ -170,13 +182,16 @@ def plain_defaults(registry: Registry, type_name: str) -> dict[str, Any]:
     """Return the defaults of a part's arguments that an option file can hold: numbers, texts, null, lists."""
     defaults = {}
     for field in arguments_model(registry.get(type_name), registry.handed).model_fields.values():
-        value = list(field.default) if isinstance(field.default, tuple) else field.default
+        value = field.default
+        if isinstance(value, tuple):
+            value = list(value)
         if not field.is_required() and _is_plain(value):
             defaults[str(field.alias)] = value
     return defaults
 
 
 def _is_plain(value: Any) -> bool:
+    """Return whether a value is a number, a text, null or a list of these."""
     if isinstance(value, list):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, (bool, int, float, str))

@@ -1,4 +1,4 @@
-"""YAML text to plain values, with the line of every key; and back.
+"""Reading and writing of YAML: text to plain values, with the line of every key, and back.
 
 The YAML is stricter and friendlier than PyYAML's default: ``2e-4`` is a float with or without ``!!float``, dates stay
 strings, a repeated key is an error, and a text that aliases make huge is refused before it fills the memory.
@@ -22,6 +22,7 @@ LARGEST = 2**63 - 1
 
 _TAG = "tag:yaml.org,2002:"
 _EXPONENT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
+_LINE_BREAK = re.compile("[\x85\u2028\u2029]")  # beside \n
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # no path and no UTF-8 file holds these
 
 
@@ -34,9 +35,12 @@ class Problem:
     line: int = 0
 
     def __str__(self) -> str:
-        place = ".".join(str(p) for p in self.path)
-        line = f"line {self.line}: " if self.line else ""
-        return f"{line}{place}: {self.message}" if place else f"{line}{self.message}"
+        words = []
+        if self.line:
+            words.append(f"line {self.line}")
+        if self.path:
+            words.append(".".join(map(str, self.path)))
+        return ": ".join([*words, self.message])
 
 
 class _Loader(yaml.SafeLoader):
@@ -61,7 +65,9 @@ _Dumper.add_implicit_resolver(f"{_TAG}float", _EXPONENT, list("-+.0123456789"))
 
 def _text_node(dumper: _Dumper, text: str) -> yaml.ScalarNode:
     """Represent a text; a line break that PyYAML would write as it is and read as a space needs quotes."""
-    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    style = None
+    if _LINE_BREAK.search(text):
+        style = '"'
     return dumper.represent_scalar(f"{_TAG}str", text, style=style)
 
 
@@ -69,11 +75,11 @@ _Dumper.add_representer(str, _text_node)
 
 
 class _RefusedError(Exception):
-    """A text that the reader gives up."""
+    """An error of a text that the reader does not read to its end."""
 
 
 class _Reader:
-    """Turns a node tree into plain values, and collects problems and lines on the way."""
+    """The reader of a node tree: it makes plain values, and collects problems and lines."""
 
     def __init__(self, loader: _Loader) -> None:
         self.loader = loader
@@ -105,6 +111,7 @@ class _Reader:
             self._open.discard(id(node))
 
     def _mapping(self, node: yaml.MappingNode, path: Path) -> dict[str, Any]:
+        """Return the values of a mapping by key; keys with a problem are left out."""
         values: dict[str, Any] = {}
         for key_node, value_node, own in self._pairs(node, path, {id(node)}):
             key = self._key(key_node, path)
@@ -125,7 +132,7 @@ class _Reader:
         sources: list[yaml.Node] = []
         for key, value in node.value:
             if key.tag == f"{_TAG}merge":
-                sources += value.value if isinstance(value, yaml.SequenceNode) else [value]
+                sources += _items_of(value)
             else:
                 yield key, value, True
         for source in sources:
@@ -137,6 +144,7 @@ class _Reader:
                     yield key, value, False
 
     def _key(self, node: yaml.Node, path: Path) -> str | None:
+        """Return a key, or None where it has a problem."""
         if not isinstance(node, yaml.ScalarNode):
             self._wrong(node, path, "a key must be a word, not a list or a block")
         elif node.tag != f"{_TAG}str":
@@ -148,6 +156,7 @@ class _Reader:
         return None
 
     def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
+        """Return the value of a single text, number, truth value or null, None where it has a problem."""
         kind = node.tag.removeprefix(_TAG)
         if kind not in ("null", "bool", "int", "float", "str"):
             return self._unknown_tag(node, path)
@@ -170,6 +179,13 @@ class _Reader:
 
     def _wrong(self, node: yaml.Node, path: Path, message: str) -> None:
         self.problems.append(Problem(path, message, _line(node)))
+
+
+def _items_of(node: yaml.Node) -> list[yaml.Node]:
+    """Return the nodes of a list, or a list with the node itself."""
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    return [node]
 
 
 def _line(node: yaml.Node) -> int:
@@ -214,9 +230,10 @@ def _failure(error: Exception, text: str, loader: _Loader | None) -> Problem:
         return Problem((), f"not valid YAML: the character {chr(error.character)!r} is not allowed", line)
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
-        reason = ": ".join(part for part in (error.context, error.problem) if part)
-        hint = "; indent with spaces, not with tabs" if r"'\t'" in reason else ""
-        return Problem((), f"not valid YAML: {reason}{hint}", mark.line + 1 if mark else 0)
+        reason = ": ".join(filter(None, (error.context, error.problem)))
+        if r"'\t'" in reason:
+            reason += "; indent with spaces, not with tabs"
+        return Problem((), f"not valid YAML: {reason}", mark.line + 1 if mark else 0)
     # PyYAML's scanner lets errors of chr() and int() through, for escapes and versions beyond their range
     line = loader.line + 1 if loader is not None else 0
     return Problem((), "not valid YAML: an escaped character or a version is out of range", line)

@@ -1,4 +1,4 @@
-"""What all data sets share: images by sorted key, of each a crop with flips, and the maps of its masks."""
+"""The base of all data sets: images by sorted key, a crop of each with flips, and the maps of its masks."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Colour = Literal[1, 3]  # grey or RGB
 
 @dataclass(kw_only=True, eq=False)
 class CroppedDataset:
-    """GT images by sorted key, of which samples show a crop, and the arguments that all data sets have.
+    """GT images by sorted key, whose crops are samples, and the arguments that all data sets have.
 
     A data set derives from it as a dataclass with keyword arguments: it declares as fields what it takes beside these
     (or with another default), opens its files in __post_init__ after super().__post_init__(), and defines
-    get(index, rng), made of draw, pixels and maps below.
+    get(index, rng) with the help of draw, pixels and maps below.
 
     channels: of lq, for which a network is built; a class sets it, or has a field of that name for grey images.
-    lq_views: images that are stacked in lq. source: the GT images; keys: those of them that are used, sorted.
+    lq_views: images that are stacked in lq. source: the GT images; keys: the keys of the used ones, sorted.
 
     Args:
         dataroot_gt: Folder of the ground-truth images, read with its subfolders, or an LMDB folder (*.lmdb).
@@ -86,7 +86,7 @@ class CroppedDataset:
         return self.keys[index]
 
     def examine(self, index: int) -> bool:
-        """Compare what belongs to image `index` by headers; return whether it is at least as large as the patch.
+        """Compare the files of image `index` by headers; return whether it is at least as large as the patch.
 
         Raises ValueError naming the files that do not fit.
         """
@@ -110,9 +110,11 @@ class CroppedDataset:
         return self._augmentation.draw(size, rng)
 
     def pixels(self, image: np.ndarray, placement: Placement) -> Tensor:
-        """Return what a placement takes of an (h, w, 3) RGB image, (gt_channels, h, w) float32 in [0, 1]."""
+        """Return the placement's part of an (h, w, 3) RGB image, (gt_channels, h, w) float32 in [0, 1]."""
         crop = placement.pixels(image)
-        return to_float_tensor(crop if self.gt_channels == 3 else to_grey(crop))
+        if self.gt_channels == 1:
+            crop = to_grey(crop)
+        return to_float_tensor(crop)
 
     def maps(
         self, key: str, size: tuple[int, int], placement: Placement, used: tuple[int, int] | None = None

@@ -34,4 +34,5 @@ class DualPixelDataset(AlignedDataset):
         super().__post_init__()
 
     def lq_roots(self) -> Mapping[str, str]:
+        """Return the folders of the left and the right views."""
         return {"dataroot_lqL": self.dataroot_lqL, "dataroot_lqR": self.dataroot_lqR}

@@ -160,7 +160,9 @@ def train_batches(
     firsts = range(start_sample + rank * share, total_samples, batch_size)
     stream = SampleStream(dataset, seed, shuffle, enlarge, bad_images)
     numbers = (range(first, first + share) for first in firsts)
-    make = partial(_batch, stream) if mixup is None else partial(_mixed_batch, stream, mixup, start_sample, total)
+    make = partial(_batch, stream)
+    if mixup is not None:
+        make = partial(_mixed_batch, stream, mixup, start_sample, total)
     return _load(make, numbers, num_workers, prefetch_factor, pin_memory)
 
 
@@ -176,15 +178,23 @@ def eval_samples(
 
 
 def _batch(stream: SampleStream, numbers: Sequence[int]) -> Batch:
+    """Return the batch of the samples with these numbers."""
     return collate([stream[number] for number in numbers], numbers)
 
 
 def _mixed_batch(stream: SampleStream, mixup: Mixup, start: int, total: int, numbers: Sequence[int]) -> Batch:
+    """Return the batch of the samples with these numbers, each mixed with its partner in the total batch."""
     first = numbers[0] - (numbers[0] - start) % total
     lam, partners = mixup.plan(stream.seed, first, total)
-    partner_of = {number: partners[number - first] for number in numbers}
-    samples = {number: stream[number] for number in {*numbers, *partner_of.values()}}
-    return collate([_mixed(samples[n], samples[partner_of[n]], lam) for n in numbers], numbers)
+    samples: dict[int, Sample] = {}  # each is read once, though it may be a partner too
+    mixed = []
+    for number in numbers:
+        partner = partners[number - first]
+        for needed in (number, partner):
+            if needed not in samples:
+                samples[needed] = stream[needed]
+        mixed.append(_mixed(samples[number], samples[partner], lam))
+    return collate(mixed, numbers)
 
 
 def _mixed(sample: Sample, partner: Sample, lam: float) -> Sample:
@@ -204,6 +214,7 @@ def _mixed(sample: Sample, partner: Sample, lam: float) -> Sample:
 
 
 def _eval_sample(dataset: Dataset, seed: int, index: int) -> Sample:
+    """Return the sample of an image, drawn from (seed, its key)."""
     return dataset.get(index, generator(seed, "eval", dataset.key(index)))
 
 
@@ -247,7 +258,7 @@ _END: Any = object()
 
 
 class WorkerDiedError(UserError):
-    """A process that loads images has died; the message names the most frequent remedy."""
+    """The death of a process that loads images; the message names the most frequent remedy."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(
@@ -264,7 +275,9 @@ class _Failure:
 
     def __init__(self, error: Exception) -> None:
         self.error = error
-        self.traceback = "" if isinstance(error, (UserError, OSError)) else _worker_traceback(error)
+        self.traceback = ""
+        if not isinstance(error, (UserError, OSError)):
+            self.traceback = _worker_traceback(error)
         if torch.utils.data.get_worker_info() is not None and not _survives_pickling(error):
             self.error = RuntimeError(f"{type(error).__name__}: {error}")  # else the main process would wait for ever
 
@@ -280,13 +293,14 @@ class WorkerTraceback(Exception):
 
 
 def _worker_traceback(error: Exception) -> str:
-    """The error's traceback in a worker; empty in the main process, where the error carries its own."""
+    """Return the error's traceback in a worker; empty in the main process, where the error carries its own."""
     if torch.utils.data.get_worker_info() is None:
         return ""
     return "".join(traceback.format_exception(type(error), error, error.__traceback__))
 
 
 def _survives_pickling(error: Exception) -> bool:
+    """Return whether an error arrives in another process as what it is."""
     try:
         return isinstance(pickle.loads(pickle.dumps(error)), type(error))
     except Exception:  # a plugin's exception may refuse in any way
@@ -294,7 +308,7 @@ def _survives_pickling(error: Exception) -> bool:
 
 
 class _Guarded(torch.utils.data.Dataset[Any]):
-    """make(item) by item; an error is returned as a _Failure, as torch would rebuild it from its text."""
+    """The items that `make` makes; an error is returned as a _Failure, as torch would rebuild it from its text."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         self._make = make

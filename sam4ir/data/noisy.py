@@ -41,6 +41,7 @@ class GaussianDenoisingDataset(SyntheticDataset):
         super().__post_init__()
 
     def chain(self) -> Sequence[Degrade]:
+        """Return the noise as the one degradation."""
         return [self._noise]
 
 
@@ -55,7 +56,10 @@ def _noise(sigma_type: str, sigma_range: float | Sequence[float] | None, sigma_t
     if sigma_range is None:
         raise UserError("sigma_range is missing (sigma_test for validation): the noise level, in units of 0..255")
     sigmas = _sigmas(sigma_type, sigma_range)
-    return GaussianNoise(sigmas if len(sigmas) > 1 else sigmas[0], choice=sigma_type == "choice")
+    choice = sigma_type == "choice"
+    if len(sigmas) == 1:
+        return GaussianNoise(sigmas[0], choice)
+    return GaussianNoise(sigmas, choice)
 
 
 def _sigmas(sigma_type: str, sigma_range: float | Sequence[float]) -> list[float]:
@@ -64,7 +68,10 @@ def _sigmas(sigma_type: str, sigma_range: float | Sequence[float]) -> list[float
         raise UserError(
             f"sigma_type: {sigma_type!r} must be one of {', '.join(SIGMA_TYPES)}{near_miss(sigma_type, SIGMA_TYPES)}"
         )
-    sigmas = [float(s) for s in sigma_range] if isinstance(sigma_range, Sequence) else [float(sigma_range)]
+    if isinstance(sigma_range, Sequence):
+        sigmas = list(map(float, sigma_range))
+    else:
+        sigmas = [float(sigma_range)]
     if not sigmas or min(sigmas) < 0:
         raise UserError(f"sigma_range: {sigma_range} must hold numbers >= 0, in units of 0..255")
     count = {"constant": 1, "random": 2}.get(sigma_type, len(sigmas))

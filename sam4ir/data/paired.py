@@ -26,7 +26,7 @@ class AlignedDataset(CroppedDataset):
     Raises ValueError listing the names without a partner, with the filename_tmpl that would fit if there is one.
 
     Args:
-        filename_tmpl: Name of an LQ image, made of the GT name, both without suffix, such as '{}x4'.
+        filename_tmpl: Name of an LQ image, with {} in place of the GT name, both without suffix, such as '{}x4'.
     """
 
     filename_tmpl: str = "{}"
@@ -56,12 +56,15 @@ class AlignedDataset(CroppedDataset):
         images = []
         for source, lq_key in zip(self._lqs, self._lq_keys[index], strict=True):
             images.append(self._lq(source, lq_key, on_lq, key, size))
-        lq = torch.cat(images) if len(images) > 1 else images[0]
+        lq = images[0]
+        if len(images) > 1:
+            lq = torch.cat(images)
         return Sample(key, lq, gt, self.maps(key, size, on_gt))
 
     def _lq(
         self, source: ImageSource, lq_key: str, placement: Placement, gt_key: str, gt_size: tuple[int, int]
     ) -> Tensor:
+        """Return the placement's part of an LQ image; raise ValueError where its size does not fit GT's."""
         with source.open(lq_key) as image:
             self._compare(source, lq_key, (image.shape[0], image.shape[1]), gt_key, gt_size)
             return self.pixels(image, placement)
@@ -79,6 +82,7 @@ class AlignedDataset(CroppedDataset):
             )
 
     def examine(self, index: int) -> bool:
+        """Compare GT, LQ and masks of image `index` by headers, as CroppedDataset does."""
         large = super().examine(index)
         key = self.keys[index]
         for source, lq_key in zip(self._lqs, self._lq_keys[index], strict=True):
@@ -99,6 +103,7 @@ class PairedImageDataset(AlignedDataset):
     channels: Colour = 3
 
     def lq_roots(self) -> Mapping[str, str]:
+        """Return the folder of the degraded images."""
         return {"dataroot_lq": self.dataroot_lq}
 
 
@@ -117,9 +122,13 @@ def pair_keys(
     """
     if filename_tmpl.count("{}") != 1:
         raise UserError(f"filename_tmpl: {filename_tmpl!r} must hold '{{}}' once, where the GT name goes")
-    partners = [_fill(filename_tmpl, key) for key in gt_keys]
     lq_keys = set(lq.keys)
-    lonely_gt = [key for key, partner in zip(gt_keys, partners, strict=True) if partner not in lq_keys]
+    partners, lonely_gt = [], []
+    for key in gt_keys:
+        partner = _fill(filename_tmpl, key)
+        partners.append(partner)
+        if partner not in lq_keys:
+            lonely_gt.append(key)
     lonely_lq = lq_keys.difference(partners)
     if spare_lq:
         lonely_lq.clear()
@@ -156,9 +165,11 @@ def _fitting_template(gt_keys: Sequence[str], lq_keys: set[str]) -> str | None:
         for lq_name in lq_names:
             if gt_name in lq_name:
                 votes[lq_name.replace(gt_name, "{}", 1)] += 1
-    most, best = 0, None
+    most, best = 0, ""
     for template, _ in votes.most_common(10):
         fits = _fits(template, gt_keys, lq_keys)
-        if (fits, template) > (most, best or ""):
+        if (fits, template) > (most, best):
             most, best = fits, template
-    return best if most else None
+    if most == 0:
+        return None
+    return best

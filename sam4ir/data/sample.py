@@ -86,9 +86,11 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def key(self, index: int) -> str: ...
+    def key(self, index: int) -> str:
+        """Return the key of an image."""
 
-    def get(self, index: int, rng: np.random.Generator) -> Sample: ...
+    def get(self, index: int, rng: np.random.Generator) -> Sample:
+        """Return the sample of an image, with all its random numbers from rng."""
 
 
 @runtime_checkable
@@ -96,7 +98,8 @@ class Multichannel(Protocol):
     """A data set that names the channels of its lq, for networks that are built to fit it."""
 
     @property
-    def channels(self) -> int: ...
+    def channels(self) -> int:
+        """Channels of lq."""
 
 
 @runtime_checkable
@@ -109,7 +112,7 @@ class Resizable(Dataset, Protocol):
 
 @runtime_checkable
 class Examinable(Dataset, Protocol):
-    """A data set that compares what belongs to an image by headers, without decoding it."""
+    """A data set that compares the files of an image by headers, without decoding them."""
 
     def examine(self, index: int) -> bool:
         """Return whether the image is at least as large as the patch; raise ValueError where its files do not fit."""
@@ -134,7 +137,9 @@ def collate(samples: Sequence[Sample], numbers: Sequence[int] | None = None) -> 
         assert stack is not None
         maps[name] = stack
         if not stack.is_floating_point():
-            counts[name] = int(stack.max()) if stack.numel() else 0
+            counts[name] = 0
+            if stack.numel():
+                counts[name] = int(stack.max())
     if numbers is None:
         numbers = range(len(samples))
     return Batch(lq, gt, keys, list(numbers), maps, counts, list(skipped))
@@ -146,10 +151,16 @@ def _stack(name: str, keys: Sequence[str], tensors: Sequence[Tensor | None]) -> 
     name, keys: of the tensors and of their samples, in messages. Raises ValueError where shapes differ or some lack.
     """
     shapes: dict[tuple[int, ...] | None, str] = {}
+    present = []
     for key, tensor in zip(keys, tensors, strict=True):
-        shapes[None if tensor is None else tuple(tensor.shape)] = key
+        if tensor is None:
+            shapes[None] = key
+        else:
+            shapes[tuple(tensor.shape)] = key
+            present.append(tensor)
     if len(shapes) > 1:
         places = ", ".join(f"{shape} for {key}" for shape, key in shapes.items())
         raise UserError(f"a batch needs samples of one size, but {name} is {places}; set gt_size, or batches of 1")
-    present = [tensor for tensor in tensors if tensor is not None]
-    return torch.stack(present) if present else None
+    if not present:
+        return None
+    return torch.stack(present)

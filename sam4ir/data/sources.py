@@ -1,6 +1,6 @@
 """Image sources: keys, and the pixels of each, from a folder of files or an LMDB folder.
 
-A key is the image's path in the source, with '/', without suffix: the same for a folder and for an LMDB made of it.
+A key is the image's path in the source, with '/', without suffix: the same for a folder and for the LMDB of its images.
 """
 
 from __future__ import annotations
@@ -51,9 +51,10 @@ class FolderSource:
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
+        if self.root.exists() and not self.root.is_dir():
+            raise UserError(f"{root}: is a file, give the folder that it lies in")
         if not self.root.is_dir():
-            problem = "is a file, give the folder that it lies in" if self.root.exists() else "no such folder"
-            raise UserError(f"{root}: {problem}")
+            raise UserError(f"{root}: no such folder")
         self._files: dict[str, str] = {}
         for name in _image_files(self.root):
             other = self._files.setdefault(key_of(name), name)
@@ -63,12 +64,15 @@ class FolderSource:
 
     @contextmanager
     def open(self, key: str) -> Iterator[np.ndarray]:
+        """Lend the image of a file."""
         yield read_image(self.root / self._files[key])
 
     def size(self, key: str) -> tuple[int, int]:
+        """Return (h, w) by the header of a file."""
         return read_size(self.root / self._files[key])
 
     def where(self, key: str) -> str:
+        """Return the path of a file."""
         return str(self.root / self._files[key])
 
 
@@ -82,14 +86,17 @@ class LmdbSource:
 
     @contextmanager
     def open(self, key: str) -> Iterator[np.ndarray]:
+        """Lend the image of a record."""
         with self._reader.value(key) as value:
             yield unpack_image(value, self.where(key))
 
     def size(self, key: str) -> tuple[int, int]:
+        """Return (h, w) by the header of a record."""
         with self._reader.value(key) as value:
             return unpack_size(value, self.where(key))
 
     def where(self, key: str) -> str:
+        """Return the LMDB's path with the key in brackets."""
         return f"{self.root}[{key}]"
 
 
@@ -99,15 +106,18 @@ def open_source(dataroot: str | Path, io_backend: IoBackend | None, option: str)
     io_backend: {'type': 'disk' | 'lmdb'}; None goes by the folder's name. option: dataroot's name in error messages.
     Raises ValueError for an unknown type, a type that the folder's name contradicts, and where there are no images.
     """
-    is_lmdb = Path(dataroot).suffix == ".lmdb"
-    kind = _backend_type(io_backend) or ("lmdb" if is_lmdb else "disk")
-    if (kind == "lmdb") != is_lmdb:
+    by_name = "disk"
+    opener: type[FolderSource] | type[LmdbSource] = FolderSource
+    if Path(dataroot).suffix == ".lmdb":
+        by_name, opener = "lmdb", LmdbSource
+    kind = _backend_type(io_backend) or by_name
+    if kind != by_name:
         raise UserError(
             f"{option}: {dataroot} with io_backend.type: {kind}; a folder whose name ends in .lmdb is read with lmdb, "
             "any other with disk"
         )
     try:
-        source: ImageSource = LmdbSource(dataroot) if is_lmdb else FolderSource(dataroot)
+        source: ImageSource = opener(dataroot)
     except UserError as error:
         raise UserError(f"{option}: {error}") from error
     if not source.keys:
@@ -127,7 +137,10 @@ def select_keys(source: ImageSource, meta_info_file: str | Path | None) -> list[
         lines = read_text(Path(meta_info_file)).splitlines()
     except OSError as error:
         raise UserError(f"meta_info_file: {meta_info_file} cannot be read ({error.strerror})") from error
-    names = {_meta_key(line, keys) for line in lines if line.strip()}
+    names = set()
+    for line in lines:
+        if line.strip():
+            names.add(_meta_key(line, keys))
     if names - keys:
         raise UserError(f"meta_info_file: {meta_info_file} names {listed(names - keys)} that {source.root} lacks")
     if not names:
@@ -138,25 +151,34 @@ def select_keys(source: ImageSource, meta_info_file: str | Path | None) -> list[
 def listed(names: Iterable[str]) -> str:
     """Return '12 images: a, b, ...' with the first ten names."""
     ordered = sorted(names)
-    more = ", ..." if len(ordered) > SHOWN else ""
-    return f"{len(ordered)} image{'s' * (len(ordered) != 1)}: {', '.join(ordered[:SHOWN])}{more}"
+    shown = ordered[:SHOWN]
+    if len(ordered) > SHOWN:
+        shown.append("...")
+    count = f"{len(ordered)} images"
+    if len(ordered) == 1:
+        count = "1 image"
+    return f"{count}: {', '.join(shown)}"
 
 
 def _meta_key(line: str, keys: set[str]) -> str:
     """Return the key that a line names; a name may hold spaces, and more words may follow it: a source's key wins."""
     key = key_of(parse_meta_line(line)[0])
-    return key if key in keys else key_of(line.split()[0])
+    if key in keys:
+        return key
+    return key_of(line.split()[0])
 
 
 def _image_files(root: Path) -> Iterator[str]:
+    """Yield the path in `root` of every image, folder by folder; hidden ones and LMDB folders are left out."""
     for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(f for f in folders if not f.startswith(".") and not f.endswith(".lmdb"))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".lmdb"))
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield (Path(folder) / name).relative_to(root).as_posix()
 
 
 def _backend_type(io_backend: IoBackend | None) -> str | None:
+    """Return the type that io_backend names, None where it leaves it open; raise UserError for another key or type."""
     if io_backend is None:
         return None
     for name in io_backend:

@@ -42,6 +42,7 @@ class SuperResolutionDataset(CroppedDataset):
         super().__post_init__()
 
     def examine(self, index: int) -> bool:
+        """Compare GT and masks of image `index` by headers, as CroppedDataset does, and its size with scale."""
         self._lq_size(index, self.source.size(self.keys[index]))
         return super().examine(index)
 
@@ -60,6 +61,7 @@ class SuperResolutionDataset(CroppedDataset):
         return Sample(key, lq, gt, maps)
 
     def _lq_size(self, index: int, size: tuple[int, int]) -> tuple[int, int]:
+        """Return the (h, w) of LQ for a GT image of (h, w) = size; raise ValueError where no pixel is left."""
         h, w = size[0] // self.scale, size[1] // self.scale
         if min(h, w) < 1:
             where = self.source.where(self.keys[index])
@@ -72,12 +74,18 @@ class SuperResolutionDataset(CroppedDataset):
     def _shrunk(self, used: np.ndarray, on_lq: Placement) -> Tensor:
         """Return the placement, on the LQ grid, of the shrunk image: (channels, h, w) float32."""
         whole = on_lq.window.scaled(self.scale) == Window.whole((used.shape[0], used.shape[1]))
-        margin = 0 if whole else SUPPORT
+        margin = SUPPORT
+        if whole:
+            margin = 0
         around = np.ascontiguousarray(on_lq.window.grown(margin).scaled(self.scale).cut(used))
         if self.quantize:
             pixels = on_lq.flip.copy(_cut(shrunk_pixels(around, self.scale), margin))
-            return to_float_tensor(pixels if self.channels == 3 else to_grey(pixels))
-        fine = shrunk_pixels(around if self.channels == 3 else to_grey(around), self.scale, rounded=False)
+            if self.channels == 1:
+                pixels = to_grey(pixels)  # a stored LQ image is RGB
+            return to_float_tensor(pixels)
+        if self.channels == 1:
+            around = to_grey(around)
+        fine = shrunk_pixels(around, self.scale, rounded=False)
         values = on_lq.flip.apply(_cut(fine, margin))
         return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), np.float32))
 

@@ -50,7 +50,9 @@ class Window:
         """Return the window of an (h, w, ...) array: a view where it lies inside, else a copy with mirrored pixels."""
         part = self.inside((array.shape[0], array.shape[1]))
         inner = array[part.top : part.top + part.height, part.left : part.left + part.width]
-        return inner if part == self else self.mirrored(inner, part)
+        if part == self:
+            return inner
+        return self.mirrored(inner, part)
 
     def mirrored(self, inner: np.ndarray, part: Window) -> np.ndarray:
         """Return the window, mirrored from `inner`, the pixels of `part` = inside(size)."""
@@ -69,8 +71,9 @@ class Window:
 
 def _reach(start: int, length: int, side: int) -> tuple[int, int]:
     """Return (start, length) of what a stretch shows of a side: itself where it lies inside, else the whole side."""
-    inside = start >= 0 and start + length <= side
-    return (start, length) if inside else (0, side)
+    if start >= 0 and start + length <= side:
+        return start, length
+    return 0, side
 
 
 def _mirror(start: int, length: int, side: int) -> np.ndarray:
@@ -90,7 +93,7 @@ class Flip:
     @classmethod
     def draw(cls, use_hflip: bool, use_rot: bool, rng: np.random.Generator) -> Flip:
         """Draw horizontal with probability 1/2 if use_hflip; vertical and transpose, 1/2 each, if use_rot."""
-        horizontal, vertical, transpose = (bool(v) for v in rng.random(3) < 0.5)
+        horizontal, vertical, transpose = (rng.random(3) < 0.5).tolist()
         return cls(use_hflip and horizontal, use_rot and vertical, use_rot and transpose)
 
     def apply(self, array: np.ndarray) -> np.ndarray:
@@ -99,7 +102,9 @@ class Flip:
             array = array[:, ::-1]
         if self.vertical:
             array = array[::-1]
-        return array.swapaxes(0, 1) if self.transpose else array
+        if self.transpose:
+            array = array.swapaxes(0, 1)
+        return array
 
     def copy(self, pixels: np.ndarray) -> np.ndarray:
         """Return the flipped (h, w, c) uint8, uint16 or float32 pixels as a contiguous copy.
@@ -109,9 +114,9 @@ class Flip:
         if self == Flip():
             return np.array(pixels, order="C")
         h, w, c = pixels.shape
+        axes = {(True, True): -1, (True, False): 1, (False, True): 0}  # OpenCV's codes of (horizontal, vertical)
         if self.horizontal or self.vertical:
-            both = self.horizontal and self.vertical
-            pixels = cv2.flip(pixels, -1 if both else int(self.horizontal))
+            pixels = cv2.flip(pixels, axes[self.horizontal, self.vertical])
         if self.transpose:
             return cv2.transpose(pixels).reshape(w, h, c)  # OpenCV drops the axis of one channel
         return pixels.reshape(h, w, c)
@@ -143,7 +148,7 @@ class Placement:
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How placements are drawn. patch: side of the square window; None takes whole images."""
+    """The rule by which placements are drawn. patch: side of the square window; None takes whole images."""
 
     patch: int | None = None
     use_hflip: bool = False
@@ -151,7 +156,9 @@ class Augmentation:
 
     def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Placement:
         """Draw a placement in an image of size (h, w); a smaller image is mirrored at its bottom and right (Window)."""
-        window = Window.whole(size) if self.patch is None else Window.draw(size, self.patch, rng)
+        window = Window.whole(size)
+        if self.patch is not None:
+            window = Window.draw(size, self.patch, rng)
         return Placement(window, Flip.draw(self.use_hflip, self.use_rot, rng))
 
 
@@ -184,7 +191,7 @@ def refuse_normalization(mean: Sequence[float] | None, std: Sequence[float] | No
 
     Networks, masks, metrics and saved images all take [0, 1] here.
     """
-    if any(v != 0 for v in mean or ()) or any(v != 1 for v in std or ()):
+    if set(mean or ()) - {0} or set(std or ()) - {1}:
         raise UserError(
             f"mean {mean} and std {std}: images stay in [0, 1] here, in losses, metrics and files alike; "
             "leave mean and std out, or normalise inside your network"

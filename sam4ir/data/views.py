@@ -1,4 +1,4 @@
-"""Views: how the maps of a sample are read of an image's mask record, and what they become in a batch.
+"""Views: readers of the maps that an image's mask record brings to a sample.
 
 A map is an array with a value for each pixel of the GT image, such as region labels or SAM-DiffSR's position encoding.
 A view reads one kind of map. A user's own view is a class in a plugin, registered with @VIEWS.register() and named in
@@ -22,22 +22,24 @@ from sam4ir.regions import densify
 
 
 class SizedRecord(Protocol):
-    """What a data set needs of an image's mask record; the views need more."""
+    """The part of an image's mask record that a data set reads; the views read more."""
 
     @property
-    def size(self) -> tuple[int, int]: ...  # (h, w) of the image
+    def size(self) -> tuple[int, int]:
+        """The (h, w) of the image."""
 
 
 class MaskStoreLike(Protocol):
-    """Mask records by image key; `read` raises a ValueError that names store and key where a record is missing."""
+    """Mask records by image key."""
 
     path: Path
 
-    def read(self, key: str) -> SizedRecord: ...
+    def read(self, key: str) -> SizedRecord:
+        """Return the record of an image; raise a ValueError that names store and key where it is missing."""
 
 
 class View:
-    """Base of the views; derive from LabelView or ValueView, which say what becomes of the array that `read` returns.
+    """Base of the views; derive from LabelView or ValueView, which turn the array that `read` returns into a tensor.
 
     The data set mirrors and flips that array as it does the image, and `tensor` makes the sample's map of it.
     """
@@ -61,6 +63,7 @@ class LabelView(View):
     """
 
     def tensor(self, array: np.ndarray) -> Tensor:
+        """Return the labels, renumbered 1..n."""
         return torch.from_numpy(np.ascontiguousarray(densify(array)[0]))
 
 
@@ -68,7 +71,10 @@ class ValueView(View):
     """A map of values: `read` returns (h, w) or (h, w, c) numbers. The sample's map is (1 or c, h, w) float32."""
 
     def tensor(self, array: np.ndarray) -> Tensor:
-        channels = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        """Return the values, channels first."""
+        if array.ndim == 2:
+            array = array[:, :, None]
+        channels = array.transpose(2, 0, 1)
         return torch.from_numpy(np.ascontiguousarray(channels, dtype=np.float32))
 
 
@@ -76,7 +82,7 @@ Views = Mapping[str, View]
 
 
 class MapReader:
-    """Reads the maps of an image, cut, mirrored and flipped as the image is.
+    """The reader of the maps of an image, which are cut, mirrored and flipped as the image is.
 
     masks: the mask store, or None for samples without maps. views: name -> view of each map.
     Raises ValueError where a store comes without views.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam4ir.archs.layers import Block, checkpoint_blocks, run_block
+from sam4ir.archs.layers import NetworkBlock, checkpoint_blocks, run_block
 from sam4ir.registry import ARCHS
 
 NETWORKS = [
@@ -97,7 +97,7 @@ def test_keys_stay_and_copies_keep_the_setting(role, arguments, blocks):
     assert kept_bytes(average) == kept_bytes(network)
 
 
-class Counting(Block):
+class Counting(NetworkBlock):
     """Counts its forward passes; with dropout, whose draw must be the same when it is computed again."""
 
     def __init__(self) -> None:

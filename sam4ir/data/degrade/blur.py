@@ -43,7 +43,7 @@ class MotionBlur:
         return convolve(image, self.kernel(rng))
 
     def kernel(self, rng: np.random.Generator) -> np.ndarray:
-        """(2 r + 1, 2 r + 1) float32 of sum 1, r at most `margin`."""
+        """Draw a kernel, (2 r + 1, 2 r + 1) float32 of sum 1, r at most `margin`."""
         length, anxiety = draw_between(self._length, rng), draw_between(self._anxiety, rng)
         path = trajectory(anxiety, math.radians(draw_between(self._angle, rng)), rng)
         return rasterised(path * length, _radius(length))
@@ -70,7 +70,7 @@ class GaussianBlur:
         return convolve(image, self.kernel(rng))
 
     def kernel(self, rng: np.random.Generator) -> np.ndarray:
-        """(2 r + 1, 2 r + 1) float32 of sum 1, r at most `margin`."""
+        """Draw a kernel, (2 r + 1, 2 r + 1) float32 of sum 1, r at most `margin`."""
         sigma, ratio = draw_between(self._sigma, rng), draw_between(self._ratio, rng)
         along, across = turned_grid(math.ceil(4 * sigma), math.radians(draw_between(self._angle, rng)))
         weights = np.exp(-0.5 * (along**2 + (across / ratio) ** 2) / sigma**2)

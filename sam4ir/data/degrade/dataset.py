@@ -20,7 +20,7 @@ Degrade = Callable[[Tensor, np.random.Generator], Tensor]
 
 @dataclass(kw_only=True, eq=False)
 class SyntheticDataset(CroppedDataset):
-    """LQ = the degradations of GT, in their order; float32, neither clipped nor quantised unless one of them is that.
+    """LQ = the degradations of GT, in their order; float32, neither clipped nor quantised unless one of them does it.
 
     A data set derives from it by `chain`, its degradations. Each takes (c, h, w) float32 and the sample's stream, and
     keeps the shape. Where one has a `margin`, its input is larger by that many pixels on each side, real neighbours as
@@ -59,11 +59,13 @@ class SyntheticDataset(CroppedDataset):
             placement = self.draw(size, rng)
             around = self.pixels(image, placement.grown(margin))
         maps = self.maps(key, size, placement)
-        own = rng if self.noise_seed is None else generator(self.noise_seed, "noise", key)
+        if self.noise_seed is not None:
+            rng = generator(self.noise_seed, "noise", key)
         gt = _cut(around, margin).clone(memory_format=torch.contiguous_format)  # a degradation may work in place
-        return Sample(key, self._degrade(around, own), gt, maps)
+        return Sample(key, self._degrade(around, rng), gt, maps)
 
     def _degrade(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return the degraded image, without the margins; raise UserError where a degradation changes the shape."""
         for degrade, margin in self._chain:
             degraded = degrade(image, rng)
             if degraded.shape != image.shape:
@@ -77,7 +79,7 @@ class SyntheticDataset(CroppedDataset):
 
 @dataclass(kw_only=True, eq=False)
 class DegradedImageDataset(SyntheticDataset):
-    """Clean images and what the degradations of the option file make of them.
+    """Clean images, and their degraded versions by the degradations of the option file.
 
     Args:
         degradations: Degradations in their order, a list of {type: NAME, argument: value ...}.
@@ -88,9 +90,12 @@ class DegradedImageDataset(SyntheticDataset):
     channels: Colour = 3
 
     def chain(self) -> Sequence[Degrade]:
+        """Return the degradations of the option file."""
         return self.degradations
 
 
 def _cut(image: Tensor, margin: int) -> Tensor:
     """Return (c, h, w) without `margin` pixels on each side."""
-    return image[:, margin : image.shape[1] - margin, margin : image.shape[2] - margin] if margin else image
+    if margin == 0:
+        return image
+    return image[:, margin : image.shape[1] - margin, margin : image.shape[2] - margin]

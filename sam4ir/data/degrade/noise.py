@@ -25,7 +25,11 @@ def checked(
     name: str, value: float | Sequence[float], low: float = -math.inf, high: float = math.inf
 ) -> tuple[float, float]:
     """Return a parameter as (lowest, highest); raises UserError unless low <= lowest <= highest <= high."""
-    ends = tuple(float(v) for v in value) if isinstance(value, Sequence) else (float(value),) * 2
+    ends: tuple[float, ...]
+    if isinstance(value, Sequence):
+        ends = tuple(map(float, value))
+    else:
+        ends = (float(value), float(value))
     if len(ends) != 2 or not low <= ends[0] <= ends[1] <= high:
         limits = f", from {low:g}" * math.isfinite(low) + f", up to {high:g}" * math.isfinite(high)
         raise UserError(f"{name}: {value} must be a number or [low, high]{limits}")
@@ -47,6 +51,7 @@ def _listed(sigma: float | Sequence[float]) -> list[float]:
 
 
 def _normal(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Draw standard normal numbers in the shape of an image."""
     return torch.from_numpy(rng.standard_normal(tuple(image.shape), dtype=np.float32))
 
 
@@ -61,8 +66,12 @@ class GaussianNoise:
     margin = 0
 
     def __init__(self, sigma: float | list[float], choice: bool = False) -> None:
-        self._choices = _listed(sigma) if choice else []
-        self._range = (0.0, 0.0) if choice else checked("sigma", sigma, 0)
+        self._choices: list[float] = []
+        self._range = (0.0, 0.0)
+        if choice:
+            self._choices = _listed(sigma)
+        else:
+            self._range = checked("sigma", sigma, 0)
 
     def __call__(self, image: Tensor, rng: np.random.Generator) -> Tensor:
         if self._choices:

@@ -64,9 +64,13 @@ class RainStreaks:
         rained = image.clone()
         for _ in range(self._layers):
             streaks = torch.from_numpy(self.layer((image.shape[1], image.shape[2]), rng))
-            rained.add_(streaks * (1 - rained) if self._blend == "screen" else streaks)
+            if self._blend == "screen":
+                streaks = streaks * (1 - rained)
+            rained.add_(streaks)
         veil, light = draw_between(self._veil, rng), draw_between(self._light, rng)
-        return rained.mul_(1 - veil).add_(veil * light) if veil else rained
+        if veil:
+            rained.mul_(1 - veil).add_(veil * light)
+        return rained
 
     def layer(self, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """Draw one layer of streaks, (h, w) float32 in [0, 1]."""
