@@ -29,6 +29,7 @@ from sam4ir.models.restoration import (
     batch_psnr,
     eval_mode,
     ground_truth,
+    join_terms,
     last_output,
     total,
     unwrapped,
@@ -164,7 +165,8 @@ class SamDistill:
         measures = {}
         reconstruction = self.reconstruction(y1, gt) if student_learns else {}
         refinement = self.refinement(y2, gt) if refiner_learns else {}
-        terms = reconstruction | refinement
+        terms = dict(reconstruction)
+        join_terms(terms, refinement)
         if measure:
             measures = {"psnr": batch_psnr(last_output(y1), gt), "psnr_refiner": batch_psnr(last_output(y2), gt)}
         computed = {name: term for name, term in self.terms.items() if measure or term.due(iteration)}
@@ -172,7 +174,8 @@ class SamDistill:
             refined = last_output(y2).detach() if second is self.teacher else self._taught(seen)
             lesson = Lesson(last_output(y1), refined, gt, batch.lq, labels, count, batch.maps)
             taught = self._distil(computed, lesson, total(reconstruction), iteration, measure)
-            terms, measures = terms | taught.terms, measures | taught.measures
+            join_terms(terms, taught.terms)
+            measures |= taught.measures
         return Losses(terms, measures)
 
     def _taught(self, seen: tuple[Tensor, Tensor, int, Tensor]) -> Tensor:
