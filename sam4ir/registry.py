@@ -51,7 +51,7 @@ class Registry:
         return sorted(self._entries)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        return isinstance(name, str) and name in self._entries  # an option file may give a list or a block
 
     def get(self, name: str) -> Callable[..., Any]:
         """Return the class or function called `name`. Raises UnknownNameError with the nearest name."""

@@ -108,8 +108,10 @@ def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     if "point_grids" in settings:
         try:
             settings["point_grids"] = read_json(settings["point_grids"])
-        except (OSError, UserError) as error:
-            raise UserError(f"--point-grids: {options.point_grids} cannot be read as JSON ({error})") from None
+        except OSError as error:
+            raise UserError(f"--point-grids: {options.point_grids} cannot be read ({error.strerror})") from None
+        except UserError as error:  # it names the file
+            raise UserError(f"--point-grids: {error}") from None
         settings["points_per_side"] = None
     return settings
 

@@ -12,7 +12,7 @@ from sam4ir.config.yaml_text import Path, Problem
 from sam4ir.registry import DATASETS, TERMS
 
 _DATASET_KEY = re.compile(r"(train|val|test)[\w.-]*")
-_SHORT_TERMS = ("spd", "sgr")  # that train.spd_opt and train.sgr_opt name
+_SHORT_TERMS = {"spd": "SPD", "sgr": "SGR"}  # name -> type of train.spd_opt and train.sgr_opt
 _STAGES = ("gt_sizes", "mini_batch_sizes", "iters")
 
 
@@ -313,6 +313,11 @@ def _terms(train: TrainOptions) -> list[Problem]:
             problems.append(Problem(path, "is a name that the log gives to a loss; take another"))
         elif name in _SHORT_TERMS and getattr(train, f"{name}_opt") is not None:
             problems.append(Problem(path, f"and train.{name}_opt are the same term; keep one"))
+    for name, type_name in _SHORT_TERMS.items():
+        term = getattr(train, f"{name}_opt")
+        if term is not None and term.type != type_name:
+            message = f"is {term.type}, but {name}_opt is the term {type_name}; put this one under train.distill.terms"
+            problems.append(Problem(("train", f"{name}_opt", "type"), message))
     for path, term in train.terms.values():
         if term.type not in TERMS:  # the unknown type is a problem of its own
             continue

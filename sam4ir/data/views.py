@@ -121,7 +121,8 @@ class MapReader:
 
         image: the GT image's name in messages; size: its (h, w); placement: on its grid.
         used: the (h, w) of it that samples show, from its first pixel on, at whose border they are mirrored.
-        Raises ValueError naming store and image where the record is missing or of another size.
+        Raises UserError naming store and image where the record is missing or of another size, and ValueError where a
+        view returns a map of another size than its window.
         """
         record = self.record(key, image, size)
         if record is None:
@@ -130,6 +131,9 @@ class MapReader:
         maps: dict[str, Tensor] = {}
         for name, view in self._views.items():
             array = view.read(record, part)
+            if array.shape[:2] != (part.height, part.width):
+                window = _size((part.height, part.width))
+                raise ValueError(f"view {name} returns {array.shape} for a window of {window}")
             if part != placement.window:
                 array = placement.window.mirrored(array, part)
             maps[name] = view.tensor(placement.flip.apply(array))

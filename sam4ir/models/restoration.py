@@ -107,6 +107,8 @@ class Reconstruction:
 
     losses: name -> loss. Part P of a loss with several parts is called <name>_P, and the part '' has the loss's name.
     renamed: names of parts -> their names in the log, where these differ.
+    Raises UserError without a loss; a call raises it where two parts have one name, and ValueError for a loss that
+    returns no part.
     """
 
     def __init__(self, losses: Mapping[str, Loss | LossInParts], renamed: Mapping[str, str] | None = None) -> None:
@@ -135,10 +137,20 @@ class Reconstruction:
             value = loss(image, gt)
             if isinstance(value, Tensor):
                 value = {"": value}
+            if not value:
+                raise ValueError(f"loss {name}: {type(loss).__name__} returns no part, so it would train nothing")
             for part, scalar in value.items():
                 full = f"{name}_{part}" if part else name
-                terms[self.renamed.get(full, full)] = scalar
+                join_terms(terms, {self.renamed.get(full, full): scalar})
         return terms
+
+
+def join_terms(terms: dict[str, Tensor], further: Mapping[str, Tensor]) -> None:
+    """Add further terms to `terms`. Raises UserError for a name that both have: one of the two would not be summed."""
+    for name, scalar in further.items():
+        if name in terms:
+            raise UserError(f"two terms of the loss have the log name l_{name}; give one of them another name")
+        terms[name] = scalar
 
 
 def total(terms: Mapping[str, Tensor]) -> Tensor:

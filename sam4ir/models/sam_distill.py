@@ -30,6 +30,7 @@ from sam4ir.models.restoration import (
     batch_psnr,
     eval_mode,
     ground_truth,
+    join_terms,
     last_output,
     total,
     unwrapped,
@@ -194,16 +195,19 @@ class SamDistill:
         measures = {}
         if measure:
             measures = {"psnr": batch_psnr(last_output(y1), gt), "psnr_refiner": batch_psnr(last_output(y2), gt)}
+        terms = dict(l_recon)
+        join_terms(terms, l_refine)
         due = self._due(iteration, measure)
         if not due:
-            return Losses(l_recon | l_refine, measures)
+            return Losses(terms, measures)
 
         refined = last_output(y2).detach()
         if refiner is not self.teacher:
             refined = self._teacher_output(refiner_inputs)
         lesson = Lesson(last_output(y1), refined, gt, batch.lq, labels, count, batch.maps)
         distilled = self._distilled(due, lesson, total(l_recon), iteration, measure)
-        return Losses(l_recon | l_refine | distilled.terms, measures | distilled.measures)
+        join_terms(terms, distilled.terms)
+        return Losses(terms, measures | distilled.measures)
 
     def _mode(self, network: nn.Module, label: str, batch: TrainingBatch, learns: bool) -> AbstractContextManager[None]:
         """Return the random stream of a network that learns, or eval mode for a frozen one."""

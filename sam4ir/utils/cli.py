@@ -51,6 +51,17 @@ class Parser(argparse.ArgumentParser):
         words = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args(kebab_case(words), namespace)
 
+    def _get_option_tuples(self, option_string: str) -> list[Any]:
+        """Return the flags that an abbreviation may mean, as argparse does, but each with one of its spellings.
+
+        --traceback counts only where nothing else fits, so that what it begins with still abbreviates other flags.
+        """
+        by_action: dict[argparse.Action, Any] = {}
+        for match in super()._get_option_tuples(option_string):
+            by_action.setdefault(match[0], match)
+        others = [match for action, match in by_action.items() if not isinstance(action, _ShowTraceback)]
+        return others or list(by_action.values())
+
 
 class _ShowTraceback(argparse.Action):
     """Set the environment variable, which worker processes inherit."""

@@ -21,6 +21,7 @@ from sam4ir.data.sample import Examinable, Resizable
 from sam4ir.engine.build import channels_of
 from sam4ir.engine.train.data import data_sets
 from sam4ir.engine.train.loop import Trainer
+from sam4ir.errors import UserError
 from sam4ir.registry import DATASETS, VIEWS
 from sam4ir.utils.image import read_image, to_float_tensor
 from sam4ir.utils.rng import generator
@@ -218,6 +219,17 @@ def test_a_run_trains_with_a_view_of_a_plugin(world: World) -> None:
     assert "type: MaskCount" in dump_options(options)
     run(options)
     assert list((world.root / "experiments").rglob("net_g_latest.pth"))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_map_of_another_size_than_its_window_is_a_bug_of_the_view(world: World, workers: int) -> None:
+    source = VIEW.replace("masks.sum(axis=0)", "masks.sum(axis=0)[1:]")
+    values = world.values()
+    values["datasets"]["train"]["masks"] = {"store": str(world.root / "masks.lmdb"), "views": [{"type": "MaskCount"}]}
+    data = data_sets(load_options(plugin(world, source, values))).train
+    with pytest.raises(ValueError, match=r"view MaskCount returns \(23, 24\) for a window of 24x24") as caught:
+        list(train_batches(data, seed=3, batch_size=2, total_samples=4, num_workers=workers))
+    assert not isinstance(caught.value, UserError)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import argparse
 import errno
 import importlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -176,6 +177,15 @@ def test_an_old_spelling_and_an_abbreviation_give_the_same_values() -> None:
     parser.add_argument("--self-ensemble", action="store_true")
     for flag in ("--self-ensemble", "--self_ensemble", "--self_ens"):
         assert parser.parse_args([flag]).self_ensemble
+
+
+def test_an_abbreviation_means_what_it_did_before_traceback_was_a_flag() -> None:
+    parser = cli.Parser()
+    parser.add_argument("--tile")
+    parser.add_argument("--force-yml", "--force_yml")
+    assert parser.parse_args(["--t", "24", "--force", "a=b"]) == argparse.Namespace(tile="24", force_yml="a=b")
+    parser.parse_args(["--tra"])
+    assert os.environ[cli.TRACEBACK] == "1"
 
 
 @pytest.mark.parametrize("words", [["--traceback", "info"], ["info", "--traceback"], ["info"]])

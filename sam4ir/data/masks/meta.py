@@ -20,6 +20,7 @@ from typing import Any
 from filelock import FileLock
 
 from sam4ir.data.masks.record import FORMAT_VERSION, READABLE_VERSIONS, MaskStoreError
+from sam4ir.errors import UserError
 from sam4ir.utils.files import read_json, write_text
 
 try:
@@ -48,8 +49,10 @@ def read_meta(path: Path) -> dict[str, Any]:
         meta = read_json(file)
     except FileNotFoundError:
         raise MaskStoreError(f"{path}: not a mask store, it has no meta.json; {HELP}") from None
-    except (OSError, ValueError) as error:
-        raise MaskStoreError(f"{file}: cannot be read ({error}); {HELP}") from None
+    except OSError as error:
+        raise MaskStoreError(f"{file}: cannot be read ({error.strerror}); {HELP}") from None
+    except UserError as error:  # it names the file
+        raise MaskStoreError(f"{error}; {HELP}") from None
     if not isinstance(meta, dict) or meta.get("format") != STORE_FORMAT:
         raise MaskStoreError(f"{file}: not the meta.json of a mask store; {HELP}")
     if meta.get("format_version") not in READABLE_VERSIONS:

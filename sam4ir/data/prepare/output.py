@@ -199,8 +199,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     """Return a prepared folder's record. Raises UserError where the file is damaged or of something else."""
     try:
         record = read_json(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove the folder and begin anew") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); remove the folder and begin anew") from None
+    except UserError as error:  # it names the file
+        raise UserError(f"{error}; remove the folder and begin anew") from None
     if not isinstance(record, dict) or "settings" not in record:
         raise UserError(f"{path}: is not of a prepared set; choose another --output")
     return record

@@ -273,7 +273,7 @@ def test_a_foreign_or_older_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(MaskStoreError, match=r"no meta\.json"):
         MaskStoreWriter(tmp_path.parent, META)
     meta = tmp_path / "meta.json"
-    for text, message in [("{", "cannot be read"), ("{}", "not the meta"), (None, "store format 99")]:
+    for text, message in [("{", "meta.json: is not JSON"), ("{}", "not the meta"), (None, "store format 99")]:
         meta.write_text(text or json.dumps({"format": "sam4ir mask store", "format_version": 99}))
         with pytest.raises(MaskStoreError, match=message):
             MaskStore(tmp_path)

@@ -13,6 +13,7 @@ from sam4ir.config.load import load_options, notices
 from sam4ir.engine.build import BuildError
 from sam4ir.engine.train.check import check
 from sam4ir.engine.train.loop import Trainer
+from sam4ir.errors import UserError
 from sam4ir.utils.image import read_image, write_image
 
 TWO_STEPS = ("train:total_iter=2", "train:distill:start_iter=0")
@@ -149,6 +150,43 @@ def test_pixel_opt_may_be_left_out_beside_another_loss(world: World, sam: bool) 
     trainer.run()
     expected = ["l_mse", "l_refine_mse", "l_spd", "l_sgr"] if sam else ["l_mse"]
     assert list(logged(trainer.paths.run)[0]) == expected
+
+
+IN_PARTS = '''
+"""A loss that returns the parts that an option file asks for."""
+
+from sam4ir.registry import LOSSES
+
+
+@LOSSES.register()
+class Parts:
+    def __init__(self, parts: list[str]) -> None:
+        self.parts = parts
+
+    def __call__(self, prediction, target):
+        return {part: (prediction - target).abs().mean() for part in self.parts}
+'''
+
+
+@pytest.mark.parametrize(
+    ("losses", "terms", "error", "message"),
+    [
+        ({"a": {"type": "Parts", "parts": ["edge"]}, "a_edge": {"type": "L1Loss"}}, {}, UserError, "log name l_a_edge"),
+        ({"a": {"type": "Parts", "parts": ["edge"]}}, {"a_edge": {"type": "SPD"}}, UserError, "log name l_a_edge"),
+        ({"a": {"type": "Parts", "parts": []}}, {}, ValueError, "loss a: Parts returns no part"),
+    ],
+)
+def test_no_part_of_a_loss_is_lost(
+    world: World, losses: dict, terms: dict, error: type[Exception], message: str
+) -> None:
+    """The parts of a loss are known when it runs: one of two parts with one name would not be trained."""
+    (world.root / "loss_in_parts.py").write_text(IN_PARTS, encoding="utf-8")
+    values = world.values(True, plugins=["loss_in_parts"])
+    values["train"] |= {"losses": losses, "distill": {"start_iter": 0, "terms": terms}}
+    trainer = Trainer(load_options(world.write(values)), resume=False)
+    with pytest.raises(error, match=message) as caught:
+        trainer.run()
+    assert isinstance(caught.value, UserError) == (error is UserError)
 
 
 def test_a_second_loss_changes_the_training_and_a_split_of_one_does_not(world: World) -> None:

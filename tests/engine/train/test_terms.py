@@ -97,6 +97,8 @@ def test_short_names_are_terms_like_others(world: World) -> None:
         ({"refine": {"type": "SPD"}}, r"terms\.refine: is a name that the log gives to a loss"),
         ({"refine_low": {"type": "SPD"}}, r"terms\.refine_low: is a name that the log gives to a loss"),
         ({"low": {"type": "SPD", "every": 0}}, r"low\.every"),
+        ({"low": {"type": ["SPD"]}}, r"low\.type: \['SPD'\]: expected text"),
+        ({"low": {"type": {"SPD": 1}}}, r"low\.type: .*: expected text"),
     ],
 )
 def test_what_cannot_be_a_term_is_named(plugin: World, terms: dict, message: str) -> None:
@@ -108,6 +110,14 @@ def test_a_term_of_an_unknown_type_is_one_problem(plugin: World) -> None:
     with pytest.raises(OptionsError) as caught:
         load_options(plugin.write(values_with_terms(plugin, low={"type": "LowFrequency"})))
     assert [problem.path for problem in caught.value.problems] == [("train", "distill", "terms", "low", "type")]
+
+
+@pytest.mark.parametrize("key", ["spd", "sgr"])
+def test_a_short_name_is_of_its_own_type(world: World, key: str) -> None:
+    other = {"spd": "SGR", "sgr": "SPD"}[key]
+    message = rf"{key}_opt\.type: is {other}, but {key}_opt is the term {key.upper()}"
+    with pytest.raises(OptionsError, match=message):
+        world.options(True, (f"train:{key}_opt={{type: {other}}}",))
 
 
 @pytest.mark.parametrize("name", ["tone", "tone_style"])
