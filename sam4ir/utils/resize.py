@@ -110,8 +110,8 @@ class _Bands(NamedTuple):
         if self.inputs is None:
             return torch.matmul(self.weights[0], image)
         n, _, w = image.shape
-        blocks, block, seen = self.weights.shape
-        gathered = image.index_select(1, self.inputs).view(n, blocks, seen, w)
+        blocks, block, span = self.weights.shape
+        gathered = image.index_select(1, self.inputs).view(n, blocks, span, w)
         return torch.matmul(self.weights, gathered).view(n, blocks * block, w)[:, : self.out]
 
     def along_columns(self, image: Tensor) -> Tensor:
@@ -119,8 +119,8 @@ class _Bands(NamedTuple):
         if self.inputs is None:
             return torch.matmul(image, self.weights[0].T)
         n, h, _ = image.shape
-        blocks, block, seen = self.weights.shape
-        gathered = image.index_select(2, self.inputs).view(n * h, blocks, seen).transpose(0, 1)
+        blocks, block, span = self.weights.shape
+        gathered = image.index_select(2, self.inputs).view(n * h, blocks, span).transpose(0, 1)
         outputs = torch.bmm(gathered, self.weights.transpose(1, 2)).transpose(0, 1)
         return outputs.reshape(n, h, blocks * block)[:, :, : self.out]
 
@@ -135,14 +135,14 @@ def _bands(length: int, out: int, scale: float, dtype: torch.dtype, device: torc
     blocks = -(-out // block)
     starts = first[::block]
     ends = np.append(first[block - 1 :: block], first[-1])[:blocks] + reach
-    seen = int((ends - starts).max())
-    if length <= _WHOLE or blocks * seen >= _WORTH * length:
+    span = int((ends - starts).max())
+    if length <= _WHOLE or blocks * span >= _WORTH * length:
         return _Bands(torch.from_numpy(_matrix(length, first, taps)[None]).to(dtype).to(device), None, out)
-    banded = np.zeros((blocks * block, seen))
+    banded = np.zeros((blocks * block, span))
     place = first - np.repeat(starts, block)[:out]
     banded[np.arange(out)[:, None], place[:, None] + np.arange(reach)] = taps
-    inputs = _mirrored(starts[:, None] + np.arange(seen), length)
-    weights = torch.from_numpy(banded.reshape(blocks, block, seen)).to(dtype).to(device)
+    inputs = _mirrored(starts[:, None] + np.arange(span), length)
+    weights = torch.from_numpy(banded.reshape(blocks, block, span)).to(dtype).to(device)
     return _Bands(weights, torch.from_numpy(inputs.ravel()).to(device), out)
 
 

@@ -234,8 +234,10 @@ def measure(contest: Contest, plan: Plan, device: torch.device) -> Result:
     times = {name: Times([], []) for name in runs}
     for number in range(plan.warmup + plan.rounds):
         names = list(runs)
+        if not number % 2:
+            names.reverse()
         with _no_garbage_collection():
-            for name in names if number % 2 else reversed(names):
+            for name in names:
                 run, repeat = runs[name]
                 cpu, wall = _time_call(run, device)
                 if number >= plan.warmup:
