@@ -96,7 +96,12 @@ class SamDiffSR(OneNetwork):
         if measure and self.process.needs_spe:
             plain, _ = self.process.training_pair(x_0, t, noise, torch.zeros_like(x_0[:, :1]))
             measures["spe_shift"] = ((x_t - plain).norm() / plain.norm()).item()
-        return Losses({"noise": self.loss(estimate, target)}, measures)
+        loss = self.loss(estimate, target)
+        if not isinstance(loss, Tensor):  # a loss of images, such as PerceptualLoss, or a plugin's
+            raise UserError(
+                "train.pixel_opt: returns several parts; a diffusion network takes a loss of one, as L1Loss"
+            )
+        return Losses({"noise": loss}, measures)
 
     def _draw(self, numbers: Sequence[int], x_0: Tensor) -> tuple[Tensor, Tensor]:
         """Draw timesteps (b,) and noise of x_0's shape; each sample has its own streams."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sam4ir.data.sample import Batch
 from sam4ir.diffusion.process import Process
 from sam4ir.diffusion.schedule import cosine_schedule
+from sam4ir.errors import UserError
 from sam4ir.losses.pixel import L1Loss
 from sam4ir.models.sam_diffsr import SamDiffSR, image_of, residual_of, upsampled
 from sam4ir.utils.resize import imresize
@@ -124,3 +125,10 @@ def test_plain_diffusion_reads_no_masks() -> None:
 def test_missing_encodings_are_named() -> None:
     with pytest.raises(ValueError, match=r"masks\.store"):
         loss(model("released"), batch(spe=False))
+
+
+def test_a_loss_of_several_parts_is_refused() -> None:
+    m = model()
+    m.loss = lambda estimate, target: {"edge": (estimate - target).abs().mean()}  # type: ignore[assignment,return-value]
+    with pytest.raises(UserError, match=r"train\.pixel_opt: returns several parts"):
+        loss(m, batch())
