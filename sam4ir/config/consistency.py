@@ -315,7 +315,7 @@ def _terms(train: TrainOptions) -> list[Problem]:
             problems.append(Problem(path, f"and train.{name}_opt are the same term; keep one"))
     for name, type_name in _SHORT_TERMS.items():
         term = getattr(train, f"{name}_opt")
-        if term is not None and term.type != type_name:
+        if term is not None and term.type in TERMS and term.type != type_name:
             message = f"is {term.type}, but {name}_opt is the term {type_name}; put this one under train.distill.terms"
             problems.append(Problem(("train", f"{name}_opt", "type"), message))
     for path, term in train.terms.values():

@@ -120,6 +120,13 @@ def test_a_short_name_is_of_its_own_type(world: World, key: str) -> None:
         world.options(True, (f"train:{key}_opt={{type: {other}}}",))
 
 
+@pytest.mark.parametrize("key", ["sgr_opt", "distill:terms:low"])
+def test_an_unknown_type_is_one_problem(world: World, key: str) -> None:
+    with pytest.raises(OptionsError, match="no distillation term is called 'L1Loss'") as caught:
+        world.options(True, (f"train:{key}={{type: L1Loss}}",))
+    assert len(caught.value.problems) == 1
+
+
 @pytest.mark.parametrize("name", ["tone", "tone_style"])
 def test_a_term_and_a_reconstruction_loss_have_different_names(plugin: World, name: str) -> None:
     values = values_with_terms(plugin, **{name: {"type": "SPD"}})
