@@ -549,7 +549,7 @@ def _run_and_leave(job: Job) -> None:
 
 
 def test_killed_again_and_again_it_gives_the_same_folder(tmp_path: Path) -> None:
-    part = pairs(tmp_path, 30, Crop(24, 16))
+    part = pairs(tmp_path, 60, Crop(24, 16))  # many: on a busy machine a child gets far before it is killed
     expected = contents(run_job(job_of(part, tmp_path / "whole")).job.folder)
     job = job_of(part, tmp_path / "out")
     table = job.folder / "windows.jsonl.part"
@@ -563,7 +563,7 @@ def test_killed_again_and_again_it_gives_the_same_folder(tmp_path: Path) -> None
         child.kill()
         child.join()
         kills += child.exitcode == -signal.SIGKILL
-        lines.append(table.read_text().count("\n") if table.exists() else 30)
+        lines.append(table.read_text().count("\n") if table.exists() else 60)
     run_job(job)  # where the last kill came between the record and the sweeping
     assert kills >= 5
     assert lines == sorted(lines)  # what was done stayed done
