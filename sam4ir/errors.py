@@ -9,3 +9,7 @@ class UserError(ValueError):
     The message names the file, key or image, what is wrong with it, and what helps. Command lines print it as one line
     (utils.cli). Any other exception that escapes is a bug and keeps its traceback.
     """
+
+
+class FileError(OSError, UserError):
+    """A file that the system cannot write or read; the message names the file and the reason."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sam4ir.config.paths import RunPaths
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.weights import read_file
-from sam4ir.errors import UserError
+from sam4ir.errors import FileError, UserError
 from sam4ir.utils.files import atomic
 
 STATE_FORMAT = 1
@@ -59,7 +59,7 @@ def save_tensors(content: Mapping[str, Any], path: Path) -> None:
         with atomic(path) as part:
             torch.save(dict(content), part)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        raise OSError(
+        raise FileError(
             f"{path}: cannot be written ({str(error).splitlines()[0]}); the file that was there before is whole"
         ) from error
 

@@ -20,11 +20,12 @@ from sam4ir.engine.evaluate.score import score_network
 from sam4ir.engine.evaluate.validate import Outputs
 from sam4ir.engine.interrupt import Interrupted
 from sam4ir.engine.restore.one_pass import Inference, PlainRestorer
-from sam4ir.engine.train.checkpoint import CheckpointError
+from sam4ir.engine.train.checkpoint import CheckpointError, save_tensors
 from sam4ir.engine.train.loop import Trainer
 from sam4ir.engine.train.resume import RunExistsError
 from sam4ir.engine.train.step_log import NonFiniteError
 from sam4ir.engine.weights import WeightsFileError
+from sam4ir.errors import UserError
 
 
 def run(world: World, sam: bool, *overrides: str, resume: bool = False) -> Path:
@@ -435,3 +436,14 @@ def test_networks_are_scored_in_eval_mode_and_left_as_they_were(world: World) ->
 def test_a_schedule_that_cannot_be_is_named_by_its_key(world: World, key: str) -> None:
     wrong = f"train:{key}={{type: TrueCosineAnnealingLR, T_max: 0}}"
     assert stopped(world, wrong, sam=True, error=BuildError).startswith(f"train.{key}: ")
+
+
+def test_a_file_that_torch_cannot_write_is_the_users_to_mend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(content: object, path: Path) -> None:
+        raise RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match=r"net\.pth: cannot be written"):
+        save_tensors({"a": torch.zeros(1)}, tmp_path / "net.pth")
+    with pytest.raises(OSError, match="cannot be written"):
+        save_tensors({"a": torch.zeros(1)}, tmp_path / "net.pth")
