@@ -6,13 +6,12 @@ import inspect
 import re
 from collections.abc import Sequence
 
-from sam4ir.config.schema import DatasetOptions, DistillOptions, Options, TrainOptions, ValOptions
+from sam4ir.config.schema import SHORT_TERMS, DatasetOptions, DistillOptions, Options, TrainOptions, ValOptions
 from sam4ir.config.signature import accepts
 from sam4ir.config.yaml_text import Path, Problem
 from sam4ir.registry import DATASETS, TERMS
 
 _DATASET_KEY = re.compile(r"(train|val|test)[\w.-]*")
-_SHORT_TERMS = {"spd": "SPD", "sgr": "SGR"}  # name -> type of train.spd_opt and train.sgr_opt
 _STAGES = ("gt_sizes", "mini_batch_sizes", "iters")
 
 
@@ -49,7 +48,7 @@ def _losses(train: TrainOptions) -> list[Problem]:
         owner = name.removesuffix("_style")
         if not name.isidentifier():
             problems.append(Problem(place, "becomes l_NAME in the log; take letters, digits and _ alone"))
-        elif name in log_names or name in _SHORT_TERMS or name.startswith("refine_"):
+        elif name in log_names or name in SHORT_TERMS or name.startswith("refine_"):
             problems.append(Problem(place, f"l_{name} is the log name of another term; take another name"))
         elif owner != name and owner in log_names | train.losses.keys():
             message = f"l_{name} is the log name of the style part of {owner}; take another name"
@@ -311,9 +310,9 @@ def _terms(train: TrainOptions) -> list[Problem]:
         path: Path = ("train", "distill", "terms", name)
         if name.startswith("refine_") or name.removesuffix("_style") in loss_names:
             problems.append(Problem(path, "is a name that the log gives to a loss; take another"))
-        elif name in _SHORT_TERMS and getattr(train, f"{name}_opt") is not None:
+        elif name in SHORT_TERMS and getattr(train, f"{name}_opt") is not None:
             problems.append(Problem(path, f"and train.{name}_opt are the same term; keep one"))
-    for name, type_name in _SHORT_TERMS.items():
+    for name, type_name in SHORT_TERMS.items():
         term = getattr(train, f"{name}_opt")
         if term is not None and term.type in TERMS and term.type != type_name:
             message = f"is {term.type}, but {name}_opt is the term {type_name}; put this one under train.distill.terms"

@@ -14,7 +14,7 @@ from typing import Any
 from sam4ir.config.consistency import consistency
 from sam4ir.config.notices import notices as notices
 from sam4ir.config.official import GEOMETRIC, as_ours, is_placeholder, takes_geometric
-from sam4ir.config.schema import Block, DatasetOptions, Options, TermOptions
+from sam4ir.config.schema import SHORT_TERMS, Block, DatasetOptions, Options, TermOptions
 from sam4ir.config.signature import check_block, validate
 from sam4ir.config.yaml_text import DEEPEST, Path, Problem, dump, parse
 from sam4ir.errors import UserError
@@ -25,7 +25,7 @@ _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
 
 
 # terms whose key says their type already
-_SHORT_TERMS: Mapping[Path, str] = {("train", "spd_opt"): "SPD", ("train", "sgr_opt"): "SGR"}
+_SHORT_TERMS: Mapping[Path, str] = {("train", f"{name}_opt"): kind for name, kind in SHORT_TERMS.items()}
 
 
 TRAINING_KEYS = ("datasets", "network_r", "spf", "train")  # blocks that only training reads

@@ -39,6 +39,7 @@ Positive = Annotated[int, Field(ge=1), WHOLE]
 Share = Annotated[float, Field(ge=0)]
 TermName = Annotated[str, Field(pattern=r"^[a-z]\w*$")]
 
+SHORT_TERMS = {"spd": "SPD", "sgr": "SGR"}  # name of a term -> its type, for the keys train.<name>_opt
 PLAIN_MODELS = ("ImageRestorationModel", "SRModel", "ImageCleanModel")
 DIFFUSION_MODEL = "SAMDiffSRModel"
 ModelType = Literal["ImageRestorationModel", "SRModel", "ImageCleanModel", "SAM4IRModel", "SAMDiffSRModel"]
@@ -300,9 +301,9 @@ class TrainOptions(_Options):
     """Further reconstruction loss of BasicSR's files, usually PerceptualLoss; l_percep and l_style in the log."""
     refine_opt: Block | None = None
     """Only reconstruction loss of the refiner, l_refine in the log; without it the refiner has those of the student."""
-    spd_opt: Annotated[TermOptions | None, _of_type("SPD")] = None
+    spd_opt: Annotated[TermOptions | None, _of_type(SHORT_TERMS["spd"])] = None
     """Distillation term of type SPD with the name spd; without it the term is off."""
-    sgr_opt: Annotated[TermOptions | None, _of_type("SGR")] = None
+    sgr_opt: Annotated[TermOptions | None, _of_type(SHORT_TERMS["sgr"])] = None
     """Distillation term of type SGR with the name sgr; without it the term is off."""
     distill: DistillOptions = DistillOptions()
     """Joint training of SAM4IR's student and refiner."""
@@ -594,7 +595,8 @@ def _term_blocks(definitions: dict[str, Any]) -> None:
     terms = definitions["DistillOptions"]["properties"]["terms"]
     terms["additionalProperties"] = {"$ref": "#/$defs/TermOptions"}
     train = definitions["TrainOptions"]["properties"]
-    for key, name in (("spd_opt", "SPD"), ("sgr_opt", "SGR")):
+    for short_name, name in SHORT_TERMS.items():
+        key = f"{short_name}_opt"
         block = part_schema(TERMS, name, common)
         block["required"].remove("type")
         train[key] = {"anyOf": [block, {"type": "null"}], "default": None, "description": train[key]["description"]}
