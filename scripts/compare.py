@@ -10,8 +10,6 @@ last iteration. The first is the baseline. With --a and --b the pairs are runs o
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import json
 import math
 import sys
@@ -26,6 +24,7 @@ from sam4ir.engine.evaluate.results import read_results
 from sam4ir.engine.evaluate.statistics import FEW, RESAMPLES, Interval
 from sam4ir.utils import cli
 from sam4ir.utils.files import write_text
+from sam4ir.utils.tables import csv_text
 
 HEAD = ("metric", "result", "pairs", "baseline", "mean", "difference", "95 % (t)", "95 % (bootstrap)")
 COUNTS = ("better", "worse", "equal", "p Wilcoxon", "p sign")
@@ -143,11 +142,7 @@ def largest(c: Comparison, listed: int) -> list[str]:
 def table(comparisons: Sequence[Comparison]) -> str:
     """Return the statistics as CSV."""
     rows = list(map(flat_row, comparisons))
-    buffer = io.StringIO(newline="")
-    writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue()
+    return csv_text(list(rows[0]), rows)
 
 
 def document(comparisons: Sequence[Comparison], notes: Sequence[str]) -> dict[str, object]:

@@ -12,7 +12,6 @@ It writes results/quickstart: summary.json (all scores), summary.md (the table t
 from __future__ import annotations
 
 import argparse
-import csv
 import hashlib
 import json
 import shutil
@@ -37,6 +36,7 @@ from sam4ir.utils import cli
 from sam4ir.utils.files import write_text
 from sam4ir.utils.image import read_image, to_uint8, write_image
 from sam4ir.utils.rng import generator
+from sam4ir.utils.tables import read_csv
 
 TRAIN = ("coffee.png", "rocket.jpg", "motorcycle_left.png", "ihc.png")
 TEST = ("astronaut.png", "chelsea.png")
@@ -124,10 +124,10 @@ def _result(name: str) -> Scores:
 def _refiner_scores() -> dict[str, dict[str, float]]:
     """Read the refiner's scores in the last validation of the SAM4IR run."""
     scores = {}
-    with (ROOT / "experiments" / "quickstart_sam4ir" / "validation.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):  # a later validation replaces an earlier one
-            if row["stage"] == "refined":
-                scores[row["image"]] = {"psnr": float(row["psnr"]), "ssim": float(row["ssim"])}
+    table_file = ROOT / "experiments" / "quickstart_sam4ir" / "validation.csv"
+    for _, row in read_csv(table_file).rows:  # a later validation replaces an earlier one
+        if row["stage"] == "refined":
+            scores[str(row["image"])] = {"psnr": float(row["psnr"] or "nan"), "ssim": float(row["ssim"] or "nan")}
     return scores
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from sam4ir.config.notices import GPUS, WITHOUT_EFFECT
 from sam4ir.config.official import IDLE, SPELLINGS
 from sam4ir.config.schema import DatasetOptions, json_schema
+from sam4ir.utils import cli
 
 EXAMPLE = Path(__file__).parents[2] / "options" / "example.yml"
 # blocks of the top level in the order of a file
@@ -293,4 +294,4 @@ def _places(path: tuple[str, ...]) -> list[str]:
 
 
 if __name__ == "__main__":
-    print(reference(), end="")
+    cli.run(lambda: print(reference(), end=""))

@@ -18,6 +18,7 @@ from sam4ir.config.official import CROP_SIDES, ENSEMBLE, MIXUP, SPELLINGS, is_pl
 from sam4ir.config.signature import WHOLE, plain_defaults
 from sam4ir.errors import UserError
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, TERMS, VIEWS
+from sam4ir.utils import cli
 
 
 def _folder_name(value: str) -> str:
@@ -603,4 +604,4 @@ def _term_blocks(definitions: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    print(json.dumps(json_schema(), indent=1))
+    cli.run(lambda: print(json.dumps(json_schema(), indent=1)))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from typing import Any, TypeVar
 import lmdb
 
 from sam4ir.errors import UserError
+from sam4ir.utils.files import takes_no_more, write_error
 
 T = TypeVar("T")
 
@@ -172,11 +172,7 @@ class OpenLmdb:
                 except lmdb.MapResizedError:  # another process has grown it
                     self.resize(0)
         except lmdb.Error as error:
-            free = shutil.disk_usage(self.path).free
-            raise UserError(
-                f"{self.path}: cannot be written ({error}; its disk has {free / 1e6:.0f} MB free); what was stored "
-                "before is whole, make room and go on"
-            ) from None
+            raise write_error(self.path, error) from None
 
     def _write_once(self, change: Callable[[lmdb.Transaction], T]) -> T:
         self._enter()
@@ -303,6 +299,9 @@ def open_for_writing(path: Path, map_size: int) -> OpenLmdb:
                 str(path.resolve()), map_size=map_size, lock=lock, max_readers=MAX_READERS, max_spare_txns=0
             )
         except lmdb.Error as error:
+            failure = write_error(path, error)
+            if takes_no_more(failure):
+                raise failure from None
             raise UserError(
                 f"{path}: cannot be opened for writing ({error}); close its readers in this process, or begin a new "
                 "store"

@@ -25,8 +25,9 @@ import numpy as np
 
 from sam4ir.data.lmdb_env import MAX_KEY, OpenLmdb, get, keys_of, open_shared
 from sam4ir.errors import UserError
-from sam4ir.utils.files import read_text, write_text
+from sam4ir.utils.files import append_text, read_text, takes_no_more, write_error, write_text
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, decode_image, encode_png, size_of
+from sam4ir.utils.tables import text_lines
 
 RAW_VERSION = 1
 Encoding = Literal["raw", "png"]
@@ -98,7 +99,7 @@ def read_image_keys(path: str | Path) -> list[str]:
     if not meta.parent.is_dir():
         raise UserError(f"{path}: no such folder; scripts/prepare_data.py makes the LMDBs of the recipes")
     try:
-        lines = read_text(meta).splitlines()
+        lines = text_lines(read_text(meta))
     except OSError as error:
         raise UserError(
             f"{path}: meta_info.txt cannot be read ({error.strerror}); "
@@ -143,20 +144,6 @@ def unpack_size(value: memoryview | bytes, name: str) -> tuple[int, int]:
     if bytes(value[:4]) != _RAW_MAGIC:
         return size_of(bytes(value), name)
     return unpack_image(value, name).shape[:2]  # a view
-
-
-def append_text(path: Path, text: str) -> None:
-    """Append to a file and flush it to disk. Raises UserError naming the file where the disk is full.
-
-    The file's last line may then be incomplete.
-    """
-    try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from None
 
 
 @dataclass(frozen=True)
@@ -217,6 +204,9 @@ class LmdbWriter:
         try:
             return lmdb.open(str(self._part), map_size=map_size, sync=self._resume, readahead=False)
         except lmdb.Error as error:
+            failure = write_error(self._part, error)
+            if takes_no_more(failure):
+                raise failure from None
             raise UserError(f"{self._part}: cannot be opened ({error}); remove it and begin anew") from None
 
     def _stored_lines(self) -> dict[str, str]:
@@ -249,7 +239,12 @@ class LmdbWriter:
 
     def add(self, key: str, packed: Packed) -> None:
         """Store a value that `pack` made. Raises UserError where `key` is stored already, empty or too long."""
-        size = len(key.encode())
+        try:
+            size = len(key.encode())
+        except UnicodeEncodeError:
+            raise UserError(f"{self.path}: key {key!r} is no UTF-8; rename the image") from None
+        if "\n" in key or "\r" in key:
+            raise UserError(f"{self.path}: key {key!r} has a line break, which ends a line of meta_info.txt; rename it")
         if not 0 < size <= MAX_KEY:
             raise UserError(f"{self.path}: key {key!r} has {size} bytes; LMDB takes 1 to {MAX_KEY}")
         if key in self._meta:
@@ -299,15 +294,15 @@ class LmdbWriter:
             except lmdb.MapFullError:
                 self._env.set_mapsize(2 * self._env.info()["map_size"])
             except lmdb.Error as error:
-                free = shutil.disk_usage(self._part).free
-                raise UserError(
-                    f"{self._part}: cannot be written ({error}; its disk has {free / 1e6:.0f} MB free)"
-                ) from None
+                raise write_error(self._part, error) from None
 
     def close(self) -> None:
         """Write the pending values and meta_info.txt, then give the folder its final name."""
         self.commit()
-        self._env.sync(True)
+        try:
+            self._env.sync(True)
+        except lmdb.Error as error:
+            raise write_error(self._part, error) from None
         self._env.close()
         lines = [self._meta[key] + "\n" for key in sorted(self._meta)]
         write_text(self._part / "meta_info.txt", "".join(lines))

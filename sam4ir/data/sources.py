@@ -18,6 +18,7 @@ from sam4ir.errors import UserError
 from sam4ir.registry import near_miss
 from sam4ir.utils.files import read_text
 from sam4ir.utils.image import IMAGE_SUFFIXES, read_image, read_size
+from sam4ir.utils.tables import text_lines
 
 IoBackend = Mapping[Literal["type"], Literal["disk", "lmdb"]]
 
@@ -134,7 +135,7 @@ def select_keys(source: ImageSource, meta_info_file: str | Path | None) -> list[
         return list(source.keys)
     keys = set(source.keys)
     try:
-        lines = read_text(Path(meta_info_file)).splitlines()
+        lines = text_lines(read_text(Path(meta_info_file)))
     except OSError as error:
         raise UserError(f"meta_info_file: {meta_info_file} cannot be read ({error.strerror})") from error
     names = set()

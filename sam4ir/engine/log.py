@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import datetime
 import json
 import logging
 import os
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
-from sam4ir.utils.files import atomic, read_text
+from sam4ir.utils.files import AppendedFile, encode_text, read_text, write_bytes, writing
+from sam4ir.utils.tables import RawRow, csv_head, csv_rows, json_line, text_lines, whole_rows
 
 
 def console(log_file: Path | None = None) -> logging.Logger:
@@ -24,14 +26,53 @@ def console(log_file: Path | None = None) -> logging.Logger:
         handler.close()
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    handlers: list[logging.Handler] = [Console(sys.stdout)]
     if log_file is not None:
-        log_file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+        handlers.append(LogFile(log_file))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
         logger.addHandler(handler)
     return logger
+
+
+class Console(logging.StreamHandler[TextIO]):
+    """The handler that prints log lines. An error of the system ends the run, as it does for the log file."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise an OSError, where logging would print its traceback and go on."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            raise error
+        super().handleError(record)
+
+
+class LogFile(logging.Handler):
+    """The handler that appends log lines to a file.
+
+    The first error of the system raises a FileError that names the file; later lines are left out, so that the run can
+    save what it has and end with the first message.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file: AppendedFile | None = AppendedFile(path)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Append a line."""
+        if self._file is None:
+            return
+        try:
+            self._file.write(self.format(record) + "\n")
+        except OSError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        super().close()
 
 
 class JsonLines:
@@ -48,14 +89,13 @@ class JsonLines:
             return _iteration(line) <= last
 
         if path.exists():
-            keep_lines(path, valid)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("a", encoding="utf-8")
+            lines = [line for line in text_lines(read_text(path)) if valid(line)]
+            _replace(path, "".join(f"{line}\n" for line in lines))
+        self._file = AppendedFile(path)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record and flush the file."""
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        """Append one record. Raises FileError naming the file where the disk is full."""
+        self._file.write(json_line(record))
 
     def close(self) -> None:
         """Close the file."""
@@ -70,6 +110,13 @@ def _iteration(line: str) -> float:
         return float("inf")
 
 
+def _replace(path: Path, text: str) -> None:
+    """Write a text file atomically, unless it holds this text already."""
+    data = encode_text(text)
+    if path.read_bytes() != data:
+        write_bytes(path, data)
+
+
 def set_aside(path: Path) -> Path | None:
     """Rename a file to <name>.1, .2 ... (the first that is free); None where there is no such file."""
     if not path.exists():
@@ -80,52 +127,56 @@ def set_aside(path: Path) -> Path | None:
     return path.rename(path.with_name(f"{path.name}.{number}"))
 
 
-def keep_lines(path: Path, keep: Callable[[str], bool]) -> None:
-    """Drop the lines of a text file for which `keep` returns False, atomically."""
-    lines = read_text(path).splitlines(keepends=True)
-    rest = [line for line in lines if keep(line)]
-    if len(rest) < len(lines):
-        with atomic(path) as part:
-            part.write_text("".join(rest), encoding="utf-8")
+def set_aside_journal(path: Path) -> Path | None:
+    """Set aside a log.jsonl or validation.csv; remove one without a record. Return the new name, None without one."""
+    if not path.exists():
+        return None
+    if path.suffix == ".csv":
+        records = len(whole_rows(path)[1:])
+    else:
+        records = path.read_bytes().count(b"\n")
+    if not records:
+        path.unlink()
+        return None
+    return set_aside(path)
 
 
-class CsvTable:
+class GrowingTable:
     """A CSV that grows by rows; its first column is the iteration.
 
-    A file with other columns is set aside. Rows past the iteration keep_until are dropped.
+    A file with other columns is set aside. Rows past the iteration keep_until are dropped, and so is a row that a
+    killed run did not end; the file then has the bytes that a run without a stop would have written.
     """
 
     def __init__(self, path: Path, columns: Sequence[str], keep_until: int) -> None:
         self.columns = ["iter", *columns]
-        path.parent.mkdir(parents=True, exist_ok=True)
+        head = csv_head(self.columns)
         if path.exists():
-            header = next(csv.reader(read_text(path).splitlines()), [])
-            if header != self.columns:  # the run goes on with other metrics
+            old_head, *rows = whole_rows(path) or [RawRow([], "")]
+            if rows and old_head.cells != self.columns:  # the run goes on with other metrics
                 set_aside(path)
-        if path.exists():
-            keep_lines(path, lambda line: _row_iteration(line) <= keep_until)
-        new = not path.exists() or path.stat().st_size == 0
-        self._file = path.open("a", encoding="utf-8", newline="")
-        self._writer = csv.DictWriter(self._file, self.columns, restval="")
-        if new:
-            self._writer.writeheader()
+            else:
+                text = head
+                for row in rows:
+                    if _row_iteration(row) <= keep_until:
+                        text += row.text
+                _replace(path, text)
+        self._file = AppendedFile(path, head)
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Append rows."""
-        self._writer.writerows(rows)
-        self._file.flush()
+        """Append rows, all or none of them. Raises FileError naming the file where the disk is full."""
+        self._file.write(csv_rows(self.columns, rows))
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-def _row_iteration(line: str) -> int:
-    """Return the iteration of a CSV line; 0 for the head, which is never dropped."""
-    first = line.split(",", 1)[0]
-    if not first.isdigit():
+def _row_iteration(row: RawRow) -> int:
+    """Return the iteration of a row; 0 where its first cell is no number."""
+    if not row.cells[0].isdigit():
         return 0
-    return int(first)
+    return int(row.cells[0])
 
 
 class Scalars(Protocol):
@@ -148,17 +199,67 @@ class NoScalars:
         """Close nothing."""
 
 
+class TensorBoardScalars:
+    """TensorBoard events in a folder.
+
+    TensorBoard writes in a thread. What fails there is raised here, by the next call, as a FileError that names the
+    folder; afterwards nothing more is written.
+    """
+
+    def __init__(self, folder: Path, purge_after: int) -> None:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge_step = None
+        if purge_after:
+            purge_step = purge_after + 1
+        self._folder = folder
+        self._failed = False
+        _leave_out_tracebacks_of_the_writer()
+        with self._writing():
+            self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            with writing(self._folder):
+                try:
+                    yield
+                except OSError as error:  # names a file of the folder
+                    raise OSError(error.errno, error.strerror) from error
+        except OSError:
+            self._failed = True
+            raise
+
+    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
+        """Write one scalar."""
+        if not self._failed:
+            with self._writing():
+                self._writer.add_scalar(tag, scalar_value, global_step)
+
+    def close(self) -> None:
+        """Close the files."""
+        if not self._failed:
+            with self._writing():
+                self._writer.close()
+
+
+def _leave_out_tracebacks_of_the_writer() -> None:
+    """Keep TensorBoard's thread from printing a traceback of an OSError, which its next call raises anyway."""
+    previous = threading.excepthook
+
+    def hook(failure: threading.ExceptHookArgs) -> None:
+        if type(failure.thread).__name__ != "_AsyncWriterThread" or not isinstance(failure.exc_value, OSError):
+            previous(failure)
+
+    threading.excepthook = hook
+
+
 def scalars(folder: Path | None, purge_after: int) -> Scalars:
     """Return a TensorBoard writer into `folder`; one that writes nothing where it is None."""
     if folder is None:
         return NoScalars()
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    from torch.utils.tensorboard import SummaryWriter
-
-    purge_step = None
-    if purge_after:
-        purge_step = purge_after + 1
-    return SummaryWriter(str(folder), purge_step=purge_step)
+    return TensorBoardScalars(folder, purge_after)
 
 
 class Pace:

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from sam4ir.errors import UserError
+from sam4ir.utils.files import takes_no_more, write_error
+from sam4ir.utils.streams import guard_streams
 
 BUG = 1
 USER_ERROR = 2
@@ -128,15 +130,16 @@ def run(command: Callable[[], int | None]) -> int:
     A user error (UserError, or an OSError that names a file or an error number) becomes one line and exit code 2;
     SAM4IR_TRACEBACK=1 prints its traceback before the line. Any other exception is a bug: its traceback, then lines
     that say how to report it, and exit code 1. Under torchrun both also go into its report of what failed first.
+    A command whose reader has left (`| head -1`) does its work and ends as it would have ended (utils.streams).
     """
+    guard_streams()
     try:
-        return command() or 0
+        code = command() or 0
+        sys.stdout.flush()  # here an error of it becomes a message
+        return code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read the output, such as head, has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BUG
     except Exception as error:
         user_error = is_user_error(error)
         if not user_error or os.environ.get(TRACEBACK) == "1":
@@ -157,9 +160,11 @@ def is_user_error(error: BaseException) -> bool:
     return type(error).__name__ == "OutOfMemoryError"  # torch's, which needs no import here
 
 
-def _user_message(error: BaseException, rank: str | None) -> str:
+def _user_message(error: Exception, rank: str | None) -> str:
     text = str(error).strip()
-    if not isinstance(error, (UserError, OSError)):
+    if takes_no_more(error) and not isinstance(error, UserError):  # from a library, or from this process's output
+        text = str(write_error(Path(os.fsdecode(getattr(error, "filename", None) or "a file")), error))
+    elif not isinstance(error, (UserError, OSError)):
         text = f"memory ran out ({text.splitlines()[0] if text else type(error).__name__})"
     return f"error: {text}" if rank is None else f"error in process {rank}: {text}"
 

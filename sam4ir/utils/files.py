@@ -1,42 +1,255 @@
-"""Write files so that they are whole or not there."""
+"""Write files so that they are whole or not there, and name the file and a remedy where the system refuses."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from sam4ir.errors import UserError
+from sam4ir.errors import FileError, UserError
+
+_GO_ON = "what was written before is whole: then run the command again (train.py with --auto_resume)"
+_ANOTHER_DISK = "or choose a folder on another disk"
+_FULL = {  # error numbers of storage that takes no more, and what helps
+    errno.ENOSPC: f"free space on its disk, {_ANOTHER_DISK}",
+    errno.EDQUOT: f"free space of your quota, {_ANOTHER_DISK}",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+}
+_BARRED = (errno.EACCES, errno.EPERM, errno.EROFS)
+_IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
+_GONE = (errno.ENOENT, errno.ESTALE)
+_TORCH_WRITER = re.compile("inline_container|PytorchStreamWriter|iostream")  # in what torch.save raises
+_LITTLE = 1 << 20  # bytes of free space: a writer without an error number has most likely failed for lack of it
+
+
+def write_error(path: Path, error: Exception) -> FileError:
+    """Return the error of a file that cannot be written: its message names the file, the reason and a remedy.
+
+    error: an OSError, or the error of a library (LMDB, torch) whose message may hold the system's words.
+    """
+    number = _number_of(error)
+    if number is None:
+        number = _likely_number(path)
+    if number is not None:
+        reason = os.strerror(number)
+    else:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    if number in _FULL:
+        free = shutil.disk_usage(existing_folder(path)).free
+        remedy = f"{_FULL[number]}; {_GO_ON}"
+        reason += f"; its disk has {free / 1e6:.0f} MB free"
+    elif number in _BARRED:
+        remedy = "choose a folder that you may write into"
+    elif number in _IN_THE_WAY:
+        remedy = f"{_obstacle(path)}; rename it, or choose another folder"
+    elif number in _GONE:
+        remedy = f"its folder was moved or removed meanwhile; put it back; {_GO_ON}"
+    else:
+        remedy = f"look at its disk; {_GO_ON}"
+    failure = FileError(f"{path}: cannot be written ({reason}); {remedy}")
+    failure.errno = number
+    return failure
+
+
+def takes_no_more(error: BaseException) -> bool:
+    """Return whether an OSError means a full disk, a quota, or a limit on the size of files."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def _number_of(error: Exception) -> int | None:
+    """Return the error number of an OSError, or the one of _FULL whose words a library's message holds."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    for number in _FULL:
+        if os.strerror(number) in str(error):
+            return number
+    return None
+
+
+def _likely_number(path: Path) -> int | None:
+    """Return the likely error number of a writer that gives none: the disk is full, or the limit on sizes is small."""
+    if shutil.disk_usage(existing_folder(path)).free < _LITTLE:
+        return errno.ENOSPC
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return None
+    if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
+        return errno.EFBIG
+    return None
+
+
+def _obstacle(path: Path) -> str:
+    """Name what lies at a path where a file is to be written below a folder."""
+    for folder in reversed(path.parents):
+        if os.path.lexists(folder) and not folder.is_dir():
+            return f"{folder} is a file or a broken link, where a folder is needed"
+    return "a folder lies there, where a file is needed"
+
+
+def existing_folder(path: Path) -> Path:
+    """Return the nearest folder at or above the path that is there."""
+    path = path.absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+@contextlib.contextmanager
+def writing(path: Path, *others: Path) -> Iterator[None]:
+    """Turn an error of writing `path` inside the block into a FileError (write_error).
+
+    others: further paths of the same file, such as its temporary name. Errors about any other file pass unchanged, and
+    so do those of connections.
+    """
+    try:
+        yield
+    except (FileError, ConnectionError, TimeoutError):
+        raise
+    except OSError as error:
+        own = {str(each) for each in (path, path.parent, *path.parents, *others)}
+        unnamed = error.filename is None and error.errno is not None
+        if unnamed or os.fsdecode(error.filename or "") in own:
+            raise write_error(path, error) from error
+        raise
+    except RuntimeError as error:
+        if _TORCH_WRITER.search(str(error)):
+            raise write_error(path, error) from error
+        raise
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; after the block that file is flushed to disk and replaces `path`.
 
-    If the block raises, `path` stays as it was and the temporary file is removed.
+    If the block raises, `path` stays as it was and the temporary file is removed. Raises FileError where the system
+    cannot write the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with writing(path, part):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield part
-        with part.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
+        with writing(path, part):  # looks at the disk while the temporary file is still there
+            yield part
+            with part.open("rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path)
+            if os.name == "posix":
+                folder = os.open(path.parent, os.O_RDONLY)
+                os.fsync(folder)
+                os.close(folder)
     finally:
         part.unlink(missing_ok=True)
-    if os.name == "posix":
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
+
+
+class AppendedFile:
+    """A text file that grows by whole pieces: each is in the file when write() returns, or no byte of it is.
+
+    head: the first text of the file, written wherever the file is new or empty. A file that was removed alone begins
+    anew; where its folder was moved or removed, writing raises. All methods raise FileError naming the file.
+    """
+
+    def __init__(self, path: Path, head: str = "") -> None:
+        self.path = path
+        self._head = encode_text(head)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = _identity(os.stat(path.parent))
+            self._file = self._open()
+
+    def _open(self) -> Any:
+        file = self.path.open("ab", buffering=0)  # what a buffer holds after an error would be written again at its end
+        if os.fstat(file.fileno()).st_size == 0:
+            _append(file.fileno(), self._head)
+        return file
+
+    def write(self, text: str) -> None:
+        """Append a text. On an error the file gets its former length back."""
+        with writing(self.path):
+            if self._moved():
+                self._reopen()
+            _append(self._file.fileno(), encode_text(text))
+
+    def sync(self) -> None:
+        """Flush the file to disk."""
+        with writing(self.path):
+            os.fsync(self._file.fileno())
+
+    def _moved(self) -> bool:
+        """Return whether the path is another file than the open one, or none."""
+        try:
+            return _identity(os.stat(self.path)) != _identity(os.fstat(self._file.fileno()))
+        except FileNotFoundError:
+            return True
+
+    def _reopen(self) -> None:
+        """Begin the file anew in its folder. Raises where that is another folder, or none."""
+        if _identity(os.stat(self.path.parent)) != self._folder:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+        self._file.close()
+        self._file = self._open()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def __enter__(self) -> AppendedFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _append(descriptor: int, data: bytes) -> None:
+    """Append all bytes to an open file; where that fails, cut the file to its former length."""
+    length = os.fstat(descriptor).st_size
+    rest = memoryview(data)
+    try:
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, length)
+        raise
+
+
+def append_text(path: Path, text: str) -> None:
+    """Append to a file and flush it to disk. Raises FileError naming the file where it cannot be written."""
+    with AppendedFile(path) as file:
+        file.write(text)
+        file.sync()
+
+
+def encode_text(text: str) -> bytes:
+    """Return a text as UTF-8. A file name that is no UTF-8 becomes the bytes that the file system has."""
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte, as JSON may hold it
+        return text.encode("utf-8", "backslashreplace")
 
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file atomically."""
+    write_bytes(path, encode_text(text))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a whole file atomically."""
     with atomic(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_bytes(data)
 
 
 def read_text(path: Path) -> str:

@@ -37,7 +37,6 @@ USER_ERRORS = (
     UserError("a.yml: no such key"),
     FileNotFoundError(errno.ENOENT, "No such file or directory", "a.yml"),
     PermissionError(errno.EACCES, "Permission denied", "a.yml"),
-    OSError(errno.ENOSPC, "No space left on device"),
     ConnectionError("the main process cannot begin"),
 )
 BUGS = (
@@ -54,6 +53,21 @@ BUGS = (
 def test_a_user_error_is_one_line(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run(failing(error)) == 2
     assert capsys.readouterr().err == f"error: {error}\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "free space"), (errno.EDQUOT, "free space of your quota"), (errno.EFBIG, "ulimit -f")],
+)
+@pytest.mark.parametrize("name", [None, "standard output", "table.csv"])
+def test_storage_that_takes_no_more_is_one_line_with_a_remedy(
+    number: int, remedy: str, name: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(failing(OSError(number, os.strerror(number), name))) == 2
+    text = capsys.readouterr().err
+    assert text.startswith(f"error: {name or 'a file'}: cannot be written ({os.strerror(number)}")
+    assert remedy in text
+    assert text.count("\n") == 1
 
 
 def test_memory_that_runs_out_is_no_bug(capsys: pytest.CaptureFixture[str]) -> None:

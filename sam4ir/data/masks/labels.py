@@ -21,6 +21,7 @@ from sam4ir import regions
 from sam4ir.data.masks.record import MaskStoreError
 from sam4ir.errors import UserError
 from sam4ir.utils.image import read_labels
+from sam4ir.utils.tables import read_csv
 
 MAX_LABELS = 10_000  # a map with more is a photograph, and atoms x masks would not fit into memory
 SPE_SUM_KEY = "spe_sum"  # key of the stated sum of the rotary table, for a mask of which only a part is visible
@@ -181,20 +182,20 @@ def _binary(path: Path) -> NDArray[np.bool_]:
 def _rows(table: Path) -> list[dict[str, Any]]:
     """Return the rows of metadata.csv: id (text), and area, bbox and scores where the table has these columns."""
     try:
-        with table.open(newline="", encoding="utf-8") as file:
-            return list(map(_parse_row, csv.DictReader(file)))
-    except (ValueError, KeyError, TypeError) as error:
+        return [_parse_row(row.cells) for row in read_csv(table).rows]
+    except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
         raise MaskStoreError(f"{table}: not the table that segment-anything's amg.py writes ({error!r})") from None
 
 
-def _parse_row(row: Mapping[str, str]) -> dict[str, Any]:
+def _parse_row(cells: Mapping[str, str | None]) -> dict[str, Any]:
+    row = {name: cell for name, cell in cells.items() if cell}
     mask: dict[str, Any] = {"id": row["id"].strip()}
     for name in _SCORES:
-        if row.get(name):
+        if name in row:
             mask[name] = float(row[name])
-    if row.get("area"):
+    if "area" in row:
         mask["area"] = int(float(row["area"]))
-    if all(map(row.get, _BOX)):
+    if all(name in row for name in _BOX):
         mask["bbox"] = [float(row[name]) for name in _BOX]
     return mask
 

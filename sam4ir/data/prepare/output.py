@@ -12,13 +12,13 @@ from typing import Any
 
 import cv2
 
-from sam4ir.data.lmdb_io import LmdbReader, LmdbWriter, append_text, read_image_keys
+from sam4ir.data.lmdb_io import LmdbReader, LmdbWriter, read_image_keys
 from sam4ir.data.prepare.make import PreparedImages
 from sam4ir.data.prepare.parts import Job, Summary
 from sam4ir.data.sources import listed
 from sam4ir.data.windows import TABLE, Cut, read_table
 from sam4ir.errors import UserError
-from sam4ir.utils.files import read_json, write_text
+from sam4ir.utils.files import append_text, read_json, write_text
 
 FORMAT = "sam4ir prepared data"
 RECORD = "prepared.json"

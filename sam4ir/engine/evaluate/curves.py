@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,8 +13,9 @@ from sam4ir.engine.evaluate.chart import Line, chart
 from sam4ir.engine.evaluate.published import Published, origin, rows_of
 from sam4ir.engine.evaluate.report import BASELINES, columns, titled
 from sam4ir.engine.evaluate.results import ResultError, SetValues, numbers_of, read_summary
-from sam4ir.utils.files import atomic, write_text
+from sam4ir.utils.files import write_text
 from sam4ir.utils.image import write_image
+from sam4ir.utils.tables import write_csv
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ def write_curves(folder: Path, table: Published | None, scale: int) -> str:
 
 def _write_csv(path: Path, points: Sequence[Point]) -> None:
     """Write a row for each mean; the column of the output is called `stage`."""
-    with atomic(path) as part, part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["iter", "weights", "dataset", "stage", "metric", "value"])
-        for point in points:
-            for row in _rows(point):
-                writer.writerow([point.iteration, *row])  # an iteration of None becomes an empty cell
+    head = ["iter", "weights", "dataset", "stage", "metric", "value"]
+    rows = []
+    for point in points:
+        for row in _rows(point):
+            rows.append(dict(zip(head, (point.iteration, *row), strict=True)))  # None becomes an empty cell
+    write_csv(path, head, rows)
 
 
 def read_points(folder: Path) -> list[Point]:

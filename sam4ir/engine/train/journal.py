@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from sam4ir.config.paths import RunPaths
 from sam4ir.engine.evaluate.report import Score
-from sam4ir.engine.log import CsvTable, JsonLines, scalars
+from sam4ir.engine.log import GrowingTable, JsonLines, scalars
 from sam4ir.engine.train.checkpoint import Progress
 
 
@@ -53,7 +53,7 @@ class FileJournal:
     def __init__(self, paths: RunPaths, metrics: Sequence[str], progress: Progress, tensorboard: bool) -> None:
         self._json = JsonLines(paths.run / "log.jsonl", progress.iteration, progress.validated)
         columns = ["dataset", "stage", "image", *metrics]
-        self._csv = CsvTable(paths.run / "validation.csv", columns, progress.validated)
+        self._csv = GrowingTable(paths.run / "validation.csv", columns, progress.validated)
         self._scalars = scalars(paths.tensorboard if tensorboard else None, progress.iteration)
 
     def write(self, iteration: int, record: Mapping[str, Any]) -> None:
@@ -77,7 +77,7 @@ class FileJournal:
         """Close the files."""
         self._json.close()
         self._csv.close()
-        self._scalars.close()
+        self._scalars.close()  # may raise what its thread could not write
 
 
 def _plain(value: Any) -> Any:

@@ -191,9 +191,11 @@ class Trainer:
 
     def close(self) -> None:
         """Close the logs and let others write the run."""
-        self.journal.close()
-        if self.lock is not None:
-            self.lock.release()
+        try:
+            self.journal.close()
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
     def _train(self) -> None:
         self.milestones.catch_up()

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from sam4ir.config.paths import RunPaths
-from sam4ir.engine.log import set_aside
+from sam4ir.engine.log import set_aside_journal
 from sam4ir.engine.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.weights import WeightsFileError
@@ -165,7 +165,7 @@ def report_started(
         log.info("Metric %s is %s.", name, protocol)
     if world.main:
         for name in ("log.jsonl", "validation.csv"):
-            backup = set_aside(paths.run / name)
+            backup = set_aside_journal(paths.run / name)
             if backup:
                 log.info("An earlier start left %s without a checkpoint; it is kept as %s.", name, backup.name)
     log.info("Starting %s in %s on %s.", paths.name, paths.run, place)

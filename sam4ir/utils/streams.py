@@ -1,0 +1,86 @@
+"""Standard output and error of a command: a reader that leaves, a closed stream or a narrow encoding ends no work."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import sys
+from typing import Any, TextIO
+
+_READER_LEFT = (errno.EPIPE, errno.ECONNRESET)
+
+
+class _PatientFile(io.FileIO):
+    """A standard stream as bytes.
+
+    Once its reader has left (`| head -1`, a killed `tee`, a closed terminal), what is written goes nowhere and no error
+    rises, here and in child processes. Any other error, such as a full disk behind `> file`, is raised once, with the
+    stream's name.
+    """
+
+    def __init__(self, descriptor: int, title: str) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._title = title
+        self._ended = False
+
+    def write(self, data: Any, /) -> Any:
+        """Write bytes as FileIO does; return their number where they go nowhere."""
+        if self._ended:
+            return memoryview(data).nbytes
+        try:
+            return super().write(data)
+        except OSError as error:
+            self._ended = True
+            if error.errno in _READER_LEFT or (error.errno == errno.EIO and self.isatty()):
+                _to_nowhere(self.fileno())
+                return memoryview(data).nbytes
+            raise OSError(error.errno, error.strerror, self._title) from error
+
+
+def _to_nowhere(descriptor: int) -> None:
+    """Let a descriptor write to the null device."""
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != descriptor:
+        os.dup2(null, descriptor)
+        os.close(null)
+
+
+def guard_streams() -> None:
+    """Replace sys.stdout and sys.stderr by patient ones. A stream that something else captures stays as it is.
+
+    Characters that the encoding lacks are written as escapes. A stream that was closed when the process began writes to
+    the null device, so that no file that is opened later gets its number.
+    """
+    sys.stdout = _guarded(sys.stdout, sys.__stdout__, 1, "standard output")
+    sys.stderr = _guarded(sys.stderr, sys.__stderr__, 2, "standard error")
+
+
+def _guarded(stream: TextIO | None, original: TextIO | None, number: int, title: str) -> TextIO:
+    if stream is None:
+        return _closed(number)
+    if stream is not original or not isinstance(stream, io.TextIOWrapper):
+        return stream
+    with contextlib.suppress(OSError):
+        stream.flush()
+    raw = _PatientFile(stream.fileno(), title)
+    buffer: Any = raw
+    if not stream.write_through:  # it is set by `python -u`, which asks for no buffer
+        buffer = io.BufferedWriter(raw)
+    return io.TextIOWrapper(
+        buffer,
+        stream.encoding,
+        "backslashreplace",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
+
+
+def _closed(number: int) -> TextIO:
+    """Return a stream to the null device in place of a closed one, and occupy its number."""
+    try:
+        os.fstat(number)
+    except OSError:
+        _to_nowhere(number)
+    return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")

@@ -1,0 +1,159 @@
+"""Files are whole, and a file that cannot be written is named with the reason and a remedy."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sam4ir.errors import FileError
+from sam4ir.utils.files import AppendedFile, append_text, atomic, encode_text, write_error, write_text
+
+REMEDIES = {
+    errno.ENOSPC: "free space on its disk",
+    errno.EDQUOT: "free space of your quota",
+    errno.EFBIG: "ulimit -f",
+    errno.EROFS: "choose a folder that you may write",
+    errno.EACCES: "choose a folder that you may write",
+    errno.ENOENT: "moved or removed",
+    errno.EIO: "look at its disk",
+}
+
+
+@pytest.fixture
+def small_files() -> Iterator[int]:
+    """A limit of 1,000 bytes on the size of files."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    yield 1000
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("number", REMEDIES)
+def test_the_message_names_file_reason_and_remedy(number: int, tmp_path: Path) -> None:
+    text = str(write_error(tmp_path / "a.txt", OSError(number, os.strerror(number))))
+    assert text.startswith(f"{tmp_path / 'a.txt'}: cannot be written ({os.strerror(number)}")
+    assert REMEDIES[number] in text
+
+
+def test_a_library_without_error_numbers_gets_the_systems_words(tmp_path: Path) -> None:
+    error = RuntimeError("mdb_txn_commit: No space left on device")
+    assert write_error(tmp_path, error).errno == errno.ENOSPC
+
+
+def test_a_whole_file_that_does_not_fit_leaves_the_old_one(tmp_path: Path, small_files: int) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    with pytest.raises(FileError, match=r"a\.txt: cannot be written .*ulimit -f"):
+        write_text(path, "x" * 2 * small_files)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_appended_piece_is_whole_or_not_there(tmp_path: Path, small_files: int) -> None:
+    path = tmp_path / "log"
+    with AppendedFile(path, "head\n") as file:
+        file.write("a" * 900)
+        with pytest.raises(FileError, match="log: cannot be written"):
+            file.write("b" * 200)
+        assert path.read_bytes() == b"head\n" + b"a" * 900
+        file.write("c" * 10)
+    assert path.read_bytes() == b"head\n" + b"a" * 900 + b"c" * 10
+
+
+def test_an_appended_file_gets_its_head_once(tmp_path: Path) -> None:
+    for text in ("1\n", "2\n"):
+        with AppendedFile(tmp_path / "t", "head\n") as file:
+            file.write(text)
+    assert (tmp_path / "t").read_text() == "head\n1\n2\n"
+
+
+def test_a_removed_file_begins_anew_and_a_moved_folder_is_an_error(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    file = AppendedFile(run / "t", "head\n")
+    file.write("1\n")
+    (run / "t").unlink()
+    file.write("2\n")
+    assert (run / "t").read_text() == "head\n2\n"
+    run.rename(tmp_path / "away")
+    with pytest.raises(FileError, match=r"run/t: cannot be written .* moved or removed"):
+        file.write("3\n")
+    run.mkdir()  # another folder of that name is not the run's
+    with pytest.raises(FileError, match="moved or removed"):
+        file.write("3\n")
+    assert (tmp_path / "away" / "t").read_text() == "head\n2\n"
+    file.close()
+
+
+@pytest.mark.parametrize("write", [write_text, append_text])
+def test_a_file_where_a_folder_is_needed_is_named(write, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    with pytest.raises(FileError, match=r"out is a file or a broken link, where a folder is needed"):
+        write(tmp_path / "out" / "sub" / "a.txt", "x")
+
+
+def test_errors_about_other_files_pass_unchanged(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="source"), atomic(tmp_path / "copy") as part:
+        part.write_bytes((tmp_path / "source").read_bytes())
+    with pytest.raises(ConnectionResetError), atomic(tmp_path / "copy"):
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+
+def test_a_file_name_that_is_no_text_keeps_its_bytes() -> None:
+    assert encode_text(os.fsdecode(b"caf\xe9")) == b"caf\xe9"
+    assert encode_text("\ud800") == b"\\ud800"
+
+
+STREAMS = """
+import sys
+from sam4ir.utils import cli
+
+def main():
+    for number in range(20000):
+        print(number, "caf\\xe9 \\udce9")
+    print("written", file=sys.stderr)
+    open(sys.argv[1], "w").write("done")
+
+sys.exit(cli.run(main))
+"""
+
+
+@pytest.mark.parametrize(
+    ("shell", "codes"),
+    [
+        ("{} | head -1 > /dev/null; exit ${{PIPESTATUS[0]}}", 0),
+        ("{} 2>&1 | head -1 > /dev/null; exit ${{PIPESTATUS[0]}}", 0),
+        ("{} >&-", 0),
+        ("{} >&- 2>&-", 0),
+        ("LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0 {} > /dev/null", 0),
+        ("PYTHONIOENCODING=ascii {} > /dev/null", 0),
+        ("PYTHONUNBUFFERED=1 {} | head -1 > /dev/null; exit ${{PIPESTATUS[0]}}", 0),
+        ("{} > /dev/full", 2),
+    ],
+)
+def test_a_command_outlives_its_readers(shell: str, codes: int, tmp_path: Path) -> None:
+    script, mark = tmp_path / "script.py", tmp_path / "mark"
+    script.write_text(STREAMS)
+    line = shell.format(f"{sys.executable} {script} {mark}")
+    done = subprocess.run(
+        ["bash", "-c", line],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == codes, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    if codes:
+        assert done.stderr.startswith("error: standard output: cannot be written (No space left on device")
+        assert done.stderr.count("\n") == 1
+    else:
+        assert mark.read_text() == "done"
