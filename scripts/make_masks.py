@@ -31,6 +31,7 @@ from sam4ir.errors import UserError
 from sam4ir.utils import cli
 from sam4ir.utils.dist import World, restarted, world
 from sam4ir.utils.files import read_json
+from sam4ir.utils.shell import command_words, yaml_line
 
 SHOWN = 20  # bad images that are listed
 
@@ -220,8 +221,9 @@ def print_report(report: MaskReport, options: argparse.Namespace) -> None:
     images = options.input
     if options.image == "restored":
         images = "GT_FOLDER"
-    print(f"look at them: python scripts/masks.py view {options.store} --images {images} --output PICTURES")
-    print(f"train with them, in the YAML's datasets.train:\n  masks: {{store: {options.store}}}")
+    places = command_words(options.store, "--images", images, "--output", "PICTURES")
+    print(f"look at them: python scripts/masks.py view {places}")
+    print(f"train with them, in the YAML's datasets.train:\n  masks: {yaml_line({'store': str(options.store)})}")
 
 
 if __name__ == "__main__":

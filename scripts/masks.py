@@ -48,6 +48,8 @@ from sam4ir.priors.spe import spe_map
 from sam4ir.utils import cli
 from sam4ir.utils.files import write_text
 from sam4ir.utils.image import write_image
+from sam4ir.utils.shell import command_words
+from sam4ir.utils.tables import listing_text
 
 STOPPED = 130
 GOES_ON = "the same command goes on from here"
@@ -273,8 +275,8 @@ def run_verify(options: argparse.Namespace) -> int:
     good = report.images - len(report.keys_to_make)
     print(f"{options.store}: {good} of {report.images} images have their masks{report.hint}")
     if options.missing is not None:
-        write_text(options.missing, "\n".join([*report.keys_to_make, ""]))
-        flags = f"--keys {options.missing}"
+        write_text(options.missing, listing_text(report.keys_to_make))
+        flags = command_words("--keys", options.missing)
         if report.wrong:
             flags += " --overwrite"
         print(f"{options.missing}: {len(report.keys_to_make)} keys; scripts/make_masks.py {flags} makes them")

@@ -36,6 +36,7 @@ from sam4ir.utils import cli
 from sam4ir.utils.files import write_text
 from sam4ir.utils.image import read_image, to_uint8, write_image
 from sam4ir.utils.rng import generator
+from sam4ir.utils.shell import command_words
 from sam4ir.utils.tables import read_csv
 
 TRAIN = ("coffee.png", "rocket.jpg", "motorcycle_left.png", "ihc.png")
@@ -73,7 +74,7 @@ def copy_photographs() -> None:
 def call(script: str, *arguments: str) -> None:
     """Run a script of the project as a user would, and print the command first. Raises UserError where it fails."""
     command = [sys.executable, script, *arguments]
-    print("\n$ python", script, *arguments, flush=True)
+    print(f"\n$ {command_words('python', script, *arguments)}", flush=True)
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
     if code:
         raise UserError(f"{script} ended with exit code {code}; see its message above")

@@ -100,9 +100,16 @@ def changes(earlier: str, options: Options) -> list[str]:
     before, now = dict(_leaves(saved)), dict(_leaves(options.model_dump(mode="json")))
     lines = []
     for place in {**before, **now}:
-        if before.get(place) != now.get(place) and place[0] not in {"name", "path", "logger"}:
+        if _value(before.get(place)) != _value(now.get(place)) and place[0] not in {"name", "path", "logger"}:
             lines.append(f"{'.'.join(place)}: {before.get(place)}, now {now.get(place)}")
     return lines
+
+
+def _value(value: Any) -> Any:
+    """Return a value to compare; an empty list counts as none, since each block of a list has lines of its own."""
+    if value == []:
+        return None
+    return value
 
 
 def _leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -46,11 +46,37 @@ def notices(options: Options) -> list[str]:
         for key in ("crop_size", "overlap", "max_minibatch"):
             if key in values.get("val", {}):
                 lines.append(f"val.{key} has no effect: without grids: true images are restored whole")
+    lines += _validation(options, values)
     if options.diffuses:
         lines += _diffusion(options, values)
     for key, loader in options.phase("train").items():
         lines += _stages(f"datasets.{key}", loader, options.train)
     return lines
+
+
+def _validation(options: Options, values: Mapping[str, Any]) -> list[str]:
+    """Return the line of a training that validates nothing although the file has sets, a frequency or metrics for it.
+
+    A file may have sets and metrics without val.val_freq: test.py scores them where the file does not train.
+    """
+    if options.train is None:
+        return []
+    sets, val = options.phase("val"), options.val
+    if sets:
+        place = f"datasets.{next(iter(sets))}"
+        if val is None:
+            return [f"{place} has no effect: the file has no block `val`; add val: {{val_freq: 5000, metrics: ...}}"]
+        if val.val_freq is not None and not val.metrics and not val.save_img:
+            return [
+                f"{place} is restored and not scored: val.metrics names none; add one, such as psnr: {{type: psnr}}"
+            ]
+        return []
+    if any(key.startswith("val") for key in options.datasets):  # one of null dataroots has a line of its own
+        return []
+    for key in ("val_freq", "metrics"):
+        if values.get("val", {}).get(key):
+            return [f"val.{key} has no effect: datasets has no validation set; name one `val`, or remove val.{key}"]
+    return []
 
 
 def _diffusion(options: Options, values: Mapping[str, Any]) -> list[str]:

@@ -162,10 +162,13 @@ def listed(names: Iterable[str]) -> str:
 
 
 def _meta_key(line: str, keys: set[str]) -> str:
-    """Return the key that a line names; a name may hold spaces, and more words may follow it: a source's key wins."""
-    key = key_of(parse_meta_line(line)[0])
-    if key in keys:
-        return key
+    """Return the key that a line names: a key as it is, or an image's name, which more words may follow.
+
+    Keys and names may hold spaces.
+    """
+    for key in (line, key_of(line), key_of(parse_meta_line(line)[0])):
+        if key in keys:
+            return key
     return key_of(line.split()[0])
 
 

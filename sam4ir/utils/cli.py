@@ -8,7 +8,6 @@ import itertools
 import json
 import os
 import platform
-import shlex
 import sys
 import time
 import traceback
@@ -19,7 +18,8 @@ from typing import Any
 
 from sam4ir.errors import UserError
 from sam4ir.utils.files import takes_no_more, write_error
-from sam4ir.utils.streams import guard_streams
+from sam4ir.utils.shell import command_words
+from sam4ir.utils.streams import guard_streams, output_was_cut
 
 BUG = 1
 USER_ERROR = 2
@@ -124,18 +124,21 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)
 
 
-def run(command: Callable[[], int | None]) -> int:
+def run(command: Callable[[], int | None], *, logged: bool = False) -> int:
     """Run a command and return its exit code.
 
     A user error (UserError, or an OSError that names a file or an error number) becomes one line and exit code 2;
     SAM4IR_TRACEBACK=1 prints its traceback before the line. Any other exception is a bug: its traceback, then lines
     that say how to report it, and exit code 1. Under torchrun both also go into its report of what failed first.
-    A command whose reader has left (`| head -1`) does its work and ends as it would have ended (utils.streams).
+    A command whose reader has left (`| head -1`) does its work without a message (utils.streams); its exit code is then
+    1 in place of 0, unless what it prints is in a file too (logged).
     """
     guard_streams()
     try:
         code = command() or 0
         sys.stdout.flush()  # here an error of it becomes a message
+        if output_was_cut() and not logged:
+            return code or BUG
         return code
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
@@ -176,7 +179,7 @@ def _bug_message(rank: str | None) -> str:
     lines = [
         f"This is a fault of sam4ir or of a plugin{process}, not of your input. Please report it to its maintainers "
         "with the traceback above and these lines:",
-        f"  command: {shlex.join(words)}",
+        f"  command: {command_words(*words)}",
         f"  versions: {_versions()}",
     ]
     for flag, word in itertools.pairwise(words):

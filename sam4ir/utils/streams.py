@@ -23,16 +23,16 @@ class _PatientFile(io.FileIO):
     def __init__(self, descriptor: int, title: str) -> None:
         super().__init__(descriptor, "w", closefd=False)
         self._title = title
-        self._ended = False
+        self.ended = False
 
     def write(self, data: Any, /) -> Any:
         """Write bytes as FileIO does; return their number where they go nowhere."""
-        if self._ended:
+        if self.ended:
             return memoryview(data).nbytes
         try:
             return super().write(data)
         except OSError as error:
-            self._ended = True
+            self.ended = True
             if error.errno in _READER_LEFT or (error.errno == errno.EIO and self.isatty()):
                 _to_nowhere(self.fileno())
                 return memoryview(data).nbytes
@@ -55,6 +55,13 @@ def guard_streams() -> None:
     """
     sys.stdout = _guarded(sys.stdout, sys.__stdout__, 1, "standard output")
     sys.stderr = _guarded(sys.stderr, sys.__stderr__, 2, "standard error")
+
+
+def output_was_cut() -> bool:
+    """Return whether something that was printed went nowhere, because the reader of standard output had left."""
+    buffer = getattr(sys.stdout, "buffer", None)
+    raw = getattr(buffer, "raw", buffer)
+    return isinstance(raw, _PatientFile) and raw.ended
 
 
 def _guarded(stream: TextIO | None, original: TextIO | None, number: int, title: str) -> TextIO:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sam4ir.errors import UserError
 from sam4ir.utils.files import encode_text, write_bytes
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r\n＝＋－＠]")  # the last four are full-width forms, which spreadsheets take alike
@@ -127,6 +128,16 @@ def _raw_rows(text: str) -> Iterator[tuple[list[str], str]]:
 def json_line(record: Mapping[str, Any]) -> str:
     """Return a record as one line of JSON."""
     return json.dumps(record) + "\n"
+
+
+def listing_text(names: Iterable[str]) -> str:
+    """Return names one a line, for text_lines. Raises UserError naming one that has a line break."""
+    lines = []
+    for name in names:
+        if "\n" in name or "\r" in name:
+            raise UserError(f"{name!r} has a line break, so no list can hold it; rename the image")
+        lines.append(f"{name}\n")
+    return "".join(lines)
 
 
 def text_lines(text: str) -> list[str]:

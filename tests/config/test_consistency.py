@@ -154,7 +154,33 @@ def test_a_longer_training_stays_in_its_last_stage(load: Load) -> None:
 
 def test_stages_of_a_validation_set_are_noted(load: Load) -> None:
     val = "  val: {type: PairedImageDataset, dataroot_gt: a, dataroot_lq: b, gt_sizes: [8]}\nnetwork_g"
-    assert notices(load(swap("network_g", val))) == ["datasets.val.gt_sizes has no effect: only training has stages"]
+    scored = ("val:val_freq=8", "val:metrics:psnr:type=psnr")
+    assert notices(load(swap("network_g", val), *scored)) == [
+        "datasets.val.gt_sizes has no effect: only training has stages"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("val_set", "overrides", "start"),
+    [
+        (False, ["val:val_freq=8"], "val.val_freq has no effect: datasets has no validation set; name one `val`"),
+        (False, ["val:metrics:psnr:type=psnr"], "val.metrics has no effect: datasets has no validation set"),
+        (True, [], "datasets.val has no effect: the file has no block `val`; add val: {val_freq: 5000"),
+        (True, ["val:val_freq=8"], "datasets.val is restored and not scored: val.metrics names none"),
+        (True, ["val:val_freq=8", "val:save_img=true"], None),
+        (True, ["val:val_freq=8", "val:metrics:psnr:type=psnr"], None),
+        (False, ["val:save_img=true"], None),
+    ],
+)
+def test_a_training_that_validates_nothing_is_noted(
+    load: Load, val_set: bool, overrides: list[str], start: str | None
+) -> None:
+    text = TEXT
+    if val_set:
+        text = swap("network_g", "  val: {type: PairedImageDataset, dataroot_gt: a, dataroot_lq: b}\nnetwork_g")
+    lines = notices(load(text, *overrides))
+    assert len(lines) == (start is not None)
+    assert all(line.startswith(str(start)) for line in lines)
 
 
 @pytest.mark.parametrize("key", ["crop_size", "overlap", "max_minibatch"])

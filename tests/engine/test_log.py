@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sam4ir.engine import log
-from sam4ir.engine.log import GrowingTable, JsonLines, TensorBoardScalars, console, set_aside_journal
+from sam4ir.engine.log import GrowingTable, JsonLines, LogFile, TensorBoardScalars, console, set_aside_journal
 from sam4ir.errors import FileError
 from sam4ir.utils import files
 from sam4ir.utils.tables import read_csv

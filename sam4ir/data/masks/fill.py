@@ -22,6 +22,7 @@ from sam4ir.data.masks.store import MaskStore, MaskStoreError, MaskStoreWriter
 from sam4ir.data.sources import ImageSource
 from sam4ir.data.windows import TABLE
 from sam4ir.data.workers import TASKS_A_PROCESS, Failure, attempts, useful
+from sam4ir.utils.shell import command_words
 
 _SUB_IMAGE = re.compile(r"(.+)_s\d{3,}")
 
@@ -177,7 +178,9 @@ def crop_hint(images: ImageSource, keys_with_masks: Collection[str]) -> str:
     if not any(match[1] in keys_with_masks for match in matches):
         return ""
     table = images.root.parent / TABLE
-    how = f"--windows {table}" if table.exists() else "--images WHOLE_IMAGES --crop-size N --step N"
+    how = "--images WHOLE_IMAGES --crop-size N --step N"
+    if table.exists():
+        how = command_words("--windows", table)
     return (
         "; they are sub-images of images that have masks: take the masks of the whole images into a store, then cut it "
         f"as the images were cut: python scripts/masks.py crop --store WHOLE.lmdb {how} --output CUT.lmdb"

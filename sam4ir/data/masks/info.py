@@ -20,6 +20,7 @@ from sam4ir.data.workers import TASKS_A_PROCESS, Failure, attempts, useful
 
 _WIDTH = 40  # of the longest bar, in characters
 _NOT_PROVENANCE = ("format", "format_version", "counts")
+_TITLES = {"told": "remarks"}  # of keys of meta.json that are no words for a reader
 
 
 class RecordFigures(NamedTuple):
@@ -188,7 +189,8 @@ def describe_provenance(meta: Mapping[str, Any]) -> Iterator[str]:
     yield f"of the images: {meta.get('source') or 'not known which (gt, lq or restored)'}"
     for key, value in meta.items():
         if value and key not in (*_NOT_PROVENANCE, "generator", "checkpoint", "checkpoint_sha256", "source"):
-            yield f"{key.replace('_', ' ')}: {_words(value)}"
+            title = _TITLES.get(key, key.replace("_", " "))
+            yield f"{title}: {_words(value)}"
 
 
 def whole_bins(values: NDArray[Any]) -> NDArray[np.float64]:

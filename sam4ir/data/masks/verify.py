@@ -17,6 +17,7 @@ from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sources import ImageSource, listed
 from sam4ir.data.windows import TABLE
 from sam4ir.data.workers import Failure, attempts, useful
+from sam4ir.utils.shell import command_words
 
 
 @dataclass(frozen=True)
@@ -122,5 +123,5 @@ def _centre_hint(images: ImageSource) -> str:
         return ""
     return (
         f"; {table} records how these images were cut; cut the masks of the whole images in the same way: "
-        f"python scripts/masks.py crop --store WHOLE.lmdb --windows {table} --output CUT.lmdb"
+        f"python scripts/masks.py crop --store WHOLE.lmdb {command_words('--windows', table)} --output CUT.lmdb"
     )

@@ -12,6 +12,7 @@ from sam4ir.engine.restore.build import restore_recipe
 from sam4ir.metrics.official import protocol_of
 from sam4ir.registry import METRICS
 from sam4ir.utils.dist import World
+from sam4ir.utils.shell import force_yml
 
 
 def build_metrics(val: ValOptions | None, basicsr: bool = False) -> dict[str, Metric]:
@@ -37,8 +38,8 @@ def build_test_bed(options: Options, world: World) -> TestBed:
     blocks = options.scored
     if not blocks:
         raise build.BuildError(
-            "datasets: has no test set; name one `test`, or test_1, test_2 ... (validation "
-            "sets are scored where the file does not train: --force_yml train=~)"
+            "datasets: has no test set; name one `test`, or test_1, test_2 ... (validation sets are scored where the "
+            f"file does not train: {force_yml('train', None)})"
         )
     device = choose_device(options.device, world)
     metrics = prepare_metrics(build_metrics(options.val, options.basicsr), device)

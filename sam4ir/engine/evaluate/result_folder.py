@@ -12,6 +12,7 @@ from sam4ir.engine.evaluate.report import Score, means, plain, text_table
 from sam4ir.engine.evaluate.testbed import Scores
 from sam4ir.errors import UserError
 from sam4ir.utils.files import read_text, write_text
+from sam4ir.utils.shell import force_yml
 from sam4ir.utils.tables import write_csv
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def refuse_other_options(folder: Path, options_text: str) -> None:
     if (folder / OPTIONS_FILE).is_file() and not holds_options(folder, options_text):
         raise ResultsExistError(
             f"{folder}: holds results made with other options. Nothing was changed. Add --overwrite to replace them, "
-            f"or give another name, such as --force_yml name={folder.name}_2"
+            f"or give another name, such as {force_yml('name', f'{folder.name}_2')}"
         )
 
 

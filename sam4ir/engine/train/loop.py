@@ -108,6 +108,8 @@ class Trainer:
         """Load the checkpoint that the run goes on from, if any, and log how the run begins."""
         for notice in notices(options):
             self.log.warning(notice)
+        if self.sets.val and options.val is not None and options.val.val_freq is None:
+            self.log.info("Nothing is validated during the training: val.val_freq is not set.")
         checkpoint = resuming.load_agreed(
             self.paths, self.parts, resume, options.path.resume_state, self.world, self.log
         )

@@ -16,6 +16,7 @@ from sam4ir.engine.weights import WeightsFileError
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import World, launch, restarted
 from sam4ir.utils.files import write_text
+from sam4ir.utils.shell import force_yml
 
 LAUNCH_MARK = ".launch"
 
@@ -63,7 +64,7 @@ def refuse_overwrite(paths: RunPaths, resume_state: str | None = None) -> None:
         last = f"checkpoints up to iteration {iterations[0]}"
     raise RunExistsError(
         f"{paths.run}: holds a run with {last}. Nothing was changed. To go on with it add --auto_resume; "
-        f"to train anew give another name, such as --force_yml name={paths.name}_2"
+        f"to train anew give another name, such as {force_yml('name', f'{paths.name}_2')}"
     )
 
 
