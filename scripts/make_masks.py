@@ -23,6 +23,7 @@ import cv2
 import torch
 
 from sam4ir.data.sources import open_source, select_keys
+from sam4ir.engine.agreement import agree, code_facts, flag_facts, provenance_facts, source_facts, version_facts
 from sam4ir.engine.devices import choose_device, wants_cuda
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.make_masks.build import SETTINGS, LoadedGenerator, load_generator, load_restorer, meta_of
@@ -33,6 +34,7 @@ from sam4ir.utils.dist import World, restarted, world
 from sam4ir.utils.files import read_json
 from sam4ir.utils.shell import command_words, yaml_line
 
+_FREE_FLAGS = ("device", "input", "keys", "local_rank", "launcher", "threads")  # that processes may give otherwise
 SHOWN = 20  # bad images that are listed
 
 
@@ -159,6 +161,13 @@ def make_masks(options: argparse.Namespace, joined: World, signals: Signals) -> 
         raise UserError("--shard is for processes that run by themselves; torchrun and Slurm share the images out")
     source = open_source(options.input, None, "--input")
     keys = select_keys(source, options.keys)
+    agree(
+        joined,
+        lambda: flag_facts(vars(options), _FREE_FLAGS),
+        code_facts,
+        version_facts,
+        lambda: source_facts(f"--input {options.input}", source, keys),
+    )
     device = choose_device(options.device, joined, "--device")
     restored, restore = None, None
     if options.restore_opt:
@@ -166,6 +175,7 @@ def make_masks(options: argparse.Namespace, joined: World, signals: Signals) -> 
         restore = restored.restore
     model = load_generator(options.sam, settings_of(options), options.precision, device, joined)
     meta = meta_of(model, options.image, options.max_side, restored, options.scale)
+    agree(joined, lambda: provenance_facts(meta))
     maker = RecordMaker(source, model.generate, restore, options.max_side, options.scale)
     if joined.main:
         print(f"{len(keys)} images of {options.input} ({options.image}), {summary(model)}")

@@ -87,6 +87,11 @@ def dump_options(options: Options) -> str:
     return dump(options.model_dump(mode="json"))
 
 
+def option_values(options: Options) -> dict[tuple[str, ...], Any]:
+    """Return {key path: value} of everything that is neither a block nor a list of blocks, as plain values."""
+    return dict(_leaves(options.model_dump(mode="json")))
+
+
 def changes(earlier: str, options: Options) -> list[str]:
     """Return 'train.optim_g.lr: 0.001, now 0.002' for every option that differs from a saved file's text.
 
@@ -97,7 +102,7 @@ def changes(earlier: str, options: Options) -> list[str]:
         loaded = validate(Options, saved)[0]
         if loaded:
             saved = loaded.model_dump(mode="json")
-    before, now = dict(_leaves(saved)), dict(_leaves(options.model_dump(mode="json")))
+    before, now = dict(_leaves(saved)), option_values(options)
     lines = []
     for place in {**before, **now}:
         if _value(before.get(place)) != _value(now.get(place)) and place[0] not in {"name", "path", "logger"}:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 from sam4ir.config.schema import Options, ValOptions
 from sam4ir.config.signature import block_arguments
 from sam4ir.engine import build
+from sam4ir.engine.agreement import agree, dataset_facts
 from sam4ir.engine.devices import choose_device
 from sam4ir.engine.evaluate.metric import Metric, prepare_metrics
 from sam4ir.engine.evaluate.testbed import TestBed
@@ -46,6 +49,7 @@ def build_test_bed(options: Options, world: World) -> TestBed:
     data = {}
     for key, block in blocks.items():
         data[block.name or key] = build.build_dataset(key, block, options.scale)
+    agree(world, *(functools.partial(dataset_facts, name, each, options.manual_seed) for name, each in data.items()))
     return TestBed(
         options.network_g,
         options.path,

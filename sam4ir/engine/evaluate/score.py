@@ -13,6 +13,7 @@ from pathlib import Path
 from sam4ir.config.load import dump_options, notices
 from sam4ir.config.schema import Options, ValOptions
 from sam4ir.engine import build
+from sam4ir.engine.agreement import agree, run_facts, weights_facts
 from sam4ir.engine.evaluate.build import build_test_bed
 from sam4ir.engine.evaluate.candidates import Candidate, candidates
 from sam4ir.engine.evaluate.curves import write_curves
@@ -53,6 +54,7 @@ def score_network(options: Options, overwrite: bool = False, world: World = ALON
     Writes results/<name>/{metrics.csv, summary.json, summary.txt, options.yml} and, with val.save_img,
     visualization/<data set>/<image>_<name>.png. Results of other options are not touched without `overwrite`.
     """
+    agree(world, *run_facts(options))
     folder, text = build.run_paths(options.path, options.name).results, _comparable_text(options)
     table = _begin(folder, text, overwrite, options.val, notices(options), world)
     bed = build_test_bed(options, world)
@@ -72,6 +74,7 @@ def score_all(options: Options, sources: Sequence[str], overwrite: bool = False,
     it was scored.
     """
     any_weights = with_weights(options, None)
+    agree(world, *run_facts(any_weights), lambda: weights_facts({source: source for source in sources}))
     folder, text = build.run_paths(options.path, options.name).results, _comparable_text(any_weights)
     table = _begin(folder, text, overwrite, options.val, notices(options), world)
     listed = candidates(sources)

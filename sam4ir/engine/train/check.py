@@ -24,6 +24,7 @@ from sam4ir.config.paths import RunPaths
 from sam4ir.config.schema import Options, PathOptions, TrainOptions
 from sam4ir.data.sample import Dataset, Examinable, Sample
 from sam4ir.engine import build
+from sam4ir.engine.agreement import agree, run_facts
 from sam4ir.engine.devices import choose_device
 from sam4ir.engine.evaluate.build import build_metrics
 from sam4ir.engine.evaluate.metric import Metric, prepare_metrics
@@ -92,9 +93,28 @@ def check(options: Options, resume: bool = False, world: World = ALONE) -> int:
     paths = build.run_paths(options.path, options.name)
     for notice in notices(options):
         findings.line(f"notice   {notice}")
+    agree(world, *run_facts(options))
     device = choose_device(options.device, world)
     findings.line(f"device   {device}, {world.size} process(es), {options.precision}")
     seed_defaults(options.manual_seed)
+    sets = _check_data(options, paths, resume, world, findings)
+    if sets is None:
+        _check_weights_files(options.path, findings)
+        findings.line("time and memory were not measured, since not all data can be read")
+    else:
+        if world.main:
+            for name, data in {"train": sets.train, **sets.val}.items():
+                _examine_images(name, data, findings)
+        with findings.collecting():
+            _check_training(options, sets, paths, resume, device, world, findings)
+    findings.problems = world.largest(findings.problems)
+    return _verdict(options.name, findings)
+
+
+def _check_data(
+    options: Options, paths: RunPaths, resume: bool, world: World, findings: Findings
+) -> train_data.Sets | None:
+    """Report data sets and mask stores that cannot be read; return the sets, None where a process has not all."""
     sets, earlier_problems = None, findings.problems
     for key, block in options.datasets.items():
         with findings.collecting():
@@ -108,17 +128,10 @@ def check(options: Options, resume: bool = False, world: World = ALONE) -> int:
     if findings.problems == earlier_problems:
         with findings.collecting():
             sets = train_data.data_sets(options)
-    if sets is None:
-        _check_weights_files(options.path, findings)
-        findings.line("time and memory were not measured, since not all data can be read")
-    else:
-        if world.main:
-            for name, data in {"train": sets.train, **sets.val}.items():
-                _examine_images(name, data, findings)
-        with findings.collecting():
-            _check_training(options, sets, paths, resume, device, world, findings)
-    findings.problems = world.largest(findings.problems)
-    return _verdict(options.name, findings)
+    if world.largest(int(sets is None)) or sets is None:
+        return None
+    agree(world, *train_data.data_facts(options, sets))
+    return sets
 
 
 def _check_training(

@@ -34,7 +34,7 @@ class Progress:
     iteration: the last one computed. sample: number of the next sample in the data stream. validated: iteration of the
     last validation. skipped: steps that were not taken; skipped_in_a_row: those since the last one taken.
     best: {data set/metric: {value, iter}}, the best records. compiled: labels of the networks that run compiled; None
-    before compiling was tried.
+    before compiling was tried. processes: how many trained it; None in older checkpoints.
     """
 
     iteration: int = 0
@@ -44,6 +44,7 @@ class Progress:
     skipped_in_a_row: int = 0
     best: dict[str, dict[str, float]] = field(default_factory=dict)
     compiled: list[str] | None = None
+    processes: int | None = None
 
 
 class Checkpoint(NamedTuple):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sample import Dataset, Resizable
 from sam4ir.data.sources import listed
 from sam4ir.data.views import View
+from sam4ir.engine.agreement import Facts, dataset_facts, mask_facts
 from sam4ir.engine.build import BuildError, build_dataset, build_part, channels_of, naming
 from sam4ir.engine.train.stages import Stage
 from sam4ir.errors import UserError
@@ -132,6 +134,27 @@ class Sets:
             return self.train
         assert isinstance(self.train, Resizable)  # data_sets has looked
         return self.train.with_gt_size(stage.gt_size)
+
+
+def data_facts(options: Options, sets: Sets) -> list[Callable[[], Facts]]:
+    """Return what makes the facts that all processes must agree about: of each data set, and of its masks."""
+    makers: list[Callable[[], Facts]] = []
+    views = views_of(options)
+    by_key = {**dict.fromkeys(options.phase("train"), sets.train)}
+    for key, block in options.phase("val").items():
+        by_key[key] = sets.val[block.name or key]
+    for key, data in by_key.items():
+        block = options.datasets[key]
+        makers.append(functools.partial(dataset_facts, key, data, options.manual_seed))
+        if block.masks is not None and (views or block.masks.views):
+            makers.append(functools.partial(_mask_facts, key, block, data))
+    return makers
+
+
+def _mask_facts(key: str, block: DatasetOptions, data: Dataset) -> Facts:
+    keys = [data.key(index) for index in range(len(data))]
+    store = mask_store(key, block)
+    return mask_facts(key, store, [name for name in keys if name in store])
 
 
 def data_sets(options: Options) -> Sets:

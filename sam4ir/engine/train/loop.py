@@ -15,6 +15,7 @@ from sam4ir.config.schema import Options
 from sam4ir.data.loader import WorkerDiedError
 from sam4ir.data.sample import Batch
 from sam4ir.engine import build
+from sam4ir.engine.agreement import agree, network_facts, run_facts
 from sam4ir.engine.devices import choose_device, make_deterministic
 from sam4ir.engine.evaluate.build import build_metrics
 from sam4ir.engine.evaluate.metric import prepare_metrics, protocols_of
@@ -52,6 +53,7 @@ class Trainer:
 
     def __init__(self, options: Options, resume: bool, world: World = ALONE) -> None:
         train = build_train.train_options(options)
+        agree(world, *run_facts(options))
         self.name = options.name
         self.total_iter = train.total_iter
         self.print_freq = options.logger.print_freq
@@ -65,6 +67,7 @@ class Trainer:
             world.main_first(lambda: resuming.refuse_overwrite(self.paths, options.path.resume_state))
         seed_defaults(options.manual_seed)
         self.sets = train_data.data_sets(options)
+        agree(world, *train_data.data_facts(options, self.sets))
         self.stages = build_train.stages_of(train, self.sets.loader, world)
         self.parts = build_train.build_parts(options, self.device, world, self.sets.channels)
         self.metrics = prepare_metrics(build_metrics(options.val, options.basicsr), self.device)
@@ -115,14 +118,27 @@ class Trainer:
         )
         if checkpoint is not None:
             progress = checkpoint.progress
+            agree(self.world, lambda: network_facts(self.parts.model.networks, vars(progress)))
             resuming.report_resumed(self.log, self.name, progress.iteration, changes(checkpoint.options, options))
             resuming.refuse_shorter(self.paths, progress.iteration, self.total_iter)
+            self._report_processes(options, progress)
             return progress
         place = str(self.device)
         if self.world.size > 1:
             place += f", {self.world.size} processes"
         resuming.report_started(self.log, self.paths, place, protocols_of(self.metrics), self.world)
-        return Progress()
+        return Progress(processes=self.world.size)
+
+    def _report_processes(self, options: Options, progress: Progress) -> None:
+        """Log that another number of processes goes on than that of the checkpoint; refuse another total batch."""
+        train = build_train.train_options(options)
+
+        def stages_of(processes: int) -> list[Stage]:
+            return build_train.stages_of(train, self.sets.loader, World(size=processes))
+
+        line = resuming.agree_on_batches(self.paths, progress, stages_of, self.world.size)
+        if line is not None:
+            self.log.info(line)
 
     def _console(self) -> logging.Logger:
         """Return the log: the main process writes a file too, the others show errors alone."""

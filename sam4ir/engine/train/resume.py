@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from sam4ir.config.paths import RunPaths
 from sam4ir.engine.log import set_aside_journal
-from sam4ir.engine.train.checkpoint import Checkpoint, CheckpointError, load_checkpoint
+from sam4ir.engine.train.checkpoint import Checkpoint, CheckpointError, Progress, load_checkpoint
 from sam4ir.engine.train.parts import TrainingParts
+from sam4ir.engine.train.stages import Stage
 from sam4ir.engine.weights import WeightsFileError
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import World, launch, restarted
@@ -146,6 +147,37 @@ def refuse_shorter(paths: RunPaths, iteration: int, total_iter: int) -> None:
             f"{paths.run}: is at iteration {iteration} already; train.total_iter is {total_iter}. "
             "Raise it, or give another name for a shorter run"
         )
+
+
+def agree_on_batches(
+    paths: RunPaths, progress: Progress, stages_of: Callable[[int], Sequence[Stage]], processes: int
+) -> str | None:
+    """Return a line where other processes go on than those that trained; None where their number is the same.
+
+    stages_of: number of processes -> the stages of the training. Raises CheckpointError where the total batch would
+    become another one, since the samples that follow and the learning rate belong to the old one.
+    """
+    before, progress.processes = progress.processes, processes
+    if before is None or before == processes:
+        return None
+    now = _total_batches(stages_of(processes))
+    try:
+        then = _total_batches(stages_of(before))
+    except UserError:  # the options changed so that the earlier number would no longer do
+        return None
+    if then != now:
+        total = then
+        if "," in then:
+            total = f"[{then}]"
+        raise CheckpointError(
+            f"{paths.run}: was trained by {before} process(es) with a total batch of {then}; {processes} would make it "
+            f"{now}. Start {before}, or set train.total_batch: {total}, which any number of processes makes up"
+        )
+    return f"Trained by {before} process(es) so far, and by {processes} from here; the total batch stays {now}."
+
+
+def _total_batches(stages: Sequence[Stage]) -> str:
+    return ", ".join(str(stage.total_batch) for stage in stages)
 
 
 def report_resumed(log: logging.Logger, name: str, iteration: int, changes: Iterable[str]) -> None:

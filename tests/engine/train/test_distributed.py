@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -214,3 +216,49 @@ def test_a_loader_process_that_dies_loses_no_training(world: World) -> None:
     assert process.returncode == 2, out
     assert "num_worker_per_gpu" in out
     assert list((folder / "training_states").glob("*.state"))
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on_with_the_same_total_batch_or_not_at_all(world: World) -> None:
+    train(world, 2, "name=kept", *COMMON, "train:total_iter=4")
+    done = train(world, 1, "name=kept", *COMMON, resume=True)
+    assert "Trained by 2 process(es) so far, and by 1 from here; the total batch stays 4." in done.stdout
+    train(world, 2, "name=two", *COMMON)
+    assert_close_runs(world.root / "experiments" / "two", world.root / "experiments" / "kept", 6)
+
+    train(world, 2, "name=grown", "train:total_iter=4")
+    done = train(world, 1, "name=grown", "train:total_iter=6", resume=True, check=False)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert (
+        "by 2 process(es) with a total batch of 4; 1 would make it 2. Start 2, or set train.total_batch: 4"
+        in done.stderr
+    )
+    train(world, 1, "name=grown", "train:total_iter=6", "train:total_batch=4", resume=True)
+
+
+@pytest.mark.slow
+def test_processes_that_see_other_options_or_images_end_alike(world: World) -> None:
+    other = world.root / "other"
+    shutil.copytree(world.root / "gt", other)
+    sorted(other.iterdir())[0].unlink()
+    for own, named in {
+        "train:total_iter=9": "rank 1 sees other options: train.total_iter 9, rank 0: 6",
+        f"datasets:train:dataroot_gt={other}": "in data set train, rank 0:",
+    }.items():
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        processes = []
+        for rank, force in enumerate(("manual_seed=0", own)):
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in place.items()}}
+            line = command(world, 1, "name=unlike", *COMMON, "manual_seed=0", force)
+            processes.append(subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment))
+        for rank, process in enumerate(processes):
+            _, text = process.communicate(timeout=100)
+            assert process.returncode == 2
+            assert "Traceback" not in text
+            assert f"error in process {rank}: the processes of this run do not see the same: " in text
+            assert named in text
+    assert not (world.root / "experiments" / "unlike").exists()
