@@ -19,6 +19,7 @@ from typing import Any, Generic, TypeVar
 import cv2
 
 from sam4ir.errors import UserError
+from sam4ir.utils.files import takes_no_more
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -81,6 +82,8 @@ class _Attempt(Generic[T, R]):
         try:
             return self.function(task)
         except (UserError, OSError) as error:
+            if takes_no_more(error):  # no other task could write either
+                raise
             return Failure(str(error))
         except MemoryError as error:
             return Failure(f"{task}: not enough memory ({error})")

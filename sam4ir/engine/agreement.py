@@ -8,7 +8,6 @@ A process by itself computes nothing.
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import math
 import sys
@@ -85,19 +84,24 @@ def agree(world: World, *makers: Callable[[], Facts]) -> None:
     if world.size == 1:
         return
     own = [make() for make in makers]
-    sketches = world.gather([(facts.digest(), dict(facts.numbers)) for facts in own])
+    sketches = world.gather(list(map(_sketch, own)))
     lines = []
-    for number, facts in enumerate(own):
-        digests = [sketch[number][0] for sketch in sketches]
+    for facts, of_ranks in zip(own, zip(*sketches, strict=True), strict=True):
+        digests, numbers = zip(*of_ranks, strict=True)
         line = None
         if len(set(digests)) > 1:
             line = _first_difference(facts, world.gather(dict(facts.items)))
         if line is None:
-            line = _first_other_pixels(facts, [sketch[number][1] for sketch in sketches])
+            line = _first_other_pixels(facts, numbers)
         if line is not None:
             lines.append(f"{line}; {facts.remedy}")
     if lines:
         raise AgreementError("the processes of this run do not see the same: " + ". ".join(lines))
+
+
+def _sketch(facts: Facts) -> tuple[str, dict[str, tuple[float, ...]]]:
+    """Return what processes exchange first: the digest of the items, and the numbers."""
+    return facts.digest(), dict(facts.numbers)
 
 
 def _first_difference(facts: Facts, items: Sequence[Mapping[str, str]]) -> str | None:
@@ -113,7 +117,10 @@ def _difference(facts: Facts, rank: int, own: Mapping[str, str], main: Mapping[s
     if facts.form == "names" and own.keys() != main.keys():
         first = min(own.keys() ^ main.keys())
         return f"rank {rank} lists {len(own)} images in {facts.subject}, rank 0: {len(main)}; first difference: {first}"
-    names = [name for name in sorted({**own, **main}) if own.get(name) != main.get(name)]
+    names = []
+    for name in sorted({**own, **main}):
+        if own.get(name) != main.get(name):
+            names.append(name)
     shown = []
     for name in names[:_SHOWN]:
         text = name
@@ -201,7 +208,7 @@ def version_facts() -> Facts:
 
 def dataset_facts(name: str, data: Dataset, seed: int) -> Facts:
     """Return the keys of a data set and, of some images that are spread evenly, figures of their pixels and maps."""
-    keys = [data.key(index) for index in range(len(data))]
+    keys = list(map(data.key, range(len(data))))
     numbers = {}
     for index in _in_time(_spread(len(keys))):
         try:
@@ -209,10 +216,12 @@ def dataset_facts(name: str, data: Dataset, seed: int) -> Facts:
             tensors = [sample.lq, *sample.maps.values()]
             if sample.gt is not None:
                 tensors.append(sample.gt)
-            figures = [_figures(tensor.double().numpy()) for tensor in tensors]
+            figures: tuple[float, ...] = ()
+            for tensor in tensors:
+                figures += _figures(tensor.double().numpy())
         except Exception:  # whatever it is, training meets it again and names it; here it must be the same everywhere
-            figures = [(math.nan,)]
-        numbers[keys[index]] = tuple(itertools.chain.from_iterable(figures))
+            figures = (math.nan,)
+        numbers[keys[index]] = figures
     return Facts(f"data set {name}", dict.fromkeys(keys, ""), "names", _SAME_DATA, numbers)
 
 
@@ -232,7 +241,10 @@ def mask_facts(name: str, store: MaskStore, keys: Sequence[str]) -> Facts:
     """Return how the masks of a data set were made, and checksums of some of their records. keys: its images."""
     items = _provenance(store.meta)
     for index in _spread(len(keys)):
-        items[keys[index]] = str(zlib.crc32(store.record_bytes(keys[index])))
+        try:
+            items[keys[index]] = str(zlib.crc32(store.record_bytes(keys[index])))
+        except UserError as error:  # the run itself decides what it does about it
+            items[keys[index]] = type(error).__name__
     return Facts(f"masks of data set {name}", items, "content", _SAME_DATA)
 
 
@@ -242,7 +254,11 @@ def provenance_facts(meta: Mapping[str, Any]) -> Facts:
 
 
 def _provenance(meta: Mapping[str, Any]) -> dict[str, str]:
-    return {key: json.dumps(value, sort_keys=True) for key, value in meta.items() if key not in _FREE_META}
+    items = {}
+    for key, value in meta.items():
+        if key not in _FREE_META:
+            items[key] = json.dumps(value, sort_keys=True)
+    return items
 
 
 def weights_facts(files: Mapping[str, str | None]) -> Facts:

@@ -89,8 +89,10 @@ class JsonLines:
             return _iteration(line) <= last
 
         if path.exists():
-            lines = [line for line in text_lines(read_text(path)) if valid(line)]
-            _replace(path, "".join(f"{line}\n" for line in lines))
+            text = ""
+            for line in filter(valid, text_lines(read_text(path))):
+                text += f"{line}\n"
+            _replace(path, text)
         self._file = AppendedFile(path)
 
     def write(self, record: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from sam4ir.errors import FileError, UserError
 
-_GO_ON = "what was written before is whole: then run the command again (train.py with --auto_resume)"
+_GO_ON = "then run the command again (train.py with --auto_resume); what was written before is whole"
 _ANOTHER_DISK = "or choose a folder on another disk"
 _FULL = {  # error numbers of storage that takes no more, and what helps
     errno.ENOSPC: f"free space on its disk, {_ANOTHER_DISK}",
@@ -43,16 +43,16 @@ def write_error(path: Path, error: Exception) -> FileError:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     if number in _FULL:
         free = shutil.disk_usage(existing_folder(path)).free
-        remedy = f"{_FULL[number]}; {_GO_ON}"
+        remedy = f"{_FULL[number]}, {_GO_ON}"
         reason += f"; its disk has {free / 1e6:.0f} MB free"
     elif number in _BARRED:
         remedy = "choose a folder that you may write into"
     elif number in _IN_THE_WAY:
         remedy = f"{_obstacle(path)}; rename it, or choose another folder"
     elif number in _GONE:
-        remedy = f"its folder was moved or removed meanwhile; put it back; {_GO_ON}"
+        remedy = f"its folder was moved or removed meanwhile; put it back, {_GO_ON}"
     else:
-        remedy = f"look at its disk; {_GO_ON}"
+        remedy = f"look at its disk, {_GO_ON}"
     failure = FileError(f"{path}: cannot be written ({reason}); {remedy}")
     failure.errno = number
     return failure
@@ -243,7 +243,9 @@ def encode_text(text: str) -> bytes:
 
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file atomically."""
-    write_bytes(path, encode_text(text))
+    readable = encode_text(text).decode("utf-8", "surrogateescape")
+    with atomic(path) as part:
+        part.write_text(readable, encoding="utf-8", errors="surrogateescape")
 
 
 def write_bytes(path: Path, data: bytes) -> None:

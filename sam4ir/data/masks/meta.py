@@ -68,7 +68,7 @@ def write_meta(path: Path, meta: Mapping[str, Any]) -> None:
     try:
         write_text(path / "meta.json", json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise MaskStoreError(f"{path / 'meta.json'}: cannot be written ({error.strerror})") from None
+        raise MaskStoreError(str(error)) from None  # it names the file
 
 
 def checked_provenance(meta: Mapping[str, Any]) -> dict[str, Any]:

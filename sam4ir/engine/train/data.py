@@ -152,9 +152,7 @@ def data_facts(options: Options, sets: Sets) -> list[Callable[[], Facts]]:
 
 
 def _mask_facts(key: str, block: DatasetOptions, data: Dataset) -> Facts:
-    keys = [data.key(index) for index in range(len(data))]
-    store = mask_store(key, block)
-    return mask_facts(key, store, [name for name in keys if name in store])
+    return mask_facts(key, mask_store(key, block), list(map(data.key, range(len(data)))))
 
 
 def data_sets(options: Options) -> Sets:

@@ -94,6 +94,7 @@ def test_a_batch_that_cannot_be_made_up_is_told(world: World, capsys, monkeypatc
     from sam4ir.utils.dist import World as Processes
 
     monkeypatch.setattr(Processes, "largest", lambda self, value: value)  # there are no other processes to ask
+    monkeypatch.setattr(Processes, "gather", lambda self, value: [value] * self.size)
     assert check(world.options(False, ("train:total_batch=4",)), world=Processes(0, 3)) == 2
     assert "train.total_batch: 4 is no multiple of what 3 process(es)" in capsys.readouterr().out
 
