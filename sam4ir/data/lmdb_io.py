@@ -25,7 +25,7 @@ import numpy as np
 
 from sam4ir.data.lmdb_env import MAX_KEY, OpenLmdb, get, keys_of, open_shared
 from sam4ir.errors import UserError
-from sam4ir.utils.files import append_text, read_text, takes_no_more, write_error, write_text
+from sam4ir.utils.files import append_text, make_folder, read_text, takes_no_more, write_error, write_text
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, decode_image, encode_png, size_of
 from sam4ir.utils.tables import text_lines
 
@@ -194,7 +194,7 @@ class LmdbWriter:
         self._journal = self._part / "meta_info.part"  # a line for each key, written before the key is committed
         if not resume:
             shutil.rmtree(self._part, ignore_errors=True)
-        self._part.mkdir(parents=True, exist_ok=True)
+        make_folder(self._part)
         self._env = self._open(map_size)
         self._pending: dict[str, bytes] = {}
         self._pending_bytes = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import itertools
 import json
@@ -210,5 +211,5 @@ def _report_to_torchrun(error: BaseException, delay: int) -> None:
         return
     text = f"{type(error).__name__}: {error}"
     about = {"py_callstack": text, "timestamp": str(int(time.time()) + delay)}
-    with open(file, "w", encoding="utf-8") as report:
+    with contextlib.suppress(OSError), open(file, "w", encoding="utf-8") as report:  # the message was printed already
         json.dump({"message": {"message": text, "extraInfo": about}}, report)

@@ -88,7 +88,7 @@ def _likely_number(path: Path) -> int | None:
 
 def _obstacle(path: Path) -> str:
     """Name what lies at a path where a file is to be written below a folder."""
-    for folder in reversed(path.parents):
+    for folder in (*reversed(path.parents), path):
         if os.path.lexists(folder) and not folder.is_dir():
             return f"{folder} is a file or a broken link, where a folder is needed"
     return "a folder lies there, where a file is needed"
@@ -114,8 +114,8 @@ def writing(path: Path, *others: Path) -> Iterator[None]:
     except (FileError, ConnectionError, TimeoutError):
         raise
     except OSError as error:
-        own = {str(each) for each in (path, path.parent, *path.parents, *others)}
-        unnamed = error.filename is None and error.errno is not None
+        own = set(map(str, (path, *path.parents, *others)))
+        unnamed = error.filename is None and error.errno in (*_FULL, *_GONE, errno.EIO)  # as write() raises them
         if unnamed or os.fsdecode(error.filename or "") in own:
             raise write_error(path, error) from error
         raise
@@ -123,6 +123,12 @@ def writing(path: Path, *others: Path) -> Iterator[None]:
         if _TORCH_WRITER.search(str(error)):
             raise write_error(path, error) from error
         raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, where they are missing. Raises FileError naming what is in the way."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager

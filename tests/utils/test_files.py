@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sam4ir.errors import FileError
-from sam4ir.utils.files import AppendedFile, append_text, atomic, encode_text, write_error, write_text
+from sam4ir.utils.files import AppendedFile, append_text, atomic, encode_text, make_folder, write_error, write_text
 
 REMEDIES = {
     errno.ENOSPC: "free space on its disk",
@@ -89,6 +89,13 @@ def test_a_removed_file_begins_anew_and_a_moved_folder_is_an_error(tmp_path: Pat
         file.write("3\n")
     assert (tmp_path / "away" / "t").read_text() == "head\n2\n"
     file.close()
+
+
+def test_a_folder_in_whose_place_a_file_lies_is_named(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("")
+    for path in (tmp_path / "out", tmp_path / "out" / "sub"):
+        with pytest.raises(FileError, match=r"out is a file or a broken link, where a folder is needed"):
+            make_folder(path)
 
 
 @pytest.mark.parametrize("write", [write_text, append_text])

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from sam4ir.data.masks import meta as mask_meta
 from sam4ir.data.masks.record import MaskStoreError
 from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
+from sam4ir.utils.files import make_folder
 
 _MERGE_LOCK = ".merge.lock"
 _GONE = ".gone"  # suffix of a part whose records are in the store; it only waits for its removal
@@ -45,7 +46,7 @@ def merging(store: Path) -> Iterator[None]:
     """Hold the store's merge lock for a block: no other process merges or begins a part meanwhile."""
     if not mask_meta.holds_nothing(store):
         mask_meta.read_meta(store)  # so that nothing is written into a foreign folder
-    store.mkdir(parents=True, exist_ok=True)
+    make_folder(store)
     with mask_meta.locked(store, _MERGE_LOCK):
         yield
 

@@ -15,6 +15,7 @@ from sam4ir.data.masks import meta as mask_meta
 from sam4ir.data.masks.from_sam import record_from_sam
 from sam4ir.data.masks.record import MaskStoreError, mask_count
 from sam4ir.errors import UserError
+from sam4ir.utils.files import make_folder
 
 
 class MaskStoreWriter:
@@ -41,7 +42,7 @@ class MaskStoreWriter:
             mask_meta.move_aside(self.path)
         if not mask_meta.holds_nothing(self.path):
             mask_meta.read_meta(self.path)  # so that nothing is written into a foreign folder
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         with mask_meta.locked(self.path):
             mask_meta.write_meta(self.path, mask_meta.joined_meta(self.path, provenance, meta))  # before any data
         self._presence = mask_meta.Presence(self.path)

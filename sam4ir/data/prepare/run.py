@@ -23,6 +23,7 @@ from sam4ir.data.prepare.output import JobFolder
 from sam4ir.data.prepare.parts import Item, Job, Summary
 from sam4ir.data.workers import Failure, attempts
 from sam4ir.errors import UserError
+from sam4ir.utils.files import make_folder
 
 MAX_BAD = 20  # bad images that stop a run; the message names them all
 
@@ -37,7 +38,7 @@ def run_job(job: Job, workers: int = 1, batch_bytes: int = _BATCH_BYTES, progres
     Raises UserError naming every bad image after all others are done, and where the disk is too small, the folder holds
     something else, or another process prepares it.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
+    make_folder(job.folder)
     with _locked(job.folder), JobFolder(job) as job_folder:
         if job_folder.finished:
             return job_folder.summary()

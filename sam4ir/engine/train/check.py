@@ -171,6 +171,10 @@ def _check_folder(paths: RunPaths, path: PathOptions, resume: bool, findings: Fi
         if not resume:
             resuming.refuse_overwrite(paths, path.resume_state)
         parent = _existing(paths.run)
+        if not parent.is_dir():
+            raise UserError(
+                f"{parent}: is a file, where a folder is needed; rename it, or set path.root to another folder"
+            )
         if not os.access(parent, os.W_OK):
             raise UserError(f"{parent}: cannot be written; set path.root to a folder of yours")
 

@@ -16,7 +16,7 @@ from sam4ir.engine.train.stages import Stage
 from sam4ir.engine.weights import WeightsFileError
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import World, launch, restarted
-from sam4ir.utils.files import write_text
+from sam4ir.utils.files import make_folder, write_text
 from sam4ir.utils.shell import force_yml
 
 LAUNCH_MARK = ".launch"
@@ -85,7 +85,7 @@ def claim_run(paths: RunPaths, world: World) -> FileLock | None:
 
 def lock_run(paths: RunPaths) -> FileLock:
     """Hold <run>/.lock while this process writes the run, so that two runs cannot mix in one folder."""
-    paths.run.mkdir(parents=True, exist_ok=True)
+    make_folder(paths.run)
     lock = FileLock(paths.run / ".lock", is_singleton=False)
     try:
         lock.acquire(timeout=0)

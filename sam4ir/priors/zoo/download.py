@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from sam4ir.errors import UserError
 from sam4ir.priors.zoo.pages import Page, is_page
+from sam4ir.utils.files import writing
 
 log = logging.getLogger(__name__)
 
@@ -225,12 +226,15 @@ def _write(response: http.client.HTTPResponse, part: Path, start: int, total: in
     name = part.name.removesuffix(".part")
     mode = "r+b" if start else "wb"
     with (
-        part.open(mode) as file,
+        part.open(mode, buffering=0) as file,
         tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=name, disable=None) as bar,
     ):
         file.seek(start)
         while chunk := response.read(CHUNK):
-            file.write(chunk)
+            rest = memoryview(chunk)
+            with writing(part):
+                while rest:
+                    rest = rest[file.write(rest) :]
             bar.update(len(chunk))
 
 

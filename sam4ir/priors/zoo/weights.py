@@ -18,6 +18,7 @@ from torch import Tensor
 from sam4ir.priors.zoo.download import Inspect, UnreachableError, WeightsError
 from sam4ir.priors.zoo.entries import ROWS, Entry, ZooNetwork
 from sam4ir.registry import ARCHS, WEIGHT_CHECKS, near_miss
+from sam4ir.utils.files import make_folder
 from sam4ir.utils.weights import WeightsFileError, read_weights
 
 __all__ = ["ENTRIES", "Entry", "WeightsError", "ZooNetwork", "cache_folder", "cached", "find", "load_state", "resolve"]
@@ -48,7 +49,7 @@ def resolve(name: str, cache: Path | None = None, download: bool = True) -> Path
         return path
     if not download:
         raise _missing(find(name), folder, ["not tried: downloading is off"])
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with FileLock(folder / f"{name}.lock"):
         return cached(name, folder) or _fetch(find(name), folder)
 
