@@ -257,7 +257,7 @@ def _provenance(meta: Mapping[str, Any]) -> dict[str, str]:
     items = {}
     for key, value in meta.items():
         if key not in _FREE_META:
-            items[key] = json.dumps(value, sort_keys=True)
+            items[key] = json.dumps(value, sort_keys=True, default=str)
     return items
 
 
