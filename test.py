@@ -49,7 +49,7 @@ def main() -> int:
     from sam4ir.engine.evaluate.score import score_all, score_network, with_published, with_weights
     from sam4ir.utils import dist
 
-    options = load_options(arguments.opt, arguments.force_yml)
+    options = load_options(arguments.opt, arguments.force_yml, named_by_user=True)
     if arguments.published is not None:
         options = with_published(options, arguments.published)
     sources = arguments.weights or []

@@ -78,7 +78,7 @@ def run_options(weights: str | None, opt: Path | None, device: str | None) -> Op
     if device:
         overrides.append(f"device={device}")
     if path is not None:
-        return load_options(path, overrides, training=False)
+        return load_options(path, overrides, training=False, named_by_user=opt is not None)
     if weights is None:
         raise UserError("--weights: name the weights, or an option file with path.pretrain_network_g by -opt")
     block = network_block(weights)
