@@ -37,6 +37,7 @@ from sam4ir.utils import cli
 from sam4ir.utils.faults import fault_of_item
 from sam4ir.utils.folders import list_files, refuse_folder_of_images
 from sam4ir.utils.image import IMAGE_SUFFIXES, read_image, write_image
+from sam4ir.utils.memory import out_of_memory
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -91,12 +92,11 @@ def run_options(weights: str | None, opt: Path | None, device: str | None) -> Op
         raise UserError("--weights: name the weights, or an option file with path.pretrain_network_g by -opt")
     block = network_block(weights)
     print(f"network_g: {flow(block)} (by the weights)")
-    scale = block.get("sr_scale") or block.get("scale") or 1
-    kind = {}
+    kind: dict[str, Any] = {}
     if block["type"] == "DiffSR":
-        kind = _diffusion_of(weights)
+        kind = {"scale": block.get("sr_scale", 4), **_diffusion_of(weights)}
     try:
-        return Options(name="restore", network_g=Block(**block), scale=scale, device=device or "auto", **kind)
+        return Options(name="restore", network_g=Block(**block), device=device or "auto", **kind)
     except ValidationError as error:
         raise UserError(f"--device: {device!r} is none; give auto, cpu, cuda, cuda:1 ... or mps") from error
 
@@ -192,7 +192,7 @@ def find_work(place: Path, output: Path) -> Work:
     if output.is_file():
         raise UserError(f"--output: {output} is a file; name a folder")
     refuse_folder_of_images(output, place, "--output")
-    listing = list_files(place, IMAGE_SUFFIXES, output=[output], any_name=True)
+    listing = list_files(place, IMAGE_SUFFIXES, output=[output])
     listing.report()
     if not listing.files and not listing.unreadable:
         raise UserError(f"{place}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
@@ -261,6 +261,8 @@ def restore_all(work: Work, output: Path, restored: ImageRestorer, samples: int,
             message = fault_of_item(error)
             if message is None:
                 raise
+            if out_of_memory(error):
+                message += "; --tile 256 needs less"
             if str(file) not in message:
                 message = f"{file}: {message}"
             bad.append(message)

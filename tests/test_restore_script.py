@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -235,3 +238,55 @@ def test_images_at_fault_are_listed_and_the_rest_is_restored(
     monkeypatch.setitem(faults, "a.png", OSError(28, "No space left on device"))
     with pytest.raises(OSError, match="No space left"):
         script.main(["--weights", identity(photos), "--input", str(photos), "--output", str(out)])
+
+
+RRDB = "{type: RRDBNet, num_in_ch: 3, num_out_ch: 3, num_feat: 8, num_block: 1, num_grow_ch: 4, scale: 4}"
+
+
+@pytest.mark.parametrize("tiles", [(), ("--tile", "24")])
+def test_an_enlarging_network_without_a_scale_gives_the_large_image(
+    script: ModuleType, photos: Path, tiles: tuple[str, ...]
+) -> None:
+    torch.manual_seed(0)
+    network = ARCHS.get("RRDBNet")(num_feat=8, num_block=1, num_grow_ch=4, scale=4)
+    weights, options = photos.parent / "sr.pth", photos.parent / "sr.yml"
+    torch.save({"params": network.state_dict()}, weights)
+    by_weights = restored(script, weights, photos, *tiles)
+    assert by_weights["colour.png"].shape == tuple(
+        side * factor for side, factor in zip(photograph(1).shape, (4, 4, 1), strict=True)
+    )
+    for text in ("", "scale: 4\n"):
+        options.write_text(f"name: x\nnetwork_g: {RRDB}\n{text}")
+        by_options = restored(script, weights, photos, "-opt", str(options), "--overwrite", *tiles)
+        assert np.array_equal(by_options["colour.png"], by_weights["colour.png"])
+    options.write_text(f"name: x\nnetwork_g: {RRDB}\nscale: 2\n")
+    with pytest.raises(ValueError, match=r"scale: is 2, but RRDBNet .* images 4 times .*; set scale: 4"):
+        restored(script, weights, photos, "-opt", str(options), "--overwrite", *tiles)
+
+
+MEMORY = """
+import resource, sys
+import torch
+sys.argv = sys.argv[1:]
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+room = used + (1000 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+import runpy
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_an_image_too_large_for_the_memory_is_restored_in_tiles_and_the_next_one_too(photos: Path) -> None:
+    torch.save({"params": brightening("NAFNet", "img_channel", 3, **{**TINY, "width": 8})}, photos.parent / "w.pth")
+    large = np.tile(photograph(1), (76, 58, 1))
+    write_image(photos / "a_large.png", large)
+    words = ["--weights", photos.parent / "w.pth", "--input", photos, "--output", photos.parent / "out"]
+    command = [sys.executable, "-c", MEMORY, SCRIPT, *words, "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=500)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert "a_large: memory ran out" in done.stderr
+    assert "--tile " in done.stderr
+    assert np.abs(read_image(photos.parent / "out" / "a_large.png").astype(int) - brighter(large)).max() == 0
+    assert (photos.parent / "out" / "grey.png").is_file()

@@ -27,9 +27,8 @@ _LMDB = ("LMDB folder", "LMDB folders")
 _OUTPUT = ("folder that the results go to", "folders that the results go to")
 _AGAIN = ("link to a folder that is listed already", "links to folders that are listed already")
 _SPECIAL = ("pipe, socket or device", "pipes, sockets or devices")
-_FOREIGN_NAME = ("file whose name is not UTF-8", "files whose names are not UTF-8")
 _UNREADABLE = ("folder that cannot be read", "folders that cannot be read")
-_NAMED = {_LMDB, _OUTPUT, _AGAIN, _SPECIAL, _FOREIGN_NAME, _UNREADABLE}
+_NAMED = {_LMDB, _OUTPUT, _AGAIN, _SPECIAL, _UNREADABLE}
 
 _Identity = tuple[int, int | str]  # device and inode; the path where a file system numbers no inodes
 
@@ -82,18 +81,17 @@ def list_files(
     *,
     kind: tuple[str, str] = ("file that is no image", "files that are no images"),
     output: Sequence[Path] = (),
-    any_name: bool = False,
 ) -> Listing:
     """List the files below `root` whose suffix, in lower case, is one of `suffixes`.
 
     kind: the words for files of other suffixes (one, several). output: folders that the command writes to, which are
-    left out. any_name: also list files whose names are not UTF-8.
+    left out.
 
     Hidden files and folders, `__MACOSX` and the like, LMDB folders, pipes and devices are left out. A folder that can
     be reached in several ways is listed once: by its own path, else by the first link. A link to a file is a file.
     Raises UserError where `root` is no folder or cannot be read.
     """
-    walk = _Walk(Path(root), suffixes, kind, output, any_name)
+    walk = _Walk(Path(root), suffixes, kind, output)
     walk.run()
     return walk.listing
 
@@ -112,11 +110,9 @@ def refuse_folder_of_images(output: Path, images: Path, flags: str) -> None:
 class _Walk:
     """One pass over a folder: real folders first, then links to folders that were not reached yet."""
 
-    def __init__(
-        self, root: Path, suffixes: Set[str], kind: tuple[str, str], output: Sequence[Path], any_name: bool
-    ) -> None:
+    def __init__(self, root: Path, suffixes: Set[str], kind: tuple[str, str], output: Sequence[Path]) -> None:
         self.listing = Listing(root)
-        self._suffixes, self._kind, self._any_name = suffixes, kind, any_name
+        self._suffixes, self._kind = suffixes, kind
         self._output = {_identity(str(path)) for path in output if path.exists()}
         self._visited: set[_Identity] = set()
         self._folders: dict[str, list[str]] = {}  # folder below root -> its files
@@ -197,8 +193,6 @@ class _Walk:
             self._leave_out(self._kind, place)
         elif not _is_regular(entry):
             self._leave_out(_SPECIAL, place)
-        elif not (self._any_name or _is_utf8(place)):
-            self._leave_out(_FOREIGN_NAME, ascii(place))
         else:
             return True
         return False
@@ -237,14 +231,6 @@ def _is_regular(entry: os.DirEntry[str]) -> bool:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:
         return True
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _first_of(names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import torch
 
-_CV_NO_MEMORY = -4  # cv::Error::StsNoMem
+_CV_NO_MEMORY = "(-4:"  # cv::Error::StsNoMem
 _NO_MEMORY = (  # in messages of RuntimeErrors, by who writes them
     "DefaultCPUAllocator",  # torch on a CPU
     "out of memory",  # CUDA, MPS
@@ -65,7 +65,7 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     if isinstance(error, cv2.error):
-        return error.code == _CV_NO_MEMORY
+        return _CV_NO_MEMORY in str(error)  # its attribute `code` is that of the last error of all
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
     if isinstance(error, RuntimeError):
@@ -74,10 +74,10 @@ def out_of_memory(error: BaseException) -> bool:
     return False
 
 
-def release(device: torch.device) -> None:
-    """Give memory that torch keeps for later back to the device, before something smaller is tried."""
+def release() -> None:
+    """Give memory that torch keeps for later back to the devices, before something smaller is tried."""
     gc.collect()
-    if device.type == "cuda":
+    if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-    elif device.type == "mps":
+    elif torch.backends.mps.is_available():
         torch.mps.empty_cache()

@@ -136,17 +136,6 @@ def test_folders_that_cannot_be_read_are_named(touch: Callable[..., Path], monke
     assert found.sentence() == "1 folder that cannot be read (locked: Permission denied)"
 
 
-def test_names_that_are_not_utf8_are_named_or_listed(touch: Callable[..., Path]) -> None:
-    root = touch("a.png")
-    try:
-        (root / os.fsdecode(b"b\xe4r.png")).touch()
-    except OSError:
-        pytest.skip("this file system takes UTF-8 names alone")
-    assert listing(root).files == ["a.png"]
-    assert "1 file whose name is not UTF-8" in listing(root).sentence()
-    assert len(listing(root, any_name=True).files) == 2
-
-
 def test_what_is_no_folder_is_named(touch: Callable[..., Path]) -> None:
     root = touch("a.png")
     with pytest.raises(UserError, match=r"set/a\.png: is a file, give the folder that it lies in"):
