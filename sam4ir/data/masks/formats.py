@@ -24,7 +24,7 @@ from sam4ir.data.lmdb_io import key_of
 from sam4ir.data.masks.from_sam import read_sam_json
 from sam4ir.data.masks.labels import METADATA, LabelRules, is_binary, read_binary_folder, read_label_map, read_spe_map
 from sam4ir.data.masks.record import MaskStoreError
-from sam4ir.errors import UserError
+from sam4ir.utils.faults import fault_of_item
 from sam4ir.utils.folders import list_files
 from sam4ir.utils.image import read_labels
 
@@ -220,5 +220,7 @@ class _Tree:
 def _seems_binary(path: Path) -> bool:
     try:
         return is_binary(read_labels(path))
-    except UserError:
+    except Exception as error:
+        if fault_of_item(error) is None:
+            raise
         return True  # the error is reported when the file is imported

@@ -190,7 +190,7 @@ def blended(
             total[0, :, rows, columns] += values.float() * window
             weight[rows, columns] += window
     assert total is not None
-    return total / weight
+    return total.div_(weight)  # a second canvas might be more than the memory holds
 
 
 def enlarged(area: Area, scale: int) -> Area:

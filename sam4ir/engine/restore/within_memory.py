@@ -60,13 +60,13 @@ class WithinMemory:
                 restored = attempt(lq, key, sample)
             except RuntimeError as error:
                 if not out_of_memory(error):
-                    raise _refusal(error, restorer, lq) from error
+                    raise _refusal(error, attempt, lq) from error
                 reason = _first_line(error)
             except MemoryError as error:
                 reason = _first_line(error)
             else:
                 if attempt is not restorer:
-                    self._remember(tile, height, width, key)
+                    self._remember(tile, height, width, key, reason)
                 return restored
             tried = tile
             release()
@@ -98,7 +98,7 @@ class WithinMemory:
             yield smaller
             side //= 2
 
-    def _remember(self, tile: int | None, height: int, width: int, key: str) -> None:
+    def _remember(self, tile: int | None, height: int, width: int, key: str, reason: str) -> None:
         """Begin with these tiles from now on, and log it where that is new."""
         if self.tile == tile:
             return
@@ -106,12 +106,13 @@ class WithinMemory:
         if self.pixels is None or height * width < self.pixels:
             self.pixels = height * width
         log.warning(
-            "%s: memory ran out for %dx%d pixels; this image and others of its size are restored in tiles of %d, "
+            "%s: memory ran out for %dx%d pixels (%s); this image and others of its size are restored in tiles of %d, "
             "one at a time, whose seams may differ slightly; --tile %d (val.grids: true, val.crop_size: %d) does so "
             "from the start",
             key,
             height,
             width,
+            reason,
             tile,
             tile,
             tile,
@@ -128,9 +129,11 @@ def _refusal(error: RuntimeError, restorer: Restorer, lq: Tensor) -> Exception:
     text = str(error)
     if type(error) is not RuntimeError or any(word in text for word in _OF_THE_DEVICE):
         return error
-    size = "x".join(map(str, lq.shape[-2:]))
+    size = "x".join(map(str, lq.shape[-2:])) + " pixels"
+    if isinstance(restorer, Tileable) and restorer.tile:
+        size += f" in tiles of {restorer.tile}"
     name = type(restorer.network).__name__
-    return UserError(f"{name} cannot restore an image of {size} pixels ({_first_line(error)})")
+    return UserError(f"{name} cannot restore an image of {size} ({_first_line(error)})")
 
 
 def _first_line(error: Exception) -> str:
