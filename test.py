@@ -40,7 +40,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    """Score networks and print the tables; return the exit status."""
+    """Score networks and print the tables; return the exit status: 1 where images could not be scored."""
     arguments = parse()
     from sam4ir.config.load import load_options
     from sam4ir.engine.devices import wants_cuda
@@ -49,22 +49,26 @@ def main() -> int:
     from sam4ir.engine.evaluate.score import score_all, score_network, with_published, with_weights
     from sam4ir.utils import dist
 
-    options = load_options(arguments.opt, arguments.force_yml)
+    options = load_options(arguments.opt, arguments.force_yml, named_by_user=True)
     if arguments.published is not None:
         options = with_published(options, arguments.published)
     sources = arguments.weights or []
     if arguments.checkpoints:
         sources = checkpoints(arguments.checkpoints)
+    faults: list[str] = []
     several = len(sources) > 1 or arguments.checkpoints
     if sources and not several:
         options = with_weights(options, sources[0])
     with dist.world(arguments.launcher, wants_cuda(options.device)) as world:
         if several:
-            text = score_all(options, sources, arguments.overwrite, world)
+            text = score_all(options, sources, arguments.overwrite, world, faults)
         else:
-            text = score_network(options, arguments.overwrite, world)
+            text = score_network(options, arguments.overwrite, world, faults)
     print(printable(text, sys.stdout.encoding), end="")
-    return 0
+    if world.main:
+        for fault in faults:
+            print(f"skipped: {fault}", file=sys.stderr)
+    return int(bool(faults))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def main() -> int:
     from sam4ir.engine.train.loop import Trainer
     from sam4ir.utils import dist
 
-    options = load_options(arguments.opt, arguments.force_yml)
+    options = load_options(arguments.opt, arguments.force_yml, named_by_user=True)
     if arguments.debug:
         options = debugged(options)
     with dist.world(arguments.launcher, wants_cuda(options.device)) as world:

@@ -33,6 +33,7 @@ from sam4ir.utils import cli
 from sam4ir.utils.dist import World, restarted, world
 from sam4ir.utils.files import read_json
 from sam4ir.utils.shell import command_words, yaml_line
+from sam4ir.utils.memory import out_of_memory
 
 _FREE_FLAGS = ("device", "input", "keys", "local_rank", "launcher", "threads")  # that processes may give otherwise
 SHOWN = 20  # bad images that are listed
@@ -149,6 +150,11 @@ def main(arguments: list[str] | None = None) -> int:
         with world(options.launcher, wants_cuda(options.device)) as joined, Signals(patient=joined.size > 1) as signals:
             main_process = joined.main
             return make_masks(options, joined, signals)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"memory ran out ({reason}); --points-per-batch 16 or --max-side 1024 need less") from error
     except Interrupted as stopped:  # behind world(), which would wait for the others
         if main_process:
             print(f"stopped by {stopped}; the same command goes on from here", file=sys.stderr, flush=True)

@@ -28,6 +28,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import numpy as np
 from tqdm import tqdm
 
 from sam4ir.data.masks.control import CONTROL_KINDS, make_control
@@ -46,7 +47,9 @@ from sam4ir.data.windows import Crop
 from sam4ir.errors import UserError
 from sam4ir.priors.spe import spe_map
 from sam4ir.utils import cli
+from sam4ir.utils.faults import fault_of_item
 from sam4ir.utils.files import write_text
+from sam4ir.utils.folders import refuse_folder_of_images
 from sam4ir.utils.image import write_image
 from sam4ir.utils.shell import command_words
 from sam4ir.utils.tables import listing_text
@@ -284,35 +287,56 @@ def run_verify(options: argparse.Namespace) -> int:
 
 
 def run_view(options: argparse.Namespace) -> int:
-    """Write one PNG for each key, or all in one."""
-    if options.output is None and options.contact_sheet is None:
-        raise UserError("--output FOLDER or --contact-sheet FILE says where the pictures go; give one or both")
-    if options.output is not None and options.output.is_file():
-        raise UserError(f"--output: {options.output} is a file; give a folder for the pictures")
+    """Write one PNG for each key, or all in one; list the images that cannot be read."""
+    _check_view(options)
     store = MaskStore(options.store)
-    images = _images(options)
+    outputs = [options.output] if options.output is not None else []
+    images = _images(options, outputs)
     keys = choose_keys(store, images, options.keys, options.number)
     if options.contact_sheet is not None and len(keys) > SHEET_IMAGES:
         raise UserError(
             f"--contact-sheet: holds up to {SHEET_IMAGES} images, not {len(keys)}; choose with --number or --keys"
         )
-    thumbnails = []
+    thumbnails: list[np.ndarray] = []
+    problems = []
     for key in tqdm(keys, desc="view", unit="image", disable=None):
-        record = store.read(key)
-        spe = spe_map(record, 0, 0, *record.size, mean=options.mean)
-        image = None
-        if images is not None:
-            image = read(images, key)
-        drawn, title = draw_panels(record, image, spe), f"{key}: {record.count} masks"
-        if options.output is not None:
-            write_image(options.output / f"{key}.png", side_by_side(drawn, title))
-        if options.contact_sheet is not None:
-            thumbnails.append(side_by_side(drawn, title, SHEET_PANEL))
-    if options.contact_sheet is not None:
+        try:
+            thumbnails += _view_one(store, images, key, options)
+        except Exception as error:
+            fault = fault_of_item(error)
+            if fault is None:
+                raise
+            problems.append(f"{key}: {fault}")
+    if thumbnails:
         write_image(options.contact_sheet, contact_sheet(thumbnails))
     places = filter(None, (options.output, options.contact_sheet))
-    print(f"{' and '.join(map(str, places))}: {len(keys)} images")
-    return 0
+    print(f"{' and '.join(map(str, places))}: {len(keys) - len(problems)} images")
+    return _list_problems(problems)
+
+
+def _check_view(options: argparse.Namespace) -> None:
+    """Raise UserError where --output and --contact-sheet are no places for pictures."""
+    if options.output is None and options.contact_sheet is None:
+        raise UserError("--output FOLDER or --contact-sheet FILE says where the pictures go; give one or both")
+    if options.output is not None and options.output.is_file():
+        raise UserError(f"--output: {options.output} is a file; give a folder for the pictures")
+    if options.output is not None and options.images is not None:
+        refuse_folder_of_images(options.output, options.images, "--output")
+
+
+def _view_one(store: MaskStore, images: ImageSource | None, key: str, options: argparse.Namespace) -> list[np.ndarray]:
+    """Write the picture of a key; return it small for the contact sheet, where there is one."""
+    record = store.read(key)
+    spe = spe_map(record, 0, 0, *record.size, mean=options.mean)
+    image = None
+    if images is not None:
+        image = read(images, key)
+    drawn, title = draw_panels(record, image, spe), f"{key}: {record.count} masks"
+    if options.output is not None:
+        write_image(options.output / f"{key}.png", side_by_side(drawn, title))
+    if options.contact_sheet is None:
+        return []
+    return [side_by_side(drawn, title, SHEET_PANEL)]
 
 
 def run_import(options: argparse.Namespace) -> int:
@@ -366,7 +390,11 @@ def run_crop(options: argparse.Namespace) -> int:
         return _filled(options.output, done)
     if options.images is None or options.crop_size is None or options.step is None:
         raise UserError("give --windows FILE of a prepared set, or --images PATH --crop-size N --step N")
-    images = open_source(options.images, None, "--images")
+    outputs = []
+    if options.output_images is not None:
+        refuse_folder_of_images(options.output_images, options.images, "--output-images")
+        outputs.append(options.output_images)
+    images = open_source(options.images, None, "--images", outputs)
     crop = Crop(options.crop_size, options.step, options.thresh or 0)
     done = crop_images(
         store,
@@ -406,11 +434,11 @@ def run_control(options: argparse.Namespace) -> int:
     return _filled(options.output, done)
 
 
-def _images(options: argparse.Namespace) -> ImageSource | None:
-    """Open the images of --images, None without them."""
+def _images(options: argparse.Namespace, outputs: Sequence[Path] = ()) -> ImageSource | None:
+    """Open the images of --images, None without them. outputs: folders that the command writes to."""
     if not options.images:
         return None
-    return open_source(options.images, None, "--images")
+    return open_source(options.images, None, "--images", outputs)
 
 
 def _filled(store: Path, done: FillResult) -> int:

@@ -18,7 +18,7 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -34,7 +34,10 @@ from sam4ir.engine.restore.images import ImageRestorer, image_restorer
 from sam4ir.engine.weights import flow, network_block
 from sam4ir.errors import UserError
 from sam4ir.utils import cli
-from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, read_image, write_image
+from sam4ir.utils.faults import fault_of_item
+from sam4ir.utils.folders import list_files, refuse_folder_of_images
+from sam4ir.utils.image import IMAGE_SUFFIXES, read_image, write_image
+from sam4ir.utils.memory import out_of_memory
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -49,7 +52,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "-opt", "--opt", type=Path, metavar="FILE", help="option file with network_g (default: see above)"
     )
     parser.add_argument("--input", type=Path, required=True, help="an image or a folder of images, subfolders too")
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the restored PNGs go")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER|FILE",
+        help="where the restored PNGs go; for one image also the file, such as restored.png",
+    )
     parser.add_argument(
         "--tile",
         type=cli.positive,
@@ -78,17 +87,16 @@ def run_options(weights: str | None, opt: Path | None, device: str | None) -> Op
     if device:
         overrides.append(f"device={device}")
     if path is not None:
-        return load_options(path, overrides, training=False)
+        return load_options(path, overrides, training=False, named_by_user=opt is not None)
     if weights is None:
         raise UserError("--weights: name the weights, or an option file with path.pretrain_network_g by -opt")
     block = network_block(weights)
     print(f"network_g: {flow(block)} (by the weights)")
-    scale = block.get("sr_scale") or block.get("scale") or 1
-    kind = {}
+    kind: dict[str, Any] = {}
     if block["type"] == "DiffSR":
-        kind = _diffusion_of(weights)
+        kind = {"scale": block.get("sr_scale", 4), **_diffusion_of(weights)}
     try:
-        return Options(name="restore", network_g=Block(**block), scale=scale, device=device or "auto", **kind)
+        return Options(name="restore", network_g=Block(**block), device=device or "auto", **kind)
     except ValidationError as error:
         raise UserError(f"--device: {device!r} is none; give auto, cpu, cuda, cuda:1 ... or mps") from error
 
@@ -159,32 +167,62 @@ def _sampling(options: Options, flags: argparse.Namespace) -> dict[str, Any]:
     return sampling
 
 
-def images_in(place: Path) -> list[tuple[Path, Path]]:
-    """Return (file, path of its result in the output folder) of each image; `a.jpg` beside `a.png` keeps its suffix."""
+class Work(NamedTuple):
+    """The images to restore.
+
+    images: (file, path of its result) of each. unreadable: folders that cannot be read, with the reason.
+    """
+
+    images: list[tuple[Path, Path]]
+    unreadable: list[str]
+
+
+def find_work(place: Path, output: Path) -> Work:
+    """Return the images of --input with the paths of their results; `a.jpg` beside `a.png` keeps its suffix.
+
+    output: a folder, or for one image also a file with the suffix of an image. Raises UserError where there is no
+    image, and where --output is no place for results.
+    """
     if place.is_file():
-        return [(place, Path(place.stem + ".png"))]
+        return Work([(place, _target_of(place, output))], [])
     if not place.is_dir():
         raise UserError(f"{place}: no such image or folder")
-    files = []
-    for file in sorted(place.rglob("*")):
-        if file.suffix.lower() in IMAGE_SUFFIXES:
-            files.append(file)
-    if not files:
+    if output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
+        raise UserError(f"--output: {output} is the name of an image, and {place} is a folder; name a folder")
+    if output.is_file():
+        raise UserError(f"--output: {output} is a file; name a folder")
+    refuse_folder_of_images(output, place, "--output")
+    listing = list_files(place, IMAGE_SUFFIXES, output=[output])
+    listing.report()
+    if not listing.files and not listing.unreadable:
         raise UserError(f"{place}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    files = sorted(map(Path, listing.files))
     owners = Counter(file.with_suffix("") for file in files)
     work = []
     for file in files:
         name = file.stem
         if owners[file.with_suffix("")] > 1:
             name = file.name
-        work.append((file, file.relative_to(place).with_name(f"{name}.png")))
-    return work
+        work.append((place / file, output / file.with_name(f"{name}.png")))
+    return Work(work, listing.unreadable)
+
+
+def _target_of(image: Path, output: Path) -> Path:
+    """Return the path of the result of a single image."""
+    target = output / f"{image.stem}.png"
+    if output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
+        target = output
+    elif output.is_file():
+        raise UserError(f"--output: {output} is a file; name a folder, or a file with the suffix of an image")
+    if target.exists() and target.samefile(image):
+        raise UserError(f"--output: {target} is the image itself; name another folder or file")
+    return target
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status: 1 where images cannot be read; they are listed and the rest is restored."""
     flags = parse(arguments)
-    work = images_in(flags.input)
+    work = find_work(flags.input, flags.output)
     options = with_flags(run_options(flags.weights, flags.opt, flags.device), flags)
     weights = flags.weights or options.path.pretrain_network_g
     if not weights:
@@ -207,13 +245,11 @@ class StepBar:
         self.bar.update(done - self.bar.n)
 
 
-def restore_all(
-    work: list[tuple[Path, Path]], output: Path, restored: ImageRestorer, samples: int, overwrite: bool
-) -> int:
+def restore_all(work: Work, output: Path, restored: ImageRestorer, samples: int, overwrite: bool) -> int:
     """Write every restored image; print how many were there and which cannot be read. Return the exit status."""
-    old, bad = 0, []
-    for file, name in tqdm(work, unit="image", disable=None):
-        targets = _targets(output / name, samples, overwrite)
+    old, bad = 0, list(work.unreadable)
+    for file, place in tqdm(work.images, unit="image", disable=None):
+        targets = _targets(place, samples, overwrite)
         if not targets:
             old += 1
             continue
@@ -221,12 +257,17 @@ def restore_all(
             image = read_image(file, restored.channels)
             for number, target in targets.items():
                 write_image(target, restored(image, file.stem, number))
-        except ImageError as error:
-            message = str(error)
+        except Exception as error:
+            message = fault_of_item(error)
+            if message is None:
+                raise
+            if out_of_memory(error):
+                message += "; --tile 256 needs less"
             if str(file) not in message:
-                message = f"{file}: {error}"
+                message = f"{file}: {message}"
             bad.append(message)
-    print(f"{len(work) - old - len(bad)} images restored to {output}")
+    count = len(work.images) + len(work.unreadable) - old - len(bad)
+    print(f"{count} images restored to {output}")
     if old:
         print(f"{old} were there already and were kept; --overwrite replaces them")
     for message in bad:

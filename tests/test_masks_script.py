@@ -407,3 +407,26 @@ def test_the_script_itself_runs_without_a_traceback(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("error: nothing.lmdb: there is no such mask store")
     assert "Traceback" not in done.stderr
+
+
+def test_view_lists_images_at_fault_and_draws_the_rest(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(folders, "import", "--images", str(folders / "images")) == 0
+    (folders / "images" / "one.png").write_bytes(b"damaged")
+    assert run(folders, "view", "--output", str(folders / "pictures")) == 1
+    assert sorted(path.name for path in (folders / "pictures").rglob("*.png")) == ["three.png", "two.png"]
+    assert "one" in capsys.readouterr().err
+
+
+def test_pictures_never_replace_the_images_and_are_none_of_them(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(folders, "import", "--images", str(folders / "images")) == 0
+    assert run(folders, "view", "--output", str(folders / "images")) == 2
+    assert "is where the images lie" in capsys.readouterr().err
+    for _ in range(2):
+        assert run(folders, "view", "--output", str(folders / "images" / "pictures")) == 0
+    assert len(list((folders / "images").rglob("*.png"))) == 6
+    crop = ["crop", "--store", str(folders / "m.lmdb"), "--images", str(folders / "images"), "--crop-size", "8"]
+    crop += ["--step", "8", "--output", str(folders / "cut.lmdb"), "--output-images"]
+    assert script.main([*crop, str(folders / "images")]) == 2
+    assert "--output-images: " in capsys.readouterr().err

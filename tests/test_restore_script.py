@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import photograph
 
+from sam4ir.errors import UserError
 from sam4ir.priors.zoo import weights as zoo
 from sam4ir.priors.zoo.sources import Url
 from sam4ir.priors.zoo.weights import Entry, ZooNetwork
@@ -139,3 +144,149 @@ def test_a_wrong_device_is_named(script: ModuleType, photos: Path) -> None:
     torch.save(brightening("NAFNet", "img_channel", 3, **TINY), photos.parent / "w.pth")
     with pytest.raises(ValueError, match="--device: 'gpu' is none; give auto, cpu"):
         restored(script, photos.parent / "w.pth", photos, "--device", "gpu")
+
+
+def identity(photos: Path) -> str:
+    """A network that adds 1/255, which every test of places uses."""
+    torch.save(brightening("NAFNet", "img_channel", 3, **TINY), photos.parent / "w.pth")
+    return str(photos.parent / "w.pth")
+
+
+def test_the_output_may_be_a_file_for_one_image(script: ModuleType, photos: Path) -> None:
+    place = ["--weights", identity(photos), "--input", str(photos / "colour.png"), "--device", "cpu"]
+    target = photos.parent / "new" / "better.tiff"
+    assert script.main([*place, "--output", str(target)]) == 0
+    assert np.array_equal(read_image(target), brighter(photograph(1)))
+    assert script.main([*place, "--output", str(photos.parent / "folder")]) == 0
+    assert (photos.parent / "folder" / "colour.png").is_file()
+    (photos.parent / "old.png").mkdir()  # a folder of such a name stays one
+    assert script.main([*place, "--output", str(photos.parent / "old.png")]) == 0
+    assert (photos.parent / "old.png" / "colour.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "message"),
+    [
+        ("in", "in", "--output: .*in is where the images lie; results would replace them"),
+        ("in", "link", "--output: .*link is where the images lie; results would replace them"),
+        ("in", "x.png", "--output: .*x.png is the name of an image, and .*in is a folder; name a folder"),
+        ("in", "file", "--output: .*file is a file; name a folder"),
+        ("in/colour.png", "in", "--output: .*colour.png is the image itself"),
+        ("in/colour.png", "in/colour.png", "--output: .*colour.png is the image itself"),
+        ("in/colour.png", "file", "--output: .*file is a file; name a folder, or a file with the suffix"),
+    ],
+)
+def test_an_output_that_is_no_place_for_results_is_refused(
+    script: ModuleType, photos: Path, source: str, output: str, message: str
+) -> None:
+    (photos.parent / "link").symlink_to(photos)
+    (photos.parent / "file").touch()
+    before = (photos / "colour.png").read_bytes()
+    arguments = ["--weights", identity(photos), "--input", str(photos.parent / source), "--overwrite"]
+    with pytest.raises(ValueError, match=message):
+        script.main([*arguments, "--output", str(photos.parent / output)])
+    assert (photos / "colour.png").read_bytes() == before
+
+
+def test_results_and_hidden_files_in_the_input_are_no_input(
+    script: ModuleType, photos: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (photos / "._colour.png").write_bytes(b"no image")
+    (photos / "again").symlink_to(photos)
+    place = ["--weights", identity(photos), "--input", str(photos), "--output", str(photos / "out"), "--device", "cpu"]
+    assert script.main(place) == 0
+    assert script.main(place) == 0
+    assert sorted(path.name for path in photos.rglob("*.png")) == sorted(
+        ["._colour.png", "colour.png", "grey.png", "colour.png", "grey.png"]
+    )
+    assert "1 hidden file, 1 link to a folder that is listed already (again)" in caplog.text
+    assert "1 folder that the results go to (out)" in caplog.text
+
+
+def test_images_at_fault_are_listed_and_the_rest_is_restored(
+    script: ModuleType, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    faults = {
+        "a.png": MemoryError(),
+        "b.png": cv2.error("no such size"),
+        "c.png": OSError(36, "File name too long"),
+        "d.png": UserError("damaged"),
+    }
+    for name in (*faults, "e.png"):
+        write_image(photos / name, photograph(1))
+    (photos / "gone.png").symlink_to(photos / "nowhere.png")
+
+    def read(file: Path, channels: int) -> np.ndarray:
+        if file.name in faults:
+            raise faults[file.name]
+        return read_image(file, channels)
+
+    monkeypatch.setattr(script, "read_image", read)
+    out = photos.parent / "out"
+    status = script.main(["--weights", identity(photos), "--input", str(photos), "--output", str(out)])
+    assert status == 1
+    assert sorted(path.name for path in out.glob("*")) == ["colour.png", "e.png", "grey.png"]
+    skipped = capsys.readouterr().err
+    for line in (
+        f"skipped: {photos}/a.png: memory ran out (MemoryError)",
+        f"skipped: {photos}/b.png: OpenCV cannot work on it (no such size)",
+        f"skipped: {photos}/c.png: [Errno 36] File name too long",
+        f"skipped: {photos}/d.png: damaged",
+        f"skipped: {photos}/gone.png: cannot be read",
+    ):
+        assert line in skipped
+    monkeypatch.setitem(faults, "a.png", OSError(28, "No space left on device"))
+    with pytest.raises(OSError, match="No space left"):
+        script.main(["--weights", identity(photos), "--input", str(photos), "--output", str(out)])
+
+
+RRDB = "{type: RRDBNet, num_in_ch: 3, num_out_ch: 3, num_feat: 8, num_block: 1, num_grow_ch: 4, scale: 4}"
+
+
+@pytest.mark.parametrize("tiles", [(), ("--tile", "24")])
+def test_an_enlarging_network_without_a_scale_gives_the_large_image(
+    script: ModuleType, photos: Path, tiles: tuple[str, ...]
+) -> None:
+    torch.manual_seed(0)
+    network = ARCHS.get("RRDBNet")(num_feat=8, num_block=1, num_grow_ch=4, scale=4)
+    weights, options = photos.parent / "sr.pth", photos.parent / "sr.yml"
+    torch.save({"params": network.state_dict()}, weights)
+    by_weights = restored(script, weights, photos, *tiles)
+    assert by_weights["colour.png"].shape == tuple(
+        side * factor for side, factor in zip(photograph(1).shape, (4, 4, 1), strict=True)
+    )
+    for text in ("", "scale: 4\n"):
+        options.write_text(f"name: x\nnetwork_g: {RRDB}\n{text}")
+        by_options = restored(script, weights, photos, "-opt", str(options), "--overwrite", *tiles)
+        assert np.array_equal(by_options["colour.png"], by_weights["colour.png"])
+    options.write_text(f"name: x\nnetwork_g: {RRDB}\nscale: 2\n")
+    with pytest.raises(ValueError, match=r"scale: is 2, but RRDBNet .* images 4 times .*; set scale: 4"):
+        restored(script, weights, photos, "-opt", str(options), "--overwrite", *tiles)
+
+
+MEMORY = """
+import resource, sys
+import torch
+sys.argv = sys.argv[1:]
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+room = used + (1000 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+import runpy
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_an_image_too_large_for_the_memory_is_restored_in_tiles_and_the_next_one_too(photos: Path) -> None:
+    torch.save({"params": brightening("NAFNet", "img_channel", 3, **{**TINY, "width": 8})}, photos.parent / "w.pth")
+    large = np.tile(photograph(1), (76, 58, 1))
+    write_image(photos / "a_large.png", large)
+    words = ["--weights", photos.parent / "w.pth", "--input", photos, "--output", photos.parent / "out"]
+    command = [sys.executable, "-c", MEMORY, SCRIPT, *words, "--device", "cpu"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=environment, timeout=500)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert "a_large: memory ran out" in done.stderr
+    assert "--tile " in done.stderr
+    assert np.abs(read_image(photos.parent / "out" / "a_large.png").astype(int) - brighter(large)).max() == 0
+    assert (photos.parent / "out" / "grey.png").is_file()

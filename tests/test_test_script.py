@@ -110,6 +110,30 @@ def test_what_is_wrong_on_the_command_line_is_one_message(
     assert not (world.root / "results").exists()
 
 
+def test_an_image_at_fault_is_listed_and_scored_by_the_next_run(
+    world: World,
+    option_file: Path,
+    script: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    first = sorted((world.root / "gt").glob("*.png"))[0]
+    whole = first.read_bytes()
+    for flags, name in (((), "single"), (("--checkpoints", run_folder(world, {10: 0.2})), "several")):
+        first.write_bytes(whole[:100])
+        words = ["test.py", "-opt", option_file, *flags, "--force_yml", f"name={name}"]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        assert cli.run(script.main) == 1
+        printed = capsys.readouterr()
+        assert "PSNR" in printed.out or "psnr_y" in printed.out
+        assert f"{first.name}: truncated PNG" in printed.err
+        first.write_bytes(whole)
+        assert cli.run(script.main) == 0
+        folder = world.root / "results" / name
+        (summary,) = [*folder.glob("summary.json"), *folder.glob("*/summary.json")]
+        assert "not_scored" not in json.loads(summary.read_text())
+
+
 @pytest.mark.slow
 def test_two_processes_score_as_one(world: World, option_file: Path) -> None:
     other = world.root / "other.pth"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -19,6 +20,8 @@ from sam4ir.config.signature import check_block, validate
 from sam4ir.config.yaml_text import DEEPEST, Path, Problem, dump, parse
 from sam4ir.errors import UserError
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, TERMS, VIEWS, Registry
+
+log = logging.getLogger(__name__)
 
 # as os.path.expandvars reads them
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})", re.ASCII)
@@ -42,13 +45,17 @@ class OptionsError(UserError):
         super().__init__("\n  ".join([f"{path}: {count}", *map(str, self.problems)]))
 
 
-def load_options(path: str | os.PathLike[str], overrides: Iterable[str] = (), training: bool = True) -> Options:
+def load_options(
+    path: str | os.PathLike[str], overrides: Iterable[str] = (), training: bool = True, *, named_by_user: bool = True
+) -> Options:
     """Return the options of a YAML file.
 
     overrides: 'a:b=c' sets key b of block a to the YAML value c, as BasicSR's --force_yml.
     $VAR, ${VAR} and a leading ~ are expanded in every text. Modules named under `plugins:` are
     imported first, so that the parts they register are checked like ours.
     training: False leaves the keys of training out, so that a program which only restores needs none of their parts.
+    named_by_user: False for a file that merely lies beside another one, such as downloaded weights. Its plugins are
+    programs of somebody else, so they are not imported; the log names them, and a network that needs them is refused.
     Raises OptionsError listing every problem with line, key path and near miss.
     """
     name = os.fspath(path)
@@ -64,7 +71,15 @@ def load_options(path: str | os.PathLike[str], overrides: Iterable[str] = (), tr
     reported = {problem.path for problem in problems}
     if not training:
         values = {key: value for key, value in values.items() if key not in TRAINING_KEYS}
-    options, further = _resolve(values, FilePath(path).parent)
+    folder = FilePath(path).parent
+    left_out: list[str] = []
+    failed: list[Problem] = []
+    if named_by_user:
+        values = {**values, **_plugin_files(values.get("plugins"), folder)}
+        failed = _import_plugins(values.get("plugins"), folder)
+    else:
+        values, left_out = _without_plugins(name, values)
+    options, further = _resolve(values, failed, left_out)
     for problem in further:
         if problem.path not in reported:  # a value that could not be read has one problem, not two
             problems.append(problem)
@@ -213,16 +228,48 @@ def _is_plain_text(value: str) -> bool:
     return not _VARIABLE.search(value)
 
 
-def _resolve(values: Mapping[str, Any], folder: FilePath) -> tuple[Options | None, list[Problem]]:
-    """Import plugins, translate official spellings and check everything; return (options or None, problems)."""
-    values = {**values, **_plugin_files(values.get("plugins"), folder)}
-    failed = _import_plugins(values.get("plugins"), folder)
+def _without_plugins(name: str, values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the values without `plugins`, and the modules that they name; the log lists these."""
+    plugins = values.get("plugins") or []
+    rest = {key: value for key, value in values.items() if key != "plugins"}
+    if not isinstance(plugins, list):
+        plugins = [plugins]
+    modules = [str(plugin) for plugin in plugins]
+    if modules:
+        log.warning(
+            "%s: its plugins (%s) were not loaded, since a plugin is a program and nobody named this file; "
+            "-opt %s loads them",
+            name,
+            ", ".join(modules),
+            name,
+        )
+    return rest, modules
+
+
+def _needs_plugin(path: Path, kind: str, plugins: Sequence[str]) -> Problem:
+    """Return the problem of a network whose plugin was not loaded."""
+    return Problem(
+        path,
+        f"{kind!r} is no network of sam4ir; a plugin of this file ({', '.join(plugins)}) may bring it, but plugins are "
+        "loaded only from an option file that you name: give it by -opt if you trust it",
+    )
+
+
+def _resolve(
+    values: Mapping[str, Any], failed: Sequence[Problem], left_out: Sequence[str]
+) -> tuple[Options | None, list[Problem]]:
+    """Translate official spellings and check everything; return (options or None, problems).
+
+    failed: problems of plugins that could not be imported. left_out: plugins that were not imported on purpose.
+    """
     values, problems = as_ours(values)
     options, invalid = validate(Options, values)
-    problems += failed + invalid
+    problems += [*failed, *invalid]
     for path, registry, block in _blocks(values):
-        if failed and block["type"] not in registry:
-            continue  # the plugin that could not be imported may have it
+        if left_out and registry is ARCHS and block["type"] not in registry:
+            problems.append(_needs_plugin((*path, "type"), block["type"], left_out))
+        if (failed or left_out) and block["type"] not in registry:
+            continue  # the plugin that was not imported may have it
         declared = _declared(path)
         arguments = {key: value for key, value in block.items() if key not in declared}
         also_known = set(declared)

@@ -174,7 +174,7 @@ def eval_samples(
     Rank r takes every world_size-th image, from the r-th on.
     """
     indices = range(rank, len(dataset), world_size)
-    return _load(partial(_eval_sample, dataset, seed), indices, num_workers, prefetch_factor)
+    return _load(partial(eval_sample, dataset, seed), indices, num_workers, prefetch_factor)
 
 
 def _batch(stream: SampleStream, numbers: Sequence[int]) -> Batch:
@@ -213,7 +213,7 @@ def _mixed(sample: Sample, partner: Sample, lam: float) -> Sample:
     )
 
 
-def _eval_sample(dataset: Dataset, seed: int, index: int) -> Sample:
+def eval_sample(dataset: Dataset, seed: int, index: int) -> Sample:
     """Return the sample of an image, drawn from (seed, its key)."""
     return dataset.get(index, generator(seed, "eval", dataset.key(index)))
 

@@ -5,8 +5,7 @@ A key is the image's path in the source, with '/', without suffix: the same for 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
@@ -17,6 +16,7 @@ from sam4ir.data.lmdb_io import LmdbReader, key_of, parse_meta_line, read_image_
 from sam4ir.errors import UserError
 from sam4ir.registry import near_miss
 from sam4ir.utils.files import read_text
+from sam4ir.utils.folders import list_files
 from sam4ir.utils.image import IMAGE_SUFFIXES, read_image, read_size
 from sam4ir.utils.tables import text_lines
 
@@ -48,16 +48,17 @@ def read(source: ImageSource, key: str) -> np.ndarray:
 
 
 class FolderSource:
-    """The images in a folder and its subfolders, without hidden ones; the constructor lists the folder, once."""
+    """The images in a folder and its subfolders, see utils.folders; the constructor lists the folder, once.
 
-    def __init__(self, root: str | Path) -> None:
+    output: folders that the command writes to, which are left out.
+    """
+
+    def __init__(self, root: str | Path, output: Sequence[Path] = ()) -> None:
         self.root = Path(root)
-        if self.root.exists() and not self.root.is_dir():
-            raise UserError(f"{root}: is a file, give the folder that it lies in")
-        if not self.root.is_dir():
-            raise UserError(f"{root}: no such folder")
+        listing = list_files(self.root, IMAGE_SUFFIXES, output=output)
+        listing.report()
         self._files: dict[str, str] = {}
-        for name in _image_files(self.root):
+        for name in listing.files:
             other = self._files.setdefault(key_of(name), name)
             if other != name:
                 raise UserError(f"{root}: {other} and {name} differ only in their suffix; remove one of them")
@@ -101,16 +102,18 @@ class LmdbSource:
         return f"{self.root}[{key}]"
 
 
-def open_source(dataroot: str | Path, io_backend: IoBackend | None, option: str) -> ImageSource:
+def open_source(
+    dataroot: str | Path, io_backend: IoBackend | None, option: str, output: Sequence[Path] = ()
+) -> ImageSource:
     """Open the source at `dataroot`.
 
     io_backend: {'type': 'disk' | 'lmdb'}; None goes by the folder's name. option: dataroot's name in error messages.
+    output: folders that the command writes to; where they lie in `dataroot` they are left out.
     Raises ValueError for an unknown type, a type that the folder's name contradicts, and where there are no images.
     """
     by_name = "disk"
-    opener: type[FolderSource] | type[LmdbSource] = FolderSource
     if Path(dataroot).suffix == ".lmdb":
-        by_name, opener = "lmdb", LmdbSource
+        by_name = "lmdb"
     kind = _backend_type(io_backend) or by_name
     if kind != by_name:
         raise UserError(
@@ -118,7 +121,11 @@ def open_source(dataroot: str | Path, io_backend: IoBackend | None, option: str)
             "any other with disk"
         )
     try:
-        source: ImageSource = opener(dataroot)
+        source: ImageSource
+        if by_name == "lmdb":
+            source = LmdbSource(dataroot)
+        else:
+            source = FolderSource(dataroot, output)
     except UserError as error:
         raise UserError(f"{option}: {error}") from error
     if not source.keys:
@@ -170,15 +177,6 @@ def _meta_key(line: str, keys: set[str]) -> str:
         if key in keys:
             return key
     return key_of(line.split()[0])
-
-
-def _image_files(root: Path) -> Iterator[str]:
-    """Yield the path in `root` of every image, folder by folder; hidden ones and LMDB folders are left out."""
-    for folder, folders, files in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and not name.endswith(".lmdb"))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield (Path(folder) / name).relative_to(root).as_posix()
 
 
 def _backend_type(io_backend: IoBackend | None) -> str | None:

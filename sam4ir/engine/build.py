@@ -22,11 +22,14 @@ from sam4ir.engine.weights import WeightsFileError, load_weights, locate
 from sam4ir.errors import UserError
 from sam4ir.models.restoration import eval_mode, restore
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, Registry
+from sam4ir.utils.memory import out_of_memory
 from sam4ir.utils.rng import torch_stream
 from sam4ir.utils.weights import read_weights
 
 M = TypeVar("M", bound=nn.Module)
 DIFFUSION_ENTRY = "diffusion"  # of weights files: the diffusion that the network was trained with
+
+_TRIAL_SIDES = (16, 64, 256)  # of images with which a network is tried
 
 # arguments of an RRDB by the names that code bases give them: features, blocks, growth
 _FEATURES, _BLOCKS, _GROWTH = ("num_feat", "nf"), ("num_block", "nb"), ("num_grow_ch", "gc")
@@ -73,26 +76,73 @@ def build_part(registry: Registry, block: Block, place: str, **handed: Any) -> A
 
 
 def check_images(
-    net: nn.Module, scale: int, device: torch.device, channels: int = 3, *, diffusion: bool = False
+    net: nn.Module, scale: int, device: torch.device, channels: int = 3, *, diffusion: bool = False, multiple: int = 1
 ) -> None:
     """Raise BuildError unless the network turns an image of `channels` into one `scale` times as large.
 
     A pair of dual-pixel views (6 channels) becomes one RGB image; a diffusion network takes one step.
+    multiple: images are padded to a multiple of it (val.window_size).
     """
-    image = torch.zeros(1, channels, 16, 16, device=device)
-    with naming("network_g"), eval_mode(net):
-        output = _one_step(net, image, scale) if diffusion else restore(net, image)
-        shape = tuple(output.shape)
-        if shape != (1, min(channels, 3), 16 * scale, 16 * scale):
-            raise UserError(f"{type(net).__name__} turns {tuple(image.shape)} into {shape}; scale is {scale}")
+    with naming("network_g"):
+        measured = measured_scale(net, device, channels, diffusion=diffusion, multiple=multiple)
+    if measured != scale:
+        raise BuildError(other_scale(net, measured, scale))
 
 
-def _one_step(net: nn.Module, image: torch.Tensor, scale: int) -> torch.Tensor:
+def other_scale(net: nn.Module, measured: int, scale: int) -> str:
+    """Return the sentence on a scale that is not the network's."""
+    size = f"images {measured} times as large as its input"
+    if measured == 1:
+        size = "images of the size of its input"
+    return f"scale: is {scale}, but {type(net).__name__} of network_g makes {size}; set scale: {measured}"
+
+
+def measured_scale(
+    net: nn.Module, device: torch.device, channels: int = 3, *, diffusion: bool = False, multiple: int = 1
+) -> int:
+    """Return how many times a network's images are larger than its input, by restoring a small image.
+
+    Networks that refuse it are tried with larger ones. Raises UserError for images of other channels than the input
+    has (three for two views), and for a size that is no multiple of the input's; a RuntimeError of the network where
+    it takes no image.
+    """
+    refusal: Exception | None = None
+    for least in _TRIAL_SIDES:
+        image = torch.zeros(1, channels, *[-(-least // multiple) * multiple] * 2, device=device)
+        try:
+            with eval_mode(net):
+                output = _one_step(net, image) if diffusion else restore(net, image)
+        except (NotImplementedError, RecursionError):
+            raise
+        except RuntimeError as error:
+            if out_of_memory(error):
+                raise
+            refusal = refusal or error
+            continue
+        return _ratio(net, image, output)
+    assert refusal is not None
+    raise refusal
+
+
+def _ratio(net: nn.Module, image: torch.Tensor, output: torch.Tensor) -> int:
+    """Return side of output over side of image; raise UserError where that is no restored image."""
+    side = image.shape[-1]
+    ratio = output.shape[-1] // side
+    wanted = (1, min(image.shape[1], 3), side * ratio, side * ratio)
+    if ratio < 1 or tuple(output.shape) != wanted:
+        raise UserError(
+            f"{type(net).__name__} turns {tuple(image.shape)} into {tuple(output.shape)}, which is no image of so many "
+            "channels whose size is a whole number (the scale) times that of its input"
+        )
+    return ratio
+
+
+def _one_step(net: nn.Module, image: torch.Tensor) -> torch.Tensor:
     """Return a diffusion network's estimate for LR images (1, c, h, w)."""
-    side = image.shape[-1] * scale
-    x_t = torch.zeros(1, 3, side, side, device=image.device)
     if not callable(getattr(net, "condition", None)):
         raise UserError(f"{type(net).__name__} is no diffusion network, which {DIFFUSION_MODEL} needs; take DiffSR")
+    side = net.condition(image).shape[-1]  # type: ignore[operator]
+    x_t = torch.zeros(1, 3, side, side, device=image.device)
     estimate: torch.Tensor = net(x_t, torch.zeros(1, dtype=torch.int64, device=image.device), image, x_t)
     return estimate
 

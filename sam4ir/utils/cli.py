@@ -161,7 +161,11 @@ def is_user_error(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno not in (None, errno.EBADF)
-    return type(error).__name__ == "OutOfMemoryError"  # torch's, which needs no import here
+    if "torch" not in sys.modules:  # it has errors of its own, and no command should wait for its import
+        return False
+    from sam4ir.utils.memory import out_of_memory
+
+    return out_of_memory(error)
 
 
 def _user_message(error: Exception, rank: str | None) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import logging
 import os
 import re
 import subprocess
@@ -155,6 +156,8 @@ def world(launcher: Launcher, cuda: bool) -> Iterator[World]:
     if size == 1:
         yield joined
         return
+    if not joined.main:
+        logging.getLogger("sam4ir").setLevel(logging.ERROR)  # the main process says it
     if cuda:
         torch.cuda.set_device(joined.cuda_index)
     with peers():

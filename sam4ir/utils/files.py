@@ -268,6 +268,15 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path}: is not a UTF-8 text file (byte {error.start})") from None
 
 
+def is_utf8(text: str) -> bool:
+    """Return whether a text, such as the name of a file, can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds. Raises OSError, and UserError naming the file where it holds no JSON."""
     try:

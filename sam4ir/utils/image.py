@@ -187,7 +187,7 @@ def to_image(image: Tensor, dtype: np.dtype) -> np.ndarray:
     """
     if not image.isfinite().all():
         raise ImageError("the restored image has values that are not finite; are the weights whole?")
-    scaled = image.detach().float().clamp(0, 1).mul(_PIXEL_MAX[dtype]).round()
+    scaled = image.detach().float().clamp(0, 1).mul_(_PIXEL_MAX[dtype]).round_()
     return scaled.permute(1, 2, 0).contiguous().cpu().numpy().astype(dtype)
 
 

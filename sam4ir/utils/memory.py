@@ -1,13 +1,28 @@
-"""Peak memory of this process."""
+"""Memory of this process: its peak, and the errors that say that there is none left."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import gc
 import re
 from pathlib import Path
 
+import cv2
 import torch
 
+_CV_NO_MEMORY = "(-4:"  # cv::Error::StsNoMem
+_NO_MEMORY = (  # in messages of RuntimeErrors, by who writes them
+    "DefaultCPUAllocator",  # torch on a CPU
+    "out of memory",  # CUDA, MPS
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "could not create a memory",  # oneDNN; so are the next two, which name no reason ...
+    "could not create a primitive",
+    "could not execute a primitive",  # ... but have been seen for no other one
+    "bad_alloc",  # C++
+    "bad allocation",
+)
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): sets VmHWM back to what is resident now
@@ -43,5 +58,26 @@ def in_words(size: float) -> str:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that the memory of the CPU or of a device ran out."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "DefaultCPUAllocator" in str(error)
+    """Whether the error says that the memory of the CPU or of a device ran out.
+
+    torch, NumPy, OpenCV and the operating system each have an error of their own for it.
+    """
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    if isinstance(error, cv2.error):
+        return _CV_NO_MEMORY in str(error)  # its attribute `code` is that of the last error of all
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError):
+        text = str(error)
+        return any(words in text for words in _NO_MEMORY)
+    return False
+
+
+def release() -> None:
+    """Give memory that torch keeps for later back to the devices, before something smaller is tried."""
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()

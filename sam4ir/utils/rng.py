@@ -18,7 +18,7 @@ import torch
 def derived_seed(seed: int, *keys: int | str) -> int:
     """Return a 63-bit seed made of `seed` and any number of integers and words."""
     text = "\x1f".join([str(int(seed)), *(f"{type(k).__name__}:{k}" for k in keys)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:8], "little") >> 1
 
 
 def generator(seed: int, *keys: int | str) -> np.random.Generator:

@@ -68,7 +68,7 @@ def options_of(size: str, setting: Setting, precision: str) -> Options:
     device = "cpu" if setting.device.type == "cpu" else str(setting.device)
     changes = [f"network_g:{name}={value}" for name, value in NETWORKS[size].items()]
     plain = [f"device={device}", f"precision={precision}", "train:ema_decay=0"]
-    loaded = load_options(RECIPE, [*plain, *changes, *setting.overrides])
+    loaded = load_options(RECIPE, [*plain, *changes, *setting.overrides], named_by_user=True)
     return loaded.model_copy(update={"path": loaded.path.model_copy(update={"pretrain_network_c": None})})
 
 

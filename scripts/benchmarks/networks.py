@@ -75,7 +75,8 @@ class Setting:
         arguments = TINY[network] if self.quick else (f"{key}={self.width or width}",)
         changes = [f"network_g:{argument}" for argument in arguments]
         device = "cpu" if self.device.type == "cpu" else str(self.device)
-        return load_options(file, [f"device={device}", f"precision={precision}", *changes, *more, *self.overrides])
+        overrides = [f"device={device}", f"precision={precision}", *changes, *more, *self.overrides]
+        return load_options(file, overrides, named_by_user=True)
 
     def side(self, network: str, own: int) -> int:
         """Return the side of patches or images: the command line's, 32 in a quick run, or `own`."""

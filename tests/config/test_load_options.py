@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -613,3 +614,45 @@ def test_a_program_that_only_restores_needs_no_part_of_the_training(world: World
     options = load_options(path, training=False)
     assert (options.train, options.spf, options.datasets) == (None, None, {})
     assert options.network_g.block == values["network_g"]
+
+
+def test_plugins_of_a_file_that_nobody_named_are_not_imported(
+    tmp_path: Path, plugin: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    name = plugin("from pathlib import Path\nPath(__file__).with_name('ran').touch()\n")
+    file = tmp_path / "options.yml"
+    for entry in (name, str(tmp_path / f"{name}.py")):
+        file.write_text(
+            f"name: x\nplugins: [{entry}]\nnetwork_g: {{type: NAFNet}}\nval: {{metrics: {{m: {{type: theirs}}}}}}\n"
+        )
+        before = list(sys.path)
+        options = load_options(file, training=False, named_by_user=False)
+        assert options.plugins == ()
+        assert sys.path == before
+    assert not (tmp_path / "ran").exists()
+    assert f"({name}) were not loaded" in caplog.text
+    assert f"-opt {file} loads them" in caplog.text
+
+
+def test_a_network_of_a_plugin_that_nobody_named_is_refused_in_one_sentence(
+    tmp_path: Path, plugin: Callable[[str], str]
+) -> None:
+    file = tmp_path / "options.yml"
+    file.write_text(f"name: x\nplugins: [{plugin(PLUGIN)}]\nnetwork_g: {{type: MyNet, depth: 4}}\n")
+    with pytest.raises(
+        OptionsError, match=r"line 3: network_g.type: 'MyNet' is no network of sam4ir; .* give it by -opt"
+    ):
+        load_options(file, training=False, named_by_user=False)
+    assert load_options(file, training=False, named_by_user=True).network_g.type == "MyNet"
+
+
+def test_every_command_says_whether_the_user_named_its_option_file() -> None:
+    root = Path(__file__).resolve().parents[2]
+    silent = []
+    for file in [*root.glob("*.py"), *root.glob("sam4ir/**/*.py"), *root.glob("scripts/**/*.py")]:
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "load_options":
+                named = {keyword.arg for keyword in call.keywords}
+                if "named_by_user" not in named:
+                    silent.append(f"{file.name}:{call.lineno}")
+    assert silent == []

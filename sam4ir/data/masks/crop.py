@@ -19,7 +19,7 @@ from sam4ir.data.masks.record import MaskRecord, MaskStoreError
 from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sources import ImageSource, listed, read
 from sam4ir.data.windows import TABLE, Crop, Cut, SubImage, read_table
-from sam4ir.errors import UserError
+from sam4ir.utils.faults import fault_of_item
 from sam4ir.utils.files import atomic
 
 _TASKS_A_PROCESS = 24
@@ -148,8 +148,11 @@ def crop_images(
     for key in whole.keys:
         try:
             cuts.append(_cut(whole, key, crop))
-        except UserError as error:
-            unfit.append(str(error))
+        except Exception as error:
+            fault = fault_of_item(error)
+            if fault is None:
+                raise
+            unfit.append(fault if key in fault else f"{whole.where(key)}: {fault}")
     if not cuts:
         raise MaskStoreError(f"--images: no image of {whole.root} can be cut: {unfit[0]}")
     ready, bad = _with_masks(store, cuts, f"--images {whole.root}")

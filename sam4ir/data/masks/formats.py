@@ -14,7 +14,6 @@ binary     <key>/<number>.png, one file for each mask, with or without the metad
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +24,14 @@ from sam4ir.data.lmdb_io import key_of
 from sam4ir.data.masks.from_sam import read_sam_json
 from sam4ir.data.masks.labels import METADATA, LabelRules, is_binary, read_binary_folder, read_label_map, read_spe_map
 from sam4ir.data.masks.record import MaskStoreError
-from sam4ir.errors import UserError
+from sam4ir.utils.faults import fault_of_item
+from sam4ir.utils.folders import list_files
 from sam4ir.utils.image import read_labels
 
 FORMATS = ("sam", "samdiffsr", "spe", "labels", "binary")
 
 _LABEL_SUFFIXES = (".png", ".tif", ".tiff", ".bmp")
+_SUFFIXES = {*_LABEL_SUFFIXES, ".json", ".npy", ".csv", ".jpg", ".jpeg"}
 _DETECTION_FILES = 8  # pictures that the detection of the format reads
 
 
@@ -113,16 +114,16 @@ def _without_area_and_box(mask: Any) -> Any:
 
 
 class _Tree:
-    """The files below a folder, grouped by suffix, without hidden files and LMDB folders."""
+    """The files below a folder, grouped by suffix; see utils.folders."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.by_suffix: dict[str, list[Path]] = {}
-        for folder, folders, files in os.walk(root, followlinks=True):
-            folders[:] = sorted(filter(_is_searched, folders))  # os.walk enters what the list holds
-            for name in sorted(files):
-                if not name.startswith("."):
-                    self.by_suffix.setdefault(Path(name).suffix.lower(), []).append(Path(folder) / name)
+        listing = list_files(root, _SUFFIXES, kind=("file that holds no masks", "files that hold no masks"))
+        listing.report()
+        for name in listing.files:
+            path = root / name
+            self.by_suffix.setdefault(path.suffix.lower(), []).append(path)
 
     def files(self, *suffixes: str) -> list[Path]:
         paths: list[Path] = []
@@ -216,12 +217,10 @@ class _Tree:
         return reasons[form]
 
 
-def _is_searched(folder: str) -> bool:
-    return not folder.startswith(".") and not folder.endswith(".lmdb")
-
-
 def _seems_binary(path: Path) -> bool:
     try:
         return is_binary(read_labels(path))
-    except UserError:
+    except Exception as error:
+        if fault_of_item(error) is None:
+            raise
         return True  # the error is reported when the file is imported

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from sam4ir import regions
 from sam4ir.data.masks.record import MaskStoreError
 from sam4ir.errors import UserError
+from sam4ir.utils.folders import is_hidden
 from sam4ir.utils.image import read_labels
 from sam4ir.utils.tables import read_csv
 
@@ -140,8 +141,8 @@ def read_binary_folder(folder: Path) -> tuple[Masks, regions.Size | None]:
     Raises MaskStoreError, with the file, on more than two values, a row without its file and a file without a row.
     """
     files = {}
-    for path in sorted(folder.glob("*.png"), key=_number_order):
-        if not path.stem.endswith("matting"):
+    for path in sorted(folder.iterdir(), key=_number_order):
+        if path.suffix.lower() == ".png" and not is_hidden(path.name) and not path.stem.endswith("matting"):
             files[path.stem] = path
     table = folder / METADATA
     rows: Sequence[Mapping[str, Any]]

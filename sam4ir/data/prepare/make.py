@@ -16,6 +16,7 @@ from sam4ir.data.prepare.sharpness import sharpest
 from sam4ir.data.prepare.tree import File
 from sam4ir.data.windows import Crop, Cut, SubImage, whole
 from sam4ir.errors import UserError
+from sam4ir.utils.faults import fault_of_item
 from sam4ir.utils.image import encode_png, size_of
 from sam4ir.utils.resize import shrunk_pixels
 
@@ -186,7 +187,9 @@ def _estimate_one(item: Item, plan: Plan) -> Estimate | None:
     """Return the exact raw size of an item and its PNG size from a few sub-images; None if it cannot be read."""
     try:
         images, windows, _ = load_item(item, plan)
-    except UserError:
+    except Exception as error:
+        if fault_of_item(error) is None:
+            raise
         return None  # reported when the job reaches it
     raw = png = 0
     for image, divisor in zip(images, plan.divisors, strict=True):

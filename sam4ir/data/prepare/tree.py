@@ -6,7 +6,6 @@ Archives are read in place and need not be unpacked.
 from __future__ import annotations
 
 import functools
-import os
 import re
 import tarfile
 import zipfile
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from sam4ir.errors import UserError
+from sam4ir.utils.folders import is_hidden, list_files
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, decode_image
 
 ARCHIVES = (".zip", ".tar")
@@ -91,19 +91,17 @@ class Tree:
         raise UserError(f"--input: {path}: neither a folder nor a .zip or .tar; unpack it and name the folder")
 
     def _files_below(self, root: Path) -> Iterator[tuple[str, File]]:
-        """Yield the files below a folder and remember its archives; hidden files and LMDB folders do not count."""
-        for folder, subfolders, names in os.walk(root, followlinks=True):
-            subfolders[:] = sorted(
-                name for name in subfolders if not (_hidden(name) or name.endswith((".lmdb", ".lmdb.part")))
-            )
-            for name in sorted(names):
-                if _hidden(name):
-                    continue
-                path = Path(folder) / name
-                if path.suffix.lower() in _LISTED:
-                    yield path.relative_to(root).as_posix(), File(str(path))
-                elif name.lower().endswith((*ARCHIVES, *_COMPRESSED)):
-                    self.spare.append(str(path))
+        """Yield the files below a folder and remember its archives; see utils.folders."""
+        archives = (*ARCHIVES, *_COMPRESSED)
+        suffixes = _LISTED | {f".{archive.rpartition('.')[2]}" for archive in archives}
+        listing = list_files(root, suffixes, kind=("other file", "other files"))
+        listing.report()
+        for name in listing.files:
+            path = root / name
+            if path.suffix.lower() in _LISTED:
+                yield name, File(str(path))
+            elif name.lower().endswith(archives):
+                self.spare.append(str(path))
 
     def find(self, pattern: str) -> Iterator[tuple[re.Match[str], File]]:
         """Yield the files whose paths end in the regular expression `pattern`, sorted by path.
@@ -195,11 +193,7 @@ def _tar_members(path: Path) -> Iterator[tuple[str, File]]:
 def _is_image(name: str) -> bool:
     """Return whether an archive's member is an image outside hidden folders."""
     path = PurePosixPath(name)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not any(_hidden(part) for part in path.parts)
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name == "__MACOSX"
+    return path.suffix.lower() in IMAGE_SUFFIXES and not any(map(is_hidden, path.parts))
 
 
 @functools.lru_cache(maxsize=8)

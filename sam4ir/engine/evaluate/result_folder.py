@@ -18,6 +18,7 @@ from sam4ir.utils.tables import write_csv
 log = logging.getLogger(__name__)
 
 OPTIONS_FILE = "options.yml"
+NOT_SCORED = "not_scored"  # key of summary.json: images at fault; the same command scores them later
 
 ImageValues = dict[str, dict[str, dict[str, dict[str, float | str]]]]  # {dataset: {image: {output: {metric: value}}}}
 
@@ -57,6 +58,7 @@ def write_results(
     _write_table(folder / "metrics.csv", results.scores, metrics)
     text = text_table(results.scores, protocols_of(metrics), results.sets, lower_is_better(metrics))
     lines = [f"note: {note}" for note in results.notes]
+    lines += [f"not scored: {fault}" for fault in results.faults]
     lines += closing
     if lines:
         text += "\n".join(["", *lines, ""])
@@ -84,7 +86,7 @@ def _write_table(path: Path, scores: Sequence[Score], metrics: Mapping[str, Metr
 
 
 def _summary(results: Scores, metrics: Mapping[str, Metric]) -> dict[str, object]:
-    """Return the content of summary.json.
+    """Return the content of summary.json; not_scored lists images at fault.
 
     protocols: {metric: definition}; lower_is_better, of_sets: names of such metrics; mean: {dataset: {output: {metric:
     value}}}; images: {dataset: {image: {output: {metric: value}}}}, where each image has several samples, their mean,
@@ -110,6 +112,8 @@ def _summary(results: Scores, metrics: Mapping[str, Metric]) -> dict[str, object
         summary["spread"] = spread
     if results.notes:
         summary["notes"] = list(results.notes)
+    if results.faults:
+        summary[NOT_SCORED] = list(results.faults)
     summary["images"] = _image_values(results.scores)
     return summary
 

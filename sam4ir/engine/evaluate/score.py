@@ -21,6 +21,7 @@ from sam4ir.engine.evaluate.metric import protocols_of
 from sam4ir.engine.evaluate.published import Published, beside, published_table
 from sam4ir.engine.evaluate.report import means
 from sam4ir.engine.evaluate.result_folder import (
+    NOT_SCORED,
     OPTIONS_FILE,
     ResultsExistError,
     holds_options,
@@ -47,10 +48,13 @@ def with_published(options: Options, name: str) -> Options:
     return options.model_copy(update={"val": val})
 
 
-def score_network(options: Options, overwrite: bool = False, world: World = ALONE) -> str:
+def score_network(
+    options: Options, overwrite: bool = False, world: World = ALONE, faults: list[str] | None = None
+) -> str:
     """Score the test sets of an option file (Options.scored); return the table that is also written.
 
-    world: the processes that share the images; the main one writes, the others return ''.
+    world: the processes that share the images; the main one writes, the others return ''. faults: grows by a sentence
+    for each image that could not be scored.
     Writes results/<name>/{metrics.csv, summary.json, summary.txt, options.yml} and, with val.save_img,
     visualization/<data set>/<image>_<name>.png. Results of other options are not touched without `overwrite`.
     """
@@ -59,15 +63,24 @@ def score_network(options: Options, overwrite: bool = False, world: World = ALON
     table = _begin(folder, text, overwrite, options.val, notices(options), world)
     bed = build_test_bed(options, world)
     results = bed.score(options.path.pretrain_network_g, folder, options.name)
+    if faults is not None:
+        faults.extend(results.faults)
     if not world.main:
         return ""
     write_text(folder / OPTIONS_FILE, text)
     return write_results(folder, results, bed.metrics, _published_lines(table, results, bed)) + f"results: {folder}\n"
 
 
-def score_all(options: Options, sources: Sequence[str], overwrite: bool = False, world: World = ALONE) -> str:
+def score_all(
+    options: Options,
+    sources: Sequence[str],
+    overwrite: bool = False,
+    world: World = ALONE,
+    faults: list[str] | None = None,
+) -> str:
     """Score weights one after the other; return the table that is also written.
 
+    faults: grows by a sentence for each image that could not be scored.
     sources: files or names of the zoo. Those that results/<name> holds already are not scored again unless `overwrite`.
     Writes results/<name>/{curve.csv, curve.txt, curve_<metric>.png, options.yml}, and below it for each of the weights
     a folder with the files of `score_network`. Raises UserError as `score_network` does, and where a file changed since
@@ -92,7 +105,9 @@ def score_all(options: Options, sources: Sequence[str], overwrite: bool = False,
         bed = build_test_bed(any_weights, world)
         for number, candidate in enumerate(unscored, 1):
             log.info("%s, %d of %d.", candidate.source, number, len(unscored))
-            _score_one(bed, candidate, folder / candidate.name, table)
+            missing = _score_one(bed, candidate, folder / candidate.name, table)
+            if faults is not None:
+                faults.extend(f"{candidate.name}: {fault}" for fault in missing)
             if world.main:
                 write_curves(folder, table, options.scale)
     if not world.main:
@@ -128,12 +143,13 @@ def _begin(
     return table
 
 
-def _score_one(bed: TestBed, candidate: Candidate, folder: Path, table: Published | None) -> None:
-    """Score one of several weights; the main process writes the results to its folder."""
+def _score_one(bed: TestBed, candidate: Candidate, folder: Path, table: Published | None) -> Sequence[str]:
+    """Score one of several weights; the main process writes the results to its folder. Return the images at fault."""
     results = bed.score(candidate.source, folder, candidate.name)
     if bed.world.main:
         lines = _published_lines(table, results, bed)
         write_results(folder, results, bed.metrics, lines, candidate.origin())
+    return results.faults
 
 
 def _published_lines(table: Published | None, results: Scores, bed: TestBed) -> list[str]:
@@ -153,7 +169,7 @@ def _remove_summaries(folder: Path, listed: Sequence[Candidate], text: str) -> N
 
 
 def _unscored(folder: Path, listed: Sequence[Candidate]) -> list[Candidate]:
-    """Return the candidates without a summary. Raises ResultsExistError where a summary is of another file."""
+    """Return the candidates without a summary of all images. Raises ResultsExistError where one is of another file."""
     unscored = []
     for candidate in listed:
         summary = folder / candidate.name / "summary.json"
@@ -164,6 +180,8 @@ def _unscored(folder: Path, listed: Sequence[Candidate]) -> list[Candidate]:
                 f"{summary.parent}: holds scores of another file than {candidate.source} is now. Nothing was changed. "
                 "Add --overwrite to replace them"
             )
+        elif read_summary(summary).get(NOT_SCORED):
+            unscored.append(candidate)
         else:
             log.info("%s is scored already.", candidate.source)
     return unscored

@@ -16,16 +16,23 @@ from sam4ir.engine.evaluate.report import Score, SetScore
 from sam4ir.engine.evaluate.validate import Outputs, evaluate
 from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.restore.build import RestoreRecipe
+from sam4ir.errors import UserError
 from sam4ir.utils.dist import World
+
+SHOWN_FAULTS = 5  # images that the message lists where none can be scored
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The scores of one network on all test sets. notes: warnings about metrics of whole sets."""
+    """The scores of one network on all test sets.
+
+    notes: warnings about metrics of whole sets. faults: 'SET/KEY: reason' of images that could not be scored.
+    """
 
     scores: Sequence[Score]
     sets: Sequence[SetScore]
     notes: Sequence[str]
+    faults: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -50,13 +57,15 @@ class TestBed:
         """Return the scores of these weights (a file or a name of the zoo), the same in each process.
 
         With val.save_img images go to folder/visualization/<data set>/<image>_<suffix>.png.
-        Raises BuildError for weights that are None, and for a network that does not suit the images.
+        An image at fault is listed, and the others are scored. Raises BuildError for weights that are None, and for a
+        network that does not suit the images; UserError where no image can be scored.
         """
         outputs = self._outputs(weights)
         val = self.recipe.val
         scores: list[Score] = []
         sets: list[SetScore] = []
         notes: list[str] = []
+        faults: list[str] = []
         for name, dataset in self.data.items():
             save_folder = folder / "visualization" / name if val.save_img else None
             evaluation = evaluate(
@@ -73,7 +82,10 @@ class TestBed:
             scores += evaluation.scores
             sets += evaluation.sets
             notes += evaluation.notes
-        return Scores(scores, sets, notes)
+            faults += [f"{name}/{key}: {reason}" for key, reason in evaluation.faults]
+        if faults and len(faults) == sum(map(len, self.data.values())):
+            raise UserError("\n  ".join(["none of the images can be scored", *faults[:SHOWN_FAULTS]]))
+        return Scores(scores, sets, notes, faults)
 
     def _outputs(self, weights: str | None) -> Outputs:
         """Return the network with these weights, after checks that it suits the images."""
@@ -88,5 +100,12 @@ class TestBed:
             restore_build.check_diffusion(diffusion, weights or "")
         for dataset in self.data.values():
             channels = build.channels_of(dataset)
-            build.check_images(network, self.recipe.scale, self.device, channels, diffusion=diffusion is not None)
+            build.check_images(
+                network,
+                self.recipe.scale,
+                self.device,
+                channels,
+                diffusion=diffusion is not None,
+                multiple=self.recipe.val.window_size or 1,
+            )
         return Outputs(restore_build.build_restorer(self.recipe, network), self.device)

@@ -12,24 +12,31 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sam4ir.data.loader import eval_samples
+from sam4ir.data.loader import eval_sample
 from sam4ir.data.sample import Dataset, Sample
 from sam4ir.engine.evaluate.metric import Metric, Pixels
 from sam4ir.engine.evaluate.report import Score, SetScore
 from sam4ir.engine.restore.one_pass import Restorer
+from sam4ir.engine.restore.within_memory import WithinMemory
 from sam4ir.models.restoration import eval_mode, last_output
 from sam4ir.utils.dist import ALONE, World
+from sam4ir.utils.faults import fault_of_item
+from sam4ir.utils.files import is_utf8
 from sam4ir.utils.image import to_uint8, write_image
 from sam4ir.utils.resize import imresize
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """The networks whose outputs are scored: a Restorer, and the refiner of a SAM4IR run or None."""
+    """The networks whose outputs are scored: a Restorer, and the refiner of a SAM4IR run or None.
+
+    within_memory: takes smaller tiles where memory runs out.
+    """
 
     restorer: Restorer
     device: torch.device
     refiner: nn.Module | None = None
+    within_memory: WithinMemory = field(default_factory=WithinMemory)
 
     def __call__(self, sample: Sample, number: int = 0) -> dict[str, Tensor]:
         """Return {'restored': (c, h, w), 'refined': ...} on the CPU, float32 clamped to [0, 1].
@@ -38,7 +45,7 @@ class Outputs:
         """
         lq = sample.lq.unsqueeze(0).to(self.device)
         with eval_mode(self.restorer.network):
-            restored = self.restorer(lq, sample.key, number)
+            restored = self.within_memory(self.restorer, lq, sample.key, number)
         outputs = {"restored": restored}
         if self.refiner is not None:
             with eval_mode(self.refiner):
@@ -58,12 +65,14 @@ class Evaluation(NamedTuple):
 
     scores: of its images. stopped: 0, or the number that `stopped` returned in some process; then images are missing.
     sets: of the whole set; empty where images are missing. notes: warnings about these.
+    faults: images that could not be read, restored or scored, as (key, reason); the scores are those of the others.
     """
 
     scores: list[Score]
     stopped: int
     sets: Sequence[SetScore] = ()
     notes: Sequence[str] = ()
+    faults: Sequence[tuple[str, str]] = ()
 
 
 _GT = ""  # in place of an output: the ground truth
@@ -73,10 +82,11 @@ _GT = ""  # in place of an output: the ground truth
 class _ImageScores:
     """The scores of one image, and its features for metrics of the whole set.
 
-    features: by (metric, output or _GT, sample number).
+    features: by (metric, output or _GT, sample number). fault: (key, reason) where the image has no scores.
     """
 
     scores: list[Score] = field(default_factory=list)
+    fault: tuple[str, str] | None = None
     features: dict[tuple[str, str, int], Tensor] = field(default_factory=dict)
 
 
@@ -111,6 +121,45 @@ class _Scorer:
             self.result.scores.append(Score(self._dataset, self._key, output, values, number))
 
 
+@dataclass(frozen=True)
+class _SetScorer:
+    """The scoring of the images of one data set; the fields are those of `evaluate`."""
+
+    name: str
+    dataset: Dataset
+    outputs: Outputs
+    metrics: Mapping[str, Metric]
+    seed: int
+    save_folder: Path | None
+    save_suffix: str
+    samples: int
+
+    def __call__(self, index: int) -> _ImageScores:
+        """Return the scores of an image, or its fault."""
+        key = self.dataset.key(index)
+        if not is_utf8(key):
+            return _ImageScores(fault=(ascii(key), "its name is no UTF-8 text, which tables cannot hold; rename it"))
+        try:
+            return self._score(eval_sample(self.dataset, self.seed, index))
+        except Exception as error:
+            fault = fault_of_item(error)
+            if fault is None:
+                raise
+            return _ImageScores(fault=(key, fault))
+
+    def _score(self, sample: Sample) -> _ImageScores:
+        """Restore an image as often as asked for, score and save the results."""
+        scorer = _Scorer(self.name, sample, self.metrics)
+        scorer.add(_baselines(sample), 0)
+        for number in range(self.samples):
+            restored = self.outputs(sample, number)
+            if self.save_folder is not None:
+                shown = number if self.samples > 1 else None
+                _save(self.save_folder, sample.key, self.save_suffix, restored, shown)
+            scorer.add(restored, number)
+        return scorer.result
+
+
 def evaluate(
     name: str,
     dataset: Dataset,
@@ -126,39 +175,38 @@ def evaluate(
 ) -> Evaluation:
     """Score every image of a data set, in key order, one row an output; the result is the same in each process.
 
+    An image at fault is listed, and the others are scored.
+
     Each process takes every world.size-th image. The degraded image itself is scored as the output 'input' where it has
     the size of the ground truth, and as 'bicubic', up-scaled, where it is smaller by a whole factor.
     samples: how often each image is restored, with other noise each time. save_folder: restored images are written
     there as 8-bit PNG, each by the process that restored it. stopped: asked between images; a number other than 0 ends
     the work in all processes.
     """
-    images = eval_samples(dataset, seed, world.rank, world.size)
-    share = len(range(world.rank, len(dataset), world.size))
+    score = _SetScorer(name, dataset, outputs, metrics, seed, save_folder, save_suffix, samples)
+    indices = range(world.rank, len(dataset), world.size)
     own: list[_ImageScores] = []
     hidden = None if world.main else True  # None: shown on a terminal only
-    for sample in tqdm(images, total=share, desc=name, unit="image", disable=hidden, leave=False):
+
+    for index in tqdm(indices, desc=name, unit="image", disable=hidden, leave=False):
         if stopped():
             break
-        scorer = _Scorer(name, sample, metrics)
-        scorer.add(_baselines(sample), 0)
-        for number in range(samples):
-            restored = outputs(sample, number)
-            if save_folder is not None:
-                _save(save_folder, sample.key, save_suffix, restored, number if samples > 1 else None)
-            scorer.add(restored, number)
-        own.append(scorer.result)
+        own.append(score(index))
     results = _in_order(world.gather(own))
     scores: list[Score] = []
+    faults = []
     for result in results:
         scores += result.scores
+        if result.fault is not None:
+            faults.append(result.fault)
     signal = world.largest(stopped())
-    if signal or not _of_set(metrics):
-        return Evaluation(scores, signal)
+    if signal or not _of_set(metrics) or not scores:
+        return Evaluation(scores, signal, faults=faults)
     sets: list[SetScore] = []
     if world.main:
         sets = _set_scores(name, results, metrics)
     sets = world.from_main(sets)
-    return Evaluation(scores, signal, sets, _notes(sets, metrics))
+    return Evaluation(scores, signal, sets, _notes(sets, metrics), faults)
 
 
 def _in_order(shares: Sequence[Sequence[_ImageScores]]) -> list[_ImageScores]:

@@ -116,7 +116,7 @@ def _device_name(device: torch.device) -> str:
 
 def load_restorer(option_file: Path, weights: str | None, device: torch.device) -> LoadedRestorer:
     """Load the network of an option file. weights: a file or a name of the zoo; None for path.pretrain_network_g."""
-    options = load_options(option_file, [f"device={device}"], training=False)
+    options = load_options(option_file, [f"device={device}"], training=False, named_by_user=True)
     source = weights or options.path.pretrain_network_g
     if not source:
         raise UserError(f"{option_file}: path.pretrain_network_g names no weights; give --restore-weights")

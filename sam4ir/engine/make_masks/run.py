@@ -31,12 +31,15 @@ from sam4ir.data.sources import ImageSource, read
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import ALONE, PeerError, Tally, World
+from sam4ir.utils.faults import fault_of_item
 from sam4ir.utils.image import eight_bits
+from sam4ir.utils.memory import out_of_memory
 
 Generator = Callable[[np.ndarray], Sequence[Mapping[str, Any]]]
 COUNTERS = ("new", "old", "bad")
 
 _PRINT_EVERY = 60.0  # seconds between two lines where there is no terminal
+_TOO_LITTLE = 3  # images for which memory runs out, before any was done, that end a run
 _SHARED_PATIENCE = 60.0  # seconds until a file of another machine must be visible
 
 
@@ -186,7 +189,7 @@ def generate_masks(
 ) -> MaskReport:
     """Make the masks of all images that the store lacks.
 
-    make: key -> record bytes, or a UserError: such an image is left out and reported; the next run tries it again.
+    make: key -> record bytes, or an error: such an image is left out and reported; the next run tries it again.
     keys: all images, sorted, the same in all processes. shard: this process's share where it runs by itself.
     begun: called with (images, number of those in the store) when the work begins, in the main process.
     Raises Interrupted after SIGTERM or Ctrl-C, when the present image is stored; MaskStoreError where the store cannot
@@ -242,8 +245,10 @@ def _work(
                 try:
                     output.writer.encode_key(key)  # before the time is spent
                     record = make(key)
-                except (UserError, cv2.error) as error:
-                    bad.append((key, str(error)))
+                except Exception as error:
+                    bad.append((key, _fault(error)))
+                    if out_of_memory(error) and not new and len(bad) in {_TOO_LITTLE, len(output.todo)}:
+                        raise  # no fault of the images
                 else:
                     stored = output.writer.put_record(key, record, overwrite)
                     new, old = new + stored, old + (not stored)
@@ -252,6 +257,16 @@ def _work(
         progress.show(totals)
     everywhere = itertools.chain.from_iterable(world.gather(bad))
     return MaskReport(sum(totals), totals[0], totals[1], sorted(everywhere), time.monotonic() - begun)
+
+
+def _fault(error: Exception) -> str:
+    """Return what is wrong with an image; raise the error where it is none of an image's."""
+    fault = fault_of_item(error)
+    if fault is None:
+        raise error
+    if out_of_memory(error):
+        fault += "; --points-per-batch 16 or --max-side 1024 need less"
+    return fault
 
 
 class MaskProgress:

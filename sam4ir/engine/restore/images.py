@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+import logging
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -15,19 +17,26 @@ from sam4ir.engine import build
 from sam4ir.engine.devices import choose_device
 from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.restore.one_pass import Restorer
+from sam4ir.engine.restore.within_memory import WithinMemory
 from sam4ir.engine.weights import load_weights
 from sam4ir.errors import UserError
-from sam4ir.models.restoration import restore
 from sam4ir.utils.image import to_float_tensor, to_grey, to_image
+from sam4ir.utils.memory import out_of_memory
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ImageRestorer:
-    """A Restorer for uint8 and uint16 arrays. channels: 3 for a network of RGB images, 1 for one of grey images."""
+    """A Restorer for uint8 and uint16 arrays. channels: 3 for a network of RGB images, 1 for one of grey images.
+
+    within_memory: takes smaller tiles where memory runs out.
+    """
 
     restorer: Restorer
     device: torch.device
     channels: Literal[1, 3]
+    within_memory: WithinMemory = field(default_factory=WithinMemory)
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray, key: str = "", sample: int = 0) -> np.ndarray:
@@ -38,7 +47,7 @@ class ImageRestorer:
         as_grey = self.channels == 1 and image.shape[2] == 3
         pixels = to_grey(image) if as_grey else image
         lq = to_float_tensor(pixels).unsqueeze(0).to(self.device)
-        restored = to_image(self.restorer(lq, key, sample)[0].cpu(), image.dtype)
+        restored = to_image(self.within_memory(self.restorer, lq, key, sample)[0].cpu(), image.dtype)
         if as_grey:
             return np.repeat(restored, 3, axis=2)
         return restored
@@ -59,22 +68,33 @@ def image_restorer(options: Options, weights: str, on_step: OnStep | None = None
     recipe = restore_build.restore_recipe(options)
     if recipe.diffusion is not None:
         restore_build.check_diffusion(recipe.diffusion, weights)
-        build.check_images(network, recipe.scale, device, diffusion=True)
-        return ImageRestorer(restore_build.build_restorer(recipe, network, on_step), device, 3)
-    with torch.inference_mode():
-        channels = image_channels(network, device)
-    return ImageRestorer(restore_build.build_restorer(recipe, network), device, channels)
+    with build.naming("network_g"):
+        channels, scale = image_form(network, device, recipe)
+    if "scale" in options.model_fields_set and scale != options.scale:
+        raise build.BuildError(build.other_scale(network, scale, options.scale))
+    if scale != options.scale:
+        log.info("scale: %d, as the network's images show; the option file names none", scale)
+    recipe = dataclasses.replace(recipe, scale=scale)
+    return ImageRestorer(restore_build.build_restorer(recipe, network, on_step), device, channels)
 
 
-def image_channels(network: nn.Module, device: torch.device) -> Literal[1, 3]:
-    """Return 3 for a network of RGB images, 1 for one of grey images. Raises ValueError for one of neither."""
+def image_form(
+    network: nn.Module, device: torch.device, recipe: restore_build.RestoreRecipe
+) -> tuple[Literal[1, 3], int]:
+    """Return the channels of a network's images, 3 (RGB) or 1 (grey), and their scale, by restoring a small image.
+
+    Raises UserError for a network of other images.
+    """
+    diffusion, multiple = recipe.diffusion is not None, restore_build.build_inference(recipe).multiple
+    if diffusion:
+        return 3, build.measured_scale(network, device, diffusion=True)
     reason = ""
     channels: Literal[1, 3]
     for channels in (3, 1):
         try:
-            restore(network, torch.zeros(1, channels, 16, 16, device=device))
+            return channels, build.measured_scale(network, device, channels, multiple=multiple)
         except RuntimeError as error:
+            if out_of_memory(error):
+                raise
             reason = str(error).splitlines()[0]
-        else:
-            return channels
-    raise UserError(f"network_g: {type(network).__name__} restores neither RGB nor grey images ({reason})")
+    raise UserError(f"{type(network).__name__} restores neither RGB nor grey images ({reason})")

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sam4ir.errors import UserError
 from sam4ir.models.restoration import restore
 
 Forward = Callable[[Tensor], Tensor]
@@ -41,9 +42,29 @@ class PlainRestorer:
     network: nn.Module
     inference: Inference
 
+    @property
+    def tile(self) -> int | None:
+        """The side of its tiles, None for the whole image."""
+        return self.inference.tile
+
+    def in_tiles(self, tile: int) -> PlainRestorer | None:
+        """Return a Restorer in tiles of this side, one at a time."""
+        side = tile // self.inference.multiple * self.inference.multiple
+        if not side:
+            return None
+        overlap = smaller_overlap(self.tile, self.inference.overlap, side)
+        return PlainRestorer(self.network, replace(self.inference, tile=side, overlap=overlap, batch=1))
+
     def __call__(self, lq: Tensor, key: str, sample: int = 0) -> Tensor:
         """Restore lq (1, c, h, w); see Restorer. key and sample change nothing here."""
         return self.inference(lambda x: restore(self.network, x), lq)
+
+
+def smaller_overlap(tile: int | None, overlap: int, smaller: int) -> int:
+    """Return the overlap of smaller tiles: an eighth, or the overlap of the tiles that were asked for."""
+    if tile is None and not overlap:
+        return smaller // 8
+    return min(overlap, smaller // 2)
 
 
 @dataclass(frozen=True)
@@ -68,6 +89,7 @@ class Inference:
         """Restore image (1, c, h, w) in [0, 1] to (1, c, h scale, w scale) float32, unclamped."""
         height, width = image.shape[-2:]
         whole = padded(image, self.multiple)
+        forward = self._of_full_size(forward)
         if self.tile:
             forward = self._tiled(forward)
         if self.self_ensemble:
@@ -75,6 +97,21 @@ class Inference:
         else:
             restored = forward(whole)
         return restored[..., : height * self.scale, : width * self.scale].float()
+
+    def _of_full_size(self, forward: Forward) -> Forward:
+        """Return the pass without padding that a network has left; a UserError where its images are too small."""
+
+        def run(image: Tensor) -> Tensor:
+            restored = forward(image)
+            height, width = image.shape[-2] * self.scale, image.shape[-1] * self.scale
+            if restored.shape[-2] < height or restored.shape[-1] < width:
+                raise UserError(
+                    f"the network turns {tuple(image.shape[-2:])} pixels into {tuple(restored.shape[-2:])}, which is "
+                    f"smaller than scale {self.scale} says"
+                )
+            return restored[..., :height, :width]
+
+        return run
 
     def _tiled(self, forward: Forward) -> Forward:
         """Return the pass over an image in tiles; an image of the size of a tile goes through whole."""
@@ -153,7 +190,7 @@ def blended(
             total[0, :, rows, columns] += values.float() * window
             weight[rows, columns] += window
     assert total is not None
-    return total / weight
+    return total.div_(weight)  # a second canvas might be more than the memory holds
 
 
 def enlarged(area: Area, scale: int) -> Area:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from sam4ir.diffusion.noise import SeededNoise
 from sam4ir.diffusion.process import Process
 from sam4ir.diffusion.samplers import OnStep, Spacing, run_sampler
-from sam4ir.engine.restore.one_pass import Area, blended, enlarged, padded
+from sam4ir.engine.restore.one_pass import Area, blended, enlarged, padded, smaller_overlap
 from sam4ir.models.sam_diffsr import image_of, upsampled
 from sam4ir.utils.rng import derived_seed
 
@@ -58,6 +59,22 @@ class DiffusionRestorer:
     scale: int
     sampling: Sampling
     on_step: OnStep | None = None
+
+    @property
+    def tile(self) -> int | None:
+        """The side of its tiles in LR pixels, None for the whole image."""
+        return self.sampling.tile
+
+    def in_tiles(self, tile: int) -> DiffusionRestorer | None:
+        """Return a Restorer in tiles of this side at most, one at a time; None where the network needs larger ones."""
+        multiple, smallest = int(self.network.multiple), int(self.network.smallest)  # type: ignore[arg-type]
+        side = tile // multiple * multiple
+        overlap = smaller_overlap(self.tile, self.sampling.overlap, side)
+        if side < smallest or overlap >= side:
+            return None
+        return dataclasses.replace(
+            self, sampling=dataclasses.replace(self.sampling, tile=side, overlap=overlap, batch=1)
+        )
 
     @torch.no_grad()
     def __call__(self, lq: Tensor, key: str, sample: int = 0) -> Tensor:

@@ -97,7 +97,8 @@ def _networks(options: Options, train: TrainOptions, device: torch.device, chann
     seed, channels_last = options.manual_seed, options.channels_last
     student = build_network(options.network_g, "g", device, seed=seed, channels_last=channels_last)
     has_weights = load_pretrained(student, options.path)
-    check_images(student, options.scale, device, channels, diffusion=options.diffuses)
+    window = options.val.window_size if options.val is not None else None
+    check_images(student, options.scale, device, channels, diffusion=options.diffuses, multiple=window or 1)
     if not options.distills:
         return {"g": student}
     second = build_network(options.network_r or options.network_g, "r", device, seed=seed, channels_last=channels_last)

@@ -329,7 +329,8 @@ def _measure_validation(
     for name, data in sets.items():
         reset_peak(outputs.device)
         begun = time.perf_counter()
-        evaluate(name, _First(data), outputs, metrics, seed=seed)
+        for key, reason in evaluate(name, _First(data), outputs, metrics, seed=seed).faults:
+            findings.problem(f"val      {name}: {key}: {reason}")
         seconds = time.perf_counter() - begun
         total += seconds * -(-len(data) // world.size) * runs
         memory = in_words(peak_memory(outputs.device))

@@ -21,8 +21,10 @@ from sam4ir.engine.restore.build import RestoreRecipe
 from sam4ir.engine.train.checkpoint import Progress, publish_latest, save_checkpoint
 from sam4ir.engine.train.journal import Journal
 from sam4ir.engine.train.parts import TrainingParts
+from sam4ir.errors import UserError
 from sam4ir.utils.dist import World
 
+SHOWN_FAULTS = 5  # images at fault that a message lists
 BestRecords = dict[str, dict[str, float]]
 
 
@@ -66,11 +68,22 @@ class Validation:
                 )
             if evaluation.stopped:
                 raise Interrupted(evaluation.stopped)
+            if evaluation.faults:  # means of fewer images would be no point of the same curve
+                raise UserError(_faults_text(name, evaluation.faults))
             scores += evaluation.scores
             sets += evaluation.sets
             for note in evaluation.notes:
                 self.log.warning(note)
         return scores, sets
+
+
+def _faults_text(name: str, faults: Sequence[tuple[str, str]]) -> str:
+    """Return the message for images of a validation set that cannot be scored."""
+    lines = [f"validation set {name}: {len(faults)} of its images cannot be scored"]
+    lines += [f"{key}: {reason}" for key, reason in faults[:SHOWN_FAULTS]]
+    if len(faults) > SHOWN_FAULTS:
+        lines.append(f"and {len(faults) - SHOWN_FAULTS} more")
+    return "\n  ".join(lines) + "\nthe training so far is saved: mend this, then go on with --auto_resume"
 
 
 def validation_outputs(recipe: RestoreRecipe, parts: TrainingParts, device: torch.device) -> Outputs:

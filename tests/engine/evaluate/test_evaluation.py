@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
+import cv2
 import pytest
 import torch
 from conftest import World
@@ -28,6 +29,7 @@ from sam4ir.engine.evaluate.testbed import Scores
 from sam4ir.engine.evaluate.validate import Outputs, evaluate
 from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.restore.one_pass import Inference, PlainRestorer
+from sam4ir.errors import UserError
 from sam4ir.metrics.fid import FrechetDistance
 from sam4ir.metrics.frechet import frechet_distance
 from sam4ir.metrics.kinds import Traits, described
@@ -391,3 +393,41 @@ def test_results_of_another_metric_set_only_can_be_read(tmp_path: Path) -> None:
     result = read_result(tmp_path, "x")
     assert result.sets == {"s": {"restored": {"fid": 3.5}}}
     assert result.outputs() == {"restored"}
+
+
+class OneAtFault(Shrunk):
+    """A data set whose image number 1 cannot be read."""
+
+    error: Exception = UserError("image_1.png: damaged")
+
+    def get(self, index: int, rng: object = None) -> Sample:
+        if index == 1:
+            raise self.error
+        return super().get(index)
+
+
+@pytest.mark.parametrize("error", [UserError("damaged"), OSError(5000, "gone"), MemoryError(), cv2.error("too large")])
+def test_an_image_at_fault_is_listed_and_the_others_are_scored(error: Exception) -> None:
+    data = OneAtFault()
+    data.error = error
+    found = evaluate("set", data, Outputs(Noisy(), CPU), {"psnr": of("psnr")}, seed=0)
+    others = evaluate("set", Shrunk(), Outputs(Noisy(), CPU), {"psnr": of("psnr")}, seed=0)
+    assert found.scores == [score for score in others.scores if score.image != "image_1"]
+    ((key, reason),) = found.faults
+    assert key == "image_1"
+    assert reason
+
+
+def test_an_image_at_fault_keeps_the_order_of_two_processes() -> None:
+    Half.seen.clear()
+    for rank in (0, 1):
+        found = evaluate("set", OneAtFault(), Outputs(Noisy(), CPU), {"psnr": of("psnr")}, seed=0, world=Half(rank, 2))
+    alone = evaluate("set", OneAtFault(), Outputs(Noisy(), CPU), {"psnr": of("psnr")}, seed=0)
+    assert (found.scores, found.faults) == (alone.scores, alone.faults)
+
+
+def test_a_bug_ends_the_scoring() -> None:
+    data = OneAtFault()
+    data.error = KeyError("bug")
+    with pytest.raises(KeyError):
+        evaluate("set", data, Outputs(Noisy(), CPU), {"psnr": of("psnr")}, seed=0)

@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
+import torch
 
 from sam4ir import regions
 from sam4ir.data import lmdb_env
@@ -494,3 +496,35 @@ def test_on_a_network_file_system_each_process_writes_a_part(tmp_path: Path, mon
 
 if __name__ == "__main__":
     worker()
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError(), "--points-per-batch 16 or --max-side 1024 need less"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "--points-per-batch 16 or --max-side 1024 need less"),
+        (OSError(5, "Input/output error on a share"), None),
+        (OSError(36, "File name too long"), "File name too long"),
+        (cv2.error("too large"), "too large"),
+        (KeyError("bug"), None),
+    ],
+)
+def test_an_error_of_one_image_is_listed_and_any_other_ends_the_run(
+    tmp_path: Path, error: Exception, reason: str | None
+) -> None:
+    images = make_images(tmp_path / "images", 3)
+
+    def failing(image: np.ndarray) -> list[dict[str, Any]]:
+        if (image == picture(1)).all():
+            raise error
+        return thresholds(image)
+
+    if reason is None:
+        with pytest.raises(type(error)):
+            run(images, tmp_path / "m.lmdb", failing)
+        return
+    report = run(images, tmp_path / "m.lmdb", failing)
+    assert report.new == 2
+    ((key, text),) = report.bad
+    assert key == "001"
+    assert reason in text

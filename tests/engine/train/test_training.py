@@ -350,6 +350,21 @@ def test_an_error_in_validation_loses_no_training(world: World) -> None:
     assert records(run(world, False, resume=True))[-1]["iter"] == 8
 
 
+def test_memory_that_runs_out_in_validation_loses_no_training_and_names_the_tiles(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as without_memory:
+        without_memory.setattr(PlainRestorer, "__call__", full)
+        message = stopped(world, error=ValueError)
+    assert "validation set small_val: " in message
+    assert "val.grids: true and val.crop_size" in message
+    assert (world.root / "experiments" / "small" / "training_states" / "4.state").exists()
+    assert records(run(world, False, resume=True))[-1]["iter"] == 8
+
+
 def test_what_changed_since_the_checkpoint_is_said_and_holds(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     run(world, False, "train:total_iter=4")
     trainer = Trainer(world.options(False, ("train:optim_g:weight_decay=0.5",)), resume=True)

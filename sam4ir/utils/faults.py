@@ -1,0 +1,33 @@
+"""Which errors belong to one image among many, so that the others can go on."""
+
+from __future__ import annotations
+
+import errno
+
+import cv2
+
+from sam4ir.errors import UserError
+from sam4ir.utils.memory import out_of_memory
+
+_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}  # the next image would meet them as well
+
+
+def fault_of_item(error: Exception) -> str | None:
+    """Return what is wrong with the image that was read, restored or written when the error came; None for a bug.
+
+    None also stands for an error of the whole disk, which ends the command.
+    """
+    if isinstance(error, UserError):
+        return str(error)
+    if out_of_memory(error):
+        return f"memory ran out ({_first_line(error)})"
+    if isinstance(error, cv2.error):
+        return f"OpenCV cannot work on it ({_first_line(error)})"
+    if isinstance(error, OSError) and error.errno not in {None, *_OF_THE_DISK}:
+        return str(error)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
