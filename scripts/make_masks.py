@@ -32,8 +32,8 @@ from sam4ir.errors import UserError
 from sam4ir.utils import cli
 from sam4ir.utils.dist import World, restarted, world
 from sam4ir.utils.files import read_json
-from sam4ir.utils.shell import command_words, yaml_line
 from sam4ir.utils.memory import out_of_memory
+from sam4ir.utils.shell import command_words, yaml_line
 
 _FREE_FLAGS = ("device", "input", "keys", "local_rank", "launcher", "threads")  # that processes may give otherwise
 SHOWN = 20  # bad images that are listed
