@@ -184,6 +184,7 @@ def images_in(place: Path) -> list[tuple[Path, Path]]:
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status: 1 where images cannot be read; they are listed and the rest is restored."""
     flags = parse(arguments)
+    cli.show_log()
     work = images_in(flags.input)
     options = with_flags(run_options(flags.weights, flags.opt, flags.device), flags)
     weights = flags.weights or options.path.pretrain_network_g

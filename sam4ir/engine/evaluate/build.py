@@ -55,4 +55,5 @@ def build_test_bed(options: Options, world: World) -> TestBed:
         device,
         data,
         metrics,
+        options.reads_average,
     )
