@@ -1,6 +1,6 @@
 """Verify the zip files of torch.save: their CRC-32 checksums, which torch writes and does not look at.
 
-A record is read only if it lies inside the file and has its checksum. The header fields of a zip file that no reader
+A record is used only if it lies inside the file and has its checksum. The header fields of a zip file that no reader
 uses (dates, versions, padding) are not covered; a change there changes nothing that is loaded.
 """
 
@@ -103,7 +103,7 @@ def directory(view: memoryview) -> list[Record]:
         if _ZIP64 in (size, stored, offset):
             extra = view[extra_start : extra_start + extra_length]
             size, stored, offset = _long_fields(extra, size, stored, offset)
-        records.append(Record(name.partition("/")[2], crc, size, stored, method == zipfile.ZIP_STORED, offset))
+        records.append(Record(name.partition("/")[2] or name, crc, size, stored, method == zipfile.ZIP_STORED, offset))
         place = extra_start + extra_length + comment_length
     if place != end:
         raise ArchiveError("is damaged: the directory of its zip file has another length")

@@ -34,8 +34,8 @@ AVERAGES = {"ema_model", "model_ema", "ema", "net_g_ema", "generator_ema", "g_em
 WRAPPED = {*WRAPPERS, *AVERAGES, "online_model"}
 # what a training module holds beside the network: never deployed
 COMPANIONS = {*OTHER_NETWORKS, "loss", "loss_fn", "criterion", "perceptual", "perceptual_loss", "vgg", "lpips"}
-COUNTERS = {"total_ops", "total_params"}  # thop
-STEPS = {"n_averaged", "initted", "step", "decay", "num_updates"}  # of averages
+COUNTERS = {"total_ops", "total_params", "n_averaged"}  # of thop, and of torch's averages
+STEPS = {"initted", "step", "decay", "num_updates"}  # of other averages
 
 
 class WeightsFileError(UserError):
@@ -156,7 +156,7 @@ def _candidates(content: Any, names: tuple[str, ...] = (), inside: bool = False)
     for name, value in content.items():
         if not isinstance(name, str) or name in NO_NETWORKS:
             continue
-        if not inside or name in PREFERRED or _stem(name) is not None:
+        if not inside or name in PREFERRED or name in WRAPPED or _stem(name) is not None:
             candidates += _candidates(value, (*names, name), inside=True)
     return candidates
 
@@ -209,7 +209,8 @@ def _stages(tensors: State, average: bool) -> list[State]:
     stages = [tensors]
     while True:
         state = _without_always(stages[-1])
-        state = _without_wrapper(state, average) or state
+        if state.keys() == stages[-1].keys():
+            state = _without_wrapper(state, average) or state
         if state.keys() == stages[-1].keys():
             return stages
         stages.append(state)

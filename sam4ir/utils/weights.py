@@ -65,12 +65,12 @@ def read_file(path: Path, mapped: bool = False) -> Any:
 
 def _read(path: Path, mapped: bool) -> Any:
     """Read a file that is of none of the foreign kinds."""
-    if _is_safetensors(path):
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+    if not zipped and _is_safetensors(path):
         from safetensors.torch import load_file
 
         return load_file(str(path))
-    with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"
     if not zipped:
         return _unpickled(path, mapped=False)
     with verifying(path) as records:

@@ -120,7 +120,9 @@ def load_checkpoint(state_file: Path, parts: TrainingParts) -> Checkpoint:
     the file that is damaged or belongs to another checkpoint, and CheckpointError for a checkpoint of another network.
     """
     state = read_file(state_file)
-    if not isinstance(state, Mapping) or state.get("format") not in (NO_DIGESTS, STATE_FORMAT):
+    if not isinstance(state, Mapping) or "format" not in state:
+        raise DamagedCheckpointError(f"{state_file}: is no training state, but another file with its name")
+    if state["format"] not in (NO_DIGESTS, STATE_FORMAT):
         raise CheckpointError(f"{state_file}: is no training state of this version")
     try:
         return _load(state, state_file, parts)

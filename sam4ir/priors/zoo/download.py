@@ -327,6 +327,7 @@ def _write(response: http.client.HTTPResponse, part: Path, start: int, total: in
                 break
             try:
                 file.write(chunk)
+                file.flush()
             except OSError as error:
                 raise _full(part, error) from error
             bar.update(len(chunk))
