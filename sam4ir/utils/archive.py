@@ -22,13 +22,14 @@ from sam4ir.errors import UserError
 
 # Layouts of APPNOTE.TXT of PKWARE, sections 4.3.7 (local header), 4.3.12 (directory), 4.3.14 to 4.3.16 (its end).
 _LOCAL = struct.Struct("<26xHH")
-_ENTRY = struct.Struct("<10xH4xLLLHHH8xL")
+_ENTRY = struct.Struct("<10xH4xLLLHHH4xLL")
 _END = struct.Struct("<10xHLLH")
 _END_64 = struct.Struct("<32xQQQ")
 _LOCATOR = struct.Struct("<8xQ4x")
 _ZIP64 = 0xFFFFFFFF  # a field of 32 bits whose value stands in the extra field 1
 _MANY = 0xFFFF
 _LONGEST_COMMENT = 0xFFFF
+_FOLDER = 0x10  # attribute of a record that torch's reader then takes for a folder, and returns memory at random
 
 LARGE = 1 << 16  # bytes of a record that a thread takes; zlib holds the interpreter's lock for the small ones
 THREADS = 4
@@ -97,12 +98,15 @@ def directory(view: memoryview) -> list[Record]:
     for _ in range(count):
         if view[place : place + 4] != b"PK\x01\x02" or place + 46 > end:
             raise ArchiveError("is damaged: the directory of its zip file is broken")
-        method, crc, stored, size, name_length, extra_length, comment_length, offset = _ENTRY.unpack_from(view, place)
+        fields = _ENTRY.unpack_from(view, place)
+        method, crc, stored, size, name_length, extra_length, comment_length, attributes, offset = fields
         extra_start = place + 46 + name_length
         name = bytes(view[place + 46 : extra_start]).decode("utf-8", "replace")
         if _ZIP64 in (size, stored, offset):
             extra = view[extra_start : extra_start + extra_length]
             size, stored, offset = _long_fields(extra, size, stored, offset)
+        if attributes & _FOLDER:
+            raise ArchiveError(f"is damaged: its record {name} is marked as a folder")
         records.append(Record(name.partition("/")[2] or name, crc, size, stored, method == zipfile.ZIP_STORED, offset))
         place = extra_start + extra_length + comment_length
     if place != end:
@@ -129,10 +133,10 @@ def contents_digest(path: Path) -> str:
 def _extent(view: memoryview) -> tuple[int, int, int]:
     """Return the number of records, and where their directory begins and ends."""
     tail = bytes(view[-(_LONGEST_COMMENT + 22) :])
-    found = tail.rfind(b"PK\x05\x06")
-    if found < 0 or len(tail) - found < 22:
+    position = tail.rfind(b"PK\x05\x06")
+    if position < 0 or len(tail) - position < 22:
         raise ArchiveError("is truncated or no weights file: the end of its zip archive is missing")
-    end = len(view) - len(tail) + found
+    end = len(view) - len(tail) + position
     count, size, start, comment = _END.unpack_from(view, end)
     if end + 22 + comment != len(view):
         raise ArchiveError("is damaged: the end of its zip file is broken")

@@ -59,6 +59,34 @@ def test_no_changed_bit_is_used(saved: Path, mapped: bool) -> None:
     assert counts["named"] > 150, counts
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("mapped", [False, True])
+def test_no_bit_of_a_small_file_matters_without_a_word(tmp_path: Path, mapped: bool) -> None:
+    """Among them a record's attributes, by which torch's reader takes it for a folder."""
+    path = tmp_path / "tiny.pth"
+    state = {"a": torch.arange(1.0, 9.0), "b": torch.arange(9.0, 13.0)}
+    torch.save(state, path)
+    whole = path.read_bytes()
+    for bit in range(8 * len(whole)):
+        changed = bytearray(whole)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        try:
+            read = read_file(path, mapped)
+        except WeightsFileError:
+            continue
+        assert same(dict(read), state), bit
+
+
+def test_a_record_that_is_marked_as_a_folder_is_refused(saved: Path) -> None:
+    whole = bytearray(saved.read_bytes())
+    entry = whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"data/1"))
+    whole[entry + 38] |= 0x10
+    saved.write_bytes(whole)
+    with pytest.raises(WeightsFileError, match="marked as a folder"):
+        read_file(saved)
+
+
 @pytest.mark.parametrize("page", [512, 4096, 65536])
 def test_no_zeroed_page_is_used(saved: Path, page: int) -> None:
     whole = saved.read_bytes()
