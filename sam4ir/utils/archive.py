@@ -21,7 +21,7 @@ from typing import NamedTuple
 from sam4ir.errors import UserError
 
 # Layouts of APPNOTE.TXT of PKWARE, sections 4.3.7 (local header), 4.3.12 (directory), 4.3.14 to 4.3.16 (its end).
-_LOCAL = struct.Struct("<26xHH")
+_LOCAL = struct.Struct("<4s22xHH")
 _ENTRY = struct.Struct("<10xH4xLLLHHH4xLL")
 _END = struct.Struct("<10xHLLH")
 _END_64 = struct.Struct("<32xQQQ")
@@ -167,9 +167,11 @@ def _long_fields(extra: memoryview, *fields: int) -> list[int]:
 
 def _verify(view: memoryview, record: Record, path: Path, protected: bool) -> None:
     """Raise ArchiveError where a record lies outside of the file or has another checksum."""
-    if view[record.offset : record.offset + 4] != b"PK\x03\x04" or record.offset + 30 > len(view):
+    magic, name_length, extra_length = b"", 0, 0
+    if record.offset + _LOCAL.size <= len(view):
+        magic, name_length, extra_length = _LOCAL.unpack_from(view, record.offset)
+    if magic != b"PK\x03\x04":
         raise ArchiveError(f"is damaged: its record {record.name} is not where the directory says")
-    name_length, extra_length = _LOCAL.unpack_from(view, record.offset)
     start = record.offset + 30 + name_length + extra_length
     if start + record.stored > len(view):
         raise ArchiveError(f"is truncated: its record {record.name} ends behind the file")

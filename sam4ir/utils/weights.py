@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,14 +87,13 @@ def _unpickled(path: Path, mapped: bool) -> Any:
 
 def _require_bounded(content: Any, path: Path) -> None:
     """Raise WeightsFileError where the tensors of a file claim far more memory than the file has bytes."""
-    claimed = repeated = 0
-    for tensor in _all_tensors(content):
-        if tensor.is_meta or tensor.layout != torch.strided:  # take no memory, and no network loads them
-            continue
-        size = tensor.numel() * tensor.element_size()
-        claimed += size
-        repeated += max(0, size - tensor.untyped_storage().nbytes())
     held = path.stat().st_size
+    claimed = sum(tensor.nbytes for tensor in _all_tensors(content))
+    if claimed <= held:
+        return
+    repeated = 0
+    for tensor in _all_tensors(content):
+        repeated += max(0, tensor.nbytes - tensor.untyped_storage().nbytes())
     if repeated > REPEATED or claimed > SHARED * held + SMALL:
         raise WeightsFileError(
             f"{path}: its tensors claim {claimed:,} bytes, the file has {held:,}: they repeat values (torch's expand). "
@@ -103,15 +102,19 @@ def _require_bounded(content: Any, path: Path) -> None:
 
 
 def _all_tensors(content: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested dictionaries, lists and tuples, each container once."""
+    """Yield the tensors with memory of their own in nested dictionaries, lists and tuples, each container once.
+
+    Those without (meta device, sparse) are no weights that a network loads.
+    """
     waiting, known = [content], set[int]()
     while waiting:
         value = waiting.pop()
         if isinstance(value, Tensor):
-            yield value
-        elif isinstance(value, (Mapping, list, tuple, set)) and id(value) not in known:
+            if value.layout == torch.strided and not value.is_meta:
+                yield value
+        elif isinstance(value, (dict, list, tuple, set)) and id(value) not in known:
             known.add(id(value))
-            waiting += value.values() if isinstance(value, Mapping) else value
+            waiting += value.values() if isinstance(value, dict) else value
 
 
 def _is_safetensors(path: Path) -> bool:
