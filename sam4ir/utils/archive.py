@@ -22,7 +22,7 @@ from sam4ir.errors import UserError
 
 # Layouts of APPNOTE.TXT of PKWARE, sections 4.3.7 (local header), 4.3.12 (directory), 4.3.14 to 4.3.16 (its end).
 _LOCAL = struct.Struct("<4s22xHH")
-_ENTRY = struct.Struct("<10xH4xLLLHHH4xLL")
+_ENTRY = struct.Struct("<4s6xH4xLLLHHH4xLL")
 _END = struct.Struct("<10xHLLH")
 _END_64 = struct.Struct("<32xQQQ")
 _LOCATOR = struct.Struct("<8xQ4x")
@@ -33,6 +33,7 @@ _FOLDER = 0x10  # attribute of a record that torch's reader then takes for a fol
 
 LARGE = 1 << 16  # bytes of a record that a thread takes; zlib holds the interpreter's lock for the small ones
 THREADS = 4
+WORTH_THREADS = 32 << 20  # bytes of a file; a smaller one is verified sooner than threads begin
 
 
 class ArchiveError(UserError):
@@ -65,10 +66,10 @@ def verifying(path: Path) -> Iterator[list[Record]]:
         records = directory(view)
         protected = any(record.crc for record in records)  # torch can be set to write 0 for all of them
         large = []
+        if sum(record.size for record in records) >= WORTH_THREADS:
+            large = [record for record in records if record.size >= LARGE and record.name.startswith("data/")]
         for record in records:
-            if record.size >= LARGE and record.name.startswith("data/"):
-                large.append(record)
-            else:
+            if not large or record.size < LARGE or not record.name.startswith("data/"):
                 _verify(view, record, path, protected)
         if not large:
             yield records
@@ -94,22 +95,24 @@ def _mapped(path: Path) -> Iterator[memoryview]:
 def directory(view: memoryview) -> list[Record]:
     """Return the records that the directory of a zip file lists. Raises ArchiveError for a broken directory."""
     count, start, end = _extent(view)
-    records, place = [], start
+    listing, records, place = bytes(view[start:end]), [], 0
     for _ in range(count):
-        if view[place : place + 4] != b"PK\x01\x02" or place + 46 > end:
+        if place + _ENTRY.size > len(listing):
             raise ArchiveError("is damaged: the directory of its zip file is broken")
-        fields = _ENTRY.unpack_from(view, place)
-        method, crc, stored, size, name_length, extra_length, comment_length, attributes, offset = fields
-        extra_start = place + 46 + name_length
-        name = bytes(view[place + 46 : extra_start]).decode("utf-8", "replace")
-        if _ZIP64 in (size, stored, offset):
-            extra = view[extra_start : extra_start + extra_length]
-            size, stored, offset = _long_fields(extra, size, stored, offset)
+        fields = _ENTRY.unpack_from(listing, place)
+        magic, method, crc, stored, size, name_length, extra_length, comment_length, attributes, offset = fields
+        extra_start = place + _ENTRY.size + name_length
+        name = listing[place + _ENTRY.size : extra_start].decode("utf-8", "replace")
+        if magic != b"PK\x01\x02":
+            raise ArchiveError("is damaged: the directory of its zip file is broken")
         if attributes & _FOLDER:
             raise ArchiveError(f"is damaged: its record {name} is marked as a folder")
+        if _ZIP64 in (size, stored, offset):
+            extra = listing[extra_start : extra_start + extra_length]
+            size, stored, offset = _long_fields(extra, size, stored, offset)
         records.append(Record(name.partition("/")[2] or name, crc, size, stored, method == zipfile.ZIP_STORED, offset))
         place = extra_start + extra_length + comment_length
-    if place != end:
+    if place != len(listing):
         raise ArchiveError("is damaged: the directory of its zip file has another length")
     if sum(record.stored for record in records) > start:
         raise ArchiveError("is damaged: its zip file lists more bytes than it holds")
@@ -121,13 +124,10 @@ def contents_digest(path: Path) -> str:
 
     Raises ArchiveError for a broken directory and OSError for a file that cannot be read.
     """
-    digest = hashlib.sha256()
     with _mapped(path) as view:
         records = directory(view)
-    for name, size, crc in sorted((record.name, record.size, record.crc) for record in records):
-        if name.startswith("data/"):
-            digest.update(f"{name} {size} {crc}\n".encode())
-    return digest.hexdigest()
+    lines = [f"{record.name} {record.size} {record.crc}" for record in records if record.name.startswith("data/")]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def _extent(view: memoryview) -> tuple[int, int, int]:
@@ -153,7 +153,7 @@ def _extent(view: memoryview) -> tuple[int, int, int]:
     return count, start, start + size
 
 
-def _long_fields(extra: memoryview, *fields: int) -> list[int]:
+def _long_fields(extra: bytes, *fields: int) -> list[int]:
     """Return size, stored bytes and offset with those of 64 bits from the extra field 1."""
     place = 0
     while place + 4 <= len(extra):

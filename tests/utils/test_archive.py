@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sam4ir.utils import archive
 from sam4ir.utils.archive import ArchiveError, contents_digest
 from sam4ir.utils.weights import WeightsFileError, read_file
 
@@ -46,7 +47,9 @@ def outcome(path: Path, mapped: bool = False) -> str:
 
 
 @pytest.mark.parametrize("mapped", [False, True])
-def test_no_changed_bit_is_used(saved: Path, mapped: bool) -> None:
+@pytest.mark.parametrize("least", [0, archive.WORTH_THREADS], ids=["threads", "no threads"])
+def test_no_changed_bit_is_used(saved: Path, mapped: bool, least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "WORTH_THREADS", least)
     whole, draw = saved.read_bytes(), random.Random(1)
     counts = {"named": 0, "equal": 0, "silent": 0}
     structure = draw.choices([*range(4000), *range(len(whole) - 4000, len(whole))], k=200)
@@ -99,8 +102,8 @@ def test_no_zeroed_page_is_used(saved: Path, page: int) -> None:
 
 def test_the_message_names_the_part_and_the_checksum(saved: Path) -> None:
     whole = bytearray(saved.read_bytes())
-    with zipfile.ZipFile(saved) as archive:
-        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+    with zipfile.ZipFile(saved) as zipped:
+        largest = max(zipped.infolist(), key=lambda entry: entry.file_size)
     whole[largest.header_offset + 1000] ^= 1
     saved.write_bytes(whole)
     record = largest.filename.partition("/")[2]
@@ -160,8 +163,8 @@ def test_a_digest_is_that_of_the_tensors(saved: Path, tmp_path: Path) -> None:
 def test_a_directory_that_lists_a_record_twice_as_more_bytes_is_refused(saved: Path) -> None:
     """A small archive whose entries all point to the same bytes would hold more than its length."""
     whole = saved.read_bytes()
-    with zipfile.ZipFile(saved) as archive:
-        start, count = archive.start_dir, len(archive.infolist())
+    with zipfile.ZipFile(saved) as zipped:
+        start, count = zipped.start_dir, len(zipped.infolist())
     tail = whole.rindex(b"PK\x06\x06")
     entries = whole[start:tail] * 3
     end = b"PK\x05\x06" + bytes(4) + (3 * count).to_bytes(2, "little") * 2
