@@ -66,10 +66,10 @@ def verifying(path: Path) -> Iterator[list[Record]]:
         records = directory(view)
         protected = any(record.crc for record in records)  # torch can be set to write 0 for all of them
         large = []
-        if sum(record.size for record in records) >= WORTH_THREADS:
-            large = [record for record in records if record.size >= LARGE and record.name.startswith("data/")]
         for record in records:
-            if not large or record.size < LARGE or not record.name.startswith("data/"):
+            if len(view) >= WORTH_THREADS and record.size >= LARGE and record.name.startswith("data/"):
+                large.append(record)
+            else:
                 _verify(view, record, path, protected)
         if not large:
             yield records
@@ -95,7 +95,7 @@ def _mapped(path: Path) -> Iterator[memoryview]:
 def directory(view: memoryview) -> list[Record]:
     """Return the records that the directory of a zip file lists. Raises ArchiveError for a broken directory."""
     count, start, end = _extent(view)
-    listing, records, place = bytes(view[start:end]), [], 0
+    listing, records, place, total = bytes(view[start:end]), [], 0, 0
     for _ in range(count):
         if place + _ENTRY.size > len(listing):
             raise ArchiveError("is damaged: the directory of its zip file is broken")
@@ -112,9 +112,10 @@ def directory(view: memoryview) -> list[Record]:
             size, stored, offset = _long_fields(extra, size, stored, offset)
         records.append(Record(name.partition("/")[2] or name, crc, size, stored, method == zipfile.ZIP_STORED, offset))
         place = extra_start + extra_length + comment_length
+        total += stored
     if place != len(listing):
         raise ArchiveError("is damaged: the directory of its zip file has another length")
-    if sum(record.stored for record in records) > start:
+    if total > start:
         raise ArchiveError("is damaged: its zip file lists more bytes than it holds")
     return records
 
@@ -126,7 +127,10 @@ def contents_digest(path: Path) -> str:
     """
     with _mapped(path) as view:
         records = directory(view)
-    lines = [f"{record.name} {record.size} {record.crc}" for record in records if record.name.startswith("data/")]
+    lines = []
+    for name, crc, size, *_ in records:
+        if name.startswith("data/"):
+            lines.append(f"{name} {size} {crc}")
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
@@ -160,7 +164,12 @@ def _long_fields(extra: bytes, *fields: int) -> list[int]:
         kind, length = struct.unpack_from("<HH", extra, place)
         if kind == 1:
             values = iter(struct.unpack_from(f"<{length // 8}Q", extra, place + 4))
-            return [next(values, field) if field == _ZIP64 else field for field in fields]
+            long = []
+            for field in fields:
+                if field == _ZIP64:
+                    field = next(values, field)
+                long.append(field)
+            return long
         place += 4 + length
     return list(fields)
 

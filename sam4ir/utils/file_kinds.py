@@ -61,8 +61,9 @@ def zip_kind(names: Iterable[str]) -> str | None:
         )
     if "data.pkl" in names:
         return None
-    if any(name.endswith(".npy") for name in names):
-        return "is an archive of numpy arrays, not weights of PyTorch"
+    for name in names:
+        if name.endswith(".npy"):
+            return "is an archive of numpy arrays, not weights of PyTorch"
     return "is a zip archive that torch.save did not write: unpack it first"
 
 
@@ -90,7 +91,7 @@ def _text_kind(head: bytes) -> str | None:
         return _PAGE
     if beginning.startswith("<"):
         return "is an XML or HTML text and no weights file: download the file again, from the link to the file itself"
-    if not all(letter.isprintable() or letter in "\t\r\n\f" for letter in text):
+    if not text.translate(dict.fromkeys(b"\t\r\n\f")).isprintable():
         return None
     if beginning.startswith(("{", "[")):
         return f"is a JSON text and no weights file (it begins {beginning[:40]!r}): download the file again"

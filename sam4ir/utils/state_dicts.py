@@ -97,16 +97,25 @@ class _Candidate(NamedTuple):
 
     @property
     def average(self) -> bool:
-        return any(_stem(name) is not None for name in self.names)
+        return self._average_of is not None
+
+    @property
+    def _average_of(self) -> str | None:
+        """Return what it is the average of, by the first of its names that says so; None where none does."""
+        for name in self.names:
+            stem = _stem(name)
+            if stem is not None:
+                return stem
+        return None
 
     @property
     def rank(self) -> int:
         """Return the place of its first entry among the usual ones; unusual names share the last."""
         name = (self.names or ("",))[0]
         usual: tuple[str, ...] = PREFERRED
-        if self.average:
-            stems = [_stem(name) for name in self.names]
-            name, usual = next(stem for stem in stems if stem is not None), AVERAGED
+        stem = self._average_of
+        if stem is not None:
+            name, usual = stem, AVERAGED
         return usual.index(name) if name in usual else len(usual)
 
 
@@ -163,8 +172,12 @@ def _candidates(content: Any, names: tuple[str, ...] = (), inside: bool = False)
 
 def _chosen(candidates: list[_Candidate], path: Path, average: bool) -> _Candidate:
     """Return the state dict that is meant: the average or the weights themselves, of the most usual name."""
-    averages = [candidate for candidate in candidates if candidate.average]
-    plain = [candidate for candidate in candidates if not candidate.average]
+    averages, plain = [], []
+    for candidate in candidates:
+        if candidate.average:
+            averages.append(candidate)
+        else:
+            plain.append(candidate)
     first, second = (averages, plain) if average else (plain, averages)
     group = sorted(first or second, key=lambda candidate: candidate.rank)
     if len(group) > 1 and group[0].rank == group[1].rank:
@@ -226,23 +239,31 @@ def _without_always(tensors: State) -> State:
     return state if len(state) == len(tensors) else tensors
 
 
-def _without_wrapper(tensors: State, average: bool) -> State | None:
-    """Return the part of a state below one wrapper, where each key lies below one or is no part of the network."""
+def _by_first_part(tensors: State) -> dict[str, State]:
+    """Return the tensors by the first part of their names; none where a name has one part alone."""
     groups: dict[str, State] = {}
     for name, tensor in tensors.items():
         head, dot, rest = name.partition(".")
         if dot:
             groups.setdefault(head, {})[rest] = tensor
         elif head not in STEPS:
+            return {}
+    return groups
+
+
+def _without_wrapper(tensors: State, average: bool) -> State | None:
+    """Return the part of a state below one wrapper, where each key lies below one or is no part of the network."""
+    groups = _by_first_part(tensors)
+    plain, averages = [], []
+    for head, state in groups.items():
+        if head in AVERAGES:
+            averages.append(head)
+            for step in STEPS:
+                state.pop(step, None)
+        elif head in WRAPPED:
+            plain.append(head)
+        elif head not in COMPANIONS:
             return None
-    networks = [head for head in groups if head in WRAPPED]
-    if not networks or not all(head in WRAPPED or head in COMPANIONS for head in groups):
-        return None
-    plain = [head for head in networks if head not in AVERAGES]
-    averages = [head for head in networks if head in AVERAGES]
-    for head in averages:
-        for step in STEPS:
-            groups[head].pop(step, None)
     group = (averages or plain) if average else (plain or averages)
     if len(group) != 1:
         return None
@@ -254,8 +275,13 @@ def _without_wrapper(tensors: State, average: bool) -> State | None:
 
 def _with_dots(average: State, plain: State) -> State:
     """Give an average whose names have lost their dots (the EMA of latent diffusion) the names of the weights."""
-    by_letters = {name.replace(".", ""): name for name in plain}
-    return {by_letters.get(name, name): tensor for name, tensor in average.items()}
+    by_letters = {}
+    for name in plain:
+        by_letters[name.replace(".", "")] = name
+    state = {}
+    for name, tensor in average.items():
+        state[by_letters.get(name, name)] = tensor
+    return state
 
 
 def _require_values(state: State, path: Path) -> None:
@@ -271,11 +297,15 @@ def _require_values(state: State, path: Path) -> None:
                 f"{path}: {_short(name)} is sparse or quantised; save the network's weights as plain floating-point "
                 "numbers"
             )
-    if not any(tensor.is_floating_point() for tensor in state.values()):
-        kinds = ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in state.values()}))
+    kinds = set()
+    for tensor in state.values():
+        if tensor.is_floating_point():
+            return
+        kinds.add(str(tensor.dtype).removeprefix("torch."))
+    if kinds:
         raise WeightsFileError(
-            f"{path}: holds whole numbers alone ({kinds}) and no weights; quantised weights must be converted to "
-            "floating-point numbers first"
+            f"{path}: holds whole numbers alone ({', '.join(sorted(kinds))}) and no weights; quantised weights "
+            "must be converted to floating-point numbers first"
         )
 
 
