@@ -142,6 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Return the exit status: 1 where images have no masks yet, 130 or 143 after Ctrl-C or SIGTERM."""
     options = parse(arguments)
     check(options)
+    cli.show_log()
     if options.threads:
         torch.set_num_threads(options.threads)
         cv2.setNumThreads(options.threads)

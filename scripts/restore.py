@@ -222,6 +222,7 @@ def _target_of(image: Path, output: Path) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status: 1 where images cannot be read; they are listed and the rest is restored."""
     flags = parse(arguments)
+    cli.show_log()
     work = find_work(flags.input, flags.output)
     options = with_flags(run_options(flags.weights, flags.opt, flags.device), flags)
     weights = flags.weights or options.path.pretrain_network_g

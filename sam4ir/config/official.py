@@ -29,6 +29,7 @@ TOTAL = "total_iter"  # LinearLR and VibrateLR take it from `train`
 CROP_SIDES = ("crop_size_h", "crop_size_w")  # NAFNet: height and width of a tile
 ENSEMBLE = "trans_num"  # HINet: of the eight flips and rotations, how many are averaged
 EIGHT = 8
+OFFICIAL_MODELS = ("ImageRestorationModel", "ImageCleanModel", "SRModel")  # model types of official files
 
 # keys of official files that are replaced by ours, and how
 SPELLINGS: Mapping[str, str] = {

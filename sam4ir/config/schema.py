@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sam4ir.config.block_schema import block_schema, part_schema
-from sam4ir.config.official import CROP_SIDES, ENSEMBLE, MIXUP, SPELLINGS, is_placeholder
+from sam4ir.config.official import CROP_SIDES, ENSEMBLE, MIXUP, OFFICIAL_MODELS, SPELLINGS, is_placeholder
 from sam4ir.config.signature import WHOLE, plain_defaults
 from sam4ir.errors import UserError
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, TERMS, VIEWS
@@ -149,7 +149,8 @@ class PathOptions(_Options):
     pretrain_network_c: str | None = None
     """Weights of the RRDB network that conditions a diffusion network, with the keys of BasicSR or of SRDiff."""
     param_key_g: str | None = None
-    """Entry of the weights file to read, such as params or params_ema; without it params_ema goes before params."""
+    """Entry of the weights file to read, such as params or params_ema. Without it params_ema goes before params. In a
+    file with an official model type params goes first, as in BasicSR, but for a test of its own training's average."""
     param_key: str | None = None
     """Another spelling of param_key_g, which wins where a file has both."""
     strict_load_g: bool = True
@@ -327,7 +328,7 @@ class DiffusionOptions(_Options):
 
     schedule: Literal["cosine", "linear"] = "cosine"
     """Noise schedule: cosine has the argument s, linear has beta_start and beta_end."""
-    timesteps: Annotated[int, Field(ge=2), WHOLE] = 100
+    timesteps: Annotated[int, Field(ge=2, le=100_000), WHOLE] = 100
     """Steps of the forward process."""
     s: Annotated[float, Field(gt=0)] = 0.008
     """Offset of the cosine schedule, which keeps the first betas from being too small."""
@@ -497,6 +498,19 @@ class Options(_Options):
     def basicsr(self) -> bool:
         """Whether metric names have BasicSR's meaning, not that of NAFNet, HINet and Restormer."""
         return self.model_type == "SRModel"
+
+    @property
+    def official(self) -> bool:
+        """Whether the file states a model type of BasicSR, NAFNet, HINet or Restormer."""
+        return self.model_type in OFFICIAL_MODELS and "model_type" in self.model_fields_set
+
+    @property
+    def reads_average(self) -> bool:
+        """Whether a test reads the average of the weights (params_ema) where a file holds both.
+
+        Official files mean params, unless they train with an average, which their validation scores.
+        """
+        return not self.official or (self.train is not None and self.train.ema_decay > 0)
 
     @property
     def diffuses(self) -> bool:

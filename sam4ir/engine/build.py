@@ -169,9 +169,10 @@ def build_network(
     return to_device(net, device, channels_last)
 
 
-def load_pretrained(net: nn.Module, path: PathOptions) -> bool:
+def load_pretrained(net: nn.Module, path: PathOptions, average: bool = True) -> bool:
     """Load path.pretrain_network_g, a file or a name of the zoo, into a network; return False where none is named.
 
+    average: whether the average of the weights is read where a file holds both; path.param_key_g goes before it.
     path.pretrain_network_c goes into the RRDB of a diffusion network, unless pretrain_network_g fills all of it.
     """
     if path.pretrain_network_c and not (path.pretrain_network_g and path.strict_load_g):
@@ -183,7 +184,7 @@ def load_pretrained(net: nn.Module, path: PathOptions) -> bool:
     if not path.pretrain_network_g:
         return False
     with naming("path.pretrain_network_g"):
-        load_weights(net, path.pretrain_network_g, path.param_key_g or path.param_key, path.strict_load_g)
+        load_weights(net, path.pretrain_network_g, path.param_key_g or path.param_key, path.strict_load_g, average)
     return True
 
 

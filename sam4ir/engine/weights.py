@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sam4ir.archs.infer import infer, shapes_of
 from sam4ir.registry import near_miss
-from sam4ir.utils.weights import WeightsFileError, read_file, read_weights
+from sam4ir.utils.weights import Weights, WeightsFileError, read_file, read_weights
 
 __all__ = ["WeightsFileError", "flow", "load_weights", "locate", "network_block", "read_file"]
 
@@ -51,18 +51,20 @@ def zoo_name(source: str | Path) -> str | None:
     return text
 
 
-def load_weights(network: nn.Module, source: str | Path, key: str | None = None, strict: bool = True) -> None:
+def load_weights(
+    network: nn.Module, source: str | Path, key: str | None = None, strict: bool = True, average: bool = True
+) -> None:
     """Load weights into `network`; the log names the file, its entry, and the tensors left out.
 
-    source: see locate. key: the entry to take; None prefers params_ema (see utils.weights). A network may translate
-    keys of other programs into its own (its method `adapted`).
+    source: see locate. key, average: the entry to take (see utils.state_dicts.find_state). A network may translate keys
+    of other programs into its own (its method `adapted`).
     Raises WeightsFileError where names or shapes do not fit, with a short difference, and with the network and the
     arguments that would fit, where one of ours does. With strict False all that fits is loaded; that nothing fits is
     still an error.
     """
-    weights = read_weights(locate(source), key)
-    adapted: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] = getattr(network, "adapted", dict)
-    state, own = adapted(weights.state), network.state_dict()
+    weights = read_weights(locate(source), key, average, mapped=True)
+    own = network.state_dict()
+    state = weights.named_as(own, getattr(network, "adapted", dict))
     fitting = {}
     for name, tensor in state.items():
         if name in own and tensor.shape == own[name].shape:
@@ -73,13 +75,25 @@ def load_weights(network: nn.Module, source: str | Path, key: str | None = None,
     if not complete:
         rest = _difference(own, state)
         log.warning("%s: %d of the network's %d tensors were taken; %s", weights, len(fitting), len(own), rest)
+    _require_fractions(fitting, own, weights)
     network.load_state_dict(fitting, strict=False)
-    log.info("%s loaded the weights %s", type(network).__name__, weights)
+    log.info("%s loaded the weights %s", type(network).__name__, weights.description)
+
+
+def _require_fractions(state: Mapping[str, Tensor], own: Mapping[str, Tensor], weights: Weights) -> None:
+    """Raise WeightsFileError where whole numbers would become the values of a floating-point parameter."""
+    for name, tensor in state.items():
+        if own[name].is_floating_point() and not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise WeightsFileError(
+                f"{weights}: {name} holds {kind} numbers, the network's are {own[name].dtype}: quantised weights must "
+                "be converted to floating-point numbers first"
+            )
 
 
 def metadata_of(source: str | Path, entry: str) -> Mapping[str, Any]:
     """Return the plain values that a weights file holds under `entry`, beside its weights; {} where it holds none."""
-    content = read_file(locate(source))
+    content = read_file(locate(source), mapped=True)
     if not isinstance(content, Mapping):
         return {}
     metadata = content.get(entry)
@@ -100,7 +114,7 @@ def network_block(source: str | Path) -> dict[str, Any]:
         network = find(name).network
         if network is not None:
             return network.block
-    weights = read_weights(path)
+    weights = read_weights(path, mapped=True)
     fit = infer(shapes_of(weights.state))
     if fit is None:
         reason = "its keys and shapes are those of no network that is known here; give an option file with network_g"

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import itertools
 import json
+import logging
 import os
 import platform
 import sys
@@ -123,6 +124,16 @@ def add_launcher(parser: argparse.ArgumentParser) -> None:
         help="pytorch insists on torchrun, slurm reads srun's variables; none joins torchrun's processes, if any",
     )
     parser.add_argument("--local-rank", type=int, help=argparse.SUPPRESS)
+
+
+def show_log() -> None:
+    """Print the log of sam4ir, such as the entry that was read of a weights file, in a script without a log file."""
+    logger = logging.getLogger("sam4ir")
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
 
 
 def run(command: Callable[[], int | None], *, logged: bool = False) -> int:

@@ -1,123 +1,120 @@
 """Read weights files of every layout that the field's tools write, without running code that they hold.
 
-These layouts are recognised: {params}, {params_ema}, {state_dict}, {state_dict: {model}} (SRDiff, SAM-DiffSR), {model},
-a plain state dict, and any other single state dict beside plain values; `module.` and `_orig_mod.` before the keys;
-.pth, .pt (zip and the older format) and .safetensors (recognised by content). If a file holds averaged and raw weights,
-the averaged ones (params_ema) are read.
+.pth, .pt (zip and the older format) and .safetensors are recognised by content. `utils.state_dicts` finds the state
+dict inside. Files of torch.save are verified by their checksums before anything of them is used; the older format and
+safetensors have none, so only their structure is verified.
 """
 
 from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sam4ir.errors import UserError
+from sam4ir.utils.archive import ArchiveError, verifying
+from sam4ir.utils.file_kinds import foreign_kind, zip_kind
+from sam4ir.utils.state_dicts import Weights, WeightsFileError, find_state
 
-PREFERRED = ("params_ema", "params", "state_dict", "model")
-PREFIXES = ("module.", "_orig_mod.")
+__all__ = ["Weights", "WeightsFileError", "find_state", "read_file", "read_weights"]
 
-
-class WeightsFileError(UserError):
-    """A weights file that cannot be read or does not fit; the message names it."""
-
-
-class Weights(NamedTuple):
-    """A state dict and its origin.
-
-    state: tensors by key, on the CPU. entry: the file's entry that held them; None where the file is a state dict.
-    """
-
-    state: dict[str, Tensor]
-    path: Path
-    entry: str | None
-
-    def __str__(self) -> str:
-        return f"{self.entry} of {self.path}" if self.entry else str(self.path)
+# A tensor may repeat its values (torch's expand), and several may share them; these bound what a small file can claim.
+REPEATED = 1 << 20  # bytes that all tensors of a file may take beyond their own storages
+SHARED = 16  # how often the file's bytes may be used by several tensors
+SMALL = 16 << 20  # bytes that any file may claim
 
 
-def read_weights(path: Path, key: str | None = None) -> Weights:
+def read_weights(path: Path, key: str | None = None, average: bool = True, mapped: bool = False) -> Weights:
     """Read the state dict of a weights file; see read_file and find_state."""
-    return find_state(read_file(path), path, key)
+    return find_state(read_file(path, mapped), path, key, average)
 
 
-def read_file(path: Path) -> Any:
+def read_file(path: Path, mapped: bool = False) -> Any:
     """Read the content of a .pth, .pt, .state or .safetensors file.
+
+    mapped: the tensors may stay in the pages of the file instead of memory. That saves a copy for a caller that copies
+    them at once; nobody may write the file meanwhile.
 
     Returns tensors on the CPU and plain values; numpy numbers become plain values. Nothing else is admitted
     (weights_only).
 
-    Raises WeightsFileError for a missing or damaged file and for one that holds objects.
+    Raises WeightsFileError for a missing or damaged file, for one of another kind (a web page, an ONNX model), for one
+    that holds objects, and for one whose tensors claim far more memory than the file has bytes.
     """
     if not path.is_file():
         raise WeightsFileError(f"{path}: no such weights file")
+    foreign = foreign_kind(path)
+    if foreign is not None:
+        raise WeightsFileError(f"{path}: {foreign}")
     try:
-        if _is_safetensors(path):
-            from safetensors.torch import load_file
-
-            return load_file(str(path))
-        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
-            return torch.load(path, map_location="cpu", weights_only=True)
+        content = _read(path, mapped)
+    except ArchiveError as error:
+        raise WeightsFileError(f"{path}: {error}; copy or fetch it again") from None
     except pickle.UnpicklingError as error:
         raise WeightsFileError(f"{path}: {_refused(error)}") from None
     except Exception as error:  # damaged bytes make the unpickler fail in nearly any way
         raise WeightsFileError(f"{path}: is truncated or no weights file ({_first_line(error)})") from error
+    _require_bounded(content, path)
+    return content
 
 
-def find_state(content: Any, path: Path, key: str | None = None) -> Weights:
-    """Find the state dict inside the content of a weights file; prefixes such as `module.` are removed from its keys.
+def _read(path: Path, mapped: bool) -> Any:
+    """Read a file that is of none of the foreign kinds."""
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+    if not zipped and _is_safetensors(path):
+        from safetensors.torch import load_file
 
-    key: the entry to read. None reads the first of params_ema, params, state_dict, model; or the content itself if it
-    is a state dict; or its only entry with tensors. Raises WeightsFileError naming the entries that the file has.
+        return load_file(str(path))
+    if not zipped:
+        return _unpickled(path, mapped=False)
+    with verifying(path) as records:
+        other = zip_kind(record.name for record in records)
+        if other is not None:
+            raise ArchiveError(other)
+        return _unpickled(path, mapped and all(record.plain for record in records))
+
+
+def _unpickled(path: Path, mapped: bool) -> Any:
+    with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+
+
+def _require_bounded(content: Any, path: Path) -> None:
+    """Raise WeightsFileError where the tensors of a file claim far more memory than the file has bytes."""
+    held = path.stat().st_size
+    claimed = sum(tensor.nbytes for tensor in _all_tensors(content))
+    if claimed <= held:
+        return
+    repeated = 0
+    for tensor in _all_tensors(content):
+        repeated += max(0, tensor.nbytes - tensor.untyped_storage().nbytes())
+    if repeated > REPEATED or claimed > SHARED * held + SMALL:
+        raise WeightsFileError(
+            f"{path}: its tensors claim {claimed:,} bytes, the file has {held:,}: they repeat values (torch's expand). "
+            "No trained weights do; save them with .clone() if you know them to be right"
+        )
+
+
+def _all_tensors(content: Any) -> Iterator[Tensor]:
+    """Yield the tensors with memory of their own in nested dictionaries, lists and tuples, each container once.
+
+    Those without (meta device, sparse) are no weights that a network loads.
     """
-    if not isinstance(content, Mapping):
-        raise WeightsFileError(f"{path}: holds no named weights but a {type(content).__name__}")
-    if key is not None and key not in content:
-        entries = ", ".join(map(str, list(content)[:5]))
-        raise WeightsFileError(f"{path}: has no entry {key!r} (it has {entries}); leave out param_key_g to find it")
-    entry = key or _entry(content)
-    if entry is None:
-        tensors = _tensors(content)
-    else:
-        tensors = _tensors(content[entry])
-        if not tensors and isinstance(content[entry], Mapping):
-            tensors = _tensors(content[entry].get("model"))
-    if not tensors:
-        place = f" under {entry!r}" if entry else ""
-        raise WeightsFileError(f"{path}: holds no weights{place}")
-    return Weights({_without_prefix(name): tensor for name, tensor in tensors.items()}, path, entry)
-
-
-def _entry(content: Mapping[str, Any]) -> str | None:
-    """Return the entry with the state dict; None if the content is one itself, or if several entries could be meant."""
-    for name in PREFERRED:
-        if isinstance(content.get(name), Mapping):
-            return name
-    if _tensors(content):
-        return None
-    others = [name for name, value in content.items() if _tensors(value)]
-    if len(others) == 1:
-        return others[0]
-    return None
-
-
-def _tensors(state: Any) -> dict[str, Tensor]:
-    """Return the tensors of a mapping; none of anything else."""
-    if not isinstance(state, Mapping):
-        return {}
-    return {str(name): value for name, value in state.items() if isinstance(value, Tensor)}
-
-
-def _without_prefix(key: str) -> str:
-    while key.startswith(PREFIXES):
-        key = key.split(".", 1)[1]
-    return key
+    waiting, known = [content], set[int]()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            if value.layout == torch.strided and not value.is_meta:
+                yield value
+        elif isinstance(value, (dict, list, tuple, set)) and id(value) not in known:
+            known.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
 
 
 def _is_safetensors(path: Path) -> bool:

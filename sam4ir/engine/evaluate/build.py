@@ -60,4 +60,5 @@ def build_test_bed(options: Options, world: World) -> TestBed:
         device,
         data,
         metrics,
+        options.reads_average,
     )

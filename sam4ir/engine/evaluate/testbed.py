@@ -41,6 +41,7 @@ class TestBed:
 
     network: the block network_g; its weights follow from `path`. seed: manual_seed. recipe: how images are restored,
     and whether they are saved. world: the processes that share the images. data: test sets by name.
+    average: whether the average of the weights is scored where a file holds both and the path names no entry.
     """
 
     network: Block
@@ -52,6 +53,7 @@ class TestBed:
     device: torch.device
     data: Mapping[str, Dataset]
     metrics: Mapping[str, Metric]
+    average: bool = True
 
     def score(self, weights: str | None, folder: Path, suffix: str) -> Scores:
         """Return the scores of these weights (a file or a name of the zoo), the same in each process.
@@ -90,7 +92,8 @@ class TestBed:
     def _outputs(self, weights: str | None) -> Outputs:
         """Return the network with these weights, after checks that it suits the images."""
         network = build.build_network(self.network, "g", self.device, seed=self.seed, channels_last=self.channels_last)
-        if not build.load_pretrained(network, self.path.model_copy(update={"pretrain_network_g": weights})):
+        path = self.path.model_copy(update={"pretrain_network_g": weights})
+        if not build.load_pretrained(network, path, self.average):
             raise build.BuildError(
                 "path.pretrain_network_g: is required for a test; name the .pth file of the network, here or by "
                 "test.py --weights"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from pydantic import ValidationError
 from torch import nn
 
 from sam4ir.config.schema import DiffusionOptions, Options, ValOptions
@@ -14,7 +15,7 @@ from sam4ir.diffusion.schedule import noise_schedule
 from sam4ir.engine.build import DIFFUSION_ENTRY, BuildError, naming
 from sam4ir.engine.restore.one_pass import Inference, PlainRestorer, Restorer
 from sam4ir.engine.restore.sampling import DEFAULT_STEPS, DiffusionRestorer, Sampling
-from sam4ir.engine.weights import metadata_of
+from sam4ir.engine.weights import WeightsFileError, metadata_of
 
 TILES_AT_ONCE = 8  # where val.max_minibatch is left out, as in BasicSR's forks ...
 DIFFUSION_TILE = 128  # ... and of a diffusion network no more LR pixels at once than a tile of this side has
@@ -116,7 +117,14 @@ def trained_diffusion(source: str) -> DiffusionOptions | None:
     metadata = metadata_of(source, DIFFUSION_ENTRY)
     if not metadata:
         return None
-    return DiffusionOptions.model_validate(dict(metadata))
+    try:
+        return DiffusionOptions.model_validate(dict(metadata))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise WeightsFileError(
+            f"{source}: its entry {DIFFUSION_ENTRY} describes no diffusion ({problem['loc'][0]}: {problem['msg']}); "
+            "describe it in an option file and give that with -opt"
+        ) from None
 
 
 def check_diffusion(diffusion: DiffusionOptions, source: str) -> None:

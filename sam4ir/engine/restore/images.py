@@ -63,7 +63,8 @@ def image_restorer(options: Options, weights: str, on_step: OnStep | None = None
     network = build.build_network(
         options.network_g, "g", device, seed=options.manual_seed, channels_last=options.channels_last
     )
-    load_weights(network, weights)
+    key = options.path.param_key_g or options.path.param_key
+    load_weights(network, weights, key, average=options.reads_average)
     network.eval()
     recipe = restore_build.restore_recipe(options)
     if recipe.diffusion is not None:

@@ -96,7 +96,7 @@ def _networks(options: Options, train: TrainOptions, device: torch.device, chann
     """Build the networks that train, by label: the student g, and the refiner r of SAM4IR; load pretrained weights."""
     seed, channels_last = options.manual_seed, options.channels_last
     student = build_network(options.network_g, "g", device, seed=seed, channels_last=channels_last)
-    has_weights = load_pretrained(student, options.path)
+    has_weights = load_pretrained(student, options.path, average=not options.official)
     window = options.val.window_size if options.val is not None else None
     check_images(student, options.scale, device, channels, diffusion=options.diffuses, multiple=window or 1)
     if not options.distills:

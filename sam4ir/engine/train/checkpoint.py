@@ -1,7 +1,8 @@
 """Checkpoints: whole files, read with weights_only, that hold everything a bit-exact continuation needs.
 
 models/net_<label>_<iteration>.pth = {params, params_ema} holds the weights that users take away;
-training_states/<iteration>.state holds the rest and is written last, so that a state always has its weights.
+training_states/<iteration>.state holds the rest and is written last, so that a state always has its weights. It also
+holds a digest of each weights file, so that the files of one checkpoint are not taken for those of another.
 """
 
 from __future__ import annotations
@@ -18,13 +19,20 @@ from sam4ir.config.paths import RunPaths
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.weights import read_file
 from sam4ir.errors import UserError
+from sam4ir.utils.archive import ArchiveError, contents_digest
 from sam4ir.utils.files import atomic
 
-STATE_FORMAT = 1
+STATE_FORMAT = 2
+NO_DIGESTS = 1  # the format before the digests, which is still read
+_MISSHAPED = (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError)
 
 
 class CheckpointError(UserError):
     """A checkpoint that a run cannot go on from; the message names the file."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose files are damaged or do not belong together; the one before it may be whole."""
 
 
 @dataclass
@@ -70,14 +78,17 @@ def _cpu_state(network: nn.Module) -> dict[str, Tensor]:
 
 def save_checkpoint(paths: RunPaths, parts: TrainingParts, progress: Progress, options_text: str) -> Path:
     """Write the checkpoint of progress.iteration; return its state file. options_text: the options as YAML."""
+    digests = {}
     for label, network in parts.model.networks.items():
         weights: dict[str, Any] = {"params": _cpu_state(network), **parts.metadata}
         if parts.emas[label].on:
             weights["params_ema"] = _cpu_state(parts.emas[label].module)
         save_tensors(weights, paths.network(label, progress.iteration))
+        digests[label] = contents_digest(paths.network(label, progress.iteration))
     state = {
         "format": STATE_FORMAT,
         "progress": vars(progress),
+        "weights": digests,
         "optimizers": {label: optimiser.state_dict() for label, optimiser in parts.optimisers.items()},
         "ema_updates": {label: ema.updates for label, ema in parts.emas.items()},
         "model": parts.model.state(),
@@ -101,14 +112,32 @@ def publish_latest(paths: RunPaths, parts: TrainingParts, iteration: int) -> Non
 def load_checkpoint(state_file: Path, parts: TrainingParts) -> Checkpoint:
     """Load a checkpoint into `parts`; its weights lie in ../models beside the state's folder.
 
-    Raises WeightsFileError or CheckpointError naming the file that is not whole or does not fit.
+    All its files are verified before anything of them is used. Raises WeightsFileError or DamagedCheckpointError naming
+    the file that is damaged or belongs to another checkpoint, and CheckpointError for a checkpoint of another network.
     """
     state = read_file(state_file)
-    if not isinstance(state, Mapping) or state.get("format") != STATE_FORMAT:
+    if not isinstance(state, Mapping) or "format" not in state:
+        raise DamagedCheckpointError(f"{state_file}: is no training state, but another file with its name")
+    if state["format"] not in (NO_DIGESTS, STATE_FORMAT):
         raise CheckpointError(f"{state_file}: is no training state of this version")
-    iteration = state["progress"]["iteration"]
-    models = state_file.parent.parent / "models"
-    weights = {label: read_file(models / f"net_{label}_{iteration}.pth") for label in parts.model.networks}
+    try:
+        return _load(state, state_file, parts)
+    except UserError:
+        raise
+    except _MISSHAPED as error:
+        reason = f"{type(error).__name__} {error}".splitlines()[0]
+        raise DamagedCheckpointError(f"{state_file}: is damaged, or of another kind of run ({reason})") from error
+
+
+def _load(state: Mapping[str, Any], state_file: Path, parts: TrainingParts) -> Checkpoint:
+    progress = Progress(**state["progress"])
+    if state_file.stem.isdecimal() and int(state_file.stem) != progress.iteration:
+        raise DamagedCheckpointError(
+            f"{state_file}: holds iteration {progress.iteration}; a file of another iteration was given its name"
+        )
+    weights = {}
+    for label in parts.model.networks:
+        weights[label] = _read_network(state, state_file, label, progress.iteration)
     for label, network in parts.model.networks.items():
         _fill(network, weights[label]["params"], state_file)
         if parts.emas[label].on:
@@ -127,7 +156,29 @@ def load_checkpoint(state_file: Path, parts: TrainingParts) -> Checkpoint:
     torch.set_rng_state(state["rng"])
     if torch.cuda.is_available() and len(state["rng_cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["rng_cuda"])
-    return Checkpoint(Progress(**state["progress"]), str(state["options"]))
+    return Checkpoint(progress, str(state["options"]))
+
+
+def _read_network(state: Mapping[str, Any], state_file: Path, label: str, iteration: int) -> Mapping[str, Any]:
+    """Return the verified content of a weights file; raise DamagedCheckpointError where it is another checkpoint's."""
+    path = state_file.parent.parent / "models" / f"net_{label}_{iteration}.pth"
+    weights: Mapping[str, Any] = read_file(path, mapped=True)
+    if not isinstance(weights, Mapping) or "params" not in weights:
+        raise DamagedCheckpointError(f"{path}: holds no params, so it is no file of this checkpoint")
+    if state["format"] != NO_DIGESTS and label in state["weights"] and _digest(path) != state["weights"][label]:
+        raise DamagedCheckpointError(
+            f"{path}: was changed, or is a file of another checkpoint: it is not the one that was written with "
+            f"{state_file.name}. Put that one back; to train from these weights name them in path.pretrain_network_g"
+        )
+    return weights
+
+
+def _digest(path: Path) -> str:
+    """Return the digest of a weights file that was read before; '' for one that is no zip file."""
+    try:
+        return contents_digest(path)
+    except ArchiveError:
+        return ""
 
 
 def _fill(network: nn.Module, params: Mapping[str, Tensor], state_file: Path) -> None:

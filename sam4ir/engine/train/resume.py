@@ -10,7 +10,13 @@ from filelock import FileLock, Timeout
 
 from sam4ir.config.paths import RunPaths
 from sam4ir.engine.log import set_aside_journal
-from sam4ir.engine.train.checkpoint import Checkpoint, CheckpointError, Progress, load_checkpoint
+from sam4ir.engine.train.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    DamagedCheckpointError,
+    Progress,
+    load_checkpoint,
+)
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.train.stages import Stage
 from sam4ir.engine.weights import WeightsFileError
@@ -125,13 +131,14 @@ def load_agreed(
 def load_newest(paths: RunPaths, parts: TrainingParts, log: logging.Logger) -> Checkpoint | None:
     """Load the newest checkpoint of a run that is whole; None where there is no checkpoint.
 
-    One that is torn (a full disk, a copy cut short) is passed over with a warning for the one before.
+    One that is damaged (a full disk, a copy cut short, a changed bit), or whose files belong to several checkpoints, is
+    passed over with a warning for the one before.
     """
     state_files = [paths.state(iteration) for iteration in paths.saved_iterations()]
     for state_file in state_files:
         try:
             return load_checkpoint(state_file, parts)
-        except WeightsFileError as error:
+        except (WeightsFileError, DamagedCheckpointError) as error:
             log.warning("%s; trying the checkpoint before it", error)
     if state_files:
         raise CheckpointError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from sam4ir.errors import UserError
 from sam4ir.priors.sam.tiny_vit import TinyViT
 from sam4ir.registry import near_miss
 from sam4ir.utils.weights import WeightsFileError, read_weights
+
+log = logging.getLogger(__name__)
 
 KINDS = ("vit_h", "vit_l", "vit_b", "mobile_sam")
 
@@ -37,7 +40,8 @@ def read_sam_state(path: Path) -> tuple[str, dict[str, Tensor]]:
 
     Raises WeightsFileError naming the file, the nearest kind and the differences if it holds none.
     """
-    state = read_weights(path).state
+    weights = read_weights(path)
+    state = weights.state
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     differences = {kind: _differences(shapes, _shapes(kind)) for kind in KINDS}
     nearest = min(KINDS, key=lambda kind: sum(map(len, differences[kind].values())))
@@ -50,6 +54,7 @@ def read_sam_state(path: Path) -> tuple[str, dict[str, Tensor]]:
             f"{path}: holds no SAM of a known kind ({', '.join(KINDS)}). Nearest is {nearest}, of whose "
             f"{len(_shapes(nearest))} tensors, against the file's {len(state)}: {'; '.join(problems)}"
         )
+    log.info("SAM %s: its weights are %s", nearest, weights.description)
     return nearest, state
 
 
