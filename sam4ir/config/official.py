@@ -29,6 +29,8 @@ TOTAL = "total_iter"  # LinearLR and VibrateLR take it from `train`
 CROP_SIDES = ("crop_size_h", "crop_size_w")  # NAFNet: height and width of a tile
 ENSEMBLE = "trans_num"  # HINet: of the eight flips and rotations, how many are averaged
 EIGHT = 8
+BASICSR_MODELS = ("SRModel", "ESRGANModel")
+OFFICIAL_MODELS = ("ImageRestorationModel", "ImageCleanModel", *BASICSR_MODELS)  # model types of official files
 
 # keys of official files that are replaced by ours, and how
 SPELLINGS: Mapping[str, str] = {
@@ -37,8 +39,8 @@ SPELLINGS: Mapping[str, str] = {
     IDLE[1]: "Name pattern of degraded images in Restormer's files, without effect; the data set makes them.",
     MIXUP: "NAFNet's switch for mixup, which sets mixing_augs.mixup.",
     ENSEMBLE: "HINet's number of averaged flips and rotations: 8 sets self_ensemble, 1 leaves it off.",
-    CROP_SIDES[0]: "NAFNet's height of a tile in pixels; with the same crop_size_w it sets crop_size.",
-    CROP_SIDES[1]: "NAFNet's width of a tile in pixels; with the same crop_size_h it sets crop_size.",
+    CROP_SIDES[0]: "NAFNet's height of a tile in pixels of the output; with the same crop_size_w it sets crop_size.",
+    CROP_SIDES[1]: "NAFNet's width of a tile in pixels of the output; with the same crop_size_h it sets crop_size.",
 }
 
 
@@ -55,7 +57,9 @@ def as_ours(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     if isinstance(train, dict):
         problems += _training(train, ours.get("model_type"))
     if isinstance(val, dict):
-        problems += _tiles(val) + _ensemble(val)
+        problems += _tiles(val, ours.get("scale")) + _ensemble(val)
+        if ours.get("model_type") in OFFICIAL_MODELS and val.get("grids") is True and val.get("overlap") is None:
+            val["overlap"] = 0  # as few tiles as cover the image, as HINet and NAFNet do
     return ours, problems
 
 
@@ -165,8 +169,8 @@ def _mixup(train: dict[str, Any]) -> list[Problem]:
     return [Problem(place, "sets mixing_augs.mixup, which has another value; keep one")]
 
 
-def _tiles(val: dict[str, Any]) -> list[Problem]:
-    """Replace crop_size_h and crop_size_w by crop_size."""
+def _tiles(val: dict[str, Any], scale: Any) -> list[Problem]:
+    """Replace crop_size_h and crop_size_w, in pixels of the output, by crop_size, in pixels of the input."""
     sides_by_key = {}
     for key in CROP_SIDES:
         if key in val:
@@ -174,6 +178,8 @@ def _tiles(val: dict[str, Any]) -> list[Problem]:
     if not sides_by_key:
         return []
     sides = list(sides_by_key.values())
+    if _is_whole(scale) and all(_is_whole(side) and side >= scale for side in sides):
+        sides = [side // scale for side in sides]
     if len(sides) == len(CROP_SIDES) and sides[0] == sides[1] and val.setdefault("crop_size", sides[0]) == sides[0]:
         return []
     message = "tiles are square here: give crop_size, or crop_size_h and crop_size_w of the same value"

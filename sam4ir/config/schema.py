@@ -14,7 +14,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sam4ir.config.block_schema import block_schema, part_schema
-from sam4ir.config.official import CROP_SIDES, ENSEMBLE, MIXUP, SPELLINGS, is_placeholder
+from sam4ir.config.official import (
+    BASICSR_MODELS,
+    CROP_SIDES,
+    ENSEMBLE,
+    MIXUP,
+    OFFICIAL_MODELS,
+    SPELLINGS,
+    is_placeholder,
+)
 from sam4ir.config.signature import WHOLE, plain_defaults
 from sam4ir.errors import UserError
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, TERMS, VIEWS
@@ -279,6 +287,9 @@ class TrainOptions(_Options):
     """Iterations in which the learning rate rises on a line from 0; -1 and 0 mean no warm-up."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the running average of the weights, which validation and tests use; 0 keeps no average."""
+    ema_warmup: bool | None = None
+    """Whether the decay rises to ema_decay in the first updates, so that the average forgets the first weights soon.
+    Without the key it does, but not for an official model type in the file, where it is constant as in BasicSR."""
     use_grad_clip: bool = True
     """Whether the gradient norm of each network is clipped to grad_clip; without the key SRModel does not clip, as in
     BasicSR."""
@@ -389,11 +400,12 @@ class ValOptions(_Options):
     refiner: bool = False
     """Whether the refiner of SAM4IR is scored too, which needs masks for the validation set."""
     grids: bool = False
-    """Whether images are restored in blended tiles of crop_size rather than whole."""
+    """Whether images are restored in tiles of crop_size rather than whole."""
     crop_size: Positive | None = None
     """Side of a tile in pixels of the input; needed and used with grids only."""
     overlap: Count | None = None
-    """Pixels of the input that neighbouring tiles share at least; without it an eighth of crop_size."""
+    """Pixels of the input that neighbouring tiles share at least, where they are blended; 0 gives HINet's and NAFNet's
+    tiles, as few as cover the image. Without it an eighth of crop_size, or 0 for an official model type in the file."""
     max_minibatch: Positive | None = None
     """Tiles that go through the network at once; without it 8, and for a diffusion network as many as have the pixels
     of one tile of 128 x 128."""
@@ -495,7 +507,14 @@ class Options(_Options):
     @property
     def basicsr(self) -> bool:
         """Whether metric names have BasicSR's meaning, not that of NAFNet, HINet and Restormer."""
-        return self.model_type == "SRModel"
+        return self.model_type in BASICSR_MODELS
+
+    @property
+    def ema_warms_up(self) -> bool:
+        """Whether the decay of the weights' average rises at first, where no checkpoint decides."""
+        if self.train is not None and self.train.ema_warmup is not None:
+            return self.train.ema_warmup
+        return not (self.model_type in OFFICIAL_MODELS and "model_type" in self.model_fields_set)
 
     @property
     def diffuses(self) -> bool:

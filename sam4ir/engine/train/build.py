@@ -72,7 +72,7 @@ def build_parts(options: Options, device: torch.device, world: World = ALONE, ch
     starts = {"g": train.distill.refine_iter or 0, "r": 0}  # iterations before the network begins to train
     emas, optimisers, shared = {}, {}, {}
     for label, net in networks.items():
-        emas[label] = Ema(net, train.ema_decay)
+        emas[label] = Ema(net, train.ema_decay, options.ema_warms_up)
         optimisers[label] = _optimiser(train, net, label, starts[label])
         shared[label] = _shared(net, device, world, options.find_unused_parameters)
     scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")

@@ -70,7 +70,7 @@ class Trainer:
         self.metrics = prepare_metrics(build_metrics(options.val, options.basicsr), self.device)
         self.lock = resuming.claim_run(self.paths, world)
         self.log = self._console()
-        self.progress = self._begin(options, resume)
+        self.progress, options = self._begin(options, resume)
         options_text = dump_options(options)
         self.journal = self._journal(options_text, options.logger.use_tb_logger)
         self.step = build_train.build_step(options, self.parts, self.device, world)
@@ -104,8 +104,11 @@ class Trainer:
             main=world.main,
         )
 
-    def _begin(self, options: Options, resume: bool) -> Progress:
-        """Load the checkpoint that the run goes on from, if any, and log how the run begins."""
+    def _begin(self, options: Options, resume: bool) -> tuple[Progress, Options]:
+        """Load the checkpoint that the run goes on from, if any, and log how the run begins.
+
+        Return the progress, and the options with what the checkpoint decides.
+        """
         for notice in notices(options):
             self.log.warning(notice)
         checkpoint = resuming.load_agreed(
@@ -113,14 +116,18 @@ class Trainer:
         )
         if checkpoint is not None:
             progress = checkpoint.progress
+            options = resuming.with_average(checkpoint.options, options, self.parts)
             resuming.report_resumed(self.log, self.name, progress.iteration, changes(checkpoint.options, options))
             resuming.refuse_shorter(self.paths, progress.iteration, self.total_iter)
-            return progress
+            resuming.report_average(self.log, self.parts)
+            return progress, options
+        options = resuming.with_average(None, options, self.parts)
         place = str(self.device)
         if self.world.size > 1:
             place += f", {self.world.size} processes"
+        resuming.report_average(self.log, self.parts)
         resuming.report_started(self.log, self.paths, place, protocols_of(self.metrics), self.world)
-        return Progress()
+        return Progress(), options
 
     def _console(self) -> logging.Logger:
         """Return the log: the main process writes a file too, the others show errors alone."""
