@@ -123,7 +123,7 @@ DATASETS = Registry(
         # the names of these in the option files of Restormer, HINet and NAFNet
         "Dataset_PairedImage": "sam4ir.data.paired:PairedImageDataset",
         "PairedImageDataset_SIDD": "sam4ir.data.paired:PairedImageDataset",
-        "Dataset_GaussianDenoising": "sam4ir.data.noisy:GaussianDenoisingDataset",
+        "Dataset_GaussianDenoising": "sam4ir.data.noisy:RestormerDenoisingDataset",
         "Dataset_DefocusDeblur_DualPixel_16bit": "sam4ir.data.dual_pixel:DualPixelDataset",
     },
     handed=("masks", "mask_views", "scale", "degradations"),
