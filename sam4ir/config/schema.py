@@ -376,8 +376,9 @@ class SamplingOptions(_Options):
     """Share of fresh noise in each step of ddim: 0 is deterministic, 1 has the noise of ddpm."""
     seed: Count = 0
     """Seed of the sampling noise, which is a function of the seed, the image's key and the number of the sample."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of the network while it samples; bf16 means autocast to bfloat16."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """Number format of the network while it samples; bf16 means autocast to bfloat16, and auto means bf16 where it is
+    fast."""
 
 
 class ValOptions(_Options):
@@ -460,9 +461,9 @@ class Options(_Options):
     """Seed of the run; weights, order of images, crops and noise are functions of it."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
     """Device of the run: auto, cpu, cuda, cuda:N or mps; auto takes CUDA where there is one and the CPU otherwise."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Number format of training: bf16 and fp16 mean autocast, while weights and losses stay float32; fp16 scales the
-    loss."""
+    loss. auto means bf16 where it is fast (CUDA 8.0 and later, CPUs with AMX or AVX512-BF16) and fp32 elsewhere."""
     compile: bool = False
     """Whether torch.compile is timed at the start of the run and kept where it is faster."""
     channels_last: bool = True

@@ -13,6 +13,7 @@ from pathlib import Path
 from sam4ir.config.load import dump_options, notices
 from sam4ir.config.schema import Options, ValOptions
 from sam4ir.engine import build
+from sam4ir.engine.devices import choose_device
 from sam4ir.engine.evaluate.build import build_test_bed
 from sam4ir.engine.evaluate.candidates import Candidate, candidates
 from sam4ir.engine.evaluate.curves import write_curves
@@ -29,6 +30,7 @@ from sam4ir.engine.evaluate.result_folder import (
 from sam4ir.engine.evaluate.results import read_summary
 from sam4ir.engine.evaluate.testbed import Scores, TestBed
 from sam4ir.engine.log import console
+from sam4ir.engine.precision import settle_restoring
 from sam4ir.utils.dist import ALONE, World
 from sam4ir.utils.files import write_text
 
@@ -53,8 +55,12 @@ def score_network(options: Options, overwrite: bool = False, world: World = ALON
     Writes results/<name>/{metrics.csv, summary.json, summary.txt, options.yml} and, with val.save_img,
     visualization/<data set>/<image>_<name>.png. Results of other options are not touched without `overwrite`.
     """
+    formats = settle_restoring(options, choose_device(options.device, world), world)
+    options = formats.options
     folder, text = build.run_paths(options.path, options.name).results, _comparable_text(options)
     table = _begin(folder, text, overwrite, options.val, notices(options), world)
+    if world.main:
+        formats.log(log)
     bed = build_test_bed(options, world)
     results = bed.score(options.path.pretrain_network_g, folder, options.name)
     if not world.main:
@@ -71,9 +77,12 @@ def score_all(options: Options, sources: Sequence[str], overwrite: bool = False,
     a folder with the files of `score_network`. Raises UserError as `score_network` does, and where a file changed since
     it was scored.
     """
-    any_weights = with_weights(options, None)
+    formats = settle_restoring(options, choose_device(options.device, world), world)
+    any_weights = with_weights(formats.options, None)
     folder, text = build.run_paths(options.path, options.name).results, _comparable_text(any_weights)
     table = _begin(folder, text, overwrite, options.val, notices(options), world)
+    if world.main:
+        formats.log(log)
     listed = candidates(sources)
     unscored: list[Candidate] = []
 

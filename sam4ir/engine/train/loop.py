@@ -20,6 +20,7 @@ from sam4ir.engine.evaluate.build import build_metrics
 from sam4ir.engine.evaluate.metric import prepare_metrics, protocols_of
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.log import Pace, console
+from sam4ir.engine.precision import settle_training
 from sam4ir.engine.restore.build import restore_recipe
 from sam4ir.engine.train import build as build_train
 from sam4ir.engine.train import data as train_data
@@ -58,6 +59,8 @@ class Trainer:
         self.world = world
         self.paths = build.run_paths(options.path, options.name)
         self.device = choose_device(options.device, world)
+        formats = settle_training(options, self.device, world)
+        options = formats.options
         if options.deterministic:
             make_deterministic()
         resume = resuming.agree_to_resume(self.paths, resume, world)
@@ -70,6 +73,7 @@ class Trainer:
         self.metrics = prepare_metrics(build_metrics(options.val, options.basicsr), self.device)
         self.lock = resuming.claim_run(self.paths, world)
         self.log = self._console()
+        formats.log(self.log)
         self.progress, options = self._begin(options, resume)
         options_text = dump_options(options)
         self.journal = self._journal(options_text, options.logger.use_tb_logger)
