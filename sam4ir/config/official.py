@@ -26,6 +26,18 @@ FLIP_AND_ROTATE = ("use_hflip", "use_rot")
 IDLE = ("dataroot_lq", "filename_tmpl")  # Restormer: written for data sets that make their degraded images, too
 MIXUP = "mixup"  # NAFNet: in `train`
 TOTAL = "total_iter"  # LinearLR and VibrateLR take it from `train`
+OLD_PATHS = {"pretrain_model_g": "pretrain_network_g", "strict_load": "strict_load_g"}  # BasicSR before 1.1
+GAN_KEYS: tuple[Path, ...] = (  # of ESRGANModel's training, which is refused by itself
+    ("network_d",),
+    ("path", "pretrain_network_d"),
+    ("path", "pretrain_model_d"),
+    ("path", "param_key_d"),
+    ("path", "strict_load_d"),
+    ("train", "optim_d"),
+    ("train", "gan_opt"),
+    ("train", "net_d_iters"),
+    ("train", "net_d_init_iters"),
+)
 CROP_SIDES = ("crop_size_h", "crop_size_w")  # NAFNet: height and width of a tile
 ENSEMBLE = "trans_num"  # HINet: of the eight flips and rotations, how many are averaged
 EIGHT = 8
@@ -48,6 +60,10 @@ def as_ours(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     """Return (values in our own keys, problems); `values` stays unchanged."""
     ours = copy.deepcopy(dict(values))
     _remove_empty_blocks(ours)
+    if ours.get("model_type") in BASICSR_MODELS:
+        _old_paths(ours.get("path"))
+    if ours.get("model_type") == "ESRGANModel":
+        _remove(ours, GAN_KEYS)
     datasets, train, val = (ours.get(key) for key in ("datasets", "train", "val"))
     problems: list[Problem] = []
     if isinstance(datasets, dict):
@@ -77,6 +93,23 @@ def _remove_empty_blocks(values: dict[str, Any]) -> None:
         for name, block in list(datasets.items()):
             if block is None and not str(name).startswith("train"):
                 del datasets[name]
+
+
+def _old_paths(path: Any) -> None:
+    """Rename keys of BasicSR's older files in the block `path`, unless it has the newer ones too."""
+    for old, new in OLD_PATHS.items():
+        if isinstance(path, dict) and old in path and new not in path:
+            path[new] = path.pop(old)
+
+
+def _remove(values: dict[str, Any], paths: tuple[Path, ...]) -> None:
+    """Remove keys of nested blocks, where they are there."""
+    for *around, key in paths:
+        block: Any = values
+        for outer in around:
+            block = block.get(outer) if isinstance(block, dict) else None
+        if isinstance(block, dict):
+            block.pop(str(key), None)
 
 
 def is_placeholder(block: Mapping[str, Any]) -> bool:

@@ -48,9 +48,12 @@ Share = Annotated[float, Field(ge=0)]
 TermName = Annotated[str, Field(pattern=r"^[a-z]\w*$")]
 
 SHORT_TERMS = {"spd": "SPD", "sgr": "SGR"}  # name of a term -> its type, for the keys train.<name>_opt
-PLAIN_MODELS = ("ImageRestorationModel", "SRModel", "ImageCleanModel")
+PLAIN_MODELS = OFFICIAL_MODELS
 DIFFUSION_MODEL = "SAMDiffSRModel"
-ModelType = Literal["ImageRestorationModel", "SRModel", "ImageCleanModel", "SAM4IRModel", "SAMDiffSRModel"]
+GAN_MODEL = "ESRGANModel"
+ModelType = Literal[
+    "ImageRestorationModel", "SRModel", "ImageCleanModel", "ESRGANModel", "SAM4IRModel", "SAMDiffSRModel"
+]
 
 
 class _Options(BaseModel):
@@ -452,7 +455,7 @@ class Options(_Options):
     """Name of the run, which names its folders: experiments/NAME, results/NAME, tb_logger/NAME."""
     model_type: ModelType = "ImageRestorationModel"
     """Kind of training: a plain network (ImageRestorationModel, SRModel with BasicSR's metrics, ImageCleanModel),
-    distillation from SAM's masks (SAM4IRModel) or diffusion (SAMDiffSRModel)."""
+    distillation from SAM's masks (SAM4IRModel) or diffusion (SAMDiffSRModel). BasicSR's ESRGANModel only tests."""
     scale: Positive = 1
     """Side of the restored image over the side of the input; 1 but in super-resolution."""
     num_gpu: Count | Literal["auto"] | None = None
