@@ -39,10 +39,18 @@ class Registry:
     kind: the word for a part in error messages ('arch', 'loss', ...).
     entries: name -> 'module:attribute'.
     handed: constructor arguments that the engine hands over; an option file may not give them.
+    refused: names of other code bases that sam4ir does not offer -> the reason.
     """
 
-    def __init__(self, kind: str, entries: Mapping[str, str], handed: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, str],
+        handed: Iterable[str] = (),
+        refused: Mapping[str, str] | None = None,
+    ) -> None:
         self.kind = kind
+        self.refused = dict(refused or {})
         self.handed = frozenset(handed)
         self._entries: dict[str, str | Callable[..., Any]] = dict(entries)
 
@@ -55,6 +63,8 @@ class Registry:
 
     def get(self, name: str) -> Callable[..., Any]:
         """Return the class or function called `name`. Raises UnknownNameError with the nearest name."""
+        if name not in self._entries and name in self.refused:
+            raise UnknownNameError(f"{self.kind} {name!r} is not offered: {self.refused[name]}")
         if name not in self._entries:
             hint = near_miss(name, self._entries) or ";"
             raise UnknownNameError(f"no {self.kind} is called {name!r}{hint} known: {', '.join(self.names())}")
@@ -88,11 +98,14 @@ def _origin(part: str | Callable[..., Any]) -> str:
     return f"{part.__module__}:{part.__qualname__}"
 
 
+STEREO = "it is for stereo super-resolution, two views at once, and sam4ir restores single images"
 ARCHS = Registry(
     "arch",
     {
         "NAFNet": "sam4ir.archs.nafnet:NAFNet",
         "NAFNetLocal": "sam4ir.archs.nafnet:NAFNetLocal",
+        "Baseline": "sam4ir.archs.nafnet:Baseline",
+        "BaselineLocal": "sam4ir.archs.nafnet:BaselineLocal",
         "HINet": "sam4ir.archs.hinet:HINet",
         "Restormer": "sam4ir.archs.restormer:Restormer",
         "RRDBNet": "sam4ir.archs.rrdb:RRDBNet",
@@ -100,6 +113,7 @@ ARCHS = Registry(
         "DiffSRUnet": "sam4ir.archs.diffusion_unet:DiffSRUnet",
         "DiffSR": "sam4ir.archs.diffusion_sr:DiffSR",
     },
+    refused={"NAFSSR": STEREO},
 )
 LOSSES = Registry(
     "loss",
@@ -119,14 +133,16 @@ DATASETS = Registry(
         "GaussianDenoisingDataset": "sam4ir.data.noisy:GaussianDenoisingDataset",
         "DegradedImageDataset": "sam4ir.data.degrade.dataset:DegradedImageDataset",
         "DualPixelDataset": "sam4ir.data.dual_pixel:DualPixelDataset",
+        "SingleImageDataset": "sam4ir.data.single:SingleImageDataset",
         "SuperResolutionDataset": "sam4ir.data.super_resolution:SuperResolutionDataset",
         # the names of these in the option files of Restormer, HINet and NAFNet
         "Dataset_PairedImage": "sam4ir.data.paired:PairedImageDataset",
         "PairedImageDataset_SIDD": "sam4ir.data.paired:PairedImageDataset",
-        "Dataset_GaussianDenoising": "sam4ir.data.noisy:GaussianDenoisingDataset",
+        "Dataset_GaussianDenoising": "sam4ir.data.noisy:RestormerDenoisingDataset",
         "Dataset_DefocusDeblur_DualPixel_16bit": "sam4ir.data.dual_pixel:DualPixelDataset",
     },
     handed=("masks", "mask_views", "scale", "degradations"),
+    refused={"PairedStereoImageDataset": STEREO},
 )
 # the maps that masks bring to a sample; `mean` is diffusion.mean
 VIEWS = Registry(

@@ -36,6 +36,7 @@ from benchmarks.timing import Contest, Plan, environment, measure
 from sam4ir.engine.devices import choose_device
 from sam4ir.utils import cli
 from sam4ir.utils.files import write_text
+from sam4ir.utils.precision import number_format
 
 COMMANDS = ("train", "infer", "data", "masks", "spe")
 APART = ("diffusion", "sam", "bookkeeping")
@@ -47,7 +48,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=(*COMMANDS, *APART, "all"), help="what to measure")
     parser.add_argument("--network", choices=(*RECIPES, "all"), default="all", help="train and infer (default: all)")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both", help="ours (default: both)")
+    parser.add_argument(
+        "--precision", choices=("auto", "fp32", "bf16", "both"), default="both", help="ours (default: both)"
+    )
     parser.add_argument(
         "--patch", type=int, metavar="PIXELS", help="side of training patches or images (default: see the table)"
     )
@@ -74,9 +77,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def setting(options: argparse.Namespace) -> Setting:
     """Return the setting of the networks' contests."""
+    device = choose_device(options.device, place="--device")
+    precisions: tuple[str, ...] = ("fp32", "bf16")
+    if options.precision != "both":
+        precisions = (number_format(options.precision, device),)
     return Setting(
-        device=choose_device(options.device, place="--device"),
-        precisions=("fp32", "bf16") if options.precision == "both" else (options.precision,),
+        device=device,
+        precisions=precisions,
         patch=options.patch,
         batch=options.batch,
         width=options.width,

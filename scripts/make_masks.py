@@ -28,6 +28,7 @@ from sam4ir.engine.devices import choose_device, wants_cuda
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.make_masks.build import SETTINGS, LoadedGenerator, load_generator, load_restorer, meta_of
 from sam4ir.engine.make_masks.run import ImageShare, MaskReport, Place, RecordMaker, generate_masks
+from sam4ir.engine.precision import settle_format
 from sam4ir.errors import UserError
 from sam4ir.utils import cli
 from sam4ir.utils.dist import World, restarted, world
@@ -60,7 +61,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--scale", type=int, default=1, metavar="N", help="GT is N times larger than --input (--image lq of x2, x4 ...)"
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
-    parser.add_argument("--precision", default="fp32", help="fp32, fast or bf16 (default: fp32)")
+    parser.add_argument("--precision", default="fp32", help="fp32, fast, bf16 or auto (default: fp32)")
     parser.add_argument(
         "--shard", type=shard, metavar="I/N", help="the I-th of N processes that run by themselves, from 0"
     )
@@ -180,7 +181,11 @@ def make_masks(options: argparse.Namespace, joined: World, signals: Signals) -> 
     if options.restore_opt:
         restored = load_restorer(options.restore_opt, options.restore_weights, device)
         restore = restored.restore
-    model = load_generator(options.sam, settings_of(options), options.precision, device, joined)
+    precision, lines = settle_format("--precision", options.precision, device, joined)
+    if joined.main:
+        for line in lines:
+            print(line)
+    model = load_generator(options.sam, settings_of(options), precision, device, joined)
     meta = meta_of(model, options.image, options.max_side, restored, options.scale)
     agree(joined, lambda: provenance_facts(meta))
     maker = RecordMaker(source, model.generate, restore, options.max_side, options.scale)

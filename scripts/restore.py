@@ -29,6 +29,8 @@ from sam4ir.config.consistency import consistency
 from sam4ir.config.load import load_options
 from sam4ir.config.schema import DIFFUSION_MODEL, Block, DiffusionOptions, Options, SamplingOptions, ValOptions
 from sam4ir.diffusion.samplers import SAMPLERS
+from sam4ir.engine.devices import choose_device
+from sam4ir.engine.precision import settle_restoring
 from sam4ir.engine.restore.build import trained_diffusion
 from sam4ir.engine.restore.images import ImageRestorer, image_restorer
 from sam4ir.engine.weights import flow, network_block
@@ -74,7 +76,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--eta", type=float, help="ddim: 0 adds no noise, 1 as much as ddpm")
     parser.add_argument("--seed", type=int, help="diffusion: of the noise (default 0)")
     parser.add_argument("--samples", type=cli.positive, default=1, help="diffusion: results an image, NAME_s0.png, ...")
-    parser.add_argument("--precision", choices=("fp32", "bf16"), help="diffusion: of the network")
+    parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="diffusion: of the network")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ... (default: the option file's)")
     parser.add_argument("--overwrite", action="store_true", help="replace images that are in the output folder already")
     return parser.parse_args(arguments)
@@ -228,7 +230,10 @@ def main(arguments: list[str] | None = None) -> int:
     weights = flags.weights or options.path.pretrain_network_g
     if not weights:
         raise UserError(f"{flags.opt}: path.pretrain_network_g names no weights; give --weights")
-    restored = image_restorer(options, weights, StepBar())
+    formats = settle_restoring(options, choose_device(options.device))
+    for line in (*formats.chosen, *formats.warnings):
+        print(line)
+    restored = image_restorer(formats.options, weights, StepBar())
     return restore_all(work, flags.output, restored, flags.samples, flags.overwrite)
 
 

@@ -1,8 +1,8 @@
 """Recognition of a network by its weights, from the names and shapes in their state dict.
 
 A network is reported only if it has exactly these keys and shapes when it is built on the meta device with the
-inferred arguments. NAFNetLocal has NAFNet's keys and is reported as NAFNet. The tables of a noise schedule that
-released checkpoints of SAM-DiffSR hold beside the weights are ignored.
+inferred arguments. NAFNetLocal has NAFNet's keys and is reported as NAFNet, BaselineLocal as Baseline. The tables of a
+noise schedule that released checkpoints of SAM-DiffSR hold beside the weights are ignored.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from torch import nn
 from sam4ir.archs.diffusion_sr import DiffSR, is_released_table
 from sam4ir.archs.diffusion_unet import DiffSRUnet
 from sam4ir.archs.hinet import HINet
-from sam4ir.archs.nafnet import NAFNet
+from sam4ir.archs.nafnet import Baseline, NAFNet
 from sam4ir.archs.restormer import Restormer
-from sam4ir.archs.rrdb import DiffSRRRDBNet, RRDBNet
+from sam4ir.archs.rrdb import DiffSRRRDBNet, RRDBNet, to_basicsr_keys
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -47,6 +47,8 @@ def infer(shapes: Shapes) -> Fit | None:
     """Return the network of a state dict with these keys and shapes; None if none of ours has exactly them."""
     if "denoise_fn.cond_proj.weight" in shapes:
         shapes = {key: shape for key, shape in shapes.items() if not is_released_table(key)}
+    if "model.0.weight" in shapes or "0.weight" in shapes:
+        shapes = to_basicsr_keys(shapes)
     for first, guess in _GUESSES.items():
         shape = shapes.get(first, ())
         if len(shape) == 4 and min(shape) > 0:
@@ -60,6 +62,31 @@ def infer(shapes: Shapes) -> Fit | None:
     return None
 
 
+def restoring(fit: Fit) -> Fit:
+    """Return the network that restores images in [0, 1] with the weights of `fit`.
+
+    ESRGAN's first release and SRDiff have the same keys; DiffSRRRDBNet takes images in [-1, 1], RRDBNet computes the
+    same for those in [0, 1].
+    """
+    old = fit.arguments
+    if fit.network is not DiffSRRRDBNet or old["sr_scale"] != 4:
+        return fit
+    arguments = {
+        "num_in_ch": old["in_nc"],
+        "num_out_ch": old["out_nc"],
+        "scale": 4,
+        "num_feat": old["nf"],
+        "num_block": old["nb"],
+        "num_grow_ch": old["gc"],
+    }
+    return Fit(RRDBNet, arguments, fit.undetermined)
+
+
+def stereo(shapes: Shapes) -> bool:
+    """Return whether a state dict is that of NAFSSR, which restores two views at once."""
+    return any(key.startswith("body.0.module.blk.") for key in shapes)
+
+
 def built_shapes(network: Callable[..., nn.Module], arguments: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Return key -> shape of a network on the meta device, which takes no memory and draws no random number."""
     with torch.device("meta"):
@@ -67,7 +94,7 @@ def built_shapes(network: Callable[..., nn.Module], arguments: Mapping[str, Any]
 
 
 def _nafnet(shapes: Shapes) -> Fit:
-    """Infer NAFNet."""
+    """Infer NAFNet, or Baseline, whose blocks have squeeze-and-excitation (se)."""
     width, channels = shapes["intro.weight"][:2]
     levels = range(_count(shapes, "downs"))
     arguments = {
@@ -77,7 +104,14 @@ def _nafnet(shapes: Shapes) -> Fit:
         "enc_blk_nums": [_count(shapes, f"encoders.{level}") for level in levels],
         "dec_blk_nums": [_count(shapes, f"decoders.{level}") for level in levels],
     }
-    return Fit(NAFNet, arguments)
+    squeeze = next((key for key in shapes if key.endswith(".se.1.weight")), None)
+    if squeeze is None:
+        return Fit(NAFNet, arguments)
+    block = squeeze.removesuffix(".se.1.weight")
+    for name, conv in {"dw_expand": "conv1", "ffn_expand": "conv4"}.items():
+        after, before = shapes[f"{block}.{conv}.weight"][:2]
+        arguments[name] = after // before
+    return Fit(Baseline, arguments)
 
 
 def _hinet(shapes: Shapes) -> Fit:

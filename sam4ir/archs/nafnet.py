@@ -1,13 +1,17 @@
-"""NAFNet (Chen et al., Simple Baselines for Image Restoration, ECCV 2022, arXiv 2204.04676) and its local form.
+"""NAFNet and Baseline (Chen et al., Simple Baselines for Image Restoration, ECCV 2022, arXiv 2204.04676).
+
+Each has a local form, whose channel attention averages over windows.
 
 Modules and keyword arguments have the official names, so official checkpoints load strictly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam4ir.archs.layers import Blocks, LayerNorm2d, NetworkBlock, Pointwise, simple_gate, window_mean
@@ -35,6 +39,11 @@ class NAFBlock(NetworkBlock):
         self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
         self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
 
+    @property
+    def attention(self) -> nn.Sequential:
+        """The channel attention, which begins with its pooling."""
+        return self.sca
+
     def forward(self, x: Tensor) -> Tensor:
         """Return (b, channels, h, w): x with both halves of the block added."""
         y = simple_gate(self.conv2(self.conv1(self.norm1(x))))
@@ -43,7 +52,104 @@ class NAFBlock(NetworkBlock):
         return x + self.conv5.scaled(y, self.gamma)
 
 
-class NAFNet(nn.Module):
+class BaselineBlock(NetworkBlock):
+    """The block of the paper's Fig. 3b, with GELU and squeeze-and-excitation: (b, channels, h, w) -> the same.
+
+    A depthwise branch of dw_expand * channels with channel attention, then a feed-forward branch of ffn_expand *
+    channels; each is added with a learnt scale (beta, gamma) that starts at zero.
+    """
+
+    def __init__(self, channels: int, dw_expand: int = 1, ffn_expand: int = 2) -> None:
+        super().__init__()
+        wide = dw_expand * channels
+        self.conv1 = Pointwise(channels, wide)
+        self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
+        self.conv3 = Pointwise(wide, channels)
+        self.se = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), Pointwise(wide, wide // 2), nn.ReLU(), Pointwise(wide // 2, wide), nn.Sigmoid()
+        )
+        self.conv4 = Pointwise(channels, ffn_expand * channels)
+        self.conv5 = Pointwise(ffn_expand * channels, channels)
+        self.norm1 = LayerNorm2d(channels)
+        self.norm2 = LayerNorm2d(channels)
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    @property
+    def attention(self) -> nn.Sequential:
+        """The channel attention, which begins with its pooling."""
+        return self.se
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (b, channels, h, w): x with both halves of the block added."""
+        y = F.gelu(self.conv2(self.conv1(self.norm1(x))))
+        x = x + self.conv3.attended(y, self.se(y), self.beta)
+        y = F.gelu(self.conv4(self.norm2(x)))
+        return x + self.conv5.scaled(y, self.gamma)
+
+
+_Block = NAFBlock | BaselineBlock
+
+
+class _BlockUNet(nn.Module):
+    """A U-shaped network of blocks: (b, img_channel, h, w) -> the same, for any h and w.
+
+    block: makes a block of so many channels. The others are the arguments of NAFNet.
+    """
+
+    def __init__(
+        self,
+        block: Callable[[int], _Block],
+        img_channel: int,
+        width: int,
+        middle_blk_num: int,
+        enc_blk_nums: Sequence[int],
+        dec_blk_nums: Sequence[int],
+    ) -> None:
+        super().__init__()
+        levels = len(enc_blk_nums)
+        if len(dec_blk_nums) != levels:
+            raise ValueError(
+                f"enc_blk_nums {list(enc_blk_nums)} and dec_blk_nums {list(dec_blk_nums)} differ in length; "
+                "give both one number a level"
+            )
+        self.intro = nn.Conv2d(img_channel, width, 3, padding=1)
+        self.ending = nn.Conv2d(width, img_channel, 3, padding=1)
+        channels = [width * 2**level for level in range(levels + 1)]
+        blocks = functools.partial(_blocks, block)
+        self.encoders = nn.ModuleList(map(blocks, channels[:-1], enc_blk_nums))
+        self.decoders = nn.ModuleList(map(blocks, channels[-2::-1], dec_blk_nums))
+        self.middle_blks = blocks(channels[-1], middle_blk_num)
+        self.ups = nn.ModuleList(map(_up, channels[:0:-1]))
+        self.downs = nn.ModuleList(map(_down, channels[:-1]))
+        self.size = SizeRule(multiple=2**levels, mode="zeros")
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the restored image (b, img_channel, h, w)."""
+        padded = pad(image, self.size)
+        x = self.intro(padded.contiguous(memory_format=torch.channels_last))
+        x = x.contiguous(memory_format=torch.channels_last)
+        skips = []
+        for encoder, down in zip(self.encoders, self.downs, strict=True):
+            x = encoder(x)
+            skips.append(x)
+            x = down(x)
+        x = self.middle_blks(x)
+        for decoder, up, skip in zip(self.decoders, self.ups, reversed(skips), strict=True):
+            x = decoder(up(x) + skip)
+        return unpad(padded + self.ending(x), (image.shape[-2], image.shape[-1]))
+
+    def blocks(self) -> Iterator[tuple[int, _Block]]:
+        """Yield (level, block) of all blocks; level 0 is full resolution."""
+        groups = [*self.encoders, self.middle_blks, *self.decoders]
+        coarsest = len(self.encoders)
+        for i, group in enumerate(groups):
+            for block in group.children():
+                assert isinstance(block, (NAFBlock, BaselineBlock))
+                yield coarsest - abs(coarsest - i), block
+
+
+class NAFNet(_BlockUNet):
     """NAFNet, a U-shaped network of NAFBlocks: (b, img_channel, h, w) -> the same, for any h and w.
 
     The output is float32 where the input is. Raises ValueError if encoder and decoder differ in their number of levels.
@@ -64,46 +170,7 @@ class NAFNet(nn.Module):
         enc_blk_nums: Sequence[int] = (),
         dec_blk_nums: Sequence[int] = (),
     ) -> None:
-        super().__init__()
-        levels = len(enc_blk_nums)
-        if len(dec_blk_nums) != levels:
-            raise ValueError(
-                f"enc_blk_nums {list(enc_blk_nums)} and dec_blk_nums {list(dec_blk_nums)} differ in length; "
-                "give both one number a level"
-            )
-        self.intro = nn.Conv2d(img_channel, width, 3, padding=1)
-        self.ending = nn.Conv2d(width, img_channel, 3, padding=1)
-        channels = [width * 2**level for level in range(levels + 1)]
-        self.encoders = nn.ModuleList(map(_blocks, channels[:-1], enc_blk_nums))
-        self.decoders = nn.ModuleList(map(_blocks, channels[-2::-1], dec_blk_nums))
-        self.middle_blks = _blocks(channels[-1], middle_blk_num)
-        self.ups = nn.ModuleList(map(_up, channels[:0:-1]))
-        self.downs = nn.ModuleList(map(_down, channels[:-1]))
-        self.size = SizeRule(multiple=2**levels, mode="zeros")
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Return the restored image (b, img_channel, h, w)."""
-        padded = pad(image, self.size)
-        x = self.intro(padded.contiguous(memory_format=torch.channels_last))
-        x = x.contiguous(memory_format=torch.channels_last)
-        skips = []
-        for encoder, down in zip(self.encoders, self.downs, strict=True):
-            x = encoder(x)
-            skips.append(x)
-            x = down(x)
-        x = self.middle_blks(x)
-        for decoder, up, skip in zip(self.decoders, self.ups, reversed(skips), strict=True):
-            x = decoder(up(x) + skip)
-        return unpad(padded + self.ending(x), (image.shape[-2], image.shape[-1]))
-
-    def blocks(self) -> Iterator[tuple[int, NAFBlock]]:
-        """Yield (level, block) of all blocks; level 0 is full resolution."""
-        groups = [*self.encoders, self.middle_blks, *self.decoders]
-        coarsest = len(self.encoders)
-        for i, group in enumerate(groups):
-            for block in group.children():
-                assert isinstance(block, NAFBlock)
-                yield coarsest - abs(coarsest - i), block
+        super().__init__(NAFBlock, img_channel, width, middle_blk_num, enc_blk_nums, dec_blk_nums)
 
 
 class NAFNetLocal(NAFNet):
@@ -130,18 +197,86 @@ class NAFNetLocal(NAFNet):
         dec_blk_nums: Sequence[int] = (),
     ) -> None:
         super().__init__(img_channel, width, middle_blk_num, enc_blk_nums, dec_blk_nums)
-        if len(train_size) != 4 or min(train_size) < 1:
-            raise ValueError(f"train_size {list(train_size)}: give (b, c, h, w) of the training patches")
-        h, w = train_size[-2:]
-        padded_h, padded_w = self.size.padded(h, w)
-        for level, block in self.blocks():
-            at_level = padded_h >> level, padded_w >> level
-            window = at_level[0] * int(1.5 * h) // h, at_level[1] * int(1.5 * w) // w
-            longest_step = max(1, 5 * at_level[0] // h), max(1, 5 * at_level[1] // w)
-            mean: nn.Module = LocalMean(window)
-            if fast_imp:
-                mean = SubsampledLocalMean(window, longest_step)
-            block.sca[0] = mean
+        _average_locally(self, train_size, fast_imp)
+
+
+class Baseline(_BlockUNet):
+    """Baseline, the U-shaped network of BaselineBlocks from which NAFNet comes: the shapes are NAFNet's.
+
+    The output is float32 where the input is. Raises ValueError if encoder and decoder differ in their number of levels.
+
+    Args:
+        img_channel: Channels of the image, 3 for RGB.
+        width: Channels at full resolution; each level doubles them.
+        middle_blk_num: Number of blocks at the coarsest level.
+        enc_blk_nums: Number of blocks at each level of the encoder, from fine to coarse.
+        dec_blk_nums: Number of blocks at each level of the decoder, from coarse to fine.
+        dw_expand: Channels of a block's depthwise branch over those of its level.
+        ffn_expand: Channels of a block's feed-forward branch over those of its level.
+    """
+
+    def __init__(
+        self,
+        img_channel: int = 3,
+        width: int = 16,
+        middle_blk_num: int = 1,
+        enc_blk_nums: Sequence[int] = (),
+        dec_blk_nums: Sequence[int] = (),
+        dw_expand: int = 1,
+        ffn_expand: int = 2,
+    ) -> None:
+        block = functools.partial(BaselineBlock, dw_expand=dw_expand, ffn_expand=ffn_expand)
+        super().__init__(block, img_channel, width, middle_blk_num, enc_blk_nums, dec_blk_nums)
+
+
+class BaselineLocal(Baseline):
+    """Baseline whose channel attention averages over local windows, as NAFNetLocal's does.
+
+    Raises ValueError as Baseline does, and for a train_size that is not four positive numbers.
+
+    Args:
+        train_size: Batch, channels, height and width of the training patches; the last two set the windows.
+        fast_imp: Whether each window takes only some rows and columns, TLC's faster approximation.
+        img_channel: Channels of the image, 3 for RGB.
+        width: Channels at full resolution; each level doubles them.
+        middle_blk_num: Number of blocks at the coarsest level.
+        enc_blk_nums: Number of blocks at each level of the encoder, from fine to coarse.
+        dec_blk_nums: Number of blocks at each level of the decoder, from coarse to fine.
+        dw_expand: Channels of a block's depthwise branch over those of its level.
+        ffn_expand: Channels of a block's feed-forward branch over those of its level.
+    """
+
+    def __init__(
+        self,
+        *,
+        train_size: Sequence[int] = (1, 3, 256, 256),
+        fast_imp: bool = False,
+        img_channel: int = 3,
+        width: int = 16,
+        middle_blk_num: int = 1,
+        enc_blk_nums: Sequence[int] = (),
+        dec_blk_nums: Sequence[int] = (),
+        dw_expand: int = 1,
+        ffn_expand: int = 2,
+    ) -> None:
+        super().__init__(img_channel, width, middle_blk_num, enc_blk_nums, dec_blk_nums, dw_expand, ffn_expand)
+        _average_locally(self, train_size, fast_imp)
+
+
+def _average_locally(network: _BlockUNet, train_size: Sequence[int], fast: bool) -> None:
+    """Let the channel attention of all blocks average over local windows; see NAFNetLocal."""
+    if len(train_size) != 4 or min(train_size) < 1:
+        raise ValueError(f"train_size {list(train_size)}: give (b, c, h, w) of the training patches")
+    h, w = train_size[-2:]
+    padded_h, padded_w = network.size.padded(h, w)
+    for level, block in network.blocks():
+        at_level = padded_h >> level, padded_w >> level
+        window = at_level[0] * int(1.5 * h) // h, at_level[1] * int(1.5 * w) // w
+        longest_step = max(1, 5 * at_level[0] // h), max(1, 5 * at_level[1] // w)
+        mean: nn.Module = LocalMean(window)
+        if fast:
+            mean = SubsampledLocalMean(window, longest_step)
+        block.attention[0] = mean
 
 
 class LocalMean(nn.Module):
@@ -206,6 +341,6 @@ def _down(channels: int) -> nn.Conv2d:
     return nn.Conv2d(channels, 2 * channels, 2, stride=2)
 
 
-def _blocks(channels: int, number: int) -> Blocks:
+def _blocks(block: Callable[[int], _Block], channels: int, number: int) -> Blocks:
     """Return `number` blocks of one level."""
-    return Blocks(*(NAFBlock(channels) for _ in range(number)))
+    return Blocks(*(block(channels) for _ in range(number)))

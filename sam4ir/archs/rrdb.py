@@ -18,6 +18,8 @@ from sam4ir.archs.layers import Blocks, NetworkBlock, run_block
 
 V = TypeVar("V")
 
+_NUMBERED = re.compile(r"(?:model\.)?1\.sub\.(\d+)\.RDB1\.conv1\.0\.weight$")  # ESRGAN's first models
+
 SLOPE = 0.2
 RESIDUAL = 0.2
 SAME_LAYERS = (  # (BasicSR, SAM-DiffSR)
@@ -125,7 +127,7 @@ class RRDBNet(nn.Module):
 
     @staticmethod
     def adapted(state: Mapping[str, V]) -> dict[str, V]:
-        """Rename keys of SAM-DiffSR's RRDB (and of ESRGAN's first release) to this network's; others stay."""
+        """Rename keys of SAM-DiffSR's RRDB and of ESRGAN's first releases to this network's; others stay."""
         return to_basicsr_keys(state)
 
 
@@ -206,8 +208,37 @@ def to_diffsr_keys(state: Mapping[str, V]) -> dict[str, V]:
 
 
 def to_basicsr_keys(state: Mapping[str, V]) -> dict[str, V]:
-    """Return a state dict (or its shapes) under the keys of RRDBNet; keys of both families stay as they are."""
+    """Return a state dict (or its shapes) under the keys of RRDBNet; keys of both families stay as they are.
+
+    The numbered layers of ESRGAN's first models (model.0, model.1.sub.0.RDB1.conv1.0 ...) get names, with or without
+    `model.` in front.
+    """
+    if any(_NUMBERED.match(key) for key in state):
+        return _named(state)
     return {_basicsr_key(key): value for key, value in state.items()}
+
+
+def _named(state: Mapping[str, V]) -> dict[str, V]:
+    """Return a state dict with the numbered layers of ESRGAN's first models under the keys of RRDBNet."""
+    blocks = [int(match[1]) for match in map(_NUMBERED.match, state) if match]
+    last = max(blocks) + 1  # the convolution behind the blocks
+    layers = {
+        "0.": "conv_first.",
+        f"1.sub.{last}.": "conv_body.",
+        "3.": "conv_up1.",
+        "6.": "conv_up2.",
+        "8.": "conv_hr.",
+        "10.": "conv_last.",
+    }
+    named = {}
+    for key, value in state.items():
+        short = key.removeprefix("model.")
+        name = re.sub(r"^1\.sub\.(\d+)\.RDB(\d)\.conv(\d)\.0\.", r"body.\1.rdb\2.conv\3.", short)
+        for begin, layer in layers.items():
+            if short.startswith(begin):
+                name = layer + short.removeprefix(begin)
+        named[name] = value
+    return named
 
 
 def _diffsr_key(key: str) -> str:

@@ -6,7 +6,15 @@ import inspect
 import re
 from collections.abc import Sequence
 
-from sam4ir.config.schema import SHORT_TERMS, DatasetOptions, DistillOptions, Options, TrainOptions, ValOptions
+from sam4ir.config.schema import (
+    GAN_MODEL,
+    SHORT_TERMS,
+    DatasetOptions,
+    DistillOptions,
+    Options,
+    TrainOptions,
+    ValOptions,
+)
 from sam4ir.config.signature import accepts
 from sam4ir.config.yaml_text import Path, Problem
 from sam4ir.registry import DATASETS, TERMS
@@ -18,6 +26,12 @@ _STAGES = ("gt_sizes", "mini_batch_sizes", "iters")
 def consistency(options: Options) -> list[Problem]:
     """Return the problems of options whose keys are valid one by one."""
     problems = _data_sets(options)
+    if options.model_type == GAN_MODEL and options.train is not None:
+        message = (
+            f"{GAN_MODEL} trains a network against a discriminator (GAN), which sam4ir does not; it restores and tests "
+            "with such files alone. SRModel trains RRDBNet, also with train.perceptual_opt"
+        )
+        problems.append(Problem(("model_type",), message))
     if options.phase("train") and options.train is None:
         problems.append(Problem(("train",), "is required with a training set"))
     if options.train:

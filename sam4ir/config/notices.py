@@ -22,7 +22,7 @@ WITHOUT_EFFECT: Mapping[tuple[str, ...], str] = {
     ("datasets", "val*|test*", "iters"): "only training has stages",
     ("datasets", "*", "without_effect", "*"): "the data set makes its degraded images from the clean ones",
     ("logger", "wandb", "project"): "scalars go to TensorBoard and to log.jsonl",
-    ("val", "random_crop_num"): "tiles cover the image evenly and are blended",
+    ("val", "random_crop_num"): "tiles cover the image evenly",
     ("val", "rgb2bgr"): "images are RGB everywhere and files are written in the right order",
     ("val", "suffix"): "images are saved under the name of the run",
     ("val", "pbar"): "long work shows a progress bar when it runs in a terminal",

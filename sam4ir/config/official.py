@@ -26,10 +26,23 @@ FLIP_AND_ROTATE = ("use_hflip", "use_rot")
 IDLE = ("dataroot_lq", "filename_tmpl")  # Restormer: written for data sets that make their degraded images, too
 MIXUP = "mixup"  # NAFNet: in `train`
 TOTAL = "total_iter"  # LinearLR and VibrateLR take it from `train`
+OLD_PATHS = {"pretrain_model_g": "pretrain_network_g", "strict_load": "strict_load_g"}  # BasicSR before 1.1
+GAN_KEYS: tuple[Path, ...] = (  # of ESRGANModel's training, which is refused by itself
+    ("network_d",),
+    ("path", "pretrain_network_d"),
+    ("path", "pretrain_model_d"),
+    ("path", "param_key_d"),
+    ("path", "strict_load_d"),
+    ("train", "optim_d"),
+    ("train", "gan_opt"),
+    ("train", "net_d_iters"),
+    ("train", "net_d_init_iters"),
+)
 CROP_SIDES = ("crop_size_h", "crop_size_w")  # NAFNet: height and width of a tile
 ENSEMBLE = "trans_num"  # HINet: of the eight flips and rotations, how many are averaged
 EIGHT = 8
-OFFICIAL_MODELS = ("ImageRestorationModel", "ImageCleanModel", "SRModel")  # model types of official files
+BASICSR_MODELS = ("SRModel", "ESRGANModel")
+OFFICIAL_MODELS = ("ImageRestorationModel", "ImageCleanModel", *BASICSR_MODELS)  # model types of official files
 
 # keys of official files that are replaced by ours, and how
 SPELLINGS: Mapping[str, str] = {
@@ -38,8 +51,8 @@ SPELLINGS: Mapping[str, str] = {
     IDLE[1]: "Name pattern of degraded images in Restormer's files, without effect; the data set makes them.",
     MIXUP: "NAFNet's switch for mixup, which sets mixing_augs.mixup.",
     ENSEMBLE: "HINet's number of averaged flips and rotations: 8 sets self_ensemble, 1 leaves it off.",
-    CROP_SIDES[0]: "NAFNet's height of a tile in pixels; with the same crop_size_w it sets crop_size.",
-    CROP_SIDES[1]: "NAFNet's width of a tile in pixels; with the same crop_size_h it sets crop_size.",
+    CROP_SIDES[0]: "NAFNet's height of a tile in pixels of the output; with the same crop_size_w it sets crop_size.",
+    CROP_SIDES[1]: "NAFNet's width of a tile in pixels of the output; with the same crop_size_h it sets crop_size.",
 }
 
 
@@ -47,6 +60,10 @@ def as_ours(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     """Return (values in our own keys, problems); `values` stays unchanged."""
     ours = copy.deepcopy(dict(values))
     _remove_empty_blocks(ours)
+    if ours.get("model_type") in BASICSR_MODELS:
+        _old_paths(ours.get("path"))
+    if ours.get("model_type") == "ESRGANModel":
+        _remove(ours, GAN_KEYS)
     datasets, train, val = (ours.get(key) for key in ("datasets", "train", "val"))
     problems: list[Problem] = []
     if isinstance(datasets, dict):
@@ -56,7 +73,9 @@ def as_ours(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
     if isinstance(train, dict):
         problems += _training(train, ours.get("model_type"))
     if isinstance(val, dict):
-        problems += _tiles(val) + _ensemble(val)
+        problems += _tiles(val, ours.get("scale")) + _ensemble(val)
+        if ours.get("model_type") in OFFICIAL_MODELS and val.get("grids") is True and val.get("overlap") is None:
+            val["overlap"] = 0  # as few tiles as cover the image, as HINet and NAFNet do
     return ours, problems
 
 
@@ -74,6 +93,23 @@ def _remove_empty_blocks(values: dict[str, Any]) -> None:
         for name, block in list(datasets.items()):
             if block is None and not str(name).startswith("train"):
                 del datasets[name]
+
+
+def _old_paths(path: Any) -> None:
+    """Rename keys of BasicSR's older files in the block `path`, unless it has the newer ones too."""
+    for old, new in OLD_PATHS.items():
+        if isinstance(path, dict) and old in path and new not in path:
+            path[new] = path.pop(old)
+
+
+def _remove(values: dict[str, Any], paths: tuple[Path, ...]) -> None:
+    """Remove keys of nested blocks, where they are there."""
+    for *around, key in paths:
+        block: Any = values
+        for outer in around:
+            block = block.get(outer) if isinstance(block, dict) else None
+        if isinstance(block, dict):
+            block.pop(str(key), None)
 
 
 def is_placeholder(block: Mapping[str, Any]) -> bool:
@@ -166,8 +202,8 @@ def _mixup(train: dict[str, Any]) -> list[Problem]:
     return [Problem(place, "sets mixing_augs.mixup, which has another value; keep one")]
 
 
-def _tiles(val: dict[str, Any]) -> list[Problem]:
-    """Replace crop_size_h and crop_size_w by crop_size."""
+def _tiles(val: dict[str, Any], scale: Any) -> list[Problem]:
+    """Replace crop_size_h and crop_size_w, in pixels of the output, by crop_size, in pixels of the input."""
     sides_by_key = {}
     for key in CROP_SIDES:
         if key in val:
@@ -175,6 +211,8 @@ def _tiles(val: dict[str, Any]) -> list[Problem]:
     if not sides_by_key:
         return []
     sides = list(sides_by_key.values())
+    if _is_whole(scale) and all(_is_whole(side) and side >= scale for side in sides):
+        sides = [side // scale for side in sides]
     if len(sides) == len(CROP_SIDES) and sides[0] == sides[1] and val.setdefault("crop_size", sides[0]) == sides[0]:
         return []
     message = "tiles are square here: give crop_size, or crop_size_h and crop_size_w of the same value"

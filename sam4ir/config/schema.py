@@ -14,7 +14,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from sam4ir.config.block_schema import block_schema, part_schema
-from sam4ir.config.official import CROP_SIDES, ENSEMBLE, MIXUP, OFFICIAL_MODELS, SPELLINGS, is_placeholder
+from sam4ir.config.official import (
+    BASICSR_MODELS,
+    CROP_SIDES,
+    ENSEMBLE,
+    MIXUP,
+    OFFICIAL_MODELS,
+    SPELLINGS,
+    is_placeholder,
+)
 from sam4ir.config.signature import WHOLE, plain_defaults
 from sam4ir.errors import UserError
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, TERMS, VIEWS
@@ -41,9 +49,12 @@ Share = Annotated[float, Field(ge=0)]
 TermName = Annotated[str, Field(pattern=r"^[a-z]\w*$")]
 
 SHORT_TERMS = {"spd": "SPD", "sgr": "SGR"}  # name of a term -> its type, for the keys train.<name>_opt
-PLAIN_MODELS = ("ImageRestorationModel", "SRModel", "ImageCleanModel")
+PLAIN_MODELS = OFFICIAL_MODELS
 DIFFUSION_MODEL = "SAMDiffSRModel"
-ModelType = Literal["ImageRestorationModel", "SRModel", "ImageCleanModel", "SAM4IRModel", "SAMDiffSRModel"]
+GAN_MODEL = "ESRGANModel"
+ModelType = Literal[
+    "ImageRestorationModel", "SRModel", "ImageCleanModel", "ESRGANModel", "SAM4IRModel", "SAMDiffSRModel"
+]
 
 
 class _Options(BaseModel):
@@ -281,6 +292,9 @@ class TrainOptions(_Options):
     """Iterations in which the learning rate rises on a line from 0; -1 and 0 mean no warm-up."""
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay of the running average of the weights, which validation and tests use; 0 keeps no average."""
+    ema_warmup: bool | None = None
+    """Whether the decay rises to ema_decay in the first updates, so that the average forgets the first weights soon.
+    Without the key it does, but not for an official model type in the file, where it is constant as in BasicSR."""
     use_grad_clip: bool = True
     """Whether the gradient norm of each network is clipped to grad_clip; without the key SRModel does not clip, as in
     BasicSR."""
@@ -367,8 +381,9 @@ class SamplingOptions(_Options):
     """Share of fresh noise in each step of ddim: 0 is deterministic, 1 has the noise of ddpm."""
     seed: Count = 0
     """Seed of the sampling noise, which is a function of the seed, the image's key and the number of the sample."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Number format of the network while it samples; bf16 means autocast to bfloat16."""
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """Number format of the network while it samples; bf16 means autocast to bfloat16, and auto means bf16 where it is
+    fast."""
 
 
 class ValOptions(_Options):
@@ -391,11 +406,12 @@ class ValOptions(_Options):
     refiner: bool = False
     """Whether the refiner of SAM4IR is scored too, which needs masks for the validation set."""
     grids: bool = False
-    """Whether images are restored in blended tiles of crop_size rather than whole."""
+    """Whether images are restored in tiles of crop_size rather than whole."""
     crop_size: Positive | None = None
     """Side of a tile in pixels of the input; needed and used with grids only."""
     overlap: Count | None = None
-    """Pixels of the input that neighbouring tiles share at least; without it an eighth of crop_size."""
+    """Pixels of the input that neighbouring tiles share at least, where they are blended; 0 gives HINet's and NAFNet's
+    tiles, as few as cover the image. Without it an eighth of crop_size, or 0 for an official model type in the file."""
     max_minibatch: Positive | None = None
     """Tiles that go through the network at once; without it 8, and for a diffusion network as many as have the pixels
     of one tile of 128 x 128."""
@@ -441,7 +457,7 @@ class Options(_Options):
     """Name of the run, which names its folders: experiments/NAME, results/NAME, tb_logger/NAME."""
     model_type: ModelType = "ImageRestorationModel"
     """Kind of training: a plain network (ImageRestorationModel, SRModel with BasicSR's metrics, ImageCleanModel),
-    distillation from SAM's masks (SAM4IRModel) or diffusion (SAMDiffSRModel)."""
+    distillation from SAM's masks (SAM4IRModel) or diffusion (SAMDiffSRModel). BasicSR's ESRGANModel only tests."""
     scale: Positive = 1
     """Side of the restored image over the side of the input; 1 but in super-resolution."""
     num_gpu: Count | Literal["auto"] | None = None
@@ -450,9 +466,9 @@ class Options(_Options):
     """Seed of the run; weights, order of images, crops and noise are functions of it."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")] = "auto"
     """Device of the run: auto, cpu, cuda, cuda:N or mps; auto takes CUDA where there is one and the CPU otherwise."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Number format of training: bf16 and fp16 mean autocast, while weights and losses stay float32; fp16 scales the
-    loss."""
+    loss. auto means bf16 where it is fast (CUDA 8.0 and later, CPUs with AMX or AVX512-BF16) and fp32 elsewhere."""
     compile: bool = False
     """Whether torch.compile is timed at the start of the run and kept where it is faster."""
     channels_last: bool = True
@@ -497,7 +513,14 @@ class Options(_Options):
     @property
     def basicsr(self) -> bool:
         """Whether metric names have BasicSR's meaning, not that of NAFNet, HINet and Restormer."""
-        return self.model_type == "SRModel"
+        return self.model_type in BASICSR_MODELS
+
+    @property
+    def ema_warms_up(self) -> bool:
+        """Whether the decay of the weights' average rises at first, where no checkpoint decides."""
+        if self.train is not None and self.train.ema_warmup is not None:
+            return self.train.ema_warmup
+        return not self.official
 
     @property
     def official(self) -> bool:

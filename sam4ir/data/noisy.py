@@ -1,10 +1,14 @@
-"""Clean images with synthetic Gaussian noise (Restormer's Dataset_GaussianDenoising)."""
+"""Clean images with synthetic Gaussian noise, by our streams and as Restormer draws it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from sam4ir.data.cropped import Colour
 from sam4ir.data.degrade.dataset import Degrade, SyntheticDataset
@@ -43,6 +47,28 @@ class GaussianDenoisingDataset(SyntheticDataset):
     def chain(self) -> Sequence[Degrade]:
         """Return the noise as the one degradation."""
         return [self._noise]
+
+
+@dataclass(kw_only=True, eq=False)
+class RestormerDenoisingDataset(GaussianDenoisingDataset):
+    """GaussianDenoisingDataset under Restormer's name, with Restormer's noise for sigma_test.
+
+    Its validation calls np.random.seed(0) for every image and adds np.random.normal(0, sigma_test / 255, (h, w, c)) to
+    the RGB or grey image in [0, 1], so that images of one size have the same noise. With noise_seed, and in training,
+    the noise is that of GaussianDenoisingDataset.
+    """
+
+    def __post_init__(self) -> None:
+        self._as_restormer = self.sigma_test is not None and self.noise_seed is None
+        super().__post_init__()
+
+    def _degrade(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+        """Return the noisy image (c, h, w) float32."""
+        if not self._as_restormer or self.sigma_test is None:
+            return super()._degrade(image, rng)
+        clean = image.permute(1, 2, 0).numpy()
+        noise = np.random.RandomState(0).normal(0, self.sigma_test / 255.0, clean.shape)
+        return torch.from_numpy((clean + noise).astype(np.float32)).permute(2, 0, 1).contiguous()
 
 
 def _noise(sigma_type: str, sigma_range: float | Sequence[float] | None, sigma_test: float | None) -> GaussianNoise:

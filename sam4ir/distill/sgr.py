@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sam4ir.distill.lesson import Lesson
 from sam4ir.distill.pool import cell_coverage
+from sam4ir.utils.precision import AUTO, bf16_support
 
 PROTOTYPE_EPS = 1e-6
 
@@ -71,7 +72,7 @@ class SemanticGuidedRelation(nn.Module):
         layers: Layers of the VGG whose features are compared.
         weights: Weights file of the VGG; without it the weights come from the zoo; random is for tests.
         min_cells: Least area of a region in feature cells; a smaller region is left out of that layer, in both images.
-        bf16: Whether the VGG alone runs in bfloat16, whatever the precision of the run.
+        bf16: Whether the VGG alone runs in bfloat16, whatever the precision of the run; auto means where it is fast.
 
     build_analyser: builds the frozen network; the engine hands it over.
     """
@@ -85,7 +86,7 @@ class SemanticGuidedRelation(nn.Module):
         layers: Layers = ("relu2_2", "relu3_3", "relu4_3"),
         weights: str | None = None,
         min_cells: Cells = 4.0,
-        bf16: bool = False,
+        bf16: bool | Literal["auto"] = False,
     ) -> None:
         super().__init__()
         self.analyser = build_analyser(variant, layers, weights)
@@ -106,7 +107,10 @@ class SemanticGuidedRelation(nn.Module):
         return torch.stack(distances).mean()
 
     def _features(self, image: Tensor) -> Mapping[str, Tensor]:
-        if not self.bf16:
+        in_bf16 = self.bf16
+        if in_bf16 == AUTO:
+            in_bf16 = bf16_support(image.device).fast
+        if not in_bf16:
             return self.analyser(image)
         with torch.autocast(image.device.type, dtype=torch.bfloat16):
             return self.analyser(image)

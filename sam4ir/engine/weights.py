@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sam4ir.archs.infer import infer, shapes_of
-from sam4ir.registry import near_miss
+from sam4ir.archs.infer import infer, restoring, shapes_of, stereo
+from sam4ir.registry import STEREO, near_miss
 from sam4ir.utils.weights import Weights, WeightsFileError, read_file, read_weights
 
 __all__ = ["WeightsFileError", "flow", "load_weights", "locate", "network_block", "read_file"]
@@ -116,9 +116,12 @@ def network_block(source: str | Path) -> dict[str, Any]:
             return network.block
     weights = read_weights(path, mapped=True)
     fit = infer(shapes_of(weights.state))
+    if fit is None and stereo(shapes_of(weights.state)):
+        raise WeightsFileError(f"{weights}: holds NAFSSR, and {STEREO}")
     if fit is None:
         reason = "its keys and shapes are those of no network that is known here; give an option file with network_g"
         raise WeightsFileError(f"{weights}: {reason}")
+    fit = restoring(fit)
     return {"type": fit.network.__name__, **fit.arguments}
 
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam4ir.archs.infer import Fit, built_shapes, infer, shapes_of
+from sam4ir.archs.infer import Fit, built_shapes, infer, restoring, shapes_of
 from sam4ir.registry import ARCHS
 
 SIDD: dict[str, Any] = {"middle_blk_num": 12, "enc_blk_nums": [2, 2, 4, 8], "dec_blk_nums": [2, 2, 2, 2]}
@@ -54,6 +54,7 @@ DIFFSR: dict[str, Any] = {
 # the official configurations (keys and shapes are pinned in test_networks.py and test_diffusion_networks.py)
 OFFICIAL: list[tuple[str, dict[str, Any]]] = [
     *[("NAFNet", {"img_channel": 3, "width": width, **blocks}) for width in (32, 64) for blocks in (SIDD, GOPRO)],
+    *[("Baseline", {"img_channel": 3, "width": 32, **SIDD, "dw_expand": dw, "ffn_expand": 2}) for dw in (1, 2)],
     ("HINet", HINET),
     ("HINet", {**HINET, "hin_position_left": 3}),
     ("HINet", {**HINET, "wf": 32}),
@@ -229,3 +230,38 @@ def test_telling_draws_no_random_number() -> None:
     before = torch.get_rng_state()
     infer(shapes)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def numbered(key: str, blocks: int) -> str:
+    """A key of RRDBNet as ESRGAN's first models have it: layers by their numbers."""
+    layers = {"conv_first": "0", "conv_body": f"1.sub.{blocks}", "conv_up1": "3", "conv_up2": "6", "conv_hr": "8"}
+    name, rest = key.split(".", 1)
+    if name == "body":
+        block, dense, layer, leaf = rest.split(".")
+        return f"model.1.sub.{block}.{dense.upper()}.{layer}.0.{leaf}"
+    return f"model.{({**layers, 'conv_last': '10'})[name]}.{rest}"
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_esrgans_first_models_are_rrdbnet(prefix: str) -> None:
+    arguments = {**RRDB, "num_feat": 8, "num_block": 3, "num_grow_ch": 4}
+    network = ARCHS.get("RRDBNet")(**arguments)
+    old = {prefix + numbered(key, 3).removeprefix("model."): value for key, value in network.state_dict().items()}
+    fit = infer(shapes_of(old))
+    assert fit is not None
+    assert (fit.network, fit.arguments) == (ARCHS.get("RRDBNet"), arguments)
+    adapted = network.adapted(old)
+    assert adapted.keys() == network.state_dict().keys()
+    assert all(torch.equal(adapted[key], value) for key, value in network.state_dict().items())
+
+
+@torch.no_grad()
+def test_weights_of_esrgans_release_restore_images_from_0_to_1() -> None:
+    released = ARCHS.get("DiffSRRRDBNet")(nf=8, nb=2, gc=4)
+    fit = infer(shapes_of(released.state_dict()))
+    assert fit is not None
+    network = restoring(fit).network(**restoring(fit).arguments)
+    network.load_state_dict(network.adapted(released.state_dict()), strict=True)
+    image = torch.rand(1, 3, 12, 14)
+    expected = (released(image * 2 - 1) + 1) / 2
+    torch.testing.assert_close(network(image).clamp(0, 1), expected, atol=1e-6, rtol=1e-5)

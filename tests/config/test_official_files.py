@@ -205,3 +205,29 @@ def test_a_misspelt_key_of_an_official_file_is_an_error(name: str, key: str, nea
         load_options(HERE / f"{name}.yml", [f"{key}=1"])
     (problem,) = error.value.problems
     assert problem.message.startswith(f"unknown key; did you mean {near!r}?")
+
+
+def test_official_files_have_the_defaults_of_their_code_and_ours_keep_theirs(tmp_path: Path) -> None:
+    for path in FILES:
+        val = load(path).val
+        assert val is not None
+        assert val.overlap == (0 if val.grids else None), path.stem
+    lines = "name: x\nnetwork_g: {type: HINet}\nval: {grids: true, crop_size: 64}\n"
+    for model_type, overlap in (("ImageRestorationModel", 0), ("SRModel", 0), ("SAM4IRModel", None), (None, None)):
+        file = tmp_path / "o.yml"
+        file.write_text(lines + (f"model_type: {model_type}\n" if model_type else ""), encoding="utf-8")
+        assert load_options(file).val.overlap == overlap
+        assert load_options(file, ["val:overlap=8"]).val.overlap == 8
+
+
+@pytest.mark.parametrize(("scale", "crop", "expected"), [(1, 256, 256), (4, 256, 64), (4, 255, 63)])
+def test_nafnets_sides_of_a_tile_are_pixels_of_the_output(tmp_path: Path, scale: int, crop: int, expected: int) -> None:
+    file = tmp_path / "o.yml"
+    file.write_text(
+        f"name: x\nmodel_type: ImageRestorationModel\nscale: {scale}\nnetwork_g: {{type: NAFNet}}\n"
+        f"val: {{grids: true, crop_size_h: {crop}, crop_size_w: {crop}}}\n",
+        encoding="utf-8",
+    )
+    val = load_options(file).val
+    assert val is not None
+    assert val.crop_size == expected

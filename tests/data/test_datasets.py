@@ -11,6 +11,7 @@ from sam4ir.data.noisy import GaussianDenoisingDataset
 from sam4ir.data.paired import PairedImageDataset
 from sam4ir.data.views import LabelView, ValueView
 from sam4ir.errors import UserError
+from sam4ir.registry import DATASETS
 from sam4ir.utils.image import read_image, write_image
 from sam4ir.utils.rng import generator
 
@@ -297,3 +298,23 @@ def test_pairs_can_be_grey_too(roots):
     sample = dataset.get(0, generator(0))
     assert (dataset.channels, sample.lq.shape, sample.gt.shape) == (1, (1, 8, 8), (1, 16, 16))
     assert paired(roots).channels == 3
+
+
+@pytest.mark.parametrize("in_ch", [3, 1])
+def test_restormers_name_has_restormers_validation_noise(roots, in_ch):
+    arguments = {"dataroot_gt": str(roots / "gt"), "in_ch": in_ch}
+    official = DATASETS.get("Dataset_GaussianDenoising")(sigma_test=25, **arguments)
+    for index in range(3):
+        sample = official.get(index, generator(index))
+        np.random.seed(seed=0)  # noqa: NPY002  # for every image, in its own words
+        expected = sample.gt.permute(1, 2, 0).numpy().copy()
+        expected += np.random.normal(0, 25 / 255.0, expected.shape)  # noqa: NPY002
+        np.testing.assert_array_equal(sample.lq.permute(1, 2, 0).numpy(), expected)
+    ours = GaussianDenoisingDataset(sigma_test=25, **arguments).get(0, generator(0))
+    assert not torch.equal(ours.lq, official.get(0, generator(0)).lq)
+    for other in ({"sigma_test": 25, "noise_seed": 0}, {"sigma_range": 25}):  # these keep our streams
+        a, b = (DATASETS.get(f"{name}")(**other, **arguments).get(0, generator(5)) for name in NOISY)
+        assert torch.equal(a.lq, b.lq)
+
+
+NOISY = ("Dataset_GaussianDenoising", "GaussianDenoisingDataset")

@@ -14,6 +14,7 @@ from sam4ir.config.load import dump_options, notices
 from sam4ir.config.schema import Options, ValOptions
 from sam4ir.engine import build
 from sam4ir.engine.agreement import agree, run_facts, weights_facts
+from sam4ir.engine.devices import choose_device
 from sam4ir.engine.evaluate.build import build_test_bed
 from sam4ir.engine.evaluate.candidates import Candidate, candidates
 from sam4ir.engine.evaluate.curves import write_curves
@@ -31,6 +32,7 @@ from sam4ir.engine.evaluate.result_folder import (
 from sam4ir.engine.evaluate.results import read_summary
 from sam4ir.engine.evaluate.testbed import Scores, TestBed
 from sam4ir.engine.log import console
+from sam4ir.engine.precision import settle_restoring
 from sam4ir.utils.dist import ALONE, World
 from sam4ir.utils.files import write_text
 
@@ -59,8 +61,12 @@ def score_network(
     visualization/<data set>/<image>_<name>.png. Results of other options are not touched without `overwrite`.
     """
     agree(world, *run_facts(options))
+    formats = settle_restoring(options, choose_device(options.device, world), world)
+    options = formats.options
     folder, text = build.run_paths(options.path, options.name).results, _comparable_text(options)
     table = _begin(folder, text, overwrite, options.val, notices(options), world)
+    if world.main:
+        formats.log(log)
     bed = build_test_bed(options, world)
     results = bed.score(options.path.pretrain_network_g, folder, options.name)
     if faults is not None:
@@ -86,10 +92,13 @@ def score_all(
     a folder with the files of `score_network`. Raises UserError as `score_network` does, and where a file changed since
     it was scored.
     """
-    any_weights = with_weights(options, None)
+    formats = settle_restoring(options, choose_device(options.device, world), world)
+    any_weights = with_weights(formats.options, None)
     agree(world, *run_facts(any_weights), lambda: weights_facts({source: source for source in sources}))
     folder, text = build.run_paths(options.path, options.name).results, _comparable_text(any_weights)
     table = _begin(folder, text, overwrite, options.val, notices(options), world)
+    if world.main:
+        formats.log(log)
     listed = candidates(sources)
     unscored: list[Candidate] = []
 

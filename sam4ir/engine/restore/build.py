@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -47,7 +48,8 @@ def build_restorer(recipe: RestoreRecipe, net: nn.Module, on_step: OnStep | None
     """
     inference = build_inference(recipe)
     if recipe.diffusion is None:
-        return PlainRestorer(net, inference)
+        multiple = math.lcm(inference.multiple, getattr(net, "unshuffle", 1))  # RRDBNet of scale 2 and 1
+        return PlainRestorer(net, dataclasses.replace(inference, multiple=multiple))
     sampling = _fitted(build_sampling(recipe, recipe.diffusion), net)
     return DiffusionRestorer(net, build_process(recipe.diffusion), recipe.scale, sampling, on_step)
 

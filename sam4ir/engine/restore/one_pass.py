@@ -6,6 +6,7 @@ Validation, test.py and scripts/restore.py all restore through this module, so t
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -72,9 +73,10 @@ class Inference:
     """The tiles, padding and self-ensemble of a forward pass.
 
     tile: side of a tile in pixels of the input, None for the whole image at once. overlap: pixels that neighbouring
-    tiles share at least; they are blended linearly. batch: tiles that the network takes at once. multiple: the image is
-    padded by reflection to a multiple of it. self_ensemble: take the mean over the eight flips and rotations.
-    scale: output pixels per input pixel.
+    tiles share at least; they are blended linearly. 0 gives the tiles of HINet and NAFNet: as few as cover the image,
+    with the plain mean where they overlap. batch: tiles that the network takes at once. multiple: the image is padded
+    by reflection to a multiple of it. self_ensemble: take the mean over the eight flips and rotations, of each tile
+    where overlap is 0, otherwise of the whole image. scale: output pixels per input pixel.
     """
 
     tile: int | None = None
@@ -90,12 +92,12 @@ class Inference:
         height, width = image.shape[-2:]
         whole = padded(image, self.multiple)
         forward = self._of_full_size(forward)
-        if self.tile:
-            forward = self._tiled(forward)
-        if self.self_ensemble:
-            restored = ensemble(forward, whole)
+        if self.self_ensemble and self.tile and self.overlap == 0:
+            restored = self._tiled(_ensembled(forward))(whole)
+        elif self.self_ensemble:
+            restored = ensemble(self._tiled(forward), whole)
         else:
-            restored = forward(whole)
+            restored = self._tiled(forward)(whole)
         return restored[..., : height * self.scale, : width * self.scale].float()
 
     def _of_full_size(self, forward: Forward) -> Forward:
@@ -115,12 +117,14 @@ class Inference:
 
     def _tiled(self, forward: Forward) -> Forward:
         """Return the pass over an image in tiles; an image of the size of a tile goes through whole."""
+        tile = self.tile
+        if not tile:
+            return forward
 
         def run(image: Tensor) -> Tensor:
-            assert self.tile is not None
-            if max(image.shape[-2:]) <= self.tile:
+            if max(image.shape[-2:]) <= tile:
                 return forward(image)
-            return blend_tiles(forward, image, self.tile, self.overlap, self.batch, self.scale)
+            return blend_tiles(forward, image, tile, self.overlap, self.batch, self.scale)
 
         return run
 
@@ -136,12 +140,24 @@ def padded(image: Tensor, multiple: int, least: int = 0) -> Tensor:
     return F.pad(image, (0, right, 0, bottom), mode=mode)
 
 
-def starts(length: int, tile: int, overlap: int) -> list[int]:
-    """Return the first pixels of tiles that cover `length`, evenly spread; neighbours share at least `overlap`."""
+def starts(length: int, tile: int, overlap: int, scale: int = 1) -> list[int]:
+    """Return the first pixels of tiles that cover `length`, evenly spread; neighbours share at least `overlap`.
+
+    With overlap 0 they are those of HINet (and of NAFNet, whose tiles begin at multiples of `scale` in the output).
+    """
     if length <= tile:
         return [0]
+    if overlap == 0:
+        return _official_starts(length, tile, scale)
     count = -(-(length - overlap) // (tile - overlap))
     return [round(i * (length - tile) / (count - 1)) for i in range(count)]
+
+
+def _official_starts(length: int, tile: int, scale: int) -> list[int]:
+    """Return the first pixels of the tiles of `grids` in HINet and NAFNet: equal steps, rounded up; the last is cut."""
+    gaps = (length - 1) // tile
+    step = max(1, math.ceil((length - tile) * scale / gaps - 1e-8) // scale)
+    return [*range(0, length - tile, step), length - tile]
 
 
 def _ramp(length: int, overlap: int, device: torch.device) -> Tensor:
@@ -175,7 +191,8 @@ def blended(
     """
     height, width = size
     side = (min(tile, height), min(tile, width))
-    corners = list(itertools.product(starts(height, tile, overlap), starts(width, tile, overlap)))
+    rows_of, columns_of = starts(height, tile, overlap, scale), starts(width, tile, overlap, scale)
+    corners = list(itertools.product(rows_of, columns_of))
     window = _ramp(side[0] * scale, overlap * scale, device).view(-1, 1) * _ramp(
         side[1] * scale, overlap * scale, device
     )
@@ -202,6 +219,11 @@ def enlarged(area: Area, scale: int) -> Area:
 def _groups(items: list[tuple[int, int]], size: int) -> Iterator[list[tuple[int, int]]]:
     for i in range(0, len(items), size):
         yield items[i : i + size]
+
+
+def _ensembled(forward: Forward) -> Forward:
+    """Return the pass over images with self-ensemble."""
+    return lambda images: ensemble(forward, images)
 
 
 def ensemble(forward: Forward, image: Tensor) -> Tensor:

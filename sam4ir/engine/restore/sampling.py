@@ -15,6 +15,7 @@ from sam4ir.diffusion.process import Process
 from sam4ir.diffusion.samplers import OnStep, Spacing, run_sampler
 from sam4ir.engine.restore.one_pass import Area, blended, enlarged, padded, smaller_overlap
 from sam4ir.models.sam_diffsr import image_of, upsampled
+from sam4ir.utils.precision import number_format
 from sam4ir.utils.rng import derived_seed
 
 DEFAULT_STEPS = {"ddpm": 20, "ddim": 20, "dpm_solver_2m": 15}
@@ -36,7 +37,7 @@ class Sampling:
     spacing: Spacing = "logsnr"
     eta: float = 0.0
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     tile: int | None = None
     overlap: int = 8
     batch: int = 8
@@ -100,7 +101,8 @@ class DiffusionRestorer:
         return image_of(x_0, lq_up)[..., : height * self.scale, : width * self.scale]
 
     def _autocast(self, device: torch.device) -> torch.autocast:
-        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.sampling.precision == "bf16")
+        in_bf16 = number_format(self.sampling.precision, device) == "bf16"
+        return torch.autocast(device.type, dtype=torch.bfloat16, enabled=in_bf16)
 
     def _denoise(self, condition: Tensor, lq_up: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the function (x, t) -> the network's estimate for the whole canvas, float32."""

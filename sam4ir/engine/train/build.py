@@ -50,6 +50,7 @@ from sam4ir.models.sam_diffsr import SamDiffSR
 from sam4ir.models.sam_distill import Refiner, SamDistill, Schedule
 from sam4ir.registry import FUSIONS, SCHEDULES
 from sam4ir.utils.dist import ALONE, World, peers
+from sam4ir.utils.precision import number_format
 from sam4ir.utils.rng import torch_stream
 
 
@@ -72,10 +73,10 @@ def build_parts(options: Options, device: torch.device, world: World = ALONE, ch
     starts = {"g": train.distill.refine_iter or 0, "r": 0}  # iterations before the network begins to train
     emas, optimisers, shared = {}, {}, {}
     for label, net in networks.items():
-        emas[label] = Ema(net, train.ema_decay)
+        emas[label] = Ema(net, train.ema_decay, options.ema_warms_up)
         optimisers[label] = _optimiser(train, net, label, starts[label])
         shared[label] = _shared(net, device, world, options.find_unused_parameters)
-    scaler = torch.amp.GradScaler(device.type, enabled=options.precision == "fp16")
+    scaler = torch.amp.GradScaler(device.type, enabled=number_format(options.precision, device) == "fp16")
     seed = options.manual_seed
     builder = LossBuilder(device, min(channels, 3))
     metadata: dict[str, Any] = {}
@@ -222,7 +223,7 @@ def build_step(options: Options, parts: TrainingParts, device: torch.device, wor
         parts,
         device,
         world,
-        precision=options.precision,
+        precision=number_format(options.precision, device),
         channels_last=options.channels_last,
         find_unused_parameters=options.find_unused_parameters,
     )

@@ -29,6 +29,7 @@ from sam4ir.engine.devices import choose_device
 from sam4ir.engine.evaluate.build import build_metrics
 from sam4ir.engine.evaluate.metric import Metric, prepare_metrics
 from sam4ir.engine.evaluate.validate import Outputs, evaluate
+from sam4ir.engine.precision import settle_training
 from sam4ir.engine.restore.build import restore_recipe
 from sam4ir.engine.train import build as build_train
 from sam4ir.engine.train import data as train_data
@@ -91,10 +92,12 @@ def check(options: Options, resume: bool = False, world: World = ALONE) -> int:
     """
     findings = Findings(show=world.main)
     paths = build.run_paths(options.path, options.name)
-    for notice in notices(options):
-        findings.line(f"notice   {notice}")
     agree(world, *run_facts(options))
     device = choose_device(options.device, world)
+    formats = settle_training(options, device, world)
+    for notice in (*notices(options), *formats.chosen, *formats.warnings):
+        findings.line(f"notice   {notice}")
+    options = formats.options
     findings.line(f"device   {device}, {world.size} process(es), {options.precision}")
     seed_defaults(options.manual_seed)
     sets = _check_data(options, paths, resume, world, findings)

@@ -13,17 +13,26 @@ from torch import Tensor, nn
 class Ema:
     """A copy of `network` that follows it: average <- d average + (1 - d) value.
 
-    d = min(decay, (1 + k) / (10 + k)) after k updates, so that the average forgets the first values soon.
-    Integer buffers are copied. With decay 0 there is no average, and `module` is `network` itself.
+    d = min(decay, (1 + k) / (10 + k)) after k updates, so that the average forgets the first values soon; without
+    `warmup` d = decay, as in BasicSR. Integer buffers are copied. With decay 0 there is no average, and `module` is
+    `network` itself.
     """
 
-    def __init__(self, network: nn.Module, decay: float) -> None:
+    def __init__(self, network: nn.Module, decay: float, warmup: bool = True) -> None:
         self.source = network
         self.decay = decay
+        self.warmup = warmup
         self.updates = 0
         self.module = network
         if decay > 0:
             self.module = copy.deepcopy(network).eval().requires_grad_(False)
+
+    def __str__(self) -> str:
+        """Return the average in words: 'decay 0.999, constant as in BasicSR'."""
+        course = "constant as in BasicSR"
+        if self.warmup:
+            course = "which it rises to in the first updates"
+        return f"decay {self.decay:g}, {course}"
 
     @property
     def on(self) -> bool:
@@ -35,7 +44,10 @@ class Ema:
         """Move the average towards the network by one step."""
         if not self.on:
             return
-        weight = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates))
+        decay = self.decay
+        if self.warmup:
+            decay = min(decay, (1 + self.updates) / (10 + self.updates))
+        weight = 1 - decay
         self.updates += 1
         # frozen parameters are equal already
         learned = [parameter.requires_grad for parameter in self.source.parameters()]

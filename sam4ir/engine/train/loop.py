@@ -21,6 +21,7 @@ from sam4ir.engine.evaluate.build import build_metrics
 from sam4ir.engine.evaluate.metric import prepare_metrics, protocols_of
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.log import Pace, console
+from sam4ir.engine.precision import settle_training
 from sam4ir.engine.restore.build import restore_recipe
 from sam4ir.engine.train import build as build_train
 from sam4ir.engine.train import data as train_data
@@ -60,6 +61,8 @@ class Trainer:
         self.world = world
         self.paths = build.run_paths(options.path, options.name)
         self.device = choose_device(options.device, world)
+        formats = settle_training(options, self.device, world)
+        options = formats.options
         if options.deterministic:
             make_deterministic()
         resume = resuming.agree_to_resume(self.paths, resume, world)
@@ -73,7 +76,8 @@ class Trainer:
         self.metrics = prepare_metrics(build_metrics(options.val, options.basicsr), self.device)
         self.lock = resuming.claim_run(self.paths, world)
         self.log = self._console()
-        self.progress = self._begin(options, resume)
+        formats.log(self.log)
+        self.progress, options = self._begin(options, resume)
         options_text = dump_options(options)
         self.journal = self._journal(options_text, options.logger.use_tb_logger)
         self.step = build_train.build_step(options, self.parts, self.device, world)
@@ -107,8 +111,11 @@ class Trainer:
             main=world.main,
         )
 
-    def _begin(self, options: Options, resume: bool) -> Progress:
-        """Load the checkpoint that the run goes on from, if any, and log how the run begins."""
+    def _begin(self, options: Options, resume: bool) -> tuple[Progress, Options]:
+        """Load the checkpoint that the run goes on from, if any, and log how the run begins.
+
+        Return the progress, and the options with what the checkpoint decides.
+        """
         for notice in notices(options):
             self.log.warning(notice)
         if self.sets.val and options.val is not None and options.val.val_freq is None:
@@ -119,15 +126,19 @@ class Trainer:
         if checkpoint is not None:
             progress = checkpoint.progress
             agree(self.world, lambda: network_facts(self.parts.model.networks, vars(progress)))
+            options = resuming.with_average(checkpoint.options, options, self.parts)
             resuming.report_resumed(self.log, self.name, progress.iteration, changes(checkpoint.options, options))
             resuming.refuse_shorter(self.paths, progress.iteration, self.total_iter)
             self._report_processes(options, progress)
-            return progress
+            resuming.report_average(self.log, self.parts)
+            return progress, options
+        options = resuming.with_average(None, options, self.parts)
         place = str(self.device)
         if self.world.size > 1:
             place += f", {self.world.size} processes"
+        resuming.report_average(self.log, self.parts)
         resuming.report_started(self.log, self.paths, place, protocols_of(self.metrics), self.world)
-        return Progress(processes=self.world.size)
+        return Progress(processes=self.world.size), options
 
     def _report_processes(self, options: Options, progress: Progress) -> None:
         """Log that another number of processes goes on than that of the checkpoint; refuse another total batch."""

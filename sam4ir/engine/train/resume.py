@@ -8,7 +8,10 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sam4ir.config.official import OFFICIAL_MODELS
 from sam4ir.config.paths import RunPaths
+from sam4ir.config.schema import Options
+from sam4ir.config.yaml_text import parse
 from sam4ir.engine.log import set_aside_journal
 from sam4ir.engine.train.checkpoint import (
     Checkpoint,
@@ -145,6 +148,43 @@ def load_newest(paths: RunPaths, parts: TrainingParts, log: logging.Logger) -> C
             f"{paths.states}: none of {len(state_files)} checkpoints can be read; see the warnings above"
         )
     return None
+
+
+def with_average(earlier: str | None, options: Options, parts: TrainingParts) -> Options:
+    """Return options whose saved file gives the same train.ema_warmup; the averages in `parts` follow it.
+
+    Without the key a run that goes on keeps the course that it began with. earlier: the options of its checkpoint, None
+    for a fresh start.
+    """
+    if options.train is None:
+        return options
+    warmup = options.ema_warms_up
+    if earlier is not None and options.train.ema_warmup is None:
+        warmup = _earlier_warmup(earlier)
+    for ema in parts.emas.values():
+        ema.warmup = warmup
+    if warmup is (options.model_type not in OFFICIAL_MODELS):
+        return options
+    return options.model_copy(update={"train": options.train.model_copy(update={"ema_warmup": warmup})})
+
+
+def _earlier_warmup(earlier: str) -> bool:
+    """Return whether the decay of the averages rises in a run with these saved options; it did before the key came."""
+    saved = parse(earlier)[0]
+    train = saved.get("train") if isinstance(saved, Mapping) else None
+    if not isinstance(train, Mapping) or "ema_warmup" not in train:
+        return True
+    if train["ema_warmup"] is None:
+        return saved.get("model_type") not in OFFICIAL_MODELS
+    return bool(train["ema_warmup"])
+
+
+def report_average(log: logging.Logger, parts: TrainingParts) -> None:
+    """Log how the averages of the weights follow the networks, where a run keeps some."""
+    emas = [ema for ema in parts.emas.values() if ema.on]
+    if emas:  # all of them have one decay
+        key = f"train.ema_warmup: {str(emas[0].warmup).lower()}"
+        log.info("Average of the weights (EMA): %s (%s).", emas[0], key)
 
 
 def refuse_shorter(paths: RunPaths, iteration: int, total_iter: int) -> None:

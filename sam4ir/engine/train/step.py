@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch.nn.parallel import DistributedDataParallel
@@ -15,8 +15,7 @@ from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import ALONE, World, peers
 
-Precision = Literal["fp32", "bf16", "fp16"]
-_TYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_TYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class UnusedParametersError(UserError):
@@ -50,7 +49,7 @@ class Step:
         device: torch.device,
         world: World = ALONE,
         *,
-        precision: Precision = "fp32",
+        precision: str = "fp32",
         channels_last: bool = True,
         find_unused_parameters: bool = False,
     ) -> None:

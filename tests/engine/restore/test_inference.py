@@ -1,10 +1,11 @@
 """Tiles, padding and self-ensemble."""
 
 import itertools
+import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -84,3 +85,46 @@ def test_self_ensemble_averages_eight_views() -> None:
     Inference(self_ensemble=True)(network, image)
     assert len(seen) == 8
     assert all(not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i] if a.shape == b.shape)
+
+
+def official_tiles(length: int, crop: int, scale: int) -> list[int]:
+    """The first pixels of HINet's and NAFNet's tiles, by their loop, with sides in pixels of the output."""
+    length, crop, begins, i = length * scale, crop * scale, [], 0
+    rows = (length - 1) // crop + 1
+    step = crop if rows == 1 else math.ceil((length - crop) / (rows - 1) - 1e-8) // scale * scale
+    while True:
+        if i + crop >= length:
+            return [*begins, (length - crop) // scale]
+        begins.append(i // scale)
+        i += step
+
+
+@settings(max_examples=150, deadline=None)
+@given(length=st.integers(1, 300), tile=st.integers(1, 64), scale=st.sampled_from([1, 2, 4]))
+def test_tiles_without_overlap_begin_where_those_of_hinet_and_nafnet_do(length: int, tile: int, scale: int) -> None:
+    assume(length > tile)
+    assert starts(length, tile, 0, scale) == official_tiles(length, tile, scale)
+
+
+def test_steps_of_hinets_tiles_are_rounded_up() -> None:
+    assert starts(200, 64, 0) == [0, 46, 92, 136]  # 136 / 3 = 45.3
+
+
+def normed(image: Tensor) -> Tensor:
+    """A network that depends on the whole of what it sees, as HINet's norms do."""
+    return (image - image.mean((2, 3), keepdim=True)) / image.std((2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("turns", [1, 8])
+def test_without_overlap_pixels_are_the_plain_mean_over_the_tiles_and_their_turns(turns: int) -> None:
+    image = torch.rand(1, 3, 50, 67)
+    total, count = torch.zeros_like(image), torch.zeros(50, 67)
+    for i, j in itertools.product(official_tiles(50, 24, 1), official_tiles(67, 24, 1)):
+        for turn in range(turns):  # HINet: transpose and transpose_inverse, trans_num of them for each tile
+            tile = image[..., i : i + 24, j : j + 24]
+            tile = torch.rot90(tile.flip(3) if turn >= 4 else tile, turn % 4, [2, 3])
+            back = torch.rot90(normed(tile), 4 - turn % 4, [2, 3])
+            total[..., i : i + 24, j : j + 24] += back.flip(3) if turn >= 4 else back
+            count[i : i + 24, j : j + 24] += 1
+    tiled = Inference(tile=24, overlap=0, batch=4, self_ensemble=turns == 8)(normed, image)
+    torch.testing.assert_close(tiled, total / count)

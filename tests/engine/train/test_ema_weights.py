@@ -38,6 +38,18 @@ def test_ema_follows_parameters_and_buffers_with_a_decay_that_warms_up() -> None
     assert ema.module.num_batches_tracked == 12
 
 
+def test_an_average_without_warm_up_has_basicsrs_decay_from_the_first_update() -> None:
+    net = nn.Linear(2, 1)
+    ema = Ema(net, decay=0.9, warmup=False)
+    expected = net.weight.detach().clone()  # BasicSR: model_ema(0) copies the network, then decay 0.9 each iteration
+    for _ in range(5):
+        with torch.no_grad():
+            net.weight += 1
+        expected = 0.9 * expected + 0.1 * net.weight.detach()
+        ema.update()
+    torch.testing.assert_close(ema.module.weight, expected)
+
+
 def test_no_decay_means_the_network_itself() -> None:
     net = nn.Linear(2, 2)
     ema = Ema(net, decay=0)

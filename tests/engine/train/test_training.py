@@ -124,7 +124,7 @@ def test_workers_do_not_change_the_run(world: World) -> None:
 
 
 def test_zero_weights_are_plain_training_bit_for_bit(world: World) -> None:
-    plain = run(world, False, "name=plain")
+    plain = run(world, False, "name=plain", "train:ema_warmup=true")  # as for SAM4IRModel
     zero = run(
         world, True, "name=zero", "train:spd_opt={loss_weight: 0}", "train:sgr_opt={balance: 0, weights: random}"
     )
@@ -462,3 +462,54 @@ def test_a_file_that_torch_cannot_write_is_the_users_to_mend(tmp_path: Path, mon
         save_tensors({"a": torch.zeros(1)}, tmp_path / "net.pth")
     with pytest.raises(OSError, match="cannot be written"):
         save_tensors({"a": torch.zeros(1)}, tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "key", "warms_up"),
+    [
+        ("ImageRestorationModel", None, False),
+        ("ImageCleanModel", None, False),
+        ("SRModel", None, False),
+        ("ImageRestorationModel", True, True),
+        (None, None, True),
+        (None, False, False),
+    ],
+)
+def test_the_average_is_that_of_the_files_code_base(
+    world: World, model_type: str | None, key: bool | None, warms_up: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = world.values()
+    values["model_type"] = model_type
+    if model_type is None:
+        del values["model_type"]
+    if key is not None:
+        values["train"]["ema_warmup"] = key
+    trainer = Trainer(load_options(world.write(values)), resume=False)
+    ema = trainer.parts.emas["g"]
+    expected = [p.detach().clone() for p in ema.source.parameters()]
+    for k in range(3):
+        with torch.no_grad():
+            for p in ema.source.parameters():
+                p += 0.1
+        ema.update()
+        d = min(0.9, (1 + k) / (10 + k)) if warms_up else 0.9
+        expected = [d * e + (1 - d) * p.detach() for e, p in zip(expected, ema.source.parameters(), strict=True)]
+    trainer.close()
+    torch.testing.assert_close([p.detach() for p in ema.module.parameters()], expected)
+    assert (
+        f"(EMA): decay 0.9, {'which it rises to' if warms_up else 'constant as in BasicSR'}" in capsys.readouterr().out
+    )
+
+
+def test_a_run_of_a_version_without_the_key_keeps_the_average_that_it_began_with(world: World) -> None:
+    straight = run(world, False, "name=straight", "train:ema_warmup=true")
+    trainer = Trainer(world.options(False, ("name=stopped", "train:ema_warmup=true")), resume=False)
+    interrupt_after(trainer, 4)
+    state_file = trainer.paths.state(4)
+    state = torch.load(state_file, weights_only=True)
+    assert "  ema_warmup: true\n" in state["options"]
+    state["options"] = state["options"].replace("  ema_warmup: true\n", "")
+    save_tensors(state, state_file)
+    interrupt_after(Trainer(world.options(False, ("name=stopped",)), resume=True), 6)
+    resumed = run(world, False, "name=stopped", resume=True)
+    assert_same_run(straight, resumed, 8)
