@@ -38,6 +38,7 @@ from sam4ir.data.masks.formats import FORMATS, find_masks
 from sam4ir.data.masks.importer import import_masks
 from sam4ir.data.masks.info import inspect_store
 from sam4ir.data.masks.labels import LabelRules
+from sam4ir.data.masks.meta import reading_orientation
 from sam4ir.data.masks.pictures import SHEET_IMAGES, SHEET_PANEL, choose_keys, contact_sheet, draw_panels, side_by_side
 from sam4ir.data.masks.store import SOURCES, MaskStore
 from sam4ir.data.masks.verify import verify
@@ -161,6 +162,7 @@ def _add_import(commands: Any) -> None:
     )
     _add_images(parser, required=False)
     parser.add_argument("--source", choices=SOURCES, help="which image the generator extent at")
+    parser.add_argument("--ignore-exif", action="store_true", help="the masks do not follow EXIF orientation")
     parser.add_argument("--generator", metavar="NAME", help="the program that made the masks, with its version")
     parser.add_argument("--checkpoint", metavar="NAME", help="its weights")
     parser.add_argument("--sha256", metavar="HEX", help="checksum of the weights")
@@ -265,7 +267,8 @@ def run_info(options: argparse.Namespace) -> int:
 
 def run_verify(options: argparse.Namespace) -> int:
     """List the records that are missing, damaged or of another size."""
-    store, images = MaskStore(options.store), open_source(options.images, None, "--images")
+    store, images = MaskStore(options.store), _images(options, options.store)
+    assert images is not None  # --images is required
     report = verify(store, images, options.workers, pixels=not options.sizes_only)
     status = _list_problems(report.problems)
     for note in report.notes(store.meta.get("source")):
@@ -288,7 +291,7 @@ def run_view(options: argparse.Namespace) -> int:
     if options.output is not None and options.output.is_file():
         raise UserError(f"--output: {options.output} is a file; give a folder for the pictures")
     store = MaskStore(options.store)
-    images = _images(options)
+    images = _images(options, options.store)
     keys = choose_keys(store, images, options.keys, options.number)
     if options.contact_sheet is not None and len(keys) > SHEET_IMAGES:
         raise UserError(
@@ -316,8 +319,10 @@ def run_view(options: argparse.Namespace) -> int:
 def run_import(options: argparse.Namespace) -> int:
     """Store the readable masks, then list the others."""
     folder = find_masks(options.input, options.format, options.suffix)
-    images = _images(options)
+    exif = reading_orientation(options.store, options.ignore_exif, options.new)
+    images = _images(options, options.store, options.ignore_exif, options.new)
     meta = {
+        "exif_orientation": exif,
         "generator": options.generator,
         "checkpoint": options.checkpoint,
         "checkpoint_sha256": options.sha256,
@@ -359,12 +364,13 @@ def run_crop(options: argparse.Namespace) -> int:
     store = MaskStore(options.store)
     if options.windows is not None:
         _refuse_beside_windows(options)
-        parts = _images(options)
+        parts = _images(options, options.store)
         done = crop_by_table(store, options.output, options.windows, parts, options.new, options.workers)
         return _filled(options.output, done)
     if options.images is None or options.crop_size is None or options.step is None:
         raise UserError("give --windows FILE of a prepared set, or --images PATH --crop-size N --step N")
-    images = open_source(options.images, None, "--images")
+    images = _images(options, options.store)
+    assert images is not None  # --images was checked above
     crop = Crop(options.crop_size, options.step, options.thresh or 0)
     done = crop_images(
         store,
@@ -395,7 +401,7 @@ def _refuse_beside_windows(options: argparse.Namespace) -> None:
 def run_control(options: argparse.Namespace) -> int:
     """Make a control store."""
     refuse_same(options.like, options.output)
-    images = _images(options)
+    images = _images(options, options.like)
     if images is not None and options.kind != "superpixels":
         print(f"note: --kind {options.kind} looks at no images; --images is not used")
     done = make_control(
@@ -404,11 +410,13 @@ def run_control(options: argparse.Namespace) -> int:
     return _filled(options.output, done)
 
 
-def _images(options: argparse.Namespace) -> ImageSource | None:
-    """Open the images of --images, None without them."""
+def _images(
+    options: argparse.Namespace, store: Path, ignore_exif: bool = False, new: bool = False
+) -> ImageSource | None:
+    """Open the images of --images, turned by EXIF where the store's masks are; None without them."""
     if not options.images:
         return None
-    return open_source(options.images, None, "--images")
+    return open_source(options.images, None, "--images", reading_orientation(store, ignore_exif, new))
 
 
 def _filled(store: Path, done: FillResult) -> int:

@@ -34,7 +34,7 @@ from sam4ir.engine.restore.images import ImageRestorer, image_restorer
 from sam4ir.engine.weights import flow, network_block
 from sam4ir.errors import UserError
 from sam4ir.utils import cli
-from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, read_image, write_image
+from sam4ir.utils.image import IMAGE_SUFFIXES, ExifOrientation, ImageError, read_image, write_image
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -67,6 +67,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--samples", type=cli.positive, default=1, help="diffusion: results an image, NAME_s0.png, ...")
     parser.add_argument("--precision", choices=("fp32", "bf16"), help="diffusion: of the network")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ... (default: the option file's)")
+    parser.add_argument("--ignore-exif", action="store_true", help="do not turn images by their EXIF orientation")
     parser.add_argument("--overwrite", action="store_true", help="replace images that are in the output folder already")
     return parser.parse_args(arguments)
 
@@ -190,7 +191,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not weights:
         raise UserError(f"{flags.opt}: path.pretrain_network_g names no weights; give --weights")
     restored = image_restorer(options, weights, StepBar())
-    return restore_all(work, flags.output, restored, flags.samples, flags.overwrite)
+    exif: ExifOrientation = "apply"
+    if flags.ignore_exif:
+        exif = "ignore"
+    return restore_all(work, flags.output, restored, flags.samples, flags.overwrite, exif)
 
 
 class StepBar:
@@ -208,7 +212,12 @@ class StepBar:
 
 
 def restore_all(
-    work: list[tuple[Path, Path]], output: Path, restored: ImageRestorer, samples: int, overwrite: bool
+    work: list[tuple[Path, Path]],
+    output: Path,
+    restored: ImageRestorer,
+    samples: int,
+    overwrite: bool,
+    exif_orientation: ExifOrientation = "apply",
 ) -> int:
     """Write every restored image; print how many were there and which cannot be read. Return the exit status."""
     old, bad = 0, []
@@ -218,7 +227,7 @@ def restore_all(
             old += 1
             continue
         try:
-            image = read_image(file, restored.channels)
+            image = read_image(file, restored.channels, exif_orientation)
             for number, target in targets.items():
                 write_image(target, restored(image, file.stem, number))
         except ImageError as error:

@@ -13,11 +13,19 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from sam4ir.data.lmdb_io import LmdbReader, key_of, parse_meta_line, read_image_keys, unpack_image, unpack_size
+from sam4ir.data.lmdb_io import (
+    LmdbReader,
+    key_of,
+    parse_meta_line,
+    read_image_keys,
+    unpack_image,
+    unpack_orientation,
+    unpack_size,
+)
 from sam4ir.errors import UserError
 from sam4ir.registry import near_miss
 from sam4ir.utils.files import read_text
-from sam4ir.utils.image import IMAGE_SUFFIXES, read_image, read_size
+from sam4ir.utils.image import IMAGE_SUFFIXES, ExifOrientation, read_image, read_orientation, read_size
 
 IoBackend = Mapping[Literal["type"], Literal["disk", "lmdb"]]
 
@@ -36,6 +44,9 @@ class ImageSource(Protocol):
     def size(self, key: str) -> tuple[int, int]:
         """Return (h, w) by the image's header; the pixels may still turn out to be damaged."""
 
+    def orientation(self, key: str) -> int:
+        """Return the EXIF orientation by the image's header, 1 to 8; 1 where it has none."""
+
     def where(self, key: str) -> str:
         """Return the image's name in error messages."""
 
@@ -49,8 +60,9 @@ def read(source: ImageSource, key: str) -> np.ndarray:
 class FolderSource:
     """The images in a folder and its subfolders, without hidden ones; the constructor lists the folder, once."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, exif_orientation: ExifOrientation = "apply") -> None:
         self.root = Path(root)
+        self._exif: ExifOrientation = exif_orientation
         if self.root.exists() and not self.root.is_dir():
             raise UserError(f"{root}: is a file, give the folder that it lies in")
         if not self.root.is_dir():
@@ -65,11 +77,15 @@ class FolderSource:
     @contextmanager
     def open(self, key: str) -> Iterator[np.ndarray]:
         """Lend the image of a file."""
-        yield read_image(self.root / self._files[key])
+        yield read_image(self.root / self._files[key], exif_orientation=self._exif)
 
     def size(self, key: str) -> tuple[int, int]:
         """Return (h, w) by the header of a file."""
-        return read_size(self.root / self._files[key])
+        return read_size(self.root / self._files[key], self._exif)
+
+    def orientation(self, key: str) -> int:
+        """Return the EXIF orientation of a file."""
+        return read_orientation(self.root / self._files[key])
 
     def where(self, key: str) -> str:
         """Return the path of a file."""
@@ -79,8 +95,9 @@ class FolderSource:
 class LmdbSource:
     """The images that an LMDB folder's meta_info.txt lists: BasicSR's or our own."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, exif_orientation: ExifOrientation = "apply") -> None:
         self.root = Path(root)
+        self._exif: ExifOrientation = exif_orientation
         self.keys = read_image_keys(self.root)
         self._reader = LmdbReader(self.root)
 
@@ -88,22 +105,33 @@ class LmdbSource:
     def open(self, key: str) -> Iterator[np.ndarray]:
         """Lend the image of a record."""
         with self._reader.value(key) as value:
-            yield unpack_image(value, self.where(key))
+            yield unpack_image(value, self.where(key), self._exif)
 
     def size(self, key: str) -> tuple[int, int]:
         """Return (h, w) by the header of a record."""
         with self._reader.value(key) as value:
-            return unpack_size(value, self.where(key))
+            return unpack_size(value, self.where(key), self._exif)
+
+    def orientation(self, key: str) -> int:
+        """Return the EXIF orientation of a record."""
+        with self._reader.value(key) as value:
+            return unpack_orientation(value, self.where(key))
 
     def where(self, key: str) -> str:
         """Return the LMDB's path with the key in brackets."""
         return f"{self.root}[{key}]"
 
 
-def open_source(dataroot: str | Path, io_backend: IoBackend | None, option: str) -> ImageSource:
+def open_source(
+    dataroot: str | Path,
+    io_backend: IoBackend | None,
+    option: str,
+    exif_orientation: ExifOrientation = "apply",
+) -> ImageSource:
     """Open the source at `dataroot`.
 
     io_backend: {'type': 'disk' | 'lmdb'}; None goes by the folder's name. option: dataroot's name in error messages.
+    exif_orientation: 'ignore' reads the pixels in the order in which they are stored.
     Raises ValueError for an unknown type, a type that the folder's name contradicts, and where there are no images.
     """
     by_name = "disk"
@@ -117,7 +145,7 @@ def open_source(dataroot: str | Path, io_backend: IoBackend | None, option: str)
             "any other with disk"
         )
     try:
-        source: ImageSource = opener(dataroot)
+        source: ImageSource = opener(dataroot, exif_orientation)
     except UserError as error:
         raise UserError(f"{option}: {error}") from error
     if not source.keys:

@@ -119,7 +119,7 @@ def _png(data: Bytes, check: bool) -> Header:
             channels = {2: 3, 4: 2, 6: 4}.get(data[at + 17], 1)
             row_bytes = (size[1] * channels * data[at + 16] + 7) // 8
         elif kind == b"eXIf":
-            orientation = exif_orientation(data[at + 8 : end])
+            orientation = _exif_orientation(data[at + 8 : end])
         elif kind == b"acTL":
             raise HeaderError("is an animated PNG; save the frame that you need as an image of its own")
         elif kind == b"IEND":
@@ -148,7 +148,7 @@ def _jpeg(data: Bytes, check: bool) -> Header:
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xE1 and not orientation and data[at + 4 : at + 10] == b"Exif\0\0":
-            orientation = exif_orientation(data[at + 10 : at + _segment_length(data, at)])
+            orientation = _exif_orientation(data[at + 10 : at + _segment_length(data, at)])
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC) and at + 9 <= len(data):
             size = _jpeg_frame(data, at, marker)
         if marker == 0xDA and size is not None:
@@ -177,7 +177,7 @@ def _segment_length(data: Bytes, at: int) -> int:
     return 2 + int.from_bytes(data[at + 2 : at + 4], "big")
 
 
-def exif_orientation(block: bytes) -> int:
+def _exif_orientation(block: bytes) -> int:
     """Return the orientation 1 to 8 of an EXIF block (a TIFF directory, EXIF 2.32, 4.6.4); 1 where it has none."""
     if block.startswith(b"Exif\0\0"):
         block = block[6:]
@@ -246,7 +246,7 @@ def _webp(data: Bytes, check: bool) -> Header:
         if kind == b"VP8X" and body and body[0] & 2:
             raise HeaderError("is an animated WebP; save the frame that you need as an image of its own")
         if kind == b"EXIF":
-            orientation = exif_orientation(data[at + 8 : end])
+            orientation = _exif_orientation(data[at + 8 : end])
         elif size is None:
             size = _webp_size(kind, body)
         at = end + end % 2
