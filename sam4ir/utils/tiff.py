@@ -20,6 +20,7 @@ MAX_PARTS = 1 << 20  # strips or tiles
 
 _WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 6: 1, 7: 1, 8: 2, 9: 4, 16: 8, 17: 8}  # bytes of a value by its type
 _KEPT = (259, 266, 292, 293, 317, 320, 347, 529, 530, 531, 532)  # compression and colour tags that stay as they are
+_USUAL = frozenset((254, *range(256, 285), 296, 305, 306, 317, 339))  # tags that change no meaning
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # photometric interpretation -> channels of colour
 _COLOUR_NAMES = {4: "a mask", 8: "CIE Lab", 9: "ICC Lab", 10: "ITU Lab", 32803: "raw sensor data", 34892: "raw data"}
 _FORMATS = {2: "int", 3: "float", 5: "complex int", 6: "complex"}
@@ -65,6 +66,12 @@ class FirstPage:
         return self.photometric == 0
 
     @property
+    def ordinary(self) -> bool:
+        """Whether OpenCV reads the file as it is meant, without a plain directory: RGB or grey, one page, no alpha."""
+        plain = self.photometric in (1, 2) and self.samples == self.colours and not self.planar
+        return plain and self.orientation == 1 and self.directory.last and self.directory.entries.keys() <= _USUAL
+
+    @property
     def colours(self) -> int:
         """The samples without alpha."""
         return _COLOURS[self.photometric]
@@ -89,6 +96,9 @@ class _Directory:
             at = first + index * entry_bytes
             tag, kind, values = self.unpack(f"HH{word}", at)
             self.entries.setdefault(tag, Tag(kind, values, self.data[at + entry_bytes - self.field : at + entry_bytes]))
+
+        (after,) = self.unpack(word, first + count * entry_bytes)
+        self.last = after == 0
 
     @property
     def field(self) -> int:
@@ -242,6 +252,8 @@ def plain_copies(data: bytes, page: FirstPage) -> list[bytes]:
 
     Each is `data` with a new directory behind it. Where 0 is white the values are still to be inverted.
     """
+    if page.ordinary:
+        return [data]
     if not page.planar:
         return [_with_directory(data, page, slice(None), page.samples)]
     parts = len(page.offsets) // page.samples
