@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import torch
 
+from sam4ir.data.masks.meta import reading_orientation
 from sam4ir.data.sources import open_source, select_keys
 from sam4ir.engine.agreement import agree, code_facts, flag_facts, provenance_facts, source_facts, version_facts
 from sam4ir.engine.devices import choose_device, wants_cuda
@@ -74,6 +75,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="with --keys: make these images' masks again, also those in the store",
     )
+    parser.add_argument("--ignore-exif", action="store_true", help="a new store: do not turn images by EXIF")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of this process (default: torch's)")
     cli.add_launcher(parser)
     add_settings(parser.add_argument_group("settings of segment-anything's automatic mask generator"))
@@ -167,7 +169,8 @@ def make_masks(options: argparse.Namespace, joined: World, signals: Signals) -> 
     """Make what the store lacks, report it and return the exit status."""
     if options.shard is not None and joined.size > 1:
         raise UserError("--shard is for processes that run by themselves; torchrun and Slurm share the images out")
-    source = open_source(options.input, None, "--input")
+    exif = reading_orientation(options.store, options.ignore_exif, options.new and not restarted())
+    source = open_source(options.input, None, "--input", exif)
     keys = select_keys(source, options.keys)
     agree(
         joined,
@@ -187,6 +190,7 @@ def make_masks(options: argparse.Namespace, joined: World, signals: Signals) -> 
             print(line)
     model = load_generator(options.sam, settings_of(options), precision, device, joined)
     meta = meta_of(model, options.image, options.max_side, restored, options.scale)
+    meta["exif_orientation"] = exif
     agree(joined, lambda: provenance_facts(meta))
     maker = RecordMaker(source, model.generate, restore, options.max_side, options.scale)
     if joined.main:

@@ -39,6 +39,7 @@ from sam4ir.data.masks.formats import FORMATS, find_masks
 from sam4ir.data.masks.importer import import_masks
 from sam4ir.data.masks.info import inspect_store
 from sam4ir.data.masks.labels import LabelRules
+from sam4ir.data.masks.meta import reading_orientation
 from sam4ir.data.masks.pictures import SHEET_IMAGES, SHEET_PANEL, choose_keys, contact_sheet, draw_panels, side_by_side
 from sam4ir.data.masks.store import SOURCES, MaskStore
 from sam4ir.data.masks.verify import verify
@@ -166,6 +167,7 @@ def _add_import(commands: Any) -> None:
     )
     _add_images(parser, required=False)
     parser.add_argument("--source", choices=SOURCES, help="which image the generator extent at")
+    parser.add_argument("--ignore-exif", action="store_true", help="the masks do not follow EXIF orientation")
     parser.add_argument("--generator", metavar="NAME", help="the program that made the masks, with its version")
     parser.add_argument("--checkpoint", metavar="NAME", help="its weights")
     parser.add_argument("--sha256", metavar="HEX", help="checksum of the weights")
@@ -270,7 +272,8 @@ def run_info(options: argparse.Namespace) -> int:
 
 def run_verify(options: argparse.Namespace) -> int:
     """List the records that are missing, damaged or of another size."""
-    store, images = MaskStore(options.store), open_source(options.images, None, "--images")
+    store, images = MaskStore(options.store), _images(options, options.store)
+    assert images is not None  # --images is required
     report = verify(store, images, options.workers, pixels=not options.sizes_only)
     status = _list_problems(report.problems)
     for note in report.notes(store.meta.get("source")):
@@ -291,7 +294,7 @@ def run_view(options: argparse.Namespace) -> int:
     _check_view(options)
     store = MaskStore(options.store)
     outputs = [options.output] if options.output is not None else []
-    images = _images(options, outputs)
+    images = _images(options, options.store, outputs)
     keys = choose_keys(store, images, options.keys, options.number)
     if options.contact_sheet is not None and len(keys) > SHEET_IMAGES:
         raise UserError(
@@ -342,8 +345,10 @@ def _view_one(store: MaskStore, images: ImageSource | None, key: str, options: a
 def run_import(options: argparse.Namespace) -> int:
     """Store the readable masks, then list the others."""
     folder = find_masks(options.input, options.format, options.suffix)
-    images = _images(options)
+    exif = reading_orientation(options.store, options.ignore_exif, options.new)
+    images = _images(options, options.store, ignore_exif=options.ignore_exif, new=options.new)
     meta = {
+        "exif_orientation": exif,
         "generator": options.generator,
         "checkpoint": options.checkpoint,
         "checkpoint_sha256": options.sha256,
@@ -385,7 +390,7 @@ def run_crop(options: argparse.Namespace) -> int:
     store = MaskStore(options.store)
     if options.windows is not None:
         _refuse_beside_windows(options)
-        parts = _images(options)
+        parts = _images(options, options.store)
         done = crop_by_table(store, options.output, options.windows, parts, options.new, options.workers)
         return _filled(options.output, done)
     if options.images is None or options.crop_size is None or options.step is None:
@@ -394,7 +399,8 @@ def run_crop(options: argparse.Namespace) -> int:
     if options.output_images is not None:
         refuse_folder_of_images(options.output_images, options.images, "--output-images")
         outputs.append(options.output_images)
-    images = open_source(options.images, None, "--images", outputs)
+    images = _images(options, options.store, outputs)
+    assert images is not None  # --images was checked above
     crop = Crop(options.crop_size, options.step, options.thresh or 0)
     done = crop_images(
         store,
@@ -425,7 +431,7 @@ def _refuse_beside_windows(options: argparse.Namespace) -> None:
 def run_control(options: argparse.Namespace) -> int:
     """Make a control store."""
     refuse_same(options.like, options.output)
-    images = _images(options)
+    images = _images(options, options.like)
     if images is not None and options.kind != "superpixels":
         print(f"note: --kind {options.kind} looks at no images; --images is not used")
     done = make_control(
@@ -434,11 +440,20 @@ def run_control(options: argparse.Namespace) -> int:
     return _filled(options.output, done)
 
 
-def _images(options: argparse.Namespace, outputs: Sequence[Path] = ()) -> ImageSource | None:
-    """Open the images of --images, None without them. outputs: folders that the command writes to."""
+def _images(
+    options: argparse.Namespace,
+    store: Path,
+    outputs: Sequence[Path] = (),
+    ignore_exif: bool = False,
+    new: bool = False,
+) -> ImageSource | None:
+    """Open the images of --images, turned by EXIF where the store's masks are; None without them.
+
+    outputs: folders that the command writes to.
+    """
     if not options.images:
         return None
-    return open_source(options.images, None, "--images", outputs)
+    return open_source(options.images, None, "--images", reading_orientation(store, ignore_exif, new), outputs)
 
 
 def _filled(store: Path, done: FillResult) -> int:

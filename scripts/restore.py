@@ -38,7 +38,7 @@ from sam4ir.errors import UserError
 from sam4ir.utils import cli
 from sam4ir.utils.faults import fault_of_item
 from sam4ir.utils.folders import list_files, refuse_folder_of_images
-from sam4ir.utils.image import IMAGE_SUFFIXES, read_image, write_image
+from sam4ir.utils.image import IMAGE_SUFFIXES, ExifOrientation, read_image, write_image
 from sam4ir.utils.memory import out_of_memory
 
 
@@ -78,6 +78,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--samples", type=cli.positive, default=1, help="diffusion: results an image, NAME_s0.png, ...")
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="diffusion: of the network")
     parser.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ... (default: the option file's)")
+    parser.add_argument("--ignore-exif", action="store_true", help="do not turn images by their EXIF orientation")
     parser.add_argument("--overwrite", action="store_true", help="replace images that are in the output folder already")
     return parser.parse_args(arguments)
 
@@ -234,7 +235,10 @@ def main(arguments: list[str] | None = None) -> int:
     for line in (*formats.chosen, *formats.warnings):
         print(line)
     restored = image_restorer(formats.options, weights, StepBar())
-    return restore_all(work, flags.output, restored, flags.samples, flags.overwrite)
+    exif: ExifOrientation = "apply"
+    if flags.ignore_exif:
+        exif = "ignore"
+    return restore_all(work, flags.output, restored, flags.samples, flags.overwrite, exif)
 
 
 class StepBar:
@@ -251,7 +255,14 @@ class StepBar:
         self.bar.update(done - self.bar.n)
 
 
-def restore_all(work: Work, output: Path, restored: ImageRestorer, samples: int, overwrite: bool) -> int:
+def restore_all(
+    work: Work,
+    output: Path,
+    restored: ImageRestorer,
+    samples: int,
+    overwrite: bool,
+    exif_orientation: ExifOrientation = "apply",
+) -> int:
     """Write every restored image; print how many were there and which cannot be read. Return the exit status."""
     old, bad = 0, list(work.unreadable)
     for file, place in tqdm(work.images, unit="image", disable=None):
@@ -260,7 +271,7 @@ def restore_all(work: Work, output: Path, restored: ImageRestorer, samples: int,
             old += 1
             continue
         try:
-            image = read_image(file, restored.channels)
+            image = read_image(file, restored.channels, exif_orientation)
             for number, target in targets.items():
                 write_image(target, restored(image, file.stem, number))
         except Exception as error:

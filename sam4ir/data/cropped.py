@@ -15,7 +15,7 @@ from sam4ir.data.sources import IoBackend, open_source, select_keys
 from sam4ir.data.transforms import Placement, augmentation, patch_side, refuse_normalization
 from sam4ir.data.views import MapReader, MaskStoreLike, Views
 from sam4ir.errors import UserError
-from sam4ir.utils.image import to_float_tensor, to_grey
+from sam4ir.utils.image import ExifOrientation, to_float_tensor, to_grey
 
 Self = TypeVar("Self", bound="CroppedDataset")
 Colour = Literal[1, 3]  # grey or RGB
@@ -42,6 +42,7 @@ class CroppedDataset:
         use_flip: Another name of use_hflip, from the option files of NAFNet and HINet.
         use_rot: Flip samples vertically and transpose them at random, each with probability 1/2.
         scale: Size of GT over size of LQ.
+        exif_orientation: 'apply' turns images as their EXIF orientation says; 'ignore' reads them as they are stored.
         mean: Accepted from other option files as zeros only; images stay in [0, 1].
         std: Accepted from other option files as ones only; images stay in [0, 1].
         masks: Mask store with a record for each GT key, or None for samples without maps.
@@ -56,6 +57,7 @@ class CroppedDataset:
     use_flip: bool | None = None
     use_rot: bool = False
     scale: int = 1
+    exif_orientation: ExifOrientation = "apply"
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
     masks: MaskStoreLike | None = None
@@ -70,7 +72,7 @@ class CroppedDataset:
         self._reader = MapReader(self.masks, self.mask_views)
         if self.gt_channels not in (1, 3):
             raise UserError(f"in_ch (channels): {self.gt_channels} must be 3 for RGB or 1 for grey")
-        self.source = open_source(self.dataroot_gt, self.io_backend, "dataroot_gt")
+        self.source = open_source(self.dataroot_gt, self.io_backend, "dataroot_gt", self.exif_orientation)
         self.keys = select_keys(self.source, self.meta_info_file)
 
     def __len__(self) -> int:
@@ -92,6 +94,7 @@ class CroppedDataset:
         """
         key = self.keys[index]
         size = self.source.size(key)
+        self._refuse_other_orientation(key)
         self._reader.record(key, self.source.where(key), size)
         return min(size) >= (self._augmentation.patch or 0) * self.scale
 
@@ -123,4 +126,21 @@ class CroppedDataset:
 
         placement: on the GT grid. used: the (h, w) of GT that samples show where that is not all of it.
         """
+        self._refuse_other_orientation(key)
         return self._reader.read(key, self.source.where(key), size, placement, used)
+
+    def _refuse_other_orientation(self, key: str) -> None:
+        """Raise UserError where the image has an EXIF orientation that its masks do not follow, or the other way."""
+        if self.masks is None:
+            return
+        of_masks = getattr(self.masks, "exif_orientation", self.exif_orientation)  # a user's own store may lack it
+        if of_masks == self.exif_orientation:
+            return
+        number = self.source.orientation(key)
+        if number != 1:
+            raise UserError(
+                f"{self.masks.path}: masks of {key!r}: the store was made with exif_orientation: "
+                f"{of_masks}, their image {self.source.where(key)} has EXIF orientation {number} "
+                f"and is read with {self.exif_orientation}; make the masks of such images again in a new store, or set "
+                f"exif_orientation: {of_masks}"
+            )

@@ -26,7 +26,15 @@ import numpy as np
 from sam4ir.data.lmdb_env import MAX_KEY, OpenLmdb, get, keys_of, open_shared
 from sam4ir.errors import UserError
 from sam4ir.utils.files import append_text, make_folder, read_text, takes_no_more, write_error, write_text
-from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, decode_image, encode_png, size_of
+from sam4ir.utils.image import (
+    IMAGE_SUFFIXES,
+    ExifOrientation,
+    ImageError,
+    decode_image,
+    encode_png,
+    orientation_of,
+    size_of,
+)
 from sam4ir.utils.tables import text_lines
 
 RAW_VERSION = 1
@@ -117,13 +125,13 @@ def pack_raw(image: np.ndarray) -> bytes:
     return header + image.astype(image.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def unpack_image(value: memoryview | bytes, name: str) -> np.ndarray:
+def unpack_image(value: memoryview | bytes, name: str, exif_orientation: ExifOrientation = "apply") -> np.ndarray:
     """Return the (h, w, 3) RGB pixels of a value: a read-only view of a raw record, or the decoded file.
 
     Grey pixels are repeated for the three channels. name: for messages. Raises ImageError for a damaged value.
     """
     if bytes(value[:4]) != _RAW_MAGIC:
-        return decode_image(bytes(value), name)
+        return decode_image(bytes(value), name, exif_orientation=exif_orientation)
     if len(value) < _RAW_HEADER.size:
         raise ImageError(f"{name}: raw record of {len(value)} bytes is shorter than its header")
     _, version, itemsize, c, h, w = _RAW_HEADER.unpack_from(value)
@@ -139,10 +147,17 @@ def unpack_image(value: memoryview | bytes, name: str) -> np.ndarray:
     return pixels if c == 3 else np.broadcast_to(pixels, (h, w, 3))
 
 
-def unpack_size(value: memoryview | bytes, name: str) -> tuple[int, int]:
+def unpack_orientation(value: memoryview | bytes, name: str) -> int:
+    """Return the EXIF orientation of a value, 1 to 8; a raw record has none, which is 1. Raises ImageError."""
+    if bytes(value[:4]) != _RAW_MAGIC:
+        return orientation_of(bytes(value), name)
+    return 1
+
+
+def unpack_size(value: memoryview | bytes, name: str, exif_orientation: ExifOrientation = "apply") -> tuple[int, int]:
     """Return (h, w) of a value, for an encoded file from its header. Raises ImageError for a damaged value."""
     if bytes(value[:4]) != _RAW_MAGIC:
-        return size_of(bytes(value), name)
+        return size_of(bytes(value), name, exif_orientation)
     return unpack_image(value, name).shape[:2]  # a view
 
 

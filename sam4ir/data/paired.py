@@ -37,7 +37,7 @@ class AlignedDataset(CroppedDataset):
         columns: list[list[str]] = []
         spare = self.meta_info_file is not None
         for option, root in self.lq_roots().items():
-            self._lqs.append(open_source(root, self.io_backend, option))
+            self._lqs.append(open_source(root, self.io_backend, option, self.exif_orientation))
             columns.append(pair_keys(self.source, self._lqs[-1], self.keys, self.filename_tmpl, spare, option))
         self._lq_keys = list(zip(*columns, strict=True))
 

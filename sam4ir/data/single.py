@@ -11,7 +11,7 @@ from sam4ir.data.cropped import Colour
 from sam4ir.data.sample import Sample
 from sam4ir.data.sources import IoBackend, open_source, select_keys
 from sam4ir.data.transforms import refuse_normalization
-from sam4ir.utils.image import to_float_tensor, to_grey
+from sam4ir.utils.image import ExifOrientation, to_float_tensor, to_grey
 
 
 @dataclass(kw_only=True, eq=False)
@@ -23,6 +23,7 @@ class SingleImageDataset:
         io_backend: How images are stored, {type: disk} or {type: lmdb}; left out, the name of the folder decides.
         meta_info_file: Text file with the names of the images to use, one a line; left out, all are used.
         channels: 3 for RGB; 1 for grey, the luma of what the files hold.
+        exif_orientation: apply turns and mirrors images as their EXIF orientation says; ignore keeps the stored order.
         mean: Accepted from other option files as zeros only; images stay in [0, 1].
         std: Accepted from other option files as ones only; images stay in [0, 1].
     """
@@ -31,12 +32,13 @@ class SingleImageDataset:
     io_backend: IoBackend | None = None
     meta_info_file: str | None = None
     channels: Colour = 3
+    exif_orientation: ExifOrientation = "apply"
     mean: Sequence[float] | None = None
     std: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         refuse_normalization(self.mean, self.std)
-        self.source = open_source(self.dataroot_lq, self.io_backend, "dataroot_lq")
+        self.source = open_source(self.dataroot_lq, self.io_backend, "dataroot_lq", self.exif_orientation)
         self.keys = select_keys(self.source, self.meta_info_file)
 
     def __len__(self) -> int:

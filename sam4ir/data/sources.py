@@ -12,12 +12,20 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from sam4ir.data.lmdb_io import LmdbReader, key_of, parse_meta_line, read_image_keys, unpack_image, unpack_size
+from sam4ir.data.lmdb_io import (
+    LmdbReader,
+    key_of,
+    parse_meta_line,
+    read_image_keys,
+    unpack_image,
+    unpack_orientation,
+    unpack_size,
+)
 from sam4ir.errors import UserError
 from sam4ir.registry import near_miss
 from sam4ir.utils.files import read_text
 from sam4ir.utils.folders import list_files
-from sam4ir.utils.image import IMAGE_SUFFIXES, read_image, read_size
+from sam4ir.utils.image import IMAGE_SUFFIXES, ExifOrientation, read_image, read_orientation, read_size
 from sam4ir.utils.tables import text_lines
 
 IoBackend = Mapping[Literal["type"], Literal["disk", "lmdb"]]
@@ -37,6 +45,9 @@ class ImageSource(Protocol):
     def size(self, key: str) -> tuple[int, int]:
         """Return (h, w) by the image's header; the pixels may still turn out to be damaged."""
 
+    def orientation(self, key: str) -> int:
+        """Return the EXIF orientation by the image's header, 1 to 8; 1 where it has none."""
+
     def where(self, key: str) -> str:
         """Return the image's name in error messages."""
 
@@ -53,8 +64,11 @@ class FolderSource:
     output: folders that the command writes to, which are left out.
     """
 
-    def __init__(self, root: str | Path, output: Sequence[Path] = ()) -> None:
+    def __init__(
+        self, root: str | Path, exif_orientation: ExifOrientation = "apply", output: Sequence[Path] = ()
+    ) -> None:
         self.root = Path(root)
+        self._exif: ExifOrientation = exif_orientation
         listing = list_files(self.root, IMAGE_SUFFIXES, output=output)
         listing.report()
         self._files: dict[str, str] = {}
@@ -67,11 +81,15 @@ class FolderSource:
     @contextmanager
     def open(self, key: str) -> Iterator[np.ndarray]:
         """Lend the image of a file."""
-        yield read_image(self.root / self._files[key])
+        yield read_image(self.root / self._files[key], exif_orientation=self._exif)
 
     def size(self, key: str) -> tuple[int, int]:
         """Return (h, w) by the header of a file."""
-        return read_size(self.root / self._files[key])
+        return read_size(self.root / self._files[key], self._exif)
+
+    def orientation(self, key: str) -> int:
+        """Return the EXIF orientation of a file."""
+        return read_orientation(self.root / self._files[key])
 
     def where(self, key: str) -> str:
         """Return the path of a file."""
@@ -81,8 +99,9 @@ class FolderSource:
 class LmdbSource:
     """The images that an LMDB folder's meta_info.txt lists: BasicSR's or our own."""
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, exif_orientation: ExifOrientation = "apply") -> None:
         self.root = Path(root)
+        self._exif: ExifOrientation = exif_orientation
         self.keys = read_image_keys(self.root)
         self._reader = LmdbReader(self.root)
 
@@ -90,12 +109,17 @@ class LmdbSource:
     def open(self, key: str) -> Iterator[np.ndarray]:
         """Lend the image of a record."""
         with self._reader.value(key) as value:
-            yield unpack_image(value, self.where(key))
+            yield unpack_image(value, self.where(key), self._exif)
 
     def size(self, key: str) -> tuple[int, int]:
         """Return (h, w) by the header of a record."""
         with self._reader.value(key) as value:
-            return unpack_size(value, self.where(key))
+            return unpack_size(value, self.where(key), self._exif)
+
+    def orientation(self, key: str) -> int:
+        """Return the EXIF orientation of a record."""
+        with self._reader.value(key) as value:
+            return unpack_orientation(value, self.where(key))
 
     def where(self, key: str) -> str:
         """Return the LMDB's path with the key in brackets."""
@@ -103,11 +127,16 @@ class LmdbSource:
 
 
 def open_source(
-    dataroot: str | Path, io_backend: IoBackend | None, option: str, output: Sequence[Path] = ()
+    dataroot: str | Path,
+    io_backend: IoBackend | None,
+    option: str,
+    exif_orientation: ExifOrientation = "apply",
+    output: Sequence[Path] = (),
 ) -> ImageSource:
     """Open the source at `dataroot`.
 
     io_backend: {'type': 'disk' | 'lmdb'}; None goes by the folder's name. option: dataroot's name in error messages.
+    exif_orientation: 'ignore' reads the pixels in the order in which they are stored.
     output: folders that the command writes to; where they lie in `dataroot` they are left out.
     Raises ValueError for an unknown type, a type that the folder's name contradicts, and where there are no images.
     """
@@ -123,9 +152,9 @@ def open_source(
     try:
         source: ImageSource
         if by_name == "lmdb":
-            source = LmdbSource(dataroot)
+            source = LmdbSource(dataroot, exif_orientation)
         else:
-            source = FolderSource(dataroot, output)
+            source = FolderSource(dataroot, exif_orientation, output)
     except UserError as error:
         raise UserError(f"{option}: {error}") from error
     if not source.keys:

@@ -6,8 +6,11 @@ in [0, 1].
 
 from __future__ import annotations
 
+import dataclasses
+import mmap
+import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -18,77 +21,82 @@ import torch
 from torch import Tensor
 
 from sam4ir.errors import UserError
+from sam4ir.utils import containers, tiff
+from sam4ir.utils.containers import JPEG_MAGIC, PNG_MAGIC, Header
 from sam4ir.utils.files import atomic
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+ExifOrientation = Literal["apply", "ignore"]
 
-_HEAD_BYTES = 1 << 16
-_MAX_SIDE, _MAX_PIXELS = 1 << 20, 1 << 30  # of an image that OpenCV decodes (CV_IO_MAX_IMAGE_*)
-_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-_JPEG_MAGIC = b"\xff\xd8"
+_WRITTEN_SUFFIXES = IMAGE_SUFFIXES - {".webp"}
 _PIXEL_MAX = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
+_OPENCV_REASON = re.compile(r"\(-?\d+:([^)]*)\)\s*(.*?)\s*(?:in function .*)?$", re.DOTALL)
 
 
 class ImageError(UserError):
     """An image that cannot be read or written; the message names it."""
 
 
-def decode_image(data: bytes, name: str, channels: Literal[1, 3] = 3) -> np.ndarray:
-    """Decode an image file (PNG, JPEG, BMP or TIFF; recognised by content, not by suffix).
+def decode_image(
+    data: bytes, name: str, channels: Literal[1, 3] = 3, exif_orientation: ExifOrientation = "apply"
+) -> np.ndarray:
+    """Decode an image file (PNG, JPEG, BMP, TIFF or WebP; recognised by content, not by suffix).
 
     data: the file's bytes; name: the file's name for error messages.
     Returns (h, w, channels) RGB, uint8 or uint16 as stored. With channels=3 grey is repeated, a palette is looked up
     and alpha is dropped without blending (as BasicSR's `flag='color'`); with channels=1 the decoder turns colour into
-    luma (`flag='grayscale'`). EXIF orientation is ignored: pixels keep the order in which they are stored.
-    Raises ImageError for empty, truncated or corrupt data and for other pixel types (float TIFF). Damage inside a
-    JPEG's entropy-coded data that leaves its end marker in place cannot be detected.
+    luma (`flag='grayscale'`). The image is turned as its EXIF orientation says, in every format alike (as cv2.imread
+    does); exif_orientation='ignore' keeps the order in which pixels are stored. docs/getting-started.md lists what
+    becomes of each kind of file.
+    Raises ImageError for empty, truncated or corrupt data and for kinds of pixels that would come out wrong. Damage
+    inside a JPEG's entropy-coded data that leaves its end marker in place cannot be detected.
     """
-    problem = _container_problem(data)
-    if problem:
-        raise ImageError(f"{name}: {problem}")
-    colour = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
-    with _quiet_decoder():
-        image = _decoded(data, colour | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise ImageError(f"{name}: cannot be decoded; it is damaged or no PNG, JPEG, BMP or TIFF")
-    if image.dtype not in _PIXEL_MAX:
-        raise ImageError(f"{name}: pixels are {image.dtype}; convert it to 8 or 16 bits")
-    if channels == 3:
-        return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return image.reshape(*image.shape[:2], 1)
+    header = _header(data, name)
+    grey = channels == 1
+    with _decoding(name):
+        if header.page is not None:
+            image = _tiff_pixels(data, header.page, grey)
+        else:
+            image = _decoded(data, _flags(grey))
+        if image.dtype not in _PIXEL_MAX:
+            raise ImageError(f"{name}: pixels are {image.dtype}; convert it to 8 or 16 bits")
+        if grey:
+            image = image.reshape(*image.shape[:2], 1)
+        else:
+            image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return _turned(image, header, exif_orientation)
 
 
-def read_image(path: str | Path, channels: Literal[1, 3] = 3) -> np.ndarray:
+def read_image(
+    path: str | Path, channels: Literal[1, 3] = 3, exif_orientation: ExifOrientation = "apply"
+) -> np.ndarray:
     """Read an image file: (h, w, channels) RGB, uint8 or uint16; see decode_image."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
-    return decode_image(data, str(path), channels)
+    return decode_image(_file_bytes(path), str(path), channels, exif_orientation)
 
 
 def read_labels(path: str | Path) -> np.ndarray:
     """Read a label map: the grey values and palette numbers that the file stores, not the colours that it shows.
 
     Returns (h, w) uint8 or uint16 of a grey or palette file, and of an RGB file whose channels are equal; (h, w, 3)
-    RGB of any other. Grey PNGs of fewer than 8 bits come stretched to 0..255; alpha is dropped.
-    Raises ImageError naming the file where it cannot be read, and for JPEG, which changes labels.
+    RGB of any other. Grey PNGs of fewer than 8 bits come stretched to 0..255; alpha is dropped. An EXIF orientation is
+    applied.
+    Raises ImageError naming the file where it cannot be read, for JPEG, which changes labels, and for a TIFF where 0
+    is white.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
-    problem = _container_problem(data)
-    if data.startswith(_JPEG_MAGIC):
-        problem = "JPEG changes labels; save label maps as PNG"
-    if problem:
-        raise ImageError(f"{path}: {problem}")
+    data = _file_bytes(path)
+    if data.startswith(JPEG_MAGIC):
+        raise ImageError(f"{path}: JPEG changes labels; save label maps as PNG")
+    header = _header(data, str(path))
     depth = _palette_depth(data)
-    with _quiet_decoder():
-        stored = _palette_as_grey(data) if depth else data
-        image = _decoded(stored, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None or image.dtype not in _PIXEL_MAX:
+    with _decoding(str(path)):
+        if header.page is not None:
+            image = _tiff_labels(data, header.page)
+        else:
+            stored = _palette_as_grey(data) if depth else data
+            image = _decoded(stored, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image.dtype not in _PIXEL_MAX:
         raise ImageError(f"{path}: cannot be decoded as a picture of 8 or 16 bits")
+    image = _turned(image, header, "apply")
     if image.ndim == 3:
         labels = image[:, :, 2::-1]  # BGR or BGRA
         if (labels == labels[:, :, :1]).all():
@@ -99,24 +107,101 @@ def read_labels(path: str | Path) -> np.ndarray:
     return image
 
 
-def _decoded(data: bytes, flags: int) -> Any:
-    """The pixels as OpenCV reads them; None where it cannot, or refuses the size that the header states."""
+def _file_bytes(path: str | Path) -> bytes:
+    """Return a file's bytes. Raises ImageError naming it."""
     try:
-        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error:
-        return None
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _header(data: containers.Bytes, name: str, check: bool = True) -> Header:
+    """Return an image file's header. Raises ImageError naming it where it is damaged or not read."""
+    try:
+        return containers.read_header(data, check)
+    except tiff.HeaderError as error:
+        raise ImageError(f"{name}: {error}") from None
+
+
+def _flags(grey: bool) -> int:
+    """Return OpenCV's flags for colour or grey, of 8 or 16 bits, in the order of the file."""
+    colour = cv2.IMREAD_GRAYSCALE if grey else cv2.IMREAD_COLOR
+    return colour | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+
+
+def _decoded(data: bytes, flags: int) -> Any:
+    """Return the pixels as OpenCV reads them. Raises HeaderError where it cannot."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if image is None:
+        raise tiff.HeaderError(
+            "cannot be decoded; it is damaged, or compressed or tiled in a way that OpenCV does not know"
+        )
+    return image
+
+
+def _tiff_pixels(data: bytes, page: tiff.FirstPage, grey: bool) -> Any:
+    """Return the pixels of a TIFF: (h, w, 3) BGR, or (h, w) grey. Raises HeaderError where OpenCV cannot read them."""
+    copies = tiff.plain_copies(data, page)
+    if page.premultiplied:
+        _refuse_transparent(copies, page.planar)
+    if page.planar:
+        planes = [_decoded(copy, _flags(grey=True)) for copy in copies[: page.colours]]
+        image: Any = cv2.merge(planes[::-1])
+        if page.colours == 1:
+            image = planes[0]
+            return image if grey else cv2.cvtColor(image, cv2.COLOR_GRAY2BGR)
+        return cv2.cvtColor(image, cv2.COLOR_BGR2GRAY) if grey else image
+    image = _decoded(copies[0], _flags(grey))
+    if page.inverted:
+        return np.iinfo(image.dtype).max - image
+    return image
+
+
+def _tiff_labels(data: bytes, page: tiff.FirstPage) -> Any:
+    """Return the numbers that a TIFF stores. Raises HeaderError where OpenCV cannot read them."""
+    if page.inverted:
+        raise tiff.HeaderError("is a TIFF where 0 is white, so its labels are ambiguous; save label maps as PNG")
+    if page.photometric == 3 and page.bits == 8:
+        page = dataclasses.replace(page, photometric=1)
+    if page.planar:
+        return _tiff_pixels(data, page, grey=page.colours == 1)
+    return _decoded(tiff.plain_copies(data, page)[0], cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+
+
+def _refuse_transparent(copies: list[bytes], planar: bool) -> None:
+    """Raise HeaderError unless an image whose colours are stored times alpha is opaque."""
+    if planar:
+        alpha = _decoded(copies[-1], _flags(grey=True))
+    else:
+        alpha = _decoded(copies[0], cv2.IMREAD_UNCHANGED)[..., -1]
+    if (alpha != np.iinfo(alpha.dtype).max).any():
+        raise tiff.HeaderError("its colours are multiplied by its alpha; save it without alpha")
+
+
+def _turned(image: np.ndarray, header: Header, exif_orientation: ExifOrientation) -> np.ndarray:
+    """Turn an (h, w, ...) image as its EXIF orientation says (EXIF 2.32, 4.6.4: where the first row and column lie)."""
+    number = header.orientation
+    if number == 1 or exif_orientation == "ignore":
+        return image
+    if number >= 5:
+        image = image.swapaxes(0, 1)
+    if number in (3, 4, 7, 8):
+        image = image[::-1]
+    if number in (2, 3, 6, 7):
+        image = image[:, ::-1]
+    return np.ascontiguousarray(image)
 
 
 def _palette_depth(data: bytes) -> int:
     """Return the bits of a pixel of a palette PNG; 0 for any other file."""
-    if data.startswith(_PNG_MAGIC) and data[25:26] == b"\x03":
+    if data.startswith(PNG_MAGIC) and data[25:26] == b"\x03":
         return data[24]
     return 0
 
 
 def _palette_as_grey(data: bytes) -> bytes:
     """Rewrite a palette PNG as a grey one of the same bits, so that the decoder returns numbers instead of colours."""
-    chunks, at = [_PNG_MAGIC], len(_PNG_MAGIC)
+    chunks, at = [PNG_MAGIC], len(PNG_MAGIC)
     while at + 12 <= len(data):
         end = at + 8 + int.from_bytes(data[at : at + 4], "big")
         kind, body = data[at + 4 : at + 8], data[at + 8 : end]
@@ -128,26 +213,42 @@ def _palette_as_grey(data: bytes) -> bytes:
     return b"".join(chunks)
 
 
-def read_size(path: str | Path) -> tuple[int, int]:
-    """Return (h, w) of an image file, from its header. Raises ImageError naming the file."""
+def read_size(path: str | Path, exif_orientation: ExifOrientation = "apply") -> tuple[int, int]:
+    """Return (h, w) of an image file as decode_image gives it, from its header. Raises ImageError naming the file."""
+    return _shown_size(_read_header(path), exif_orientation)
+
+
+def size_of(data: bytes, name: str, exif_orientation: ExifOrientation = "apply") -> tuple[int, int]:
+    """Return (h, w) of an encoded image as decode_image gives it, from its header. Raises ImageError."""
+    return _shown_size(_header(data, name, check=False), exif_orientation)
+
+
+def read_orientation(path: str | Path) -> int:
+    """Return the EXIF orientation of an image file, 1 to 8; 1 without one. Raises ImageError naming the file."""
+    return _read_header(path).orientation
+
+
+def orientation_of(data: bytes, name: str) -> int:
+    """Return the EXIF orientation of an encoded image, 1 to 8; 1 without one. Raises ImageError."""
+    return _header(data, name, check=False).orientation
+
+
+def _read_header(path: str | Path) -> Header:
+    """Read a file's header, and no more of the file than that. Raises ImageError naming the file."""
     try:
         with Path(path).open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-            size = _header_size(head, str(path))
-            if size is not None:
-                return size
-            return size_of(head + file.read(), str(path))
+            if not file.read(1):
+                return _header(b"", str(path))
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                return dataclasses.replace(_header(data, str(path), check=False), page=None)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def size_of(data: bytes, name: str) -> tuple[int, int]:
-    """Return (h, w) of an encoded image: from the header of PNG and JPEG, else by decoding. Raises ImageError."""
-    size = _header_size(data, name)
-    if size is None:
-        h, w, _ = decode_image(data, name).shape
-        return h, w
-    return size
+def _shown_size(header: Header, exif_orientation: ExifOrientation) -> tuple[int, int]:
+    if exif_orientation == "apply":
+        return header.turned_size
+    return header.size
 
 
 def to_float_tensor(image: np.ndarray) -> Tensor:
@@ -248,8 +349,8 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
 
 
 def _encode(image: np.ndarray, suffix: str, name: str) -> bytes:
-    if suffix not in IMAGE_SUFFIXES:
-        raise ImageError(f"{name}: unknown image suffix {suffix!r}; known: {', '.join(sorted(IMAGE_SUFFIXES))}")
+    if suffix not in _WRITTEN_SUFFIXES:
+        raise ImageError(f"{name}: unknown image suffix {suffix!r}; known: {', '.join(sorted(_WRITTEN_SUFFIXES))}")
     if image.ndim != 3 or image.shape[2] not in (1, 3) or image.dtype not in _PIXEL_MAX:
         raise ImageError(f"{name}: needs (h, w, 1 or 3) uint8 or uint16, got {image.shape} {image.dtype}")
     if image.dtype == np.uint16 and suffix not in (".png", ".tif", ".tiff"):
@@ -264,83 +365,25 @@ def _encode(image: np.ndarray, suffix: str, name: str) -> bytes:
 
 
 @contextmanager
-def _quiet_decoder() -> Iterator[None]:
-    """Switch OpenCV's own log off: an ImageError that names the file says what it would print."""
+def _decoding(name: str) -> Iterator[None]:
+    """Turn OpenCV's errors into an ImageError with the file's name, and switch its own log off meanwhile."""
     log = cv2.utils.logging
     level = log.setLogLevel(log.LOG_LEVEL_SILENT)
     try:
         yield
+    except tiff.HeaderError as error:
+        raise ImageError(f"{name}: {error}") from None
+    except cv2.error as error:
+        raise ImageError(f"{name}: cannot be decoded ({_short_reason(error)})") from None
+    except MemoryError as error:
+        raise ImageError(f"{name}: cannot be decoded (insufficient memory: {error})") from None
     finally:
         log.setLogLevel(level)
 
 
-def _container_problem(data: bytes) -> str | None:
-    """Return what is wrong with the container, or None. Some decoders fill the missing part of a file with grey."""
-    if not data:
-        return "the file is empty"
-    for magic, problem in _CONTAINERS.items():
-        if data.startswith(magic):
-            return problem(data)
-    return None
-
-
-def _header_size(data: bytes, name: str) -> tuple[int, int] | None:
-    """Return the size by the header, None where that is not understood; ImageError where no decoder takes so many."""
-    size = _stated_size(data)
-    if size is not None and (max(size) > _MAX_SIDE or size[0] * size[1] > _MAX_PIXELS):
-        raise ImageError(f"{name}: is damaged, or too large to be read; its header states {size[0]}x{size[1]} pixels")
-    return size
-
-
-def _stated_size(data: bytes) -> tuple[int, int] | None:
-    """Return (h, w) of a PNG (IHDR) or JPEG (frame header, ITU T.81, B.2.2) that begins with `data`; else None."""
-    if data.startswith(_PNG_MAGIC) and len(data) >= 24:
-        return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
-    at = 2 if data.startswith(_JPEG_MAGIC) else len(data)
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 7 : at + 9], "big")
-        at += _segment_length(data, at)
-    return None
-
-
-def _segment_length(data: bytes, at: int) -> int:
-    """Return the bytes of the JPEG segment whose marker begins at `at`; a fill byte counts as a segment of one byte."""
-    if data[at + 1] == 0xFF:
-        return 1
-    return 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-
-
-def _png_problem(data: bytes) -> str | None:
-    """Check a PNG (ISO/IEC 15948, 5.3): chunks of length, type, data and CRC up to IEND."""
-    at = len(_PNG_MAGIC)
-    while at + 12 <= len(data):
-        end = at + 8 + int.from_bytes(data[at : at + 4], "big")
-        if end + 4 > len(data):
-            break
-        if zlib.crc32(data[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
-            return f"corrupt PNG: checksum of chunk {data[at + 4 : at + 8]!r} at byte {at} does not match"
-        if data[at + 4 : at + 8] == b"IEND":
-            return None
-        at = end + 4
-    return f"truncated PNG: {len(data)} bytes end before IEND"
-
-
-def _jpeg_problem(data: bytes) -> str | None:
-    """Check a JPEG (ITU T.81, B.1): segments up to the first scan, then an end-of-image marker.
-
-    The search starts at the scan because a thumbnail in the header has an end marker of its own.
-    """
-    at = 2
-    while at + 4 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xDA:
-            if data.find(b"\xff\xd9", at) < 0:
-                return f"truncated JPEG: no end marker in {len(data)} bytes"
-            return None
-        at += _segment_length(data, at)
-    return f"truncated or corrupt JPEG: no image data in {len(data)} bytes"
-
-
-_CONTAINERS: dict[bytes, Callable[[bytes], str | None]] = {_PNG_MAGIC: _png_problem, _JPEG_MAGIC: _jpeg_problem}
+def _short_reason(error: cv2.error) -> str:
+    """Return OpenCV's reason without its source files: 'Insufficient memory: Failed to allocate 9 bytes'."""
+    match = _OPENCV_REASON.search(str(error))
+    if match is None:
+        return str(error).strip()[:200]
+    return f"{match[1]}: {' '.join(match[2].split())}"[:200]

@@ -78,12 +78,13 @@ def test_one_channel_gives_grey_as_stored():
     np.testing.assert_array_equal(decode_image(encode_png(grey), "x", channels=1), grey)
 
 
-def test_exif_orientation_is_ignored():
+def test_exif_orientation_is_applied_unless_it_is_to_be_ignored():
     jpeg = cv2.imencode(".jpg", pixels(size=(16, 40)))[1].tobytes()
     tiff = b"II*\0\x08\0\0\0\x01\0" + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + bytes(4)  # 6: turn by 90 degrees
     exif = b"Exif\0\0" + tiff
     turned = jpeg[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + jpeg[2:]
-    np.testing.assert_array_equal(decode_image(turned, "x"), decode_image(jpeg, "x"))
+    np.testing.assert_array_equal(decode_image(turned, "x", exif_orientation="ignore"), decode_image(jpeg, "x"))
+    np.testing.assert_array_equal(decode_image(turned, "x"), np.rot90(decode_image(jpeg, "x"), -1))
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tiff"])

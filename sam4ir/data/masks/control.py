@@ -274,6 +274,7 @@ def _meta(kind: ControlKind, like: MaskStore, keys: list[str], seed: int) -> dic
         "generator": GENERATORS[kind],
         "settings": settings,
         "source": origin.get("source"),
+        "exif_orientation": like.exif_orientation,
         "regions": descriptions[kind],
         "like": {"store": like.path.name, "images": len(keys), "keys_sha256": digest, **like_meta},
     }

@@ -155,6 +155,7 @@ def _add_images(outcome: TaskResult, images: ImageSink) -> None:
 def inherited_meta(store: MaskStore) -> dict[str, Any]:
     """Return the meta of a store that is made from the records of `store`: its provenance and package versions."""
     meta = stored_provenance(store.meta)
+    meta["exif_orientation"] = store.exif_orientation
     versions = dict(store.meta.get("versions", {}))
     for name in ("python", "numpy", "lmdb", "zstandard"):  # every writer adds its own
         versions.pop(name, None)

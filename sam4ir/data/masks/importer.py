@@ -34,7 +34,12 @@ class ReadFile:
             if self.images is not None:
                 image = read(self.images, file.key)
                 if size is not None and size != image.shape[:2]:
-                    raise MaskStoreError(f"{file.path}: is of size {list(size)}, the image {list(image.shape[:2])}")
+                    hint = ""
+                    if self.images.orientation(file.key) >= 5:
+                        hint = " (EXIF orientation applied; if the masks do not follow it, say --ignore-exif)"
+                    raise MaskStoreError(
+                        f"{file.path}: is of size {list(size)}, the image {list(image.shape[:2])}{hint}"
+                    )
                 size, sha256 = (image.shape[0], image.shape[1]), bytes.fromhex(pixel_sha256(image))
             sums = None
             if self.form == "spe":

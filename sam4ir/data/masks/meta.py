@@ -22,6 +22,7 @@ from filelock import FileLock
 from sam4ir.data.masks.record import FORMAT_VERSION, READABLE_VERSIONS, MaskStoreError
 from sam4ir.errors import UserError
 from sam4ir.utils.files import read_json, write_text
+from sam4ir.utils.image import ExifOrientation
 
 try:
     import fcntl
@@ -32,7 +33,12 @@ STORE_FORMAT = "sam4ir mask store"
 SOURCES = ("gt", "lq", "restored")  # which image the generator read
 PROVENANCE_KEYS = ("generator", "checkpoint", "checkpoint_sha256", "settings", "source")
 HELP = "make it with: python scripts/make_masks.py, or scripts/masks.py import"
-FREE_KEYS = ("versions", "made_on", "told")  # beside the provenance; they may differ from run to run
+FREE_KEYS = (
+    "versions",
+    "made_on",
+    "told",
+    "exif_orientation",
+)  # beside the provenance; they may differ from run to run
 _OWN_KEYS = ("format", "format_version", "earlier_versions", "counts")
 _LOCK = ".meta.lock"
 _BESIDE = frozenset({_LOCK, ".merge.lock", "lock.mdb"})  # files that may lie in the folder before meta.json does
@@ -146,11 +152,13 @@ def joined_meta(path: Path, provenance: dict[str, Any], run: Mapping[str, Any]) 
     MaskStoreError where the store's masks were made differently.
     """
     stored: dict[str, Any] = {"counts": {"images": 0, "masks": 0}}
+    turned = run.get("exif_orientation", "apply")
     if (path / "meta.json").exists() or not holds_nothing(path):
         stored = read_meta(path)
         refuse_other_provenance(path, stored_provenance(stored), provenance)
+        turned = exif_orientation(stored)
     versions = {**_versions(), **run.get("versions", {})}
-    meta = {"format": STORE_FORMAT, "format_version": FORMAT_VERSION, **provenance}
+    meta = {"format": STORE_FORMAT, "format_version": FORMAT_VERSION, **provenance, "exif_orientation": turned}
     meta |= _earlier_versions(stored, versions)
     made_on = list(stored.get("made_on", []))
     if run.get("made_on") and run["made_on"] not in made_on:
@@ -162,6 +170,25 @@ def joined_meta(path: Path, provenance: dict[str, Any], run: Mapping[str, Any]) 
     elif "told" in stored:
         meta["told"] = stored["told"]
     return {**meta, "versions": versions, "counts": stored.get("counts", {})}
+
+
+def exif_orientation(stored: Mapping[str, Any]) -> ExifOrientation:
+    """Return whether a store's masks follow the EXIF orientation of their images; early stores do not."""
+    if stored.get("exif_orientation") == "apply":
+        return "apply"
+    return "ignore"
+
+
+def reading_orientation(path: Path, ignore: bool = False, new: bool = False) -> ExifOrientation:
+    """Return how the images of a store are read: as the store at `path` was begun, else by `ignore`.
+
+    new: a new store begins in the place of an old one.
+    """
+    if (path / "meta.json").exists() and not new:
+        return exif_orientation(read_meta(path))
+    if ignore:
+        return "ignore"
+    return "apply"
 
 
 def _earlier_versions(stored: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:

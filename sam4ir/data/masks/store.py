@@ -13,11 +13,12 @@ from typing import Any, TypeVar
 import lmdb
 
 from sam4ir.data.lmdb_env import OpenLmdb, get, keys_of, open_shared
-from sam4ir.data.masks.meta import HELP, PROVENANCE_KEYS, SOURCES, read_meta
+from sam4ir.data.masks.meta import HELP, PROVENANCE_KEYS, SOURCES, exif_orientation, read_meta
 from sam4ir.data.masks.record import MaskRecord, MaskStoreError, mask_count
 from sam4ir.data.masks.writer import MaskStoreWriter, contains
 from sam4ir.errors import UserError
 from sam4ir.registry import near_miss
+from sam4ir.utils.image import ExifOrientation
 
 __all__ = ["PROVENANCE_KEYS", "SOURCES", "MaskRecord", "MaskStore", "MaskStoreError", "MaskStoreWriter"]
 
@@ -40,6 +41,11 @@ class MaskStore:
         self.meta: dict[str, Any] = read_meta(self.path)
         self._opened: OpenLmdb | None = None
         self._read(self._check)
+
+    @property
+    def exif_orientation(self) -> ExifOrientation:
+        """Whether the masks follow the EXIF orientation of their images; those of early stores do not."""
+        return exif_orientation(self.meta)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"path": self.path, "meta": self.meta, "_opened": None}
