@@ -34,6 +34,7 @@ from sam4ir.engine.restore.images import ImageRestorer, image_restorer
 from sam4ir.engine.weights import flow, network_block
 from sam4ir.errors import UserError
 from sam4ir.utils import cli
+from sam4ir.utils.files import output_path
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, read_image, write_image
 
 
@@ -211,9 +212,13 @@ def restore_all(
     work: list[tuple[Path, Path]], output: Path, restored: ImageRestorer, samples: int, overwrite: bool
 ) -> int:
     """Write every restored image; print how many were there and which cannot be read. Return the exit status."""
-    old, bad = 0, []
-    for file, name in tqdm(work, unit="image", disable=None):
-        targets = _targets(output / name, samples, overwrite)
+    bad: list[str] = []
+    old = 0
+    planned = _planned(work, output, samples, bad)
+    for file, wanted in tqdm(planned, unit="image", disable=None):
+        targets = wanted
+        if not overwrite:
+            targets = {number: target for number, target in wanted.items() if not target.exists()}
         if not targets:
             old += 1
             continue
@@ -234,15 +239,33 @@ def restore_all(
     return int(bool(bad))
 
 
-def _targets(path: Path, samples: int, overwrite: bool) -> dict[int, Path]:
-    """Return sample number -> path of its result, NAME_s0.png and so on; without those that exist already."""
-    targets = {}
+def _planned(
+    work: list[tuple[Path, Path]], output: Path, samples: int, bad: list[str]
+) -> list[tuple[Path, dict[int, Path]]]:
+    """Return (file, its targets) of each image; add a sentence to `bad` for one that cannot have its own."""
+    owners: dict[Path, Path] = {}
+    planned = []
+    for file, name in work:
+        try:
+            targets = _targets(file, output, name, samples)
+            for target in targets.values():
+                if owners.setdefault(target, file) != file:
+                    raise UserError(f"{file}: and {owners[target]} would both be restored to {target}; rename one")
+        except UserError as error:
+            bad.append(str(error))
+        else:
+            planned.append((file, targets))
+    return planned
+
+
+def _targets(file: Path, output: Path, name: Path, samples: int) -> dict[int, Path]:
+    """Return sample number -> path of the result below `output`, NAME_s0.png and so on; UserError for a bad name."""
+    key, targets = name.with_suffix("").as_posix(), {}
     for number in range(samples):
-        target = path
+        suffix = name.suffix
         if samples > 1:
-            target = path.with_stem(f"{path.stem}_s{number}")
-        if overwrite or not target.exists():
-            targets[number] = target
+            suffix = f"_s{number}{name.suffix}"
+        targets[number] = output_path(output, key, suffix, file)
     return targets
 
 
