@@ -1,10 +1,17 @@
 """Reading and writing LMDB folders of images: BasicSR's (image files) and our own (raw pixels: a crop reads its part).
 
 A folder holds data.mdb, lock.mdb and meta_info.txt, whose lines `name.png (h,w,c) level` list the images; an image's
-key is its name without suffix. A value is an image file's bytes, or a raw record: the header below, then the pixels
-(h, w, c) in C order, RGB, little endian.
+key is its name without suffix. A value is an image file's bytes, or a raw record: the header below, then the rows of
+pixels (h, w, c), RGB, little endian, each filled up with zeros to whole words of 8 bytes, then the sums.
 
-    magic '\\0S4I', version u8, bytes per value u8 (1 or 2), channels u16, height u32, width u32
+    magic '\\0S4I', version u8, bytes per value u8 (1 or 2), channels u16, height u32, width u32,
+    CRC-32 of all that u32, four zeros
+
+Sums are u64, one for each column of words in each band of 32 rows, in the order of the bands: the sum of its words
+modulo 2^64. So a crop is verified without reading the rest. They notice every changed bit or byte, whole blocks of
+zeros and blocks of other data, but not rows that change places within a band.
+
+Version 1 is still read: it has no CRC, no zeros and no sums.
 """
 
 from __future__ import annotations
@@ -13,6 +20,7 @@ import os
 import re
 import shutil
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,14 +33,21 @@ import numpy as np
 
 from sam4ir.data.lmdb_env import MAX_KEY, OpenLmdb, get, keys_of, open_shared
 from sam4ir.errors import UserError
+from sam4ir.regions import LARGEST_IMAGE
 from sam4ir.utils.files import read_text, write_text
 from sam4ir.utils.image import IMAGE_SUFFIXES, ImageError, decode_image, encode_png, size_of
 
-RAW_VERSION = 1
+RAW_VERSION = 2
 Encoding = Literal["raw", "png"]
 
 _RAW_MAGIC = b"\0S4I"
 _RAW_HEADER = struct.Struct("<4sBBHII")
+_RAW_CRC = struct.Struct("<I4x")  # behind the header from version 2 on
+_PIXELS_AT = _RAW_HEADER.size + _RAW_CRC.size
+_WORD = 8
+_WORDS = np.dtype("<u8")
+_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype("<u2")}
+_BAND = 32  # rows
 _FLUSH_BYTES = 32 << 20
 _META_LINE = re.compile(r"(?P<name>.*\S)\s+\((?P<size>\d+,\s*\d+,\s*\d+)\)(\s+\S+)?\s*")
 
@@ -47,14 +62,16 @@ class LmdbReader:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._opened: OpenLmdb | None = None
+        self._length = 0  # bytes of data.mdb
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_opened": None}
+        return {"path": self.path, "_opened": None, "_length": 0}
 
     def _env(self) -> lmdb.Environment:
         if self._opened is None or not self._opened.usable:
             self._opened = None  # gives up a parent's environment before the file is opened again
             self._opened = open_shared(self.path, "copy or make it again")
+            self._length = (self.path / "data.mdb").stat().st_size
         return self._opened.env
 
     @contextmanager
@@ -64,6 +81,8 @@ class LmdbReader:
             value = get(transaction, key, self.path)
             if value is None:
                 raise UserError(f"{self.path}: no value under key {key!r}")
+            if len(value) > self._length:  # a damaged page; reading it would end the process
+                raise UserError(f"{self.path}: key {key!r} is damaged (longer than the file); make the LMDB again")
             yield value
 
     def keys(self) -> list[str]:
@@ -113,7 +132,72 @@ def pack_raw(image: np.ndarray) -> bytes:
         raise ImageError(f"a raw record needs (h, w, 1 or 3) uint8 or uint16, got {image.shape} {image.dtype}")
     h, w, c = image.shape
     header = _RAW_HEADER.pack(_RAW_MAGIC, RAW_VERSION, image.dtype.itemsize, c, h, w)
-    return header + image.astype(image.dtype.newbyteorder("<"), copy=False).tobytes()
+    rows = np.zeros((h, _row_bytes(w, c, image.dtype.itemsize)), np.uint8)
+    pixels = np.ndarray(image.shape, image.dtype.newbyteorder("<"), rows, strides=_strides(w, c, image.dtype.itemsize))
+    pixels[:] = image
+    sums = _sums(rows.view(_WORDS))
+    return b"".join([header, _RAW_CRC.pack(zlib.crc32(header)), rows.tobytes(), sums.tobytes()])
+
+
+def raw_length(h: int, w: int, c: int, itemsize: int) -> int:
+    """Return the bytes of a raw record of (h, w, c) values of `itemsize` bytes."""
+    return _PIXELS_AT + (h * _WORD + -(-h // _BAND) * _WORD) * (_row_bytes(w, c, itemsize) // _WORD)
+
+
+def _row_bytes(w: int, c: int, itemsize: int) -> int:
+    return -(-w * c * itemsize // _WORD) * _WORD
+
+
+def _strides(w: int, c: int, itemsize: int) -> tuple[int, int, int]:
+    return _row_bytes(w, c, itemsize), c * itemsize, itemsize
+
+
+def _sums(words: np.ndarray) -> np.ndarray:
+    """Return the sums of each column of words in each band, (bands, words); words: (h, words) u64."""
+    h, columns = words.shape
+    whole, rest = divmod(h, _BAND)
+    if not rest:
+        sums: np.ndarray = np.add.reduce(words.reshape(whole, _BAND, columns), axis=1)
+        return sums
+    sums = np.empty((whole + 1, columns), _WORDS)
+    if whole:
+        sums[:whole] = _sums(words[: whole * _BAND])
+    np.add.reduce(words[whole * _BAND :], axis=0, out=sums[whole])
+    return sums
+
+
+class RawPixels:
+    """The pixels of a raw record with checksums, (h, w, 3) RGB uint8 or uint16; what is cut out is verified.
+
+    `pixels[rows, columns]` of two slices is a read-only view, (rows, columns, 3); grey is repeated for the three
+    channels. It raises ImageError where one of the words that the window meets, in whole bands, was changed.
+    """
+
+    def __init__(self, value: memoryview | bytes, size: tuple[int, int], c: int, itemsize: int, name: str) -> None:
+        h, w = size
+        self.shape = (h, w, 3)
+        self._name = name
+        self._pixel_bytes = c * itemsize
+        row_bytes = _row_bytes(w, c, itemsize)
+        columns = row_bytes // _WORD
+        strides = row_bytes, self._pixel_bytes, itemsize
+        self._pixels = np.ndarray((h, w, c), _DTYPES[itemsize], value, _PIXELS_AT, strides)
+        self._pixels.flags.writeable = False
+        self._words = np.ndarray((h, columns), _WORDS, value, _PIXELS_AT)
+        self._sums = np.ndarray((-(-h // _BAND), columns), _WORDS, value, _PIXELS_AT + h * row_bytes)
+
+    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
+        cut: np.ndarray = self._pixels[place]
+        if cut.size:
+            (top, bottom, _), (left, right, _) = place[0].indices(self.shape[0]), place[1].indices(self.shape[1])
+            first, last = top // _BAND, -(-bottom // _BAND)
+            words = slice(left * self._pixel_bytes // _WORD, -(-right * self._pixel_bytes // _WORD))
+            sums = _sums(self._words[first * _BAND : last * _BAND, words])
+            if (sums != self._sums[first:last, words]).any():
+                raise ImageError(f"{self._name}: damaged (its checksum differs); make the LMDB again, or copy it again")
+        if self._pixels.shape[2] == 1:
+            return np.broadcast_to(cut, (*cut.shape[:2], 3))
+        return cut
 
 
 def unpack_image(value: memoryview | bytes, name: str) -> np.ndarray:
@@ -121,28 +205,49 @@ def unpack_image(value: memoryview | bytes, name: str) -> np.ndarray:
 
     Grey pixels are repeated for the three channels. name: for messages. Raises ImageError for a damaged value.
     """
+    pixels = unpack_pixels(value, name)
+    if isinstance(pixels, RawPixels):
+        return pixels[:, :]
+    return pixels
+
+
+def unpack_pixels(value: memoryview | bytes, name: str) -> np.ndarray | RawPixels:
+    """Return the pixels of a value for cutting, of which a raw record verifies what is cut; else as unpack_image."""
     if bytes(value[:4]) != _RAW_MAGIC:
         return decode_image(bytes(value), name)
+    version, itemsize, c, h, w = _raw_header(value, name)
+    if version > 1:
+        return RawPixels(value, (h, w), c, itemsize, name)
+    pixels = np.frombuffer(value, _DTYPES[itemsize], offset=_RAW_HEADER.size).reshape(h, w, c)
+    pixels.flags.writeable = False
+    return pixels if c == 3 else np.broadcast_to(pixels, (h, w, 3))
+
+
+def _raw_header(value: memoryview | bytes, name: str) -> tuple[int, int, int, int, int]:
+    """Return version, bytes per value, channels, h and w of a raw record; ImageError where its bytes do not fit."""
     if len(value) < _RAW_HEADER.size:
         raise ImageError(f"{name}: raw record of {len(value)} bytes is shorter than its header")
     _, version, itemsize, c, h, w = _RAW_HEADER.unpack_from(value)
-    if version != RAW_VERSION or itemsize not in (1, 2) or c not in (1, 3):
+    if version not in (1, RAW_VERSION) or itemsize not in (1, 2) or c not in (1, 3):
         raise ImageError(f"{name}: raw record of version {version}, {itemsize} bytes, {c} channels is not understood")
-    if len(value) != _RAW_HEADER.size + h * w * c * itemsize:
+    length = _RAW_HEADER.size + h * w * c * itemsize
+    if version > 1:
+        length = raw_length(h, w, c, itemsize)
+        checked = bytes(value[: _RAW_HEADER.size])
+        if len(value) < _PIXELS_AT or value[_RAW_HEADER.size : _PIXELS_AT] != _RAW_CRC.pack(zlib.crc32(checked)):
+            raise ImageError(f"{name}: raw record with a damaged header; make the LMDB again, or copy it again")
+    if len(value) != length or not 0 < h * w <= LARGEST_IMAGE:
         raise ImageError(
             f"{name}: raw record of {len(value)} bytes does not hold {h}x{w}x{c} values of {itemsize} bytes"
         )
-    dtype = np.dtype(np.uint8) if itemsize == 1 else np.dtype("<u2")
-    pixels = np.frombuffer(value, dtype, offset=_RAW_HEADER.size).reshape(h, w, c)
-    pixels.flags.writeable = False
-    return pixels if c == 3 else np.broadcast_to(pixels, (h, w, 3))
+    return version, itemsize, c, h, w
 
 
 def unpack_size(value: memoryview | bytes, name: str) -> tuple[int, int]:
     """Return (h, w) of a value, for an encoded file from its header. Raises ImageError for a damaged value."""
     if bytes(value[:4]) != _RAW_MAGIC:
         return size_of(bytes(value), name)
-    return unpack_image(value, name).shape[:2]  # a view
+    return _raw_header(value, name)[3:]
 
 
 def append_text(path: Path, text: str) -> None:
