@@ -99,6 +99,7 @@ class LmdbSource:
         self.root = Path(root)
         self.keys = read_image_keys(self.root)
         self._reader = LmdbReader(self.root)
+        self._verified: dict[str, np.ndarray] = {}  # what this process has verified of each raw record
 
     @contextmanager
     def open(self, key: str) -> Iterator[np.ndarray]:
@@ -110,7 +111,7 @@ class LmdbSource:
     def lend(self, key: str) -> Iterator[Cuttable]:
         """Lend the image of a record to cut windows out of it."""
         with self._reader.value(key) as value:
-            yield unpack_pixels(value, self.where(key))
+            yield unpack_pixels(value, self.where(key), self._verified)
 
     def size(self, key: str) -> tuple[int, int]:
         """Return (h, w) by the header of a record."""

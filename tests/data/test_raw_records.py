@@ -93,15 +93,27 @@ def test_blocks_of_zeros_and_blocks_of_other_data_are_noticed() -> None:
 
 
 def test_a_crop_is_verified_by_what_it_meets_and_not_by_the_rest() -> None:
-    image = pixels(96, 64)
+    image = pixels(96, 200)
     value = bytearray(pack_raw(image))
-    value[HEADER + 40 * 192 + 96] ^= 1  # row 40, column 32
+    value[HEADER + 40 * 600 + 540] ^= 1  # row 40, column 180
     cuttable = unpack_pixels(bytes(value), "gt.lmdb[a]")
-    for place in ((slice(0, 32), slice(0, 64)), (slice(64, 96), slice(0, 64)), (slice(32, 64), slice(0, 24))):
+    for place in ((slice(0, 32), slice(0, 200)), (slice(64, 96), slice(0, 200)), (slice(32, 64), slice(0, 170))):
         np.testing.assert_array_equal(cuttable[place], image[place])
-    for place in ((slice(40, 41), slice(32, 33)), (slice(0, 96), slice(0, 64)), (slice(20, 45), slice(30, 40))):
+    for place in ((slice(40, 41), slice(180, 181)), (slice(0, 96), slice(0, 200)), (slice(20, 45), slice(160, 190))):
         with pytest.raises(ImageError, match=r"gt\.lmdb\[a\]: damaged"):
             cuttable[place]
+
+
+def test_with_a_memory_each_piece_is_verified_once_and_damage_is_reported_every_time() -> None:
+    image = pixels(96, 200)
+    value = bytearray(pack_raw(image))
+    value[HEADER + 40 * 600 + 540] ^= 1
+    verified: dict[str, np.ndarray] = {}
+    for _ in range(2):
+        np.testing.assert_array_equal(unpack_pixels(bytes(value), "a", verified)[0:32, 0:200], image[:32])
+        with pytest.raises(ImageError, match="damaged"):
+            unpack_pixels(bytes(value), "a", verified)[0:96, 0:200]
+    np.testing.assert_array_equal(verified["a"], [[True, True], [False, False], [False, False]])
 
 
 def test_records_of_version_1_are_still_read() -> None:
