@@ -49,6 +49,7 @@ _WORDS = np.dtype("<u8")
 _DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype("<u2")}
 _BAND = 32  # rows
 _BLOCK = 64  # words: bands and blocks are what a reader verifies once
+_BLOCK_BYTES = _BLOCK * _WORD
 _FLUSH_BYTES = 32 << 20
 _META_LINE = re.compile(r"(?P<name>.*\S)\s+\((?P<size>\d+,\s*\d+,\s*\d+)\)(\s+\S+)?\s*")
 
@@ -167,64 +168,66 @@ def _sums(words: np.ndarray) -> np.ndarray:
     return sums
 
 
+class _Layout:
+    """Where the pixels of a raw record with checksums lie. stored: (h, w, c); strides: bytes of a row, pixel, value."""
+
+    def __init__(self, h: int, w: int, c: int, itemsize: int) -> None:
+        self.shape = (h, w, 3)
+        self.stored = (h, w, c)
+        self.dtype = _DTYPES[itemsize]
+        self.strides = _strides(w, c, itemsize)
+        self.length = raw_length(h, w, c, itemsize)
+
+    def pieces(self) -> np.ndarray:
+        """Return RawPixels.verified of a record of which nothing was verified yet, (bands, blocks) False."""
+        return np.zeros((-(-self.stored[0] // _BAND), -(-self.strides[0] // _BLOCK_BYTES)), bool)
+
+
+Verified = dict[str, tuple[_Layout, np.ndarray]]  # what a process has verified, by name: header, and pieces of pixels
+
+
 class RawPixels:
     """The pixels of a raw record with checksums, (h, w, 3) RGB uint8 or uint16; what is cut out is verified.
 
     `pixels[rows, columns]` of two slices without steps is a read-only view, (rows, columns, 3); grey is repeated for
     the three channels. It raises ImageError where one of the words that the window meets, in whole bands and blocks of
     words, was changed. verified: (bands, blocks) bool, the pieces that this process has verified before and need not be
-    verified again; the object adds to it. None verifies every window.
+    verified again; the object adds to it.
     """
 
-    def __init__(
-        self,
-        value: memoryview | bytes,
-        layout: tuple[int, int, int, int],
-        name: str,
-        verified: np.ndarray | None = None,
-    ) -> None:
-        h, w, c, itemsize = layout
-        self.shape = (h, w, 3)
-        self._value, self._name, self._pixel_bytes = value, name, c * itemsize
-        self._row_bytes = _row_bytes(w, c, itemsize)
-        strides = self._row_bytes, self._pixel_bytes, itemsize
-        self._pixels: np.ndarray = np.ndarray((h, w, c), _DTYPES[itemsize], value, _PIXELS_AT, strides)
+    __slots__ = ("_layout", "_name", "_pixels", "_value", "_verified", "shape")
+
+    def __init__(self, value: memoryview | bytes, layout: _Layout, name: str, verified: np.ndarray) -> None:
+        self.shape = layout.shape
+        self._value, self._layout, self._name, self._verified = value, layout, name, verified
+        self._pixels: np.ndarray = np.ndarray(layout.stored, layout.dtype, value, _PIXELS_AT, layout.strides)
         self._pixels.flags.writeable = False
-        self._verified = verified
-        if verified is None:
-            self._verified = pieces(h, w, c, itemsize)
 
     def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
         cut = self._pixels[place]
         if cut.size:
             (top, bottom, _), (left, right, _) = place[0].indices(self.shape[0]), place[1].indices(self.shape[1])
+            pixel_bytes = self._layout.strides[1]
             bands = slice(top // _BAND, -(-bottom // _BAND))
-            block = _BLOCK * _WORD
-            self._verify(bands, slice(left * self._pixel_bytes // block, -(-right * self._pixel_bytes // block)))
+            blocks = slice(left * pixel_bytes // _BLOCK_BYTES, -(-right * pixel_bytes // _BLOCK_BYTES))
+            if not self._verified[bands, blocks].all():
+                self._verify(bands, blocks)
         if cut.shape[2] == 1:
             return np.broadcast_to(cut, (*cut.shape[:2], 3))
         return cut
 
     def _verify(self, bands: slice, blocks: slice) -> None:
         """Raise ImageError where the sums of some bands and blocks of words differ from the stored ones."""
-        assert self._verified is not None
-        state = self._verified[bands, blocks]
-        if state.all():
-            return
-        h, columns = self.shape[0], self._row_bytes // _WORD
+        h, row_bytes = self.shape[0], self._layout.strides[0]
+        columns = row_bytes // _WORD
         words: np.ndarray = np.ndarray((h, columns), _WORDS, self._value, _PIXELS_AT)
-        sums_at = _PIXELS_AT + h * self._row_bytes
+        sums_at = _PIXELS_AT + h * row_bytes
         stored: np.ndarray = np.ndarray((-(-h // _BAND), columns), _WORDS, self._value, sums_at)
         part = slice(blocks.start * _BLOCK, blocks.stop * _BLOCK)
         copied = words[bands.start * _BAND : bands.stop * _BAND, part].copy()  # sums of a copy take half the time
         if (_sums(copied) != stored[bands, part]).any():
             raise ImageError(f"{self._name}: damaged (its checksum differs); make the LMDB again, or copy it again")
-        state[:] = True
-
-
-def pieces(h: int, w: int, c: int, itemsize: int) -> np.ndarray:
-    """Return RawPixels.verified of a record of which nothing was verified yet, (bands, blocks) False."""
-    return np.zeros((-(-h // _BAND), -(-_row_bytes(w, c, itemsize) // (_BLOCK * _WORD))), bool)
+        self._verified[bands, blocks] = True
 
 
 def unpack_image(value: memoryview | bytes, name: str) -> np.ndarray:
@@ -238,23 +241,24 @@ def unpack_image(value: memoryview | bytes, name: str) -> np.ndarray:
     return pixels
 
 
-def unpack_pixels(
-    value: memoryview | bytes, name: str, verified: dict[str, np.ndarray] | None = None
-) -> np.ndarray | RawPixels:
+def unpack_pixels(value: memoryview | bytes, name: str, verified: Verified | None = None) -> np.ndarray | RawPixels:
     """Return the pixels of a value for cutting, of which a raw record verifies what is cut; else as unpack_image.
 
-    verified: RawPixels.verified by `name`, which is added to; with it each piece is verified once.
+    verified: records by `name`, which is added to; with it header and pieces of a record are verified once.
     """
+    if verified is not None and name in verified:
+        layout, state = verified[name]
+        if len(value) == layout.length:
+            return RawPixels(value, layout, name, state)
     if bytes(value[:4]) != _RAW_MAGIC:
         return decode_image(bytes(value), name)
     version, itemsize, c, h, w = _raw_header(value, name)
     if version > 1:
-        layout = h, w, c, itemsize
-        if verified is None:
-            return RawPixels(value, layout, name)
-        if name not in verified:
-            verified[name] = pieces(*layout)
-        return RawPixels(value, layout, name, verified[name])
+        layout = _Layout(h, w, c, itemsize)
+        state = layout.pieces()
+        if verified is not None:
+            verified[name] = layout, state
+        return RawPixels(value, layout, name, state)
     pixels = np.frombuffer(value, _DTYPES[itemsize], offset=_RAW_HEADER.size).reshape(h, w, c)
     pixels.flags.writeable = False
     return pixels if c == 3 else np.broadcast_to(pixels, (h, w, 3))

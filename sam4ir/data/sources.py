@@ -15,6 +15,7 @@ import numpy as np
 
 from sam4ir.data.lmdb_io import (
     LmdbReader,
+    Verified,
     key_of,
     parse_meta_line,
     read_image_keys,
@@ -99,7 +100,7 @@ class LmdbSource:
         self.root = Path(root)
         self.keys = read_image_keys(self.root)
         self._reader = LmdbReader(self.root)
-        self._verified: dict[str, np.ndarray] = {}  # what this process has verified of each raw record
+        self._verified: Verified = {}
 
     @contextmanager
     def open(self, key: str) -> Iterator[np.ndarray]:

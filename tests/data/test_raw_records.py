@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam4ir.data.lmdb_io import LmdbWriter, pack_raw, raw_length, unpack_image, unpack_pixels, unpack_size
+from sam4ir.data.lmdb_io import LmdbWriter, Verified, pack_raw, raw_length, unpack_image, unpack_pixels, unpack_size
 from sam4ir.data.paired import PairedImageDataset
 from sam4ir.data.sources import open_source, read
 from sam4ir.errors import UserError
@@ -108,12 +108,12 @@ def test_with_a_memory_each_piece_is_verified_once_and_damage_is_reported_every_
     image = pixels(96, 200)
     value = bytearray(pack_raw(image))
     value[HEADER + 40 * 600 + 540] ^= 1
-    verified: dict[str, np.ndarray] = {}
+    verified: Verified = {}
     for _ in range(2):
         np.testing.assert_array_equal(unpack_pixels(bytes(value), "a", verified)[0:32, 0:200], image[:32])
         with pytest.raises(ImageError, match="damaged"):
             unpack_pixels(bytes(value), "a", verified)[0:96, 0:200]
-    np.testing.assert_array_equal(verified["a"], [[True, True], [False, False], [False, False]])
+    np.testing.assert_array_equal(verified["a"][1], [[True, True], [False, False], [False, False]])
 
 
 def test_records_of_version_1_are_still_read() -> None:
