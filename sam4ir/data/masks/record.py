@@ -40,6 +40,7 @@ _HEADER = struct.Struct("<4sHHIIIIIIII32s")
 _LENGTHS = struct.Struct("<II")  # behind the header from version 2 on: bytes of the tile index and of all tiles
 _CRC = struct.Struct("<I")  # behind the lengths from version 3 on: CRC-32 of all bytes before it
 _CRC_AT = _HEADER.size + _LENGTHS.size
+_SIZES = struct.Struct("<4xH22x3I32x2I")  # of header and lengths: the version and the bytes of all frames and tiles
 _CHECKSUM_FLAG = 4  # in byte 4 of a zstd frame (RFC 8878): a checksum of the content ends the frame
 _LARGEST_RATIO_BITS = 15  # zstd's smallest block has 4 bytes and gives 2^17
 # What a header may claim: so much in any record, or so many times the record's bytes. Records of real masks stay below
@@ -167,6 +168,10 @@ def record_version(data: bytes | memoryview, name: str = "mask record") -> int:
 
 def record_length(data: bytes | memoryview, name: str = "mask record") -> int:
     """Return the bytes that a record has by its header, which need not be there; len(data) for version 1."""
+    if len(data) >= _CRC_AT + _CRC.size:
+        version, *lengths = _SIZES.unpack_from(data)
+        if version == FORMAT_VERSION and _CRC_AT + _CRC.size + sum(lengths) == len(data):
+            return len(data)  # who reads the record compares the checksums
     header = _read_header(data, name)
     if header[1] == 1 or len(data) < _CRC_AT:
         return len(data)
