@@ -18,6 +18,8 @@ from sam4ir.errors import UserError
 
 Size = tuple[int, int]
 Runs = NDArray[np.int64]
+LARGEST_IMAGE = 1 << 30  # pixels, as OpenCV reads at most
+_LARGEST_RUN = (1 << 63) - 1
 
 
 class RleError(UserError):
@@ -29,11 +31,14 @@ def parse_counts(counts: str | bytes | Sequence[int] | NDArray[Any], size: Size)
 
     size: (h, w). Raises RleError where the counts do not encode a mask of that size.
     """
-    runs = _decompress(counts) if isinstance(counts, (str, bytes)) else _integers(counts)
+    pixels = size[0] * size[1]
+    runs = _decompress(counts, pixels) if isinstance(counts, (str, bytes)) else _integers(counts)
     if runs.size and runs.min() < 0:
         raise RleError(f"run {int(runs.argmin())} is negative ({int(runs.min())})")
-    if runs.sum() != size[0] * size[1]:
-        raise RleError(f"the runs cover {int(runs.sum())} pixels, the size {list(size)} has {size[0] * size[1]}")
+    if runs.size and runs.max() > pixels:  # their sum may wrap to the right one
+        raise RleError(f"run {int(runs.argmax())} is {int(runs.max())}, the size {list(size)} has {pixels} pixels")
+    if runs.sum() != pixels:
+        raise RleError(f"the runs cover {int(runs.sum())} pixels, the size {list(size)} has {pixels}")
     return runs
 
 
@@ -43,12 +48,14 @@ def _integers(counts: Sequence[int] | NDArray[Any]) -> Runs:
     except ValueError:  # ragged: a list of polygons
         array = np.empty((0, 0))
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise RleError("counts must be a list of whole numbers or a compressed string")
+        raise RleError("counts must be a list of whole numbers below 2^63 or a compressed string")
+    if array.dtype == np.uint64:
+        array = np.minimum(array, np.uint64(_LARGEST_RUN))  # which no image has, so that the caller refuses it
     return array.astype(np.int64)
 
 
-def _decompress(counts: str | bytes) -> Runs:
-    """Return the runs of COCO's compressed text; raise RleError on any other text.
+def _decompress(counts: str | bytes, pixels: int) -> Runs:
+    """Return the runs of COCO's compressed text for a mask of so many pixels; raise RleError on any other text.
 
     Each character holds 5 bits of a number, low bits first. Bit 5 says that more characters follow, and bit 4 of the
     last one is the sign. From the fourth run on the number is the difference from the run two places before.
@@ -74,6 +81,9 @@ def _decompress(counts: str | bytes) -> Runs:
     shift = 5 * (np.arange(digits.size) - np.repeat(starts, lengths))
     runs = np.add.reduceat((digits & 31) << shift, starts)
     runs -= np.where(digits[ends] & 16, np.int64(1) << (5 * lengths), 0)
+    largest = int(np.abs(runs).argmax())
+    if abs(int(runs[largest])) > pixels:  # so that no sum below wraps
+        raise RleError(f"run {largest} differs from the run before by {int(runs[largest])}, there are {pixels} pixels")
     runs[1::2] = np.cumsum(runs[1::2])
     runs[2::2] = np.cumsum(runs[2::2])
     return runs

@@ -9,6 +9,7 @@ python scripts/masks.py export masks.lmdb --format sam --output JSON_FOLDER
 python scripts/masks.py crop --store masks.lmdb --windows datasets/GoPro/train/windows.jsonl --output cut.lmdb
 python scripts/masks.py crop --store masks.lmdb --images GT_FOLDER --crop-size 512 --step 256 \
     --output cut.lmdb --output-images gt_crops.lmdb
+python scripts/masks.py upgrade masks.lmdb
 python scripts/masks.py control --kind superpixels --like masks.lmdb --images GT_FOLDER --output slic.lmdb
 
 Images are a folder or an image LMDB. Masks are made with scripts/make_masks.py.
@@ -24,7 +25,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -40,8 +41,17 @@ from sam4ir.data.masks.importer import import_masks
 from sam4ir.data.masks.info import inspect_store
 from sam4ir.data.masks.labels import LabelRules
 from sam4ir.data.masks.meta import reading_orientation
-from sam4ir.data.masks.pictures import SHEET_IMAGES, SHEET_PANEL, choose_keys, contact_sheet, draw_panels, side_by_side
+from sam4ir.data.masks.pictures import (
+    SHEET_IMAGES,
+    SHEET_PANEL,
+    choose_keys,
+    contact_sheet,
+    draw_panels,
+    refuse_to_draw,
+    side_by_side,
+)
 from sam4ir.data.masks.store import SOURCES, MaskStore
+from sam4ir.data.masks.upgrade import upgrade
 from sam4ir.data.masks.verify import verify
 from sam4ir.data.sources import ImageSource, open_source, read
 from sam4ir.data.windows import Crop
@@ -49,13 +59,14 @@ from sam4ir.errors import UserError
 from sam4ir.priors.spe import spe_map
 from sam4ir.utils import cli
 from sam4ir.utils.faults import fault_of_item
-from sam4ir.utils.files import write_text
+from sam4ir.utils.files import output_path, write_text
 from sam4ir.utils.folders import refuse_folder_of_images
 from sam4ir.utils.image import write_image
 from sam4ir.utils.shell import command_words
 from sam4ir.utils.tables import listing_text
 
 STOPPED = 130
+Mean = Literal["image", "region"]
 GOES_ON = "the same command goes on from here"
 
 
@@ -79,7 +90,7 @@ def _stoppable(options: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="masks.py")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (_add_info, _add_verify, _add_view, _add_import, _add_export, _add_crop, _add_control):
+    for add in (_add_info, _add_verify, _add_view, _add_import, _add_export, _add_crop, _add_control, _add_upgrade):
         add(commands)
     return parser
 
@@ -244,6 +255,13 @@ def _add_control(commands: Any) -> None:
     _add_workers(parser)
 
 
+def _add_upgrade(commands: Any) -> None:
+    text = "write records of earlier formats again, with checksums; their masks stay the same"
+    parser = _command(commands, "upgrade", run_upgrade, text)
+    parser.add_argument("store", type=Path)
+    _add_workers(parser)
+
+
 def _setting(text: str) -> tuple[str, Any]:
     """Return (key, value) of 'key=value'; the value is JSON (numbers, true, lists) if it reads so, else text."""
     key, equals, value = text.partition("=")
@@ -329,14 +347,14 @@ def _check_view(options: argparse.Namespace) -> None:
 
 def _view_one(store: MaskStore, images: ImageSource | None, key: str, options: argparse.Namespace) -> list[np.ndarray]:
     """Write the picture of a key; return it small for the contact sheet, where there is one."""
-    record = store.read(key)
-    spe = spe_map(record, 0, 0, *record.size, mean=options.mean)
-    image = None
+    record, image = store.read(key), None
     if images is not None:
         image = read(images, key)
+    refuse_to_draw(record, image)
+    spe = spe_map(record, 0, 0, *record.size, mean=options.mean)
     drawn, title = draw_panels(record, image, spe), f"{key}: {record.count} masks"
     if options.output is not None:
-        write_image(options.output / f"{key}.png", side_by_side(drawn, title))
+        write_image(output_path(options.output, key, ".png", store.path), side_by_side(drawn, title))
     if options.contact_sheet is None:
         return []
     return [side_by_side(drawn, title, SHEET_PANEL)]
@@ -438,6 +456,14 @@ def run_control(options: argparse.Namespace) -> int:
         options.kind, MaskStore(options.like), options.output, images, options.seed, options.new, options.workers
     )
     return _filled(options.output, done)
+
+
+def run_upgrade(options: argparse.Namespace) -> int:
+    """Give every record checksums."""
+    done = upgrade(options.store, options.workers)
+    before = done.images - done.written - len(done.bad)
+    print(f"{options.store}: {done.written} records written again, {before} had checksums, {len(done.bad)} bad")
+    return _list_problems(done.bad)
 
 
 def _images(

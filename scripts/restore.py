@@ -37,6 +37,7 @@ from sam4ir.engine.weights import flow, network_block
 from sam4ir.errors import UserError
 from sam4ir.utils import cli
 from sam4ir.utils.faults import fault_of_item
+from sam4ir.utils.files import output_path
 from sam4ir.utils.folders import list_files, refuse_folder_of_images
 from sam4ir.utils.image import IMAGE_SUFFIXES, ExifOrientation, read_image, write_image
 from sam4ir.utils.memory import out_of_memory
@@ -265,8 +266,11 @@ def restore_all(
 ) -> int:
     """Write every restored image; print how many were there and which cannot be read. Return the exit status."""
     old, bad = 0, list(work.unreadable)
-    for file, place in tqdm(work.images, unit="image", disable=None):
-        targets = _targets(place, samples, overwrite)
+    planned = _planned(work.images, output, samples, bad)
+    for file, wanted in tqdm(planned, unit="image", disable=None):
+        targets = wanted
+        if not overwrite:
+            targets = {number: target for number, target in wanted.items() if not target.exists()}
         if not targets:
             old += 1
             continue
@@ -275,13 +279,9 @@ def restore_all(
             for number, target in targets.items():
                 write_image(target, restored(image, file.stem, number))
         except Exception as error:
-            message = fault_of_item(error)
+            message = _message_of(file, error)
             if message is None:
                 raise
-            if out_of_memory(error):
-                message += "; --tile 256 needs less"
-            if str(file) not in message:
-                message = f"{file}: {message}"
             bad.append(message)
     count = len(work.images) + len(work.unreadable) - old - len(bad)
     print(f"{count} images restored to {output}")
@@ -292,15 +292,52 @@ def restore_all(
     return int(bool(bad))
 
 
-def _targets(path: Path, samples: int, overwrite: bool) -> dict[int, Path]:
-    """Return sample number -> path of its result, NAME_s0.png and so on; without those that exist already."""
-    targets = {}
+def _message_of(file: Path, error: Exception) -> str | None:
+    """Return the sentence that lists an image with its error; None for a bug."""
+    message = fault_of_item(error)
+    if message is None:
+        return None
+    if out_of_memory(error):
+        message += "; --tile 256 needs less"
+    if str(file) not in message:
+        message = f"{file}: {message}"
+    return message
+
+
+def _planned(
+    images: list[tuple[Path, Path]], output: Path, samples: int, bad: list[str]
+) -> list[tuple[Path, dict[int, Path]]]:
+    """Return (file, its targets) of each image; add a sentence to `bad` for one that cannot have its own."""
+    owners: dict[Path, Path] = {}
+    planned = []
+    for file, place in images:
+        try:
+            targets = _targets(file, output, place, samples)
+            for target in targets.values():
+                if owners.setdefault(target, file) != file:
+                    raise UserError(f"{file}: and {owners[target]} would both be restored to {target}; rename one")
+        except UserError as error:
+            bad.append(str(error))
+        else:
+            planned.append((file, targets))
+    return planned
+
+
+def _targets(file: Path, output: Path, place: Path, samples: int) -> dict[int, Path]:
+    """Return sample number -> path of the result, NAME_s0.png and so on; raise UserError for a bad name.
+
+    place: the path of the result of one sample: `output` itself, or a file below it.
+    """
+    folder = output
+    if place == output:
+        folder = output.parent
+    name = place.relative_to(folder)
+    key, targets = name.with_suffix("").as_posix(), {}
     for number in range(samples):
-        target = path
+        suffix = name.suffix
         if samples > 1:
-            target = path.with_stem(f"{path.stem}_s{number}")
-        if overwrite or not target.exists():
-            targets[number] = target
+            suffix = f"_s{number}{name.suffix}"
+        targets[number] = output_path(folder, key, suffix, file)
     return targets
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from sam4ir.data.sources import IoBackend, open_source, select_keys
-from sam4ir.data.transforms import Placement, augmentation, patch_side, refuse_normalization
+from sam4ir.data.transforms import Cuttable, Placement, augmentation, patch_side, refuse_normalization
 from sam4ir.data.views import MapReader, MaskStoreLike, Views
 from sam4ir.errors import UserError
 from sam4ir.utils.image import ExifOrientation, to_float_tensor, to_grey
@@ -112,7 +112,7 @@ class CroppedDataset:
         """Draw the window and the flip of a sample, on the LQ grid of an image whose LQ is (h, w) = size."""
         return self._augmentation.draw(size, rng)
 
-    def pixels(self, image: np.ndarray, placement: Placement) -> Tensor:
+    def pixels(self, image: Cuttable, placement: Placement) -> Tensor:
         """Return the placement's part of an (h, w, 3) RGB image, (gt_channels, h, w) float32 in [0, 1]."""
         crop = placement.pixels(image)
         if self.gt_channels == 1:

@@ -1,10 +1,17 @@
 """Reading and writing LMDB folders of images: BasicSR's (image files) and our own (raw pixels: a crop reads its part).
 
 A folder holds data.mdb, lock.mdb and meta_info.txt, whose lines `name.png (h,w,c) level` list the images; an image's
-key is its name without suffix. A value is an image file's bytes, or a raw record: the header below, then the pixels
-(h, w, c) in C order, RGB, little endian.
+key is its name without suffix. A value is an image file's bytes, or a raw record: the header below, then the rows of
+pixels (h, w, c), RGB, little endian, each filled up with zeros to whole words of 8 bytes, then the sums.
 
-    magic '\\0S4I', version u8, bytes per value u8 (1 or 2), channels u16, height u32, width u32
+    magic '\\0S4I', version u8, bytes per value u8 (1 or 2), channels u16, height u32, width u32,
+    CRC-32 of all that u32, four zeros
+
+Sums are u64, one for each column of words in each band of 32 rows, in the order of the bands: the sum of its words
+modulo 2^64. So a crop is verified without reading the rest. They notice every changed bit or byte, whole blocks of
+zeros and blocks of other data, but not rows that change places within a band.
+
+Version 1 is still read: it has no CRC, no zeros and no sums.
 """
 
 from __future__ import annotations
@@ -13,6 +20,7 @@ import os
 import re
 import shutil
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +33,7 @@ import numpy as np
 
 from sam4ir.data.lmdb_env import MAX_KEY, OpenLmdb, get, keys_of, open_shared
 from sam4ir.errors import UserError
+from sam4ir.regions import LARGEST_IMAGE
 from sam4ir.utils.files import append_text, make_folder, read_text, takes_no_more, write_error, write_text
 from sam4ir.utils.image import (
     IMAGE_SUFFIXES,
@@ -37,11 +46,19 @@ from sam4ir.utils.image import (
 )
 from sam4ir.utils.tables import text_lines
 
-RAW_VERSION = 1
+RAW_VERSION = 2
 Encoding = Literal["raw", "png"]
 
 _RAW_MAGIC = b"\0S4I"
 _RAW_HEADER = struct.Struct("<4sBBHII")
+_RAW_CRC = struct.Struct("<I4x")  # behind the header from version 2 on
+_PIXELS_AT = _RAW_HEADER.size + _RAW_CRC.size
+_WORD = 8
+_WORDS = np.dtype("<u8")
+_DTYPES: dict[int, np.dtype[Any]] = {1: np.dtype(np.uint8), 2: np.dtype("<u2")}
+_BAND = 32  # rows
+_BLOCK = 64  # words: bands and blocks are what a reader verifies once
+_BLOCK_BYTES = _BLOCK * _WORD
 _FLUSH_BYTES = 32 << 20
 _META_LINE = re.compile(r"(?P<name>.*\S)\s+\((?P<size>\d+,\s*\d+,\s*\d+)\)(\s+\S+)?\s*")
 
@@ -56,14 +73,16 @@ class LmdbReader:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._opened: OpenLmdb | None = None
+        self._length = 0  # bytes of data.mdb
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_opened": None}
+        return {"path": self.path, "_opened": None, "_length": 0}
 
     def _env(self) -> lmdb.Environment:
         if self._opened is None or not self._opened.usable:
             self._opened = None  # gives up a parent's environment before the file is opened again
             self._opened = open_shared(self.path, "copy or make it again")
+            self._length = (self.path / "data.mdb").stat().st_size
         return self._opened.env
 
     @contextmanager
@@ -73,6 +92,8 @@ class LmdbReader:
             value = get(transaction, key, self.path)
             if value is None:
                 raise UserError(f"{self.path}: no value under key {key!r}")
+            if len(value) > self._length:  # a damaged page; reading it would end the process
+                raise UserError(f"{self.path}: key {key!r} is damaged (longer than the file); make the LMDB again")
             yield value
 
     def keys(self) -> list[str]:
@@ -122,7 +143,100 @@ def pack_raw(image: np.ndarray) -> bytes:
         raise ImageError(f"a raw record needs (h, w, 1 or 3) uint8 or uint16, got {image.shape} {image.dtype}")
     h, w, c = image.shape
     header = _RAW_HEADER.pack(_RAW_MAGIC, RAW_VERSION, image.dtype.itemsize, c, h, w)
-    return header + image.astype(image.dtype.newbyteorder("<"), copy=False).tobytes()
+    rows = np.zeros((h, _row_bytes(w, c, image.dtype.itemsize)), np.uint8)
+    pixels = np.ndarray(image.shape, image.dtype.newbyteorder("<"), rows, strides=_strides(w, c, image.dtype.itemsize))
+    pixels[:] = image
+    sums = _sums(rows.view(_WORDS))
+    return b"".join([header, _RAW_CRC.pack(zlib.crc32(header)), rows.tobytes(), sums.tobytes()])
+
+
+def raw_length(h: int, w: int, c: int, itemsize: int) -> int:
+    """Return the bytes of a raw record of (h, w, c) values of `itemsize` bytes."""
+    return _PIXELS_AT + (h * _WORD + -(-h // _BAND) * _WORD) * (_row_bytes(w, c, itemsize) // _WORD)
+
+
+def _row_bytes(w: int, c: int, itemsize: int) -> int:
+    return -(-w * c * itemsize // _WORD) * _WORD
+
+
+def _strides(w: int, c: int, itemsize: int) -> tuple[int, int, int]:
+    return _row_bytes(w, c, itemsize), c * itemsize, itemsize
+
+
+def _sums(words: np.ndarray) -> np.ndarray:
+    """Return the sums of each column of words in each band, (bands, words); words: (h, words) u64."""
+    h, columns = words.shape
+    whole, rest = divmod(h, _BAND)
+    if not rest:
+        sums: np.ndarray = np.add.reduce(words.reshape(whole, _BAND, columns), axis=1)
+        return sums
+    sums = np.empty((whole + 1, columns), _WORDS)
+    if whole:
+        sums[:whole] = _sums(words[: whole * _BAND])
+    np.add.reduce(words[whole * _BAND :], axis=0, out=sums[whole])
+    return sums
+
+
+class _Layout:
+    """Where the pixels of a raw record with checksums lie. stored: (h, w, c); strides: bytes of a row, pixel, value."""
+
+    def __init__(self, h: int, w: int, c: int, itemsize: int) -> None:
+        self.shape = (h, w, 3)
+        self.stored = (h, w, c)
+        self.dtype = _DTYPES[itemsize]
+        self.strides = _strides(w, c, itemsize)
+        self.length = raw_length(h, w, c, itemsize)
+
+    def pieces(self) -> np.ndarray:
+        """Return RawPixels.verified of a record of which nothing was verified yet, (bands, blocks) False."""
+        return np.zeros((-(-self.stored[0] // _BAND), -(-self.strides[0] // _BLOCK_BYTES)), bool)
+
+
+Verified = dict[str, tuple[_Layout, np.ndarray]]  # what a process has verified, by name: header, and pieces of pixels
+
+
+class RawPixels:
+    """The pixels of a raw record with checksums, (h, w, 3) RGB uint8 or uint16; what is cut out is verified.
+
+    `pixels[rows, columns]` of two slices without steps is a read-only view, (rows, columns, 3); grey is repeated for
+    the three channels. It raises ImageError where one of the words that the window meets, in whole bands and blocks of
+    words, was changed. verified: (bands, blocks) bool, the pieces that this process has verified before and need not be
+    verified again; the object adds to it.
+    """
+
+    __slots__ = ("_layout", "_name", "_pixels", "_value", "_verified", "shape")
+
+    def __init__(self, value: memoryview | bytes, layout: _Layout, name: str, verified: np.ndarray) -> None:
+        self.shape = layout.shape
+        self._value, self._layout, self._name, self._verified = value, layout, name, verified
+        self._pixels: np.ndarray = np.ndarray(layout.stored, layout.dtype, value, _PIXELS_AT, layout.strides)
+        self._pixels.flags.writeable = False
+
+    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
+        cut = self._pixels[place]
+        if cut.size:
+            (top, bottom, _), (left, right, _) = place[0].indices(self.shape[0]), place[1].indices(self.shape[1])
+            pixel_bytes = self._layout.strides[1]
+            bands = slice(top // _BAND, -(-bottom // _BAND))
+            blocks = slice(left * pixel_bytes // _BLOCK_BYTES, -(-right * pixel_bytes // _BLOCK_BYTES))
+            if not self._verified[bands, blocks].all():
+                self._verify(bands, blocks)
+        if cut.shape[2] == 1:
+            return np.broadcast_to(cut, (*cut.shape[:2], 3))
+        return cut
+
+    def _verify(self, bands: slice, blocks: slice) -> None:
+        """Raise ImageError where the sums of some bands and blocks of words differ from the stored ones."""
+        h, row_bytes = self.shape[0], self._layout.strides[0]
+        columns = row_bytes // _WORD
+        words: np.ndarray = np.ndarray((h, columns), _WORDS, self._value, _PIXELS_AT)
+        sums_at = _PIXELS_AT + h * row_bytes
+        stored: np.ndarray = np.ndarray((-(-h // _BAND), columns), _WORDS, self._value, sums_at)
+        part = slice(blocks.start * _BLOCK, blocks.stop * _BLOCK)
+        copied = words[bands.start * _BAND : bands.stop * _BAND, part].copy()  # sums of a copy take half the time
+        if (_sums(copied) != stored[bands, part]).any():
+            raise ImageError(f"{self._name}: damaged (its checksum differs); make the LMDB again, or copy it again")
+        self._verified[bands, blocks] = True
 
 
 def unpack_image(value: memoryview | bytes, name: str, exif_orientation: ExifOrientation = "apply") -> np.ndarray:
@@ -130,21 +244,58 @@ def unpack_image(value: memoryview | bytes, name: str, exif_orientation: ExifOri
 
     Grey pixels are repeated for the three channels. name: for messages. Raises ImageError for a damaged value.
     """
+    pixels = unpack_pixels(value, name, exif_orientation=exif_orientation)
+    if isinstance(pixels, RawPixels):
+        return pixels[:, :]
+    return pixels
+
+
+def unpack_pixels(
+    value: memoryview | bytes,
+    name: str,
+    verified: Verified | None = None,
+    exif_orientation: ExifOrientation = "apply",
+) -> np.ndarray | RawPixels:
+    """Return the pixels of a value for cutting, of which a raw record verifies what is cut; else as unpack_image.
+
+    verified: records by `name`, which is added to; with it header and pieces of a record are verified once.
+    """
+    if verified is not None and name in verified:
+        layout, state = verified[name]
+        if len(value) == layout.length:
+            return RawPixels(value, layout, name, state)
     if bytes(value[:4]) != _RAW_MAGIC:
         return decode_image(bytes(value), name, exif_orientation=exif_orientation)
+    version, itemsize, c, h, w = _raw_header(value, name)
+    if version > 1:
+        layout = _Layout(h, w, c, itemsize)
+        state = layout.pieces()
+        if verified is not None:
+            verified[name] = layout, state
+        return RawPixels(value, layout, name, state)
+    pixels = np.frombuffer(value, _DTYPES[itemsize], offset=_RAW_HEADER.size).reshape(h, w, c)
+    pixels.flags.writeable = False
+    return pixels if c == 3 else np.broadcast_to(pixels, (h, w, 3))
+
+
+def _raw_header(value: memoryview | bytes, name: str) -> tuple[int, int, int, int, int]:
+    """Return version, bytes per value, channels, h and w of a raw record; ImageError where its bytes do not fit."""
     if len(value) < _RAW_HEADER.size:
         raise ImageError(f"{name}: raw record of {len(value)} bytes is shorter than its header")
     _, version, itemsize, c, h, w = _RAW_HEADER.unpack_from(value)
-    if version != RAW_VERSION or itemsize not in (1, 2) or c not in (1, 3):
+    if version not in (1, RAW_VERSION) or itemsize not in (1, 2) or c not in (1, 3):
         raise ImageError(f"{name}: raw record of version {version}, {itemsize} bytes, {c} channels is not understood")
-    if len(value) != _RAW_HEADER.size + h * w * c * itemsize:
+    length = _RAW_HEADER.size + h * w * c * itemsize
+    if version > 1:
+        length = raw_length(h, w, c, itemsize)
+        checked = bytes(value[: _RAW_HEADER.size])
+        if len(value) < _PIXELS_AT or value[_RAW_HEADER.size : _PIXELS_AT] != _RAW_CRC.pack(zlib.crc32(checked)):
+            raise ImageError(f"{name}: raw record with a damaged header; make the LMDB again, or copy it again")
+    if len(value) != length or not 0 < h * w <= LARGEST_IMAGE:
         raise ImageError(
             f"{name}: raw record of {len(value)} bytes does not hold {h}x{w}x{c} values of {itemsize} bytes"
         )
-    dtype = np.dtype(np.uint8) if itemsize == 1 else np.dtype("<u2")
-    pixels = np.frombuffer(value, dtype, offset=_RAW_HEADER.size).reshape(h, w, c)
-    pixels.flags.writeable = False
-    return pixels if c == 3 else np.broadcast_to(pixels, (h, w, 3))
+    return version, itemsize, c, h, w
 
 
 def unpack_orientation(value: memoryview | bytes, name: str) -> int:
@@ -158,7 +309,7 @@ def unpack_size(value: memoryview | bytes, name: str, exif_orientation: ExifOrie
     """Return (h, w) of a value, for an encoded file from its header. Raises ImageError for a damaged value."""
     if bytes(value[:4]) != _RAW_MAGIC:
         return size_of(bytes(value), name, exif_orientation)
-    return unpack_image(value, name).shape[:2]  # a view
+    return _raw_header(value, name)[3:]
 
 
 @dataclass(frozen=True)

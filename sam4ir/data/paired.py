@@ -48,7 +48,7 @@ class AlignedDataset(CroppedDataset):
     def get(self, index: int, rng: np.random.Generator) -> Sample:
         """Return a sample; window and flip are drawn from rng. Raise ValueError naming the files that do not fit."""
         key = self.keys[index]
-        with self.source.open(key) as image:
+        with self.source.lend(key) as image:
             size = (image.shape[0], image.shape[1])
             on_lq = self.draw((max(1, size[0] // self.scale), max(1, size[1] // self.scale)), rng)
             on_gt = on_lq.scaled(self.scale)
@@ -65,7 +65,7 @@ class AlignedDataset(CroppedDataset):
         self, source: ImageSource, lq_key: str, placement: Placement, gt_key: str, gt_size: tuple[int, int]
     ) -> Tensor:
         """Return the placement's part of an LQ image; raise ValueError where its size does not fit GT's."""
-        with source.open(lq_key) as image:
+        with source.lend(lq_key) as image:
             self._compare(source, lq_key, (image.shape[0], image.shape[1]), gt_key, gt_size)
             return self.pixels(image, placement)
 

@@ -14,13 +14,16 @@ import numpy as np
 
 from sam4ir.data.lmdb_io import (
     LmdbReader,
+    Verified,
     key_of,
     parse_meta_line,
     read_image_keys,
     unpack_image,
     unpack_orientation,
+    unpack_pixels,
     unpack_size,
 )
+from sam4ir.data.transforms import Cuttable
 from sam4ir.errors import UserError
 from sam4ir.registry import near_miss
 from sam4ir.utils.files import read_text
@@ -41,6 +44,9 @@ class ImageSource(Protocol):
 
     def open(self, key: str) -> AbstractContextManager[np.ndarray]:
         """Lend the image, (h, w, 3) RGB uint8 or uint16, for the `with` block only; copy the pixels to keep them."""
+
+    def lend(self, key: str) -> AbstractContextManager[Cuttable]:
+        """Lend the image as `open` does, to cut windows out of it: of a raw record only these are verified."""
 
     def size(self, key: str) -> tuple[int, int]:
         """Return (h, w) by the image's header; the pixels may still turn out to be damaged."""
@@ -83,6 +89,10 @@ class FolderSource:
         """Lend the image of a file."""
         yield read_image(self.root / self._files[key], exif_orientation=self._exif)
 
+    def lend(self, key: str) -> AbstractContextManager[Cuttable]:
+        """Lend the image of a file."""
+        return self.open(key)
+
     def size(self, key: str) -> tuple[int, int]:
         """Return (h, w) by the header of a file."""
         return read_size(self.root / self._files[key], self._exif)
@@ -104,12 +114,19 @@ class LmdbSource:
         self._exif: ExifOrientation = exif_orientation
         self.keys = read_image_keys(self.root)
         self._reader = LmdbReader(self.root)
+        self._verified: Verified = {}
 
     @contextmanager
     def open(self, key: str) -> Iterator[np.ndarray]:
         """Lend the image of a record."""
         with self._reader.value(key) as value:
             yield unpack_image(value, self.where(key), self._exif)
+
+    @contextmanager
+    def lend(self, key: str) -> Iterator[Cuttable]:
+        """Lend the image of a record to cut windows out of it."""
+        with self._reader.value(key) as value:
+            yield unpack_pixels(value, self.where(key), self._verified, self._exif)
 
     def size(self, key: str) -> tuple[int, int]:
         """Return (h, w) by the header of a record."""

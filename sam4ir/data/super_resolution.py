@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sam4ir.data.cropped import Colour, CroppedDataset
 from sam4ir.data.sample import Sample
-from sam4ir.data.transforms import Placement, Window
+from sam4ir.data.transforms import Corner, Cuttable, Placement, Window
 from sam4ir.errors import UserError
 from sam4ir.utils.image import to_float_tensor, to_grey
 from sam4ir.utils.resize import SUPPORT, shrunk_pixels
@@ -49,12 +49,12 @@ class SuperResolutionDataset(CroppedDataset):
     def get(self, index: int, rng: np.random.Generator) -> Sample:
         """Return a sample; window and flip are drawn from rng. Raise ValueError naming an image that does not fit."""
         key = self.keys[index]
-        with self.source.open(key) as image:
+        with self.source.lend(key) as image:
             size = (image.shape[0], image.shape[1])
             h, w = self._lq_size(index, size)
             on_lq = self.draw((h, w), rng)
             on_gt = on_lq.scaled(self.scale)
-            used = image[: h * self.scale, : w * self.scale]
+            used = Corner(image, h * self.scale, w * self.scale)
             gt = self.pixels(used, on_gt)
             lq = self._shrunk(used, on_lq)
         maps = self.maps(key, size, on_gt, used=(h * self.scale, w * self.scale))
@@ -71,7 +71,7 @@ class SuperResolutionDataset(CroppedDataset):
             )
         return h, w
 
-    def _shrunk(self, used: np.ndarray, on_lq: Placement) -> Tensor:
+    def _shrunk(self, used: Cuttable, on_lq: Placement) -> Tensor:
         """Return the placement, on the LQ grid, of the shrunk image: (channels, h, w) float32."""
         whole = on_lq.window.scaled(self.scale) == Window.whole((used.shape[0], used.shape[1]))
         margin = SUPPORT

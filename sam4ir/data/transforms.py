@@ -7,11 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import cv2
 import numpy as np
 
 from sam4ir.errors import UserError
+
+
+class Cuttable(Protocol):
+    """An array (h, w, ...) or what is cut like one: `[rows, columns]` of two slices is an array."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, place: Any, /) -> Any: ...
+
+
+class Corner:
+    """The upper left (h, w) of an image, to cut windows out of it; nothing is read before."""
+
+    def __init__(self, image: Cuttable, h: int, w: int) -> None:
+        self.shape = (h, w, *image.shape[2:])
+        self._image = image
+
+    def __getitem__(self, place: tuple[slice, slice]) -> np.ndarray:
+        rows, columns = (slice(*part.indices(side)) for part, side in zip(place, self.shape, strict=False))
+        corner: np.ndarray = self._image[rows, columns]
+        return corner
 
 
 @dataclass(frozen=True)
@@ -46,10 +69,10 @@ class Window:
         rows, columns = _reach(self.top, self.height, size[0]), _reach(self.left, self.width, size[1])
         return Window(rows[0], columns[0], rows[1], columns[1])
 
-    def cut(self, array: np.ndarray) -> np.ndarray:
+    def cut(self, array: Cuttable) -> np.ndarray:
         """Return the window of an (h, w, ...) array: a view where it lies inside, else a copy with mirrored pixels."""
         part = self.inside((array.shape[0], array.shape[1]))
-        inner = array[part.top : part.top + part.height, part.left : part.left + part.width]
+        inner: np.ndarray = array[part.top : part.top + part.height, part.left : part.left + part.width]
         if part == self:
             return inner
         return self.mirrored(inner, part)
@@ -133,7 +156,7 @@ class Placement:
         """Return the sample's part of an (h, w, ...) array, a view where the window lies inside."""
         return self.flip.apply(self.window.cut(array))
 
-    def pixels(self, image: np.ndarray) -> np.ndarray:
+    def pixels(self, image: Cuttable) -> np.ndarray:
         """Return the sample's part of an (h, w, c) image, a contiguous copy."""
         return self.flip.copy(self.window.cut(image))
 

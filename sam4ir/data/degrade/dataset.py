@@ -54,7 +54,7 @@ class SyntheticDataset(CroppedDataset):
         """Return a sample; window, flip and (without noise_seed) the degradations are drawn from rng, in this order."""
         key = self.keys[index]
         margin = sum(m for _, m in self._chain)
-        with self.source.open(key) as image:
+        with self.source.lend(key) as image:
             size = (image.shape[0], image.shape[1])
             placement = self.draw(size, rng)
             around = self.pixels(image, placement.grown(margin))

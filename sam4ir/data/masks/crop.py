@@ -20,7 +20,7 @@ from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sources import ImageSource, listed, read
 from sam4ir.data.windows import TABLE, Crop, Cut, SubImage, read_table
 from sam4ir.utils.faults import fault_of_item
-from sam4ir.utils.files import atomic
+from sam4ir.utils.files import atomic, output_path
 
 _TASKS_A_PROCESS = 24
 
@@ -181,15 +181,18 @@ class FolderSink:
         self._root = root
 
     def __contains__(self, key: str) -> bool:
-        return (self._root / f"{key}.png").exists()
+        return self._path(key).exists()
 
     def add(self, key: str, image: Packed) -> None:
-        with atomic(self._root / f"{key}.png") as part:
+        with atomic(self._path(key)) as part:
             part.write_bytes(image.value)
 
     def check(self, key: str, image: Packed) -> None:
-        path = self._root / f"{key}.png"
+        path = self._path(key)
         _refuse_other_pixels(path.read_bytes(), image, str(path))
+
+    def _path(self, key: str) -> Path:
+        return output_path(self._root, key, ".png", "--output-images")
 
 
 class LmdbSink:

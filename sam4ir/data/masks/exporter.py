@@ -20,7 +20,8 @@ from sam4ir.data.masks.record import MaskRecord, MaskStoreError
 from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sources import listed
 from sam4ir.data.workers import Failure, attempts, useful
-from sam4ir.utils.files import atomic
+from sam4ir.errors import UserError
+from sam4ir.utils.files import atomic, output_path
 from sam4ir.utils.image import encode_png
 
 EXPORT_SUFFIXES = {"sam": ".json", "labels": ".png", "samdiffsr": ".npy"}
@@ -78,12 +79,15 @@ class WriteFile:
             part.write_bytes(data)
 
     def path(self, key: str) -> Path:
-        """Return the path of an image's file; raise MaskStoreError for a key that leads out of the folder."""
-        if key.startswith("/") or ".." in key.split("/"):
-            raise MaskStoreError(
-                f"{self.store.path}: key {key!r} leads out of --output {self.output}; nothing is written"
-            )
-        return self.output / f"{key}{EXPORT_SUFFIXES[self.form]}"
+        """Return the path of an image's file; raise UserError for a key that leads out of the folder."""
+        return output_path(self.output, key, EXPORT_SUFFIXES[self.form], self.store.path)
+
+    def exists(self, key: str) -> bool:
+        """Return whether an image's file is there; False for a key that can have none."""
+        try:
+            return self.path(key).exists()
+        except UserError:
+            return False  # the call for this key reports it
 
     def _sam(self, record: MaskRecord) -> bytes:
         return json.dumps(sam_list(record)).encode()
@@ -117,7 +121,8 @@ def export_masks(
 ) -> ExportResult:
     """Write one file for each image below `output`. Files that exist stay, unless overwrite. keys: None = all.
 
-    Raises MaskStoreError where the store lacks some keys, where `output` is a file, and where a key leads out of it.
+    Keys that cannot be a file below `output` are among the bad ones. Raises MaskStoreError where the store lacks some
+    keys, and where `output` is a file.
     """
     if form not in EXPORT_SUFFIXES:
         raise MaskStoreError(f"--format: {form!r} must be one of {', '.join(EXPORT_SUFFIXES)}")
@@ -130,7 +135,7 @@ def export_masks(
         )
     write = WriteFile(form, store, output, spe)
     keys = store.keys() if keys is None else list(dict.fromkeys(keys))
-    missing = [key for key in keys if overwrite or not write.path(key).exists()]
+    missing = [key for key in keys if overwrite or not write.exists(key)]
     bad = []
     with closing(attempts(write, missing, useful(workers, len(missing)))) as outcomes:
         for _, outcome in tqdm(outcomes, desc="export", total=len(missing), unit="image", disable=None):

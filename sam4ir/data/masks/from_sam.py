@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -15,21 +15,19 @@ from sam4ir.data.masks.record import MaskColumns, MaskStoreError, encode_record
 from sam4ir.errors import UserError
 
 _LARGEST_SIDE = 1 << 31
+_LARGEST_JSON = 256 << 20  # bytes
 
 
 def read_sam_json(path: str | Path) -> tuple[list[Any], regions.Size | None]:
-    """Return the masks of a JSON file, and the image size (h, w) where the file states it.
+    """Return the masks of a JSON file of one image, and the image size (h, w) where the file states it.
 
-    Accepts the list of segment-anything's automatic generator and SA-1B's {image, annotations}.
-    Raises MaskStoreError, with the file and what is wrong with it.
+    Accepts the list of segment-anything's automatic generator and SA-1B's {image, annotations}, in UTF-8, UTF-16 or
+    UTF-32, with or without a byte order mark, up to _LARGEST_JSON bytes.
+    Raises MaskStoreError, with the file and what is wrong with it, also where it holds the masks of several images.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise MaskStoreError(f"{path}: not a JSON file ({error})") from None
-    except RecursionError:
-        raise MaskStoreError(f"{path}: not masks, its JSON is nested too deeply") from None
+    content = _read_json(Path(path))
     size = None
+    _refuse_several_images(Path(path), content)
     if isinstance(content, dict):
         if not isinstance(content.get("annotations"), list):
             raise MaskStoreError(f"{path}: key 'annotations' must be the list of masks, as in SA-1B")
@@ -42,6 +40,54 @@ def read_sam_json(path: str | Path) -> tuple[list[Any], regions.Size | None]:
             f"{path}: must hold a list of masks or SA-1B's {{image, annotations}}, not {type(content).__name__}"
         )
     return content, size
+
+
+def _read_json(path: Path) -> Any:
+    length = path.stat().st_size
+    if length > _LARGEST_JSON:
+        raise MaskStoreError(f"{path}: has {length} bytes, the masks of one image at most {_LARGEST_JSON}")
+    try:
+        return json.loads(path.read_bytes())
+    except UnicodeDecodeError as error:
+        raise MaskStoreError(
+            f"{path}: not a JSON file: no text in UTF-8, nor in UTF-16 with a byte order mark (byte {error.start})"
+        ) from None
+    except ValueError as error:
+        raise MaskStoreError(f"{path}: not a JSON file ({error})") from None
+    except RecursionError:
+        raise MaskStoreError(f"{path}: not masks, its JSON is nested too deeply") from None
+
+
+def _refuse_several_images(path: Path, content: Any) -> None:
+    """Raise MaskStoreError where the annotations are of several images, or of one that the file's name denies.
+
+    COCO's files {images, annotations} and lists of results say by image_id to which image a mask belongs.
+    """
+    images: Any = None
+    annotations = content
+    if isinstance(content, dict):
+        images, annotations = content.get("images"), content.get("annotations")
+    ids = set()
+    if isinstance(annotations, list):
+        for mask in annotations:
+            if isinstance(mask, dict) and "image_id" in mask:
+                ids.add(str(mask["image_id"])[:100] if isinstance(mask["image_id"], (int, str)) else "")
+    count = len(ids)
+    if isinstance(images, list):
+        count = max(count, len(images))
+    if count > 1:
+        raise MaskStoreError(
+            f"{path}: holds masks of {count} images, as COCO's files do; an import reads a file for each image: write "
+            "the annotations of each image_id as a list to <file_name without suffix>.json"
+        )
+    if isinstance(images, list) and images and isinstance(images[0], dict):
+        name = images[0].get("file_name")
+        if not isinstance(name, str):
+            return
+        if PurePosixPath(name.replace("\\", "/")).stem not in (path.stem, Path(path.stem).stem):
+            raise MaskStoreError(
+                f"{path}: holds masks of {name!r}, as it says itself, but its name is that of another image; rename it"
+            )
 
 
 def record_from_sam(
@@ -126,7 +172,7 @@ def _segmentation(mask: Any) -> tuple[regions.Size, regions.Runs]:
     if not isinstance(mask, Mapping):
         raise UserError(f"must be a dictionary, not {type(mask).__name__}")
     if "segmentation" not in mask:
-        raise UserError(f"has no key 'segmentation' (it has {', '.join(map(str, mask)) or 'none'})")
+        raise UserError(f"has no key 'segmentation' (it has {_short(', '.join(map(str, mask))) or 'none'})")
     rle = mask["segmentation"]
     if isinstance(rle, np.ndarray):
         if rle.ndim != 2 or not rle.size:
@@ -149,8 +195,23 @@ def _segmentation(mask: Any) -> tuple[regions.Size, regions.Runs]:
 def _size(value: Any) -> regions.Size:
     """Return (h, w) from a JSON pair."""
     if not (isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_side, value))):
-        raise UserError(f"the size must be [height, width], two whole numbers above 0, not {value!r}")
+        raise UserError(f"the size must be [height, width], two whole numbers above 0, not {_short(value)}")
+    if value[0] * value[1] > regions.LARGEST_IMAGE:
+        raise UserError(f"the size {_short(value)} is beyond 2^30 pixels, which no image has")
     return int(value[0]), int(value[1])
+
+
+def _short(value: Any) -> str:
+    """Return the value as text for a message."""
+    text = ascii(value) if isinstance(value, str) else _number_text(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _number_text(value: Any) -> str:
+    try:
+        return repr(value)
+    except (ValueError, RecursionError):  # Python refuses to print whole numbers of more than 4,300 digits
+        return f"a {type(value).__name__} that is too long to print"
 
 
 def _is_side(value: Any) -> bool:
@@ -164,18 +225,26 @@ def _row(mask: Mapping[str, Any], runs: regions.Runs, size: regions.Size) -> lis
     pixels = regions.area(runs)
     stated = _number(mask, "area", pixels)
     if stated != pixels:
-        raise UserError(f"key 'area' is {stated:g}, but the segmentation covers {pixels} pixels")
+        raise UserError(f"key 'area' is {stated:.12g}, but the segmentation covers {pixels} pixels")
     bbox = mask.get("bbox", regions.box(runs, size))
     if not (isinstance(bbox, (list, tuple, np.ndarray)) and len(bbox) == 4):
-        raise UserError(f"key 'bbox' must be four numbers [x, y, width, height], not {bbox!r}")
+        raise UserError(f"key 'bbox' must be four numbers [x, y, width, height], not {_short(bbox)}")
     numbers = [_number({"bbox": value}, "bbox", 0.0) for value in bbox]
+    if not np.isfinite(numbers).all():
+        raise UserError(f"key 'bbox' must be four finite numbers, not {_short(bbox)}")
     for key in ("predicted_iou", "stability_score"):
-        numbers.append(_number(mask, key, float("nan")))
+        score = _number(mask, key, float("nan"))
+        if np.isinf(score):
+            raise UserError(f"key {key!r} must be finite, not {score}")
+        numbers.append(score)
     return [pixels, *numbers]
 
 
 def _number(mask: Mapping[str, Any], key: str, otherwise: float) -> float:
     value = mask.get(key, otherwise)
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise UserError(f"key {key!r} must be a number, not {value!r}")
-    return float(value)
+        raise UserError(f"key {key!r} must be a number, not {_short(value)}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise UserError(f"key {key!r} is a whole number beyond 10^308; no area, place or score is") from None

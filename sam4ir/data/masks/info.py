@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from sam4ir.data.masks.record import MaskRecord, MaskStoreError
+from sam4ir.data.masks.record import MaskRecord
 from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.workers import TASKS_A_PROCESS, Failure, attempts, useful
 
@@ -38,17 +38,9 @@ class RecordFigures(NamedTuple):
     areas: NDArray[np.int64]
 
 
-def atom_pixels(record: MaskRecord) -> NDArray[np.int64]:
-    """Return the number of pixels of each atom, (atoms,); MaskStoreError where the record is damaged."""
-    pixels = np.bincount(record.labels(0, 0, *record.size).ravel(), minlength=record.atom_count)
-    if len(pixels) != record.atom_count:
-        raise MaskStoreError(f"{record.name}: damaged, its map has more atoms than its table; make its masks again")
-    return pixels
-
-
 def record_figures(record: MaskRecord, size: int) -> RecordFigures:
     """Return the figures of a record of `size` bytes; MaskStoreError where it is damaged."""
-    pixels = atom_pixels(record)
+    pixels = record.atom_pixels()
     depth = record.table.sum(axis=1)
     total = max(int(pixels.sum()), 1)
     return RecordFigures(

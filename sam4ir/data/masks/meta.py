@@ -2,12 +2,14 @@
 
 The provenance (generator, weights, settings, source image) must agree between all runs that write into a store; package
 versions, machines and remarks may differ. The module also holds the lock of meta.json, and Presence, by which the
-processes that write into a store know of each other.
+processes that write into a store know of each other. The key `digest`, from format version 3 on, is a SHA-256 of all
+other keys, so that a changed value is noticed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
@@ -19,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from sam4ir.data.masks.record import FORMAT_VERSION, READABLE_VERSIONS, MaskStoreError
+from sam4ir.data.masks.record import CHECKED_SINCE, FORMAT_VERSION, READABLE_VERSIONS, MaskStoreError
 from sam4ir.errors import UserError
 from sam4ir.utils.files import read_json, write_text
 from sam4ir.utils.image import ExifOrientation
@@ -39,7 +41,9 @@ FREE_KEYS = (
     "told",
     "exif_orientation",
 )  # beside the provenance; they may differ from run to run
-_OWN_KEYS = ("format", "format_version", "earlier_versions", "counts")
+_DIGEST = "digest"
+_OWN_KEYS = ("format", "format_version", "earlier_versions", "counts", _DIGEST)
+_KINDS = {"counts": dict, "versions": dict, "settings": dict, "told": dict, "made_on": list, "earlier_versions": list}
 _LOCK = ".meta.lock"
 _BESIDE = frozenset({_LOCK, ".merge.lock", "lock.mdb"})  # files that may lie in the folder before meta.json does
 _UNFINISHED_META = re.compile(r"\.meta\.json\.\d+\.part")  # left by a process that was killed while it wrote meta.json
@@ -64,15 +68,39 @@ def read_meta(path: Path) -> dict[str, Any]:
     if meta.get("format_version") not in READABLE_VERSIONS:
         raise MaskStoreError(
             f"{path}: store format {meta.get('format_version')}, this sam4ir reads "
-            f"{' and '.join(map(str, READABLE_VERSIONS))}; {HELP}"
+            f"{', '.join(map(str, READABLE_VERSIONS))}; {HELP}"
         )
+    _check_digest(file, meta)
+    for key, kind in _KINDS.items():
+        if not isinstance(meta.get(key, kind()), kind) and meta[key] is not None:
+            raise MaskStoreError(f"{file}: damaged, {key!r} is {_short(meta[key])}; {HELP}")
+    meta.pop(_DIGEST, None)
     return meta
 
 
+def _check_digest(file: Path, meta: Mapping[str, Any]) -> None:
+    """Raise MaskStoreError where the content differs from its digest, which files before version 3 need not have."""
+    if _DIGEST not in meta and meta["format_version"] < CHECKED_SINCE:
+        return
+    if meta.get(_DIGEST) != _digest(meta):
+        raise MaskStoreError(
+            f"{file}: differs from its own digest: it is damaged, or somebody edited it. Bring back a copy; where an "
+            f"edit was on purpose, remove {_DIGEST!r} and write 2 as format_version"
+        )
+
+
+def _digest(meta: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of all keys but the digest, as sorted JSON."""
+    text = json.dumps(_without(meta, (_DIGEST,)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def write_meta(path: Path, meta: Mapping[str, Any]) -> None:
-    """Replace meta.json as a whole."""
+    """Replace meta.json as a whole, with a digest of its content."""
+    content = json.loads(json.dumps(meta))
+    content[_DIGEST] = _digest(content)
     try:
-        write_text(path / "meta.json", json.dumps(meta, indent=2, ensure_ascii=False) + "\n")
+        write_text(path / "meta.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise MaskStoreError(str(error)) from None  # it names the file
 

@@ -16,6 +16,7 @@ from sam4ir.utils.image import caption, eight_bits, resize_for_display
 Picture = NDArray[np.uint8]  # (h, w, 3) RGB
 
 _GREY = 128
+_LARGEST_WITHOUT_IMAGE = 1 << 26  # pixels: nothing but the record says that the image is so large
 _GOLDEN = 0.618034  # hues a golden section apart, so that neighbours in the list differ
 SHEET_PANEL = 240  # pixels, width of a panel in a contact sheet
 SHEET_IMAGES = 400  # the most that a contact sheet holds
@@ -27,11 +28,7 @@ def draw_panels(record: MaskRecord, image: NDArray[np.integer] | None, spe: NDAr
     image: (h, w, 3) RGB uint8 or uint16; None leaves its panel out and draws the others on grey. spe: (h, w), 0 where
     no mask lies. Raises MaskStoreError where the image is of another size than the masks.
     """
-    if image is not None and record.size != image.shape[:2]:
-        raise MaskStoreError(
-            f"{record.name}: the masks are of {record.size[0]}x{record.size[1]}, the image of "
-            f"{image.shape[0]}x{image.shape[1]} (h x w); scripts/masks.py verify lists all such"
-        )
+    refuse_to_draw(record, image)
     drawn = {}
     if image is None:
         base = np.full((*record.size, 3), _GREY, np.uint8)
@@ -43,6 +40,18 @@ def draw_panels(record: MaskRecord, image: NDArray[np.integer] | None, spe: NDAr
     drawn["boundaries"] = np.where(boundaries[..., None], [255, 0, 0], base).astype(np.uint8)
     drawn[f"SPE {spe.min():.3g} .. {spe.max():.3g}"] = colour_spe(spe)
     return drawn
+
+
+def refuse_to_draw(record: MaskRecord, image: NDArray[np.integer] | None) -> None:
+    """Raise MaskStoreError where the image is of another size than the masks, or masks without one are too large."""
+    h, w = record.size
+    if image is not None and record.size != image.shape[:2]:
+        raise MaskStoreError(
+            f"{record.name}: the masks are of {h}x{w}, the image of "
+            f"{image.shape[0]}x{image.shape[1]} (h x w); scripts/masks.py verify lists all such"
+        )
+    if image is None and h * w > _LARGEST_WITHOUT_IMAGE:
+        raise MaskStoreError(f"{record.name}: states an image of {h}x{w}; to draw masks of that size name its --images")
 
 
 def side_by_side(panels: Mapping[str, Picture], title: str, panel_width: int | None = None) -> Picture:

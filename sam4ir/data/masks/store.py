@@ -5,6 +5,8 @@ MaskStore reads it; MaskStoreWriter (writer.py) writes it. Both can be imported 
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,14 @@ import lmdb
 
 from sam4ir.data.lmdb_env import OpenLmdb, get, keys_of, open_shared
 from sam4ir.data.masks.meta import HELP, PROVENANCE_KEYS, SOURCES, exif_orientation, read_meta
-from sam4ir.data.masks.record import MaskRecord, MaskStoreError, mask_count
+from sam4ir.data.masks.record import (
+    CHECKED_SINCE,
+    MaskRecord,
+    MaskStoreError,
+    begins_as_record,
+    record_length,
+    record_version,
+)
 from sam4ir.data.masks.writer import MaskStoreWriter, contains
 from sam4ir.errors import UserError
 from sam4ir.registry import near_miss
@@ -25,6 +34,7 @@ __all__ = ["PROVENANCE_KEYS", "SOURCES", "MaskRecord", "MaskStore", "MaskStoreEr
 T = TypeVar("T")
 
 _BATCH = 32 << 20  # bytes of records that are copied at once
+_FIRST = 8  # values that show whether an LMDB holds mask records
 
 
 class MaskStore:
@@ -57,9 +67,9 @@ class MaskStore:
         return self._opened
 
     def _read(self, query: Callable[[Any], T]) -> T:
-        """Return query(transaction); errors of LMDB and of the file become MaskStoreErrors."""
+        """Return query(transaction), in which values are views; errors of LMDB and the file become MaskStoreErrors."""
         try:
-            return self._environment().read(query)
+            return self._environment().read(query, buffers=True)
         except MaskStoreError:
             raise
         except (UserError, lmdb.Error) as error:
@@ -69,38 +79,42 @@ class MaskStore:
             raise MaskStoreError(message) from None
 
     def _check(self, transaction: Any) -> None:
-        """Raise MaskStoreError where the first value is no mask record, so that another LMDB is refused at once."""
-        cursor = transaction.cursor()
-        if cursor.first():
-            try:
-                mask_count(cursor.value())
-            except MaskStoreError:
-                raise MaskStoreError(
-                    f"{self.path}: data.mdb holds something other than mask records (an image LMDB, or another "
-                    f"program's); {HELP}"
-                ) from None
+        """Raise MaskStoreError where the first values are no mask records: another LMDB is refused at once."""
+        values = list(itertools.islice(transaction.cursor().iternext(keys=False), _FIRST))
+        if values and not any(map(begins_as_record, values)):
+            raise MaskStoreError(
+                f"{self.path}: data.mdb holds something other than mask records (an image LMDB, or another "
+                f"program's); {HELP}"
+            )
 
     def record_bytes(self, key: str) -> bytes:
         """Return the bytes of the record of image `key`; MaskStoreError where the store has none."""
         data = None
         if key:  # LMDB refuses an empty key
-            data = self._read(lambda transaction: get(transaction, key, self.path))
+            data = self._read(lambda transaction: _whole(get(transaction, key, self.path), self._name(key)))
         if data is None:
             raise MaskStoreError(
                 f"{self.path}: no record for image {key!r} among {len(self)}{self._nearest(key)}; "
                 "make the masks of this image, or take it out of the list (scripts/masks.py verify lists all)"
             )
-        return bytes(data)
+        return data
+
+    def _name(self, key: str) -> str:
+        return f"{self.path}: {key}"
 
     def read(self, key: str) -> MaskRecord:
         """Return the record of image `key`; MaskStoreError where the store has none."""
-        return MaskRecord(self.record_bytes(key), f"{self.path}: {key}")
+        return MaskRecord(self.record_bytes(key), self._name(key))
 
     def batches(self, after: bytes = b"") -> Iterator[list[tuple[bytes, bytes]]]:
         """Yield all (key, record) pairs in LMDB's order, in lists of about 32 MB, to copy a store of any size."""
-        while batch := self._read(lambda transaction: _batch(transaction, after)):  # noqa: B023  (called at once)
+        while batch := self._read(partial(_batch, after=after, path=self.path)):
             yield batch
             after = batch[-1][0]
+
+    def unprotected(self) -> list[str]:
+        """Return the keys of the records of earlier formats, which have no checksums, sorted."""
+        return self._read(_unprotected)
 
     def _nearest(self, key: str) -> str:
         return near_miss(key, self.keys()) if len(self) <= 20_000 else ""
@@ -116,16 +130,40 @@ class MaskStore:
         return contains(self._environment(), key)
 
 
-def _batch(transaction: Any, after: bytes) -> list[tuple[bytes, bytes]]:
+def _whole(value: memoryview | None, name: str) -> bytes | None:
+    """Return the bytes of a record, None for None; raise MaskStoreError where it has another length than it states.
+
+    Damaged pages of an LMDB may give a view that reaches beyond its file, which a copy would crash on.
+    """
+    if value is None:
+        return None
+    if record_length(value, name) != len(value):
+        raise MaskStoreError(f"{name}: the record is cut off; make this image's masks again")
+    return bytes(value)
+
+
+def _batch(transaction: Any, after: bytes, path: Path) -> list[tuple[bytes, bytes]]:
     """Return the (key, record) pairs behind the key `after`, about _BATCH bytes of them."""
     cursor = transaction.cursor()
     more = cursor.set_range(after) if after else cursor.first()
-    if more and cursor.key() == after:
+    if more and bytes(cursor.key()) == after:
         more = cursor.next()
     batch: list[tuple[bytes, bytes]] = []
     size = 0
     while more and size < _BATCH:
-        batch.append((cursor.key(), cursor.value()))
-        size += len(batch[-1][1])
+        key = bytes(cursor.key())
+        record = _whole(cursor.value(), f"{path}: {key.decode(errors='replace')}")
+        assert record is not None
+        batch.append((key, record))
+        size += len(record)
         more = cursor.next()
     return batch
+
+
+def _unprotected(transaction: Any) -> list[str]:
+    keys = []
+    for key, value in transaction.cursor():
+        with contextlib.suppress(MaskStoreError):  # a damaged header: whoever reads the record reports it
+            if record_version(value) < CHECKED_SINCE:
+                keys.append(bytes(key).decode(errors="replace"))
+    return keys

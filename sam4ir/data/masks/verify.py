@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from sam4ir.data.masks.fill import crop_hint
 from sam4ir.data.masks.from_sam import pixel_sha256
-from sam4ir.data.masks.info import atom_pixels
 from sam4ir.data.masks.record import MaskRecord, MaskStoreError
 from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sources import ImageSource, listed
@@ -35,20 +34,21 @@ class CheckRecord:
 
     def __call__(self, key: str) -> bool:
         record = self.store.read(key)
-        check_pixels(record)
         if not self.pixels or record.image_sha256 is None:
             _same_size(record, self.images.size(key))
+            check_pixels(record)
             return False
         with self.images.open(key) as image:
             _same_size(record, (image.shape[0], image.shape[1]))
+            check_pixels(record)
             return pixel_sha256(np.ascontiguousarray(image)) != record.image_sha256
 
 
 def check_pixels(record: MaskRecord) -> None:
     """Decode a whole record; raise MaskStoreError where its areas do not fit its pixels or a part is damaged."""
-    areas = atom_pixels(record) @ record.table
-    regions = record.region_map(0, 0, *record.size)
-    if not np.array_equal(areas, record.areas) or regions.max(initial=0) > record.count:
+    areas = record.atom_pixels() @ record.table
+    record.region_map(0, 0, 1, 1)  # reads the region of each atom, and checks it
+    if not np.array_equal(areas, record.areas):
         raise MaskStoreError(f"{record.name}: damaged, the areas do not fit the pixels; make its masks again")
 
 
@@ -65,7 +65,7 @@ class Verdict:
     images: the number of images. problems: one sentence for each image with a problem. hint: '; ...' with a remedy, or
     ''. The other lists hold keys. lacking: images without a record. wrong: images with a record that is damaged or of
     another size, and images that cannot be read. other_pixels: the generator read another image. without_image: records
-    without an image.
+    without an image. unprotected: records of earlier formats, which have no checksums.
     """
 
     images: int
@@ -74,6 +74,7 @@ class Verdict:
     wrong: list[str] = field(default_factory=list)
     other_pixels: list[str] = field(default_factory=list)
     without_image: list[str] = field(default_factory=list)
+    unprotected: list[str] = field(default_factory=list)
     hint: str = ""
 
     @property
@@ -88,12 +89,18 @@ class Verdict:
             yield f"note: the generator saw other pixels ({origin}) of {listed(self.other_pixels)}"
         if self.without_image:
             yield f"note: records without an image there: {listed(self.without_image)}"
+        if self.unprotected:
+            yield (
+                f"note: records of an earlier format, without checksums, in which damage may go unnoticed: "
+                f"{listed(self.unprotected)}; python scripts/masks.py upgrade STORE writes them again with checksums"
+            )
 
 
 def verify(store: MaskStore, images: ImageSource, workers: int = 1, pixels: bool = True) -> Verdict:
     """Compare a store with the images that it belongs to. workers: processes; pixels: see CheckRecord."""
     stored = set(store.keys())
     verdict = Verdict(len(images.keys), without_image=sorted(stored - set(images.keys)))
+    verdict.unprotected = store.unprotected()
     with_record = []
     for key in images.keys:
         if key in stored:

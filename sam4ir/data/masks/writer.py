@@ -146,7 +146,7 @@ class MaskStoreWriter:
             return
         masks = self._open().read(_mask_counts, buffers=True)
         with mask_meta.locked(self.path):
-            counts = {"images": len(masks), "masks": sum(masks)}
+            counts = {"images": len(self), "masks": sum(masks)}
             mask_meta.write_meta(self.path, {**mask_meta.read_meta(self.path), "counts": counts})
 
     def __enter__(self) -> MaskStoreWriter:
@@ -163,7 +163,11 @@ class MaskStoreWriter:
 
 
 def _mask_counts(transaction: lmdb.Transaction) -> list[int]:
-    return [mask_count(data) for data in transaction.cursor().iternext(keys=False)]
+    counts = []
+    for key, value in transaction.cursor():
+        with contextlib.suppress(MaskStoreError):  # a damaged record does not count; masks.py verify lists it
+            counts.append(mask_count(value, bytes(key).decode(errors="replace")))
+    return counts
 
 
 def contains(opened: OpenLmdb, key: object) -> bool:

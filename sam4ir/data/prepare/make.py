@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sam4ir.data.lmdb_io import Encoding, Packed, pack
+from sam4ir.data.lmdb_io import Encoding, Packed, pack, raw_length
 from sam4ir.data.prepare.parts import Item, Job
 from sam4ir.data.prepare.sharpness import sharpest
 from sam4ir.data.prepare.tree import File
@@ -194,7 +194,9 @@ def _estimate_one(item: Item, plan: Plan) -> Estimate | None:
     raw = png = 0
     for image, divisor in zip(images, plan.divisors, strict=True):
         for window in windows:
-            raw += _pages(16 + window.cut(image, divisor).nbytes)
+            cut = window.cut(image, divisor)
+            h, w, c = cut.shape
+            raw += _pages(raw_length(h, w, c, cut.itemsize))
         probes = windows[:: max(1, len(windows) // 4)]
         probe_bytes = sum(_pages(len(encode_png(window.cut(image, divisor)))) for window in probes)
         png += probe_bytes * len(windows) // len(probes)

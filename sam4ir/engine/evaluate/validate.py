@@ -21,7 +21,7 @@ from sam4ir.engine.restore.within_memory import WithinMemory
 from sam4ir.models.restoration import eval_mode, last_output
 from sam4ir.utils.dist import ALONE, World
 from sam4ir.utils.faults import fault_of_item
-from sam4ir.utils.files import is_utf8
+from sam4ir.utils.files import is_utf8, output_path, refuse_shared
 from sam4ir.utils.image import to_uint8, write_image
 from sam4ir.utils.resize import imresize
 
@@ -155,7 +155,7 @@ class _SetScorer:
             restored = self.outputs(sample, number)
             if self.save_folder is not None:
                 shown = number if self.samples > 1 else None
-                _save(self.save_folder, sample.key, self.save_suffix, restored, shown)
+                _save(self.save_folder, sample.key, self.save_suffix, restored, shown, self.name)
             scorer.add(restored, number)
         return scorer.result
 
@@ -180,9 +180,12 @@ def evaluate(
     Each process takes every world.size-th image. The degraded image itself is scored as the output 'input' where it has
     the size of the ground truth, and as 'bicubic', up-scaled, where it is smaller by a whole factor.
     samples: how often each image is restored, with other noise each time. save_folder: restored images are written
-    there as 8-bit PNG, each by the process that restored it. stopped: asked between images; a number other than 0 ends
+    there as 8-bit PNG, each by the process that restored it (refuse_names says
+    which keys cannot). stopped: asked between images; a number other than 0 ends
     the work in all processes.
     """
+    if save_folder is not None:
+        refuse_names(name, dataset, save_folder, save_suffix, samples, refined=outputs.refiner is not None)
     score = _SetScorer(name, dataset, outputs, metrics, seed, save_folder, save_suffix, samples)
     indices = range(world.rank, len(dataset), world.size)
     own: list[_ImageScores] = []
@@ -272,16 +275,38 @@ def _notes(sets: Sequence[SetScore], metrics: Mapping[str, Metric]) -> list[str]
     return notes
 
 
-def _save(folder: Path, key: str, suffix: str, images: Mapping[str, Tensor], number: int | None) -> None:
+def refuse_names(
+    name: str, dataset: Dataset, folder: Path, suffix: str = "", samples: int = 1, *, refined: bool = False
+) -> None:
+    """Raise UserError where the outputs of an image cannot be a file below `folder`, or two would be the same file.
+
+    name: of the data set, for the message. folder, suffix, samples: as evaluate saves images. refined: whether there is
+    a refiner, whose images are saved too.
+    """
+    paths: list[tuple[str, Path]] = []
+    for index in range(len(dataset)):
+        key = dataset.key(index)
+        for output in ("restored", "refined")[: 1 + refined]:
+            for number in range(samples):
+                path = _output_file(folder, key, suffix, output, number if samples > 1 else None, name)
+                paths.append((key, path))
+    refuse_shared(paths, f"data set {name}")
+
+
+def _output_file(folder: Path, key: str, suffix: str, output: str, number: int | None, name: str) -> Path:
+    """Return the file of an image's output. number: of the sample, where there are several. name: of the data set."""
+    parts = [""]
+    if suffix:
+        parts.append(suffix)
+    if output == "refined":
+        parts.append("refined")
+    if number is not None:
+        parts.append(f"s{number}")
+    return output_path(folder, key, f"{'_'.join(parts)}.png", f"data set {name}")
+
+
+def _save(folder: Path, key: str, suffix: str, images: Mapping[str, Tensor], number: int | None, dataset: str) -> None:
     """Write the images whose values are finite. number: of the sample, where there are several."""
     for output, image in images.items():
-        if not image.isfinite().all():
-            continue
-        parts = [key]
-        if suffix:
-            parts.append(suffix)
-        if output == "refined":
-            parts.append("refined")
-        if number is not None:
-            parts.append(f"s{number}")
-        write_image(folder / f"{'_'.join(parts)}.png", to_uint8(image))
+        if image.isfinite().all():
+            write_image(_output_file(folder, key, suffix, output, number, dataset), to_uint8(image))

@@ -19,6 +19,7 @@ from sam4ir.engine.agreement import agree, network_facts, run_facts
 from sam4ir.engine.devices import choose_device, make_deterministic
 from sam4ir.engine.evaluate.build import build_metrics
 from sam4ir.engine.evaluate.metric import prepare_metrics, protocols_of
+from sam4ir.engine.evaluate.validate import refuse_names
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.log import Pace, console
 from sam4ir.engine.precision import settle_training
@@ -173,6 +174,9 @@ class Trainer:
         """Return the validation of the run, None without a `val` block."""
         if options.val is None:
             return None
+        if options.val.save_img:
+            for name, data in self.sets.val.items():  # at the start, and not at the first validation
+                refuse_names(name, data, self.paths.visualization / name, refined=options.val.refiner)
         return Validation(
             restore_recipe(options),
             self.sets.val,

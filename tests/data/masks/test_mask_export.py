@@ -127,10 +127,12 @@ def test_keys_without_masks_and_a_file_for_a_folder_are_refused_before_anything_
 
 
 @pytest.mark.parametrize("key", ["../out", "a/../../out", "/nowhere/out"])
-def test_keys_that_lead_out_of_the_output_folder_are_refused(key: str, tmp_path: Path) -> None:
+def test_keys_that_lead_out_of_the_output_folder_are_refused_and_the_rest_is_written(key: str, tmp_path: Path) -> None:
     with MaskStoreWriter(tmp_path / "masks.lmdb", {}) as writer:
-        writer.put_record(key, record_bytes(np.ones((1, 3, 4), bool)))
-    with pytest.raises(ValueError, match="leads out of --output"):
-        export_masks(MaskStore(tmp_path / "masks.lmdb"), "sam", tmp_path / "in", spe_map)
-    assert not (tmp_path / "in").exists()
-    assert not (tmp_path / "out.json").exists()
+        for name in (key, "x/good"):
+            writer.put_record(name, record_bytes(np.ones((1, 3, 4), bool)))
+    done = export_masks(MaskStore(tmp_path / "masks.lmdb"), "sam", tmp_path / "in", spe_map)
+    assert (done.written, len(done.bad)) == (1, 1)
+    assert f"masks.lmdb: key {key!r} leads out of {tmp_path / 'in'}" in done.bad[0]
+    written = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.json")]
+    assert sorted(written) == ["in/x/good.json", "masks.lmdb/meta.json"]

@@ -124,7 +124,7 @@ def test_records_of_version_1_are_still_read() -> None:
         for mask, box, iou, stability in zip(stack, boxes, *scores, strict=True)
     ]
     new = MaskRecord(record_from_sam(masks, old.size, bytes.fromhex(old.image_sha256 or "")))
-    assert bytes(new._data)[4:6] == b"\x02\x00"
+    assert bytes(new._data)[4:6] == b"\x03\x00"
     assert len(bytes(new._data)) < len(bytes(old._data))
     for window in ((0, 0, h, w), (70, 60, 100, 128)):
         np.testing.assert_array_equal(new.labels(*window), old.labels(*window))
