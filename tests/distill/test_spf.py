@@ -64,6 +64,20 @@ def test_what_is_mixed_is_the_image_its_embedding_the_region_means_and_the_bound
     torch.testing.assert_close(seen[0], torch.cat(parts + [degraded] * with_input, dim=1))
 
 
+def test_the_gate_multiplies_the_first_half_of_the_mixed_channels_by_the_second():
+    restored, labels, degraded = images()
+    spf = fusion(trained=False)
+    with torch.no_grad():
+        spf.mix.weight.zero_()
+        spf.mix.bias.copy_(torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8]))
+        spf.out.weight[0, 0, 1, 1] = 1  # the middle of the kernel: red takes the first product, green the last
+        spf.out.weight[1, 3, 1, 1] = 1
+        spf.out.bias[2] = 0.5
+    added = spf(restored, labels, 4, degraded) - restored
+    expected = torch.tensor([1 * 5, 4 * 8, 0.5]).view(1, 3, 1, 1).expand_as(restored)
+    torch.testing.assert_close(added, expected, rtol=1e-5, atol=0)
+
+
 def test_the_degraded_image_is_left_out_by_default():
     restored, labels, degraded = images()
     spf = fusion()

@@ -99,6 +99,25 @@ def test_noise_levels_are_drawn_between_both_ends_or_from_the_list():
         assert allowed is None or all(min(abs(level - a) for a in allowed) < 1.5 for level in levels)
 
 
+@pytest.mark.parametrize("degrade", [GaussianNoise(51), GaussianNoise([51.0], choice=True), GaussianNoise([51, 51])])
+def test_a_sigma_of_51_is_a_fifth_of_white(degrade):
+    clean = image()
+    n = generator(7).standard_normal((3, 40, 52), dtype=np.float32)
+    if degrade._choices:
+        stream = generator(7)
+        stream.integers(1)  # the choice is drawn before the noise
+        n = stream.standard_normal((3, 40, 52), dtype=np.float32)
+    np.testing.assert_allclose(degrade(clean, generator(7)) - clean, 0.2 * n, rtol=0, atol=1e-6)
+
+
+def test_photon_and_read_out_noise_follow_their_formula_value_by_value():
+    clean = image() - 0.2
+    n = generator(7).standard_normal((3, 40, 52), dtype=np.float32)
+    expected = clean.numpy() + np.sqrt(0.02 * np.maximum(clean.numpy(), 0) + 0.2**2) * n
+    noisy = PoissonGaussianNoise(gain=0.02, sigma=51.0)(clean, generator(7))
+    np.testing.assert_allclose(noisy, expected, rtol=0, atol=1e-6)
+
+
 def test_photon_noise_has_a_variance_that_grows_with_the_signal():
     degrade = PoissonGaussianNoise(gain=0.01, sigma=5.0)
     for level in (0.0, 0.25, 1.0):

@@ -49,6 +49,30 @@ def test_tiles_inside_agree_with_the_whole_image_where_the_overlap_spans_the_net
     assert (tiled - whole).abs().max() < (Inference(tile=32, overlap=0)(blur, image) - whole).abs().max() / 3
 
 
+def first_column(image: Tensor) -> Tensor:
+    """A network that gives a tile the value of its first column everywhere."""
+    return image[..., :1].expand_as(image)
+
+
+@pytest.mark.parametrize("overlap", [1, 3, 5])
+@pytest.mark.parametrize("scale", [1, 2])
+def test_two_tiles_are_blended_on_a_line_over_all_pixels_that_they_share(overlap: int, scale: int) -> None:
+    tile, shift = 12, 12 - overlap
+    columns = torch.arange(float(tile + shift)).expand(1, 3, 4, -1)  # the tiles give 0 and `shift`
+
+    def network(image: Tensor) -> Tensor:
+        return first_column(image).repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+
+    restored = Inference(tile=tile, overlap=overlap, scale=scale)(network, columns)
+    shared = overlap * scale
+    share = torch.arange(1, shared + 1) / (shared + 1)  # of the right tile: 1/4, 2/4, 3/4 over three pixels
+    apart = torch.zeros(shift * scale)
+    expected = torch.cat([apart, share, apart + 1]) * shift
+    torch.testing.assert_close(restored, expected.expand_as(restored))
+    turned = Inference(tile=tile, overlap=overlap, scale=scale)(lambda x: network(x.mT).mT, columns.mT)
+    torch.testing.assert_close(turned.mT, restored)
+
+
 def test_tiles_of_a_network_that_enlarges() -> None:
     image = torch.rand(1, 3, 30, 41)
     torch.testing.assert_close(Inference(tile=16, overlap=4, scale=2)(doubled, image), doubled(image))
