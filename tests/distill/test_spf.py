@@ -145,9 +145,31 @@ def test_mask_dropout_turns_whole_regions_of_each_image_into_no_region():
     assert (dropped[:, labels == 0] == 0).all()
 
 
+@pytest.mark.parametrize("arguments", [{"mask_dropout": 0.0}, {"mask_dropout": 0.5}])
+def test_nothing_is_drawn_without_drop_out_or_training(arguments):
+    restored, labels, degraded = images()
+    spf = fusion(**arguments).train(arguments["mask_dropout"] == 0)
+    before = torch.get_rng_state()
+    spf(restored, labels, 4, degraded)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_one_number_is_drawn_for_each_label_of_each_image():
+    _, labels, _ = images(b=3)
+    with torch_stream(0, "drop"):
+        dropped = fusion(mask_dropout=0.25)._drop(labels, 4)
+    with torch_stream(0, "drop"):
+        drawn = torch.rand(3, 5)
+    for i in range(3):
+        expected = [label if drawn[i, label] >= 0.25 else 0 for label in labels[i].flatten().tolist()]
+        assert dropped[i].flatten().tolist() == expected
+
+
 def test_mask_dropout_is_a_probability():
-    with pytest.raises(ValueError, match=r"mask_dropout is 1\.5"):
-        SemanticPriorsFusion(mask_dropout=1.5)
+    for wrong in (-0.1, 1.0, 1.5):
+        with pytest.raises(ValueError, match=f"mask_dropout is {wrong}"):
+            SemanticPriorsFusion(mask_dropout=wrong)
+    assert SemanticPriorsFusion(mask_dropout=0.99).mask_dropout == 0.99
 
 
 @pytest.mark.parametrize("case", ["constant", "one pixel", "all covering", "none"])

@@ -423,6 +423,16 @@ def test_the_share_is_that_of_the_gradients_at_the_students_image(term):
     assert share == pytest.approx(measures[f"share_{term}"], rel=1e-4)
 
 
+def test_the_share_beside_a_reconstruction_without_a_pull_is_zero():
+    data = batch()
+    data.lq = data.gt.clone()
+    m = model(student=nn.Conv2d(3, 3, 1, bias=False), loss=MSELoss(), spd=spd(fixed=1.0), sgr=None)
+    with torch.no_grad():
+        m.student.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
+    measures = m.losses(data, 1, True).measures
+    assert (measures["weight_spd"], measures["share_spd"]) == (1.0, 0.0)
+
+
 def test_weights_are_kept_after_their_batches_and_shares_logged_on(monkeypatch):
     monkeypatch.setattr(balance, "BATCHES", 3)
     m = model()
