@@ -9,6 +9,7 @@ _MODELS = "tests/models/test_sam_distill.py"
 _TERMS = "tests/engine/train/test_terms.py"
 _DEFAULTS = "tests/config/test_part_defaults.py"
 _RESTORE = ("tests/engine/restore/test_inference.py", "tests/engine/restore/test_sampling.py")
+_BUILT = "tests/engine/restore/test_restore_build.py"
 _SETS = ("tests/data/test_transforms.py", "tests/data/test_datasets.py", "tests/data/masks/test_mask_crop.py")
 _RUNS = "tests/engine/train/test_training.py"
 _DEGRADE = ("tests/data/degrade/test_degradations.py", "tests/data/test_datasets.py", _DEFAULTS)
@@ -38,8 +39,8 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "sam4ir/engine/train/step.py": ("tests/engine/train/test_step.py", _RUNS, "tests/engine/train/test_recipe.py"),
     "sam4ir/engine/train/terms.py": (_TERMS,),
     "sam4ir/engine/train/views.py": ("tests/data/test_own_parts.py", "tests/engine/train/test_diffusion_runs.py"),
-    "sam4ir/engine/restore/build.py": (*_RESTORE, "tests/engine/train/test_diffusion_runs.py"),
-    "sam4ir/engine/restore/images.py": (*_RESTORE, "tests/test_restore_script.py"),
+    "sam4ir/engine/restore/build.py": (_BUILT, *_RESTORE, "tests/engine/train/test_diffusion_runs.py"),
+    "sam4ir/engine/restore/images.py": (_BUILT, "tests/test_restore_script.py"),
     "sam4ir/engine/restore/one_pass.py": _RESTORE,
     "sam4ir/engine/restore/sampling.py": ("tests/engine/restore/test_sampling.py",),
     "sam4ir/data/cropped.py": (*_SETS, "tests/data/test_stages.py"),
