@@ -1,4 +1,4 @@
-"""From the keys of `val` and `diffusion` to tiles and samplers: every key arrives, and every default is the stated one."""
+"""From the keys of `val` and `diffusion` to tiles and samplers: every key arrives, defaults are the stated ones."""
 
 from __future__ import annotations
 
