@@ -83,6 +83,16 @@ def test_another_seed_or_number_draws_other_noise() -> None:
     assert loss(model(), same) != loss(model(), batch((4,)))
 
 
+def test_every_time_of_the_process_is_drawn_alike() -> None:
+    numbers = list(range(4000))
+    t, noise = model()._draw(numbers, torch.zeros(4000, 1, 2, 2))
+    counts = torch.bincount(t, minlength=20)
+    assert len(counts) == 20
+    assert (counts - 200).abs().max() < 5 * 14  # of a binomial with a mean of 200
+    assert noise.mean().abs() < 0.03
+    assert (noise.std() - 1).abs() < 0.03
+
+
 def test_without_masks_the_modulations_are_plain_diffusion_bit_for_bit() -> None:
     empty = batch()
     empty.maps = {"spe": torch.zeros_like(empty.gt[:, :1])}

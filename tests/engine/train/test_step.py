@@ -78,6 +78,16 @@ def test_a_step_begins_without_the_gradient_of_the_one_before() -> None:
     assert network.w.item() == pytest.approx((1 - RATE * 2) * (1 - RATE * 2))
 
 
+def test_a_step_moves_the_average_and_drops_the_gradient() -> None:
+    network = Factor()
+    take = Step(parts(network), CPU)
+    take([pair(1)], 1, False)
+    average = take.parts.emas["g"]
+    assert average.updates == 1
+    assert 1 - RATE * 2 <= average.module.w.item() < 1
+    assert network.w.grad is None
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_one_micro_batch_that_is_not_finite_leaves_weights_and_average(bad: float) -> None:
     network = Factor()
