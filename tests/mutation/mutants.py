@@ -31,20 +31,19 @@ IDLE_KEYWORDS = {"strict", "non_blocking", "maxsize", "frozen", "kw_only", "eq",
 
 @dataclass(frozen=True)
 class Mutant:
-    """One change of a module. before, after: the lines that it changes, without their indentation."""
+    """One change of a module.
+
+    inside: the function or class that the change is in, such as `Ema.update`. before, after: the lines that it changes,
+    without their indentation. source: the whole changed text.
+    """
 
     module: str
-    operator: str
-    occurrence: int
+    inside: str
     line: int
+    operator: str
     before: str
     after: str
     source: str
-
-    @property
-    def key(self) -> tuple[str, str, str, int]:
-        """What names the mutant, also after lines before it were added."""
-        return self.module, self.before, self.after, self.line
 
 
 class RemoveStatement(Operator):
@@ -182,8 +181,8 @@ def sample(module: str, source: str, count: int, seed: int) -> list[Mutant]:
             mutated = mutate_code(source, operators()[name], occurrence)
             if len(drawn) < count and mutated is not None and mutated not in texts and _compiles(mutated):
                 texts.add(mutated)
-                before, after = changed_lines(source, mutated)
-                drawn.append(Mutant(module, name, occurrence, place[0], before, after, mutated))
+                inside = inside_of(source, place[0])
+                drawn.append(Mutant(module, inside, place[0], name, *changed_lines(source, mutated), mutated))
     return drawn
 
 
@@ -195,6 +194,17 @@ def _compiles(source: str) -> bool:
         except SyntaxError:
             return False
     return True
+
+
+def inside_of(source: str, line: int) -> str:
+    """Return the dotted name of the functions and classes around a line, with their decorators; '' for none."""
+    names = []
+    for node in ast.walk(ast.parse(source)):  # the outer ones come first
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            if first <= line <= (node.end_lineno or first):
+                names.append(node.name)
+    return ".".join(names)
 
 
 def changed_lines(source: str, mutated: str) -> tuple[str, str]:

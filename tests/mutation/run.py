@@ -30,14 +30,19 @@ from trial import Trial, warm_up
 
 ROOT = Path(__file__).resolve().parents[2]
 EQUIVALENT = Path(__file__).with_name("equivalent.json")
+Name = tuple[str, str, str, str]  # module, inside, before, after
 TABLE = ROOT / "build" / "mutation.jsonl"
 
 
 @dataclass(frozen=True)
 class Result:
-    """The result of one trial. outcome: killed, survived or slow (killed for taking too long)."""
+    """The result of one trial: the fields of its mutant, and what came of it.
+
+    outcome: killed, survived or slow (killed for taking too long). by: the test that failed.
+    """
 
     module: str
+    inside: str
     line: int
     operator: str
     before: str
@@ -45,19 +50,19 @@ class Result:
     outcome: str
     by: str = ""
 
-    @property
-    def place(self) -> tuple[str, str, str, str, int]:
-        """What names the mutant."""
-        return self.module, self.operator, self.before, self.after, self.line
+
+def name_of(item: Mutant | Result) -> Name:
+    """Return what names a mutant, also after lines were added elsewhere in its module."""
+    return item.module, item.inside, item.before, item.after
 
 
-def read_results(table: Path) -> dict[tuple, Result]:
+def read_results(table: Path) -> dict[Name, Result]:
     """Return the latest result of each mutant in a table; {} without one."""
     if not table.exists():
         return {}
     lines = table.read_text(encoding="utf-8").splitlines()
     results = [Result(**json.loads(line)) for line in lines]
-    return {result.place: result for result in results}
+    return {name_of(result): result for result in results}
 
 
 def write_result(table: Path, result: Result) -> None:
@@ -67,10 +72,10 @@ def write_result(table: Path, result: Result) -> None:
         file.write(json.dumps(vars(result), ensure_ascii=False) + "\n")
 
 
-def equivalents() -> dict[tuple[str, str, str], str]:
-    """Return the reason of each mutant that changes no result, by (module, before, after)."""
+def equivalents() -> set[Name]:
+    """Return the names of the mutants that change no result."""
     entries = json.loads(EQUIVALENT.read_text(encoding="utf-8"))
-    return {(entry["module"], entry["before"], entry["after"]): entry["reason"] for entry in entries}
+    return {(entry["module"], entry["inside"], entry["before"], entry["after"]) for entry in entries}
 
 
 def modules(part: str) -> list[str]:
@@ -104,21 +109,21 @@ def try_module(module: str, mutants: Sequence[Mutant], jobs: int) -> Iterator[Re
         for mutant, trial in list(running):
             if trial.ended():
                 running.remove((mutant, trial))
-                place = (mutant.module, mutant.line, mutant.operator, mutant.before, mutant.after)
-                yield Result(*place, trial.outcome, trial.by)
+                fields = (mutant.module, mutant.inside, mutant.line, mutant.operator, mutant.before, mutant.after)
+                yield Result(*fields, trial.outcome, trial.by)
         time.sleep(0.02)
 
 
 def report(results: Iterable[Result]) -> float:
     """Print score and survivors of each module; return the score of all, 1 where nothing was tried."""
-    reasons = equivalents()
+    known_same = equivalents()
     by_module: dict[str, list[Result]] = {}
     for result in results:
         by_module.setdefault(result.module, []).append(result)
     killed_in_all = counted_in_all = same_in_all = 0
     for module, tried in sorted(by_module.items()):
         survivors = [r for r in tried if r.outcome == "survived"]
-        same = [r for r in survivors if (r.module, r.before, r.after) in reasons]
+        same = [result for result in survivors if name_of(result) in known_same]
         counted, killed = len(tried) - len(same), len(tried) - len(survivors)
         print(f"{module}: {killed} of {counted} killed, {len(same)} equivalent")
         for result in survivors:
@@ -135,22 +140,21 @@ def report(results: Iterable[Result]) -> float:
 def job(part: str, count: int, seed: int, jobs: int, table: Path, again: bool) -> float:
     """Try the mutants that the table lacks (again: also those that survived); return the score of the sample."""
     known = read_results(table)
-    wanted: dict[tuple, Result | None] = {}
-    reasons = equivalents()
+    wanted: dict[Name, Result | None] = {}
+    known_same = equivalents()
     for module in modules(part):
         todo = []
         for mutant in drawn(module, count, seed):
-            place = (mutant.module, mutant.operator, mutant.before, mutant.after, mutant.line)
-            result = wanted[place] = known.get(place)
-            same = (mutant.module, mutant.before, mutant.after) in reasons
-            if result is None or (again and result.outcome == "survived" and not same):
+            result = wanted[name_of(mutant)] = known.get(name_of(mutant))
+            retry = again and result is not None and result.outcome == "survived"
+            if result is None or (retry and name_of(mutant) not in known_same):
                 todo.append(mutant)
         if not todo:
             continue
         print(f"{module}: {len(todo)} mutants", flush=True)
         for result in try_module(module, todo, jobs):
             write_result(table, result)
-            wanted[result.place] = result
+            wanted[name_of(result)] = result
             print(f"  {result.outcome:9}{result.line:4} {result.after[:90]}  [{result.by}]", flush=True)
     return report(result for result in wanted.values() if result is not None)
 

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("cosmic_ray", reason="pip install -e '.[mutation]'")
 
-from mutants import changed_lines, sample, sites
+from mutants import changed_lines, inside_of, sample, sites
 from run import EQUIVALENT, Result, read_results, report, write_result
 from targets import TARGETS
 
@@ -54,6 +54,12 @@ def test_operators_numbers_methods_and_statements_are_changed() -> None:
         assert changed_lines(SOURCE, mutant.source) == (mutant.before, mutant.after)
 
 
+def test_a_mutant_knows_the_function_that_it_is_in() -> None:
+    assert {mutant.inside for mutant in sample("half.py", SOURCE, 20, 0)} == {"half"}
+    assert inside_of(SOURCE, 7) == "Shape.area"  # the line of its decorator
+    assert inside_of(SOURCE, 3) == ""
+
+
 def test_a_sample_takes_every_place_once_before_it_takes_one_twice() -> None:
     places = sites(SOURCE)
     drawn = sample("half.py", SOURCE, len(places), 0)
@@ -65,13 +71,14 @@ def test_a_sample_takes_every_place_once_before_it_takes_one_twice() -> None:
 
 def test_the_score_leaves_equivalent_mutants_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     entry = json.loads(EQUIVALENT.read_text(encoding="utf-8"))[0]
+    del entry["reason"]
     table = tmp_path / "table.jsonl"
-    write_result(table, Result("sam4ir/regions.py", 7, "x", "a + b", "a - b", "killed", "test_regions.py::test"))
-    write_result(table, Result("sam4ir/regions.py", 8, "x", "a + c", "a - c", "survived"))
-    write_result(table, Result(entry["module"], 9, "x", entry["before"], entry["after"], "survived"))
+    write_result(table, Result("sam4ir/regions.py", "box", 7, "x", "a + b", "a - b", "killed", "test_regions.py::test"))
+    write_result(table, Result("sam4ir/regions.py", "box", 8, "x", "a + c", "a - c", "survived"))
+    write_result(table, Result(**entry, line=9, operator="x", outcome="survived"))
     assert report(read_results(table).values()) == 0.5
     assert "-> a - c" in capsys.readouterr().out
-    write_result(table, Result("sam4ir/regions.py", 8, "x", "a + c", "a - c", "killed"))
+    write_result(table, Result("sam4ir/regions.py", "box", 8, "x", "a + c", "a - c", "killed"))
     assert report(read_results(table).values()) == 1
 
 

@@ -173,6 +173,7 @@ def test_self_ensemble_averages_eight_views() -> None:
         seen.append(view.clone())
         return view
 
-    Inference(self_ensemble=True)(network, image)
+    weight = torch.ones((), requires_grad=True)
+    assert not Inference(self_ensemble=True)(lambda view: weight * network(view), image).requires_grad
     assert len(seen) == 8
     assert all(not torch.equal(a, b) for i, a in enumerate(seen) for b in seen[:i] if a.shape == b.shape)

@@ -15,7 +15,7 @@ from sam4ir.engine.restore import build
 from sam4ir.engine.restore.build import RestoreRecipe, build_inference, build_restorer, build_sampling
 from sam4ir.engine.restore.images import ImageRestorer, image_channels
 from sam4ir.engine.restore.one_pass import Inference, PlainRestorer
-from sam4ir.engine.restore.sampling import DiffusionRestorer
+from sam4ir.engine.restore.sampling import DiffusionRestorer, Sampling
 from sam4ir.errors import UserError
 
 CPU = torch.device("cpu")
@@ -50,6 +50,12 @@ def test_a_chain_has_the_stated_steps_and_no_more_than_the_process(
 ) -> None:
     recipe = RestoreRecipe(ValOptions(sampling={"sampler": sampler}))
     assert build_sampling(recipe, DiffusionOptions(timesteps=timesteps)).steps == steps
+
+
+def test_an_option_file_without_keys_samples_as_the_defaults_do() -> None:
+    sampling = build_sampling(RestoreRecipe(ValOptions()), DiffusionOptions())
+    assert replace(sampling, overlap=Sampling.overlap) == Sampling()
+    assert (sampling.sampler, sampling.steps, sampling.spacing, sampling.eta) == ("ddpm", 20, "logsnr", 0.0)
 
 
 class Denoiser(nn.Module):
