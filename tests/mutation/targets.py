@@ -43,7 +43,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "sam4ir/engine/restore/images.py": (_BUILT, "tests/test_restore_script.py"),
     "sam4ir/engine/restore/one_pass.py": _RESTORE,
     "sam4ir/engine/restore/sampling.py": ("tests/engine/restore/test_sampling.py", _BUILT),
-    "sam4ir/data/cropped.py": (*_SETS, "tests/data/test_stages.py"),
+    "sam4ir/data/cropped.py": ("tests/data/test_cropped.py", *_SETS, "tests/data/test_stages.py"),
     "sam4ir/data/transforms.py": _SETS,
     "sam4ir/data/views.py": ("tests/data/test_views.py", *_SETS, "tests/data/test_own_parts.py"),
     "sam4ir/data/windows.py": ("tests/data/test_windows.py", "tests/data/prepare/test_prepare.py"),
