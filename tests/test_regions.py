@@ -245,14 +245,25 @@ def test_spe_map_equals_the_released_code() -> None:
     np.testing.assert_allclose(values[top][labels], golden["spe"], rtol=1e-4, atol=1e-6 * np.abs(golden["spe"]).max())
 
 
-@given(MASKS)
-@settings(max_examples=60, deadline=None)
-def test_spe_sum_is_the_sum_of_the_rotary_table_over_the_mask(mask: np.ndarray) -> None:
-    h, w = mask.shape
+def rotary(h: int, w: int) -> np.ndarray:
+    """R of the SPE, number by number."""
     table = np.ones((h, w))
     for m in range(h):
         for i in range(w // 2):
             angle = m * 10000 ** (-2 * i / w)
             table[m, 2 * i : 2 * i + 2] = np.cos(angle) - np.sin(angle), np.cos(angle) + np.sin(angle)
-    expected = table[mask].sum()
+    return table
+
+
+@given(SIZES)
+@settings(max_examples=60, deadline=None)
+def test_the_rotary_table_is_its_formula(size: tuple[int, int]) -> None:
+    np.testing.assert_allclose(regions.rotary_table(size), rotary(*size), rtol=0, atol=1e-12)
+
+
+@given(MASKS)
+@settings(max_examples=60, deadline=None)
+def test_spe_sum_is_the_sum_of_the_rotary_table_over_the_mask(mask: np.ndarray) -> None:
+    h, w = mask.shape
+    expected = rotary(h, w)[mask].sum()
     assert regions.spe_sum(regions.mask_to_runs(mask), (h, w)) == pytest.approx(expected, abs=1e-9)

@@ -122,9 +122,9 @@ def test_a_window_inside_an_image_is_a_view_of_it():
 
 
 def test_windows_and_placements_on_a_finer_grid_and_with_a_margin():
-    placement = Placement(Window(1, 2, 3, 4), Flip(vertical=True))
-    assert placement.scaled(3) == Placement(Window(3, 6, 9, 12), Flip(vertical=True))
-    assert placement.grown(2) == Placement(Window(-1, 0, 7, 8), Flip(vertical=True))
+    placement = Placement(Window(1, 7, 3, 5), Flip(vertical=True))
+    assert placement.scaled(3) == Placement(Window(3, 21, 9, 15), Flip(vertical=True))
+    assert placement.grown(2) == Placement(Window(-1, 5, 7, 9), Flip(vertical=True))
 
 
 def test_whole_images_are_drawn_without_a_patch_and_patches_with_one():

@@ -31,6 +31,7 @@ def test_a_crop_takes_the_rule_that_its_fields_name() -> None:
     assert Crop(4, 3).windows((7, 4)) == windows((7, 4), 4, 3)
     assert Crop(4, 3, thresh=2).windows((6, 6)) == windows((6, 6), 4, 3, 2) == [SubImage("_s001", 0, 0, 4, 4)]
     assert Crop(4, 3, thresh=1).windows((6, 4)) == [SubImage("_s001", 0, 0, 4, 4), SubImage("_s002", 2, 0, 4, 4)]
+    assert windows((5, 4), 4, 4) == [SubImage("_s001", 0, 0, 4, 4), SubImage("_s002", 1, 0, 4, 4)]
     assert Crop(4, 3, centre=True).windows((6, 6)) == centre((6, 6), 4)
     assert Crop(4, 3, whole_up_to=6, centre=True).windows((6, 9)) == whole((6, 9))
     assert Crop(4, 3, whole_up_to=5).windows((6, 9)) == windows((6, 9), 4, 3)
