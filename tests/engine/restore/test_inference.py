@@ -158,6 +158,19 @@ def test_images_are_mirrored_to_a_multiple_and_a_least_side(
     assert padded(image.mT, multiple, least)[0, 0, :, 0].tolist() == expected
 
 
+def test_a_side_that_is_too_short_to_mirror_repeats_its_edge() -> None:
+    image = torch.tensor([[1.0, 2, 3, 4]]).repeat(3, 1).view(1, 1, 3, 4)
+    rows, columns = padded(image, 5), padded(image.mT, 5)  # one side is mirrored, the other would be as well
+    assert rows[0, 0, 0].tolist() == columns[0, 0, :, 0].tolist() == [1, 2, 3, 4, 3]
+    image = image[..., :2, :]
+    for wide in (padded(image, 4), padded(image, 1, 4)):  # two rows more, where there are two
+        assert wide[0, 0, :, 3].tolist() == [4, 4, 4, 4]
+    assert padded(image.mT, 4)[0, 0, 3].tolist() == [4, 4, 4, 4]
+    image = torch.arange(12.0).view(1, 1, 2, 6)
+    assert padded(image, 4)[0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5, 5, 5]  # and then the columns repeat theirs too
+    assert padded(image, 4)[0, 0, 2].tolist() == [6, 7, 8, 9, 10, 11, 11, 11]
+
+
 @pytest.mark.parametrize("network", [local, blur, doubled])
 def test_self_ensemble_keeps_a_network_that_commutes_with_flips(network) -> None:
     image = torch.rand(1, 3, 12, 17)
