@@ -172,6 +172,12 @@ def test_mask_dropout_is_a_probability():
     assert SemanticPriorsFusion(mask_dropout=0.99).mask_dropout == 0.99
 
 
+def test_the_fused_image_is_float32_also_of_an_image_in_half_precision():
+    restored, labels, degraded = images()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fusion()(restored.bfloat16(), labels, 4, degraded).dtype == torch.float32
+
+
 @pytest.mark.parametrize("case", ["constant", "one pixel", "all covering", "none"])
 @pytest.mark.parametrize("bf16", [False, True])
 def test_values_and_gradients_stay_finite(case, bf16):

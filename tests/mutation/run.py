@@ -4,6 +4,7 @@ python tests/mutation/run.py                            all modules of targets.p
 python tests/mutation/run.py --module distill --sample 60      the modules whose names contain `distill`
 python tests/mutation/run.py --again                    try survivors again, after tests were added
 python tests/mutation/run.py --report                   print the score of what was tried
+python tests/mutation/run.py --count                    print how many mutants there are
 
 It needs cosmic-ray: pip install -e ".[test,mutation]". Each trial is a fork of a process that has imported torch
 already; it reads the mutated module from memory, so that nothing on the disk changes. Results are appended to a table,

@@ -64,6 +64,8 @@ def test_the_number_of_threads_changes_no_bit(name):
         ("GaussianNoise", {"sigma": [5, 15, 25]}, "sigma"),
         ("GaussianNoise", {"sigma": -1}, "sigma: -1"),
         ("GaussianNoise", {"sigma": 5, "choice": True}, "must be a list"),
+        ("GaussianNoise", {"sigma": [], "choice": True}, "must be a list"),
+        ("GaussianNoise", {"sigma": [5, -0.5], "choice": True}, "sigma: -0.5"),
         ("PoissonGaussianNoise", {"gain": -0.1}, "gain"),
         ("MotionBlur", {"length": (-3, 5)}, "length"),
         ("MotionBlur", {"anxiety": 2.0}, "anxiety.* up to 1"),
@@ -204,9 +206,10 @@ def test_a_sensor_of_few_bits_clips_and_rounds():
 # blur
 
 
-def test_convolution_is_the_definition_with_a_mirrored_image():
+@pytest.mark.parametrize("size", [(33, 47), (90, 20), (20, 90)])
+def test_convolution_is_the_definition_with_a_mirrored_image(size):
     kernel = generator(3).random((9, 9), dtype=np.float32)
-    clean = image(3, 33, 47)
+    clean = image(3, *size)
     planes = [cv2.filter2D(p, -1, kernel[::-1, ::-1].copy(), borderType=cv2.BORDER_REFLECT) for p in clean.numpy()]
     torch.testing.assert_close(convolve(clean, kernel), torch.from_numpy(np.stack(planes)), rtol=1e-5, atol=1e-5)
     point = torch.zeros(1, 21, 21)

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor, nn
 
+from sam4ir.config.load import load_options
 from sam4ir.config.schema import DiffusionOptions, ValOptions
 from sam4ir.engine.build import BuildError
 from sam4ir.engine.restore import build
 from sam4ir.engine.restore.build import RestoreRecipe, build_inference, build_restorer, build_sampling
-from sam4ir.engine.restore.images import ImageRestorer, image_channels
+from sam4ir.engine.restore.images import ImageRestorer, image_channels, image_restorer
 from sam4ir.engine.restore.one_pass import Inference, PlainRestorer
 from sam4ir.engine.restore.sampling import DiffusionRestorer, Sampling
 from sam4ir.errors import UserError
+from sam4ir.registry import ARCHS
 
 CPU = torch.device("cpu")
 WHOLE = Inference(tile=None, overlap=0, batch=8, multiple=1, self_ensemble=False, scale=1)
@@ -76,10 +80,14 @@ def test_tiles_of_a_diffusion_network_are_multiples_of_what_it_needs(
     assert (restorer.sampling.tile, restorer.sampling.overlap, restorer.scale) == (tile, overlap or 0, 4)
 
 
-@pytest.mark.parametrize(("crop", "overlap"), [(11, 0), (5, 0), (17, 12), (17, 13)])
-def test_tiles_that_are_too_small_for_the_network_or_the_overlap_are_refused(crop: int, overlap: int) -> None:
+@pytest.mark.parametrize(("crop", "overlap", "tile"), [(11, 0, 6), (5, 0, 6), (17, 12, 12), (17, 13, 12)])
+def test_tiles_that_are_too_small_for_the_network_or_the_overlap_are_refused(
+    crop: int, overlap: int, tile: int
+) -> None:
     recipe = RestoreRecipe(ValOptions(crop_size=crop, overlap=overlap, grids=True), 4, DiffusionOptions())
-    with pytest.raises(BuildError, match=rf"val.crop_size: tiles of {crop} become \d+.*multiples of 6.*12 at least"):
+    with pytest.raises(
+        BuildError, match=rf"val.crop_size: tiles of {crop} become {tile}, .*multiples of 6.*12 at least"
+    ):
         build_restorer(recipe, Denoiser())
 
 
@@ -122,7 +130,37 @@ def test_weights_that_hold_no_process_are_sampled_as_asked(monkeypatch: pytest.M
     build.check_diffusion(DiffusionOptions(timesteps=7), "net.pth")
 
 
-# arrays
+# whole networks and arrays
+
+DIFFUSION = {"type": "DiffSR", "hidden_size": 8, "dim_mults": [1, 2], "rrdb_num_feat": 8, "rrdb_num_block": 2}
+PLAIN = {"type": "NAFNet", "width": 4, "middle_blk_num": 1, "enc_blk_nums": [1], "dec_blk_nums": [1]}
+
+
+def of_diffusion(folder: Path, *overrides: str, block: dict[str, Any] = DIFFUSION) -> ImageRestorer:
+    """A restorer by an option file of a diffusion model, whose weights were trained with 20 times."""
+    weights = folder / "net.pth"
+    network = ARCHS.get(block["type"])(**{key: value for key, value in block.items() if key != "type"})
+    torch.save({"params": network.state_dict(), "diffusion": DiffusionOptions(timesteps=20).model_dump()}, weights)
+    content = {"name": "x", "model_type": "SAMDiffSRModel", "scale": 4, "device": "cpu", "network_g": block}
+    content["diffusion"] = {"timesteps": 20}
+    (folder / "x.yml").write_text(yaml.safe_dump(content))
+    return image_restorer(load_options(folder / "x.yml", overrides), str(weights))
+
+
+def test_a_diffusion_network_restores_colour_in_eval_mode(tmp_path: Path) -> None:
+    restorer = of_diffusion(tmp_path, "val={sampling: {steps: 2}}")
+    assert restorer.channels == 3
+    assert isinstance(restorer.restorer, DiffusionRestorer)
+    assert not restorer.restorer.network.training
+    image = torch.zeros(4, 6, 3, dtype=torch.uint8).numpy()
+    assert restorer(image).shape == (16, 24, 3)
+
+
+def test_another_process_and_a_network_of_another_kind_are_refused_before_an_image_is_restored(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"diffusion\.timesteps is 10, but .* with 20"):
+        of_diffusion(tmp_path, "diffusion:timesteps=10")
+    with pytest.raises(UserError, match="NAFNet is no diffusion network"):
+        of_diffusion(tmp_path, block=PLAIN)
 
 
 def of_channels(channels: int) -> nn.Conv2d:

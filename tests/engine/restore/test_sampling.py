@@ -65,6 +65,7 @@ def test_an_image_depends_on_its_name_the_seed_and_the_number_of_the_sample_alon
     lq = torch.rand(1, 3, 8, 8)
     first = restorer()(lq, "a")
     assert torch.equal(first, restorer()(lq, "a"))
+    assert torch.equal(first, restorer()(lq, "a", 0))
     for other in (restorer()(lq, "b"), restorer(seed=1)(lq, "a"), restorer()(lq, "a", 1)):
         assert not torch.equal(first, other)
 
