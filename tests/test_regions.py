@@ -104,6 +104,58 @@ def test_atoms_hold_any_overlap_without_loss(stack: np.ndarray) -> None:
     assert len(np.unique(table, axis=0)) == len(table) == len(np.unique(labels))
 
 
+@given(STACKS, st.integers(0, 5))
+@settings(max_examples=80, deadline=None)
+def test_painted_runs_are_the_masks_painted_one_after_the_other(stack: np.ndarray, seed: int) -> None:
+    n, h, w = stack.shape
+    values = np.random.default_rng(seed).random(n + 1).astype(np.float32)
+    expected = np.full((h, w), values[0])
+    for mask, value in zip(stack, values[1:], strict=True):
+        expected[mask] = value
+    painted = regions.paint_runs([regions.mask_to_runs(mask) for mask in stack], values, (h, w))
+    np.testing.assert_array_equal(painted, expected)
+    assert painted.flags.c_contiguous
+
+
+@pytest.mark.parametrize("count", [31, 32, 33, 64, 65, 130])
+def test_the_last_of_many_masks_is_on_top(count: int) -> None:
+    stack = blobs(count, 40, 30, seed=count)
+    stack[-1, 3:9, 4:8] = True
+    expected = np.zeros((40, 30), int)
+    for number, mask in enumerate(stack, 1):
+        expected[mask] = number
+    runs = [regions.mask_to_runs(mask) for mask in stack]
+    np.testing.assert_array_equal(regions.paint_runs(runs, np.arange(count + 1), (40, 30)), expected)
+
+
+@given(SIZES, SIZES)
+@settings(max_examples=60, deadline=None)
+def test_resized_atoms_take_the_nearest_centre(old: tuple[int, int], new: tuple[int, int]) -> None:
+    labels = np.arange(old[0] * old[1], dtype=np.uint16).reshape(old)
+    resized = regions.resize_atoms(regions.Atoms(labels, np.ones((labels.size, 1), bool)), new)
+    assert resized.labels.shape == new
+    for i, row in enumerate(resized.labels):
+        for j, label in enumerate(row):
+            y, x = (i + 0.5) * old[0] / new[0], (j + 0.5) * old[1] / new[1]  # the new pixel's centre on the old grid
+            assert abs(label // old[1] + 0.5 - y) <= 0.5 + 1e-9
+            assert abs(label % old[1] + 0.5 - x) <= 0.5 + 1e-9
+
+
+def test_a_centre_between_two_pixels_belongs_to_the_later_one() -> None:
+    atoms = regions.Atoms(np.array([[0, 1, 2, 3]], np.uint16), np.ones((4, 1), bool))
+    assert regions.resize_atoms(atoms, (1, 2)).labels.tolist() == [[1, 3]]
+    assert regions.resize_atoms(atoms, (2, 8)).labels.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]] * 2
+
+
+def test_masks_without_a_pixel_are_dropped_and_the_others_keep_theirs() -> None:
+    table = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1]], bool)
+    window = regions.Atoms(np.array([[0, 1], [1, 0]], np.uint16), table)
+    atoms, remaining = regions.drop_absent_masks(window)
+    assert remaining.tolist() == [True, False, False]
+    assert atoms.table.tolist() == [[False], [True], [True], [False]]
+    np.testing.assert_array_equal(atoms.labels, window.labels)
+
+
 @given(STACKS, st.data())
 @settings(max_examples=100, deadline=None)
 def test_runs_come_back_from_atoms_and_from_windows_of_them(stack: np.ndarray, data: st.DataObject) -> None:
@@ -193,14 +245,25 @@ def test_spe_map_equals_the_released_code() -> None:
     np.testing.assert_allclose(values[top][labels], golden["spe"], rtol=1e-4, atol=1e-6 * np.abs(golden["spe"]).max())
 
 
-@given(MASKS)
-@settings(max_examples=60, deadline=None)
-def test_spe_sum_is_the_sum_of_the_rotary_table_over_the_mask(mask: np.ndarray) -> None:
-    h, w = mask.shape
+def rotary(h: int, w: int) -> np.ndarray:
+    """R of the SPE, number by number."""
     table = np.ones((h, w))
     for m in range(h):
         for i in range(w // 2):
             angle = m * 10000 ** (-2 * i / w)
             table[m, 2 * i : 2 * i + 2] = np.cos(angle) - np.sin(angle), np.cos(angle) + np.sin(angle)
-    expected = table[mask].sum()
+    return table
+
+
+@given(SIZES)
+@settings(max_examples=60, deadline=None)
+def test_the_rotary_table_is_its_formula(size: tuple[int, int]) -> None:
+    np.testing.assert_allclose(regions.rotary_table(size), rotary(*size), rtol=0, atol=1e-12)
+
+
+@given(MASKS)
+@settings(max_examples=60, deadline=None)
+def test_spe_sum_is_the_sum_of_the_rotary_table_over_the_mask(mask: np.ndarray) -> None:
+    h, w = mask.shape
+    expected = rotary(h, w)[mask].sum()
     assert regions.spe_sum(regions.mask_to_runs(mask), (h, w)) == pytest.approx(expected, abs=1e-9)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam4ir.data.transforms import Augmentation, Flip, Placement, Window, augmentation, refuse_normalization
+from sam4ir.data.transforms import Augmentation, Flip, Placement, Window, augmentation, patch_side, refuse_normalization
 
 
 @given(seed=st.integers(0, 2**32), scale=st.integers(1, 4), h=st.integers(1, 20), w=st.integers(1, 20))
@@ -94,8 +94,50 @@ def test_options_that_contradict_are_named(arguments, word):
         augmentation(*arguments)
 
 
+def test_a_patch_is_as_many_times_smaller_as_lq():
+    assert augmentation(None, False, None, False, 4) == Augmentation(None)
+    assert augmentation(64, True, None, False, 4) == Augmentation(16, use_hflip=True)
+    assert augmentation(64, False, True, True) == Augmentation(64, use_hflip=True, use_rot=True)
+    assert augmentation(64, False, False, False) == Augmentation(64)
+    assert (patch_side(1, 1), patch_side(4, 4), patch_side(None, 4)) == (1, 1, None)
+    for gt_size, scale in ((0, 1), (-4, 4), (5, 4), (3, 4)):
+        with pytest.raises(ValueError, match=f"gt_size: {gt_size} must be a positive multiple of scale: {scale}"):
+            patch_side(gt_size, scale)
+    for scale in (0, -1):
+        with pytest.raises(ValueError, match=f"scale: {scale} must be a positive integer"):
+            augmentation(None, False, None, False, scale)
+
+
+def test_a_window_inside_an_image_is_a_view_of_it():
+    image = np.arange(5 * 7).reshape(5, 7)
+    for window in (Window(0, 0, 5, 7), Window(1, 2, 4, 5), Window(4, 6, 1, 1)):
+        assert window.inside((5, 7)) == window
+        assert np.shares_memory(window.cut(image), image)
+        np.testing.assert_array_equal(
+            window.cut(image), image[window.top : window.top + window.height, window.left : window.left + window.width]
+        )
+    assert Window.whole((5, 7)) == Window(0, 0, 5, 7)
+    assert Window(1, 2, 5, 4).inside((5, 7)) == Window(0, 2, 5, 4)  # one row too low: all rows count
+    assert Window(-1, 2, 3, 6).inside((5, 7)) == Window(0, 0, 5, 7)
+
+
+def test_windows_and_placements_on_a_finer_grid_and_with_a_margin():
+    placement = Placement(Window(1, 7, 3, 5), Flip(vertical=True))
+    assert placement.scaled(3) == Placement(Window(3, 21, 9, 15), Flip(vertical=True))
+    assert placement.grown(2) == Placement(Window(-1, 5, 7, 9), Flip(vertical=True))
+
+
+def test_whole_images_are_drawn_without_a_patch_and_patches_with_one():
+    rng = np.random.default_rng(0)
+    assert Augmentation().draw((5, 7), rng) == Placement(Window(0, 0, 5, 7), Flip())
+    assert Augmentation(9).draw((5, 7), rng).window == Window(0, 0, 9, 9)
+    corners = {(p.window.top, p.window.left) for p in (Augmentation(4).draw((5, 3), rng) for _ in range(50))}
+    assert corners == {(0, 0), (1, 0)}
+
+
 def test_mean_and_std_that_would_change_images_are_refused():
     refuse_normalization(None, None)
     refuse_normalization([0, 0, 0], [1, 1, 1])
-    with pytest.raises(ValueError, match=r"stay in \[0, 1\]"):
-        refuse_normalization([0.5, 0.5, 0.5], [1, 1, 1])
+    for mean, std in (([0.5, 0.5, 0.5], [1, 1, 1]), ([0, 0, 0], [1, 2, 1]), ([0, 0, 0.1], None), (None, [0.5])):
+        with pytest.raises(ValueError, match=r"stay in \[0, 1\]"):
+            refuse_normalization(mean, std)

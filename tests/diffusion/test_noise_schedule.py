@@ -79,7 +79,8 @@ def test_betas_that_are_no_schedule_are_refused(betas: object) -> None:
 
 
 def test_wrong_names_and_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"'cosin'.*cosine, linear"):
-        noise_schedule("cosin")  # type: ignore[arg-type]
+    for name in ("cosin", "linear2"):
+        with pytest.raises(ValueError, match=rf"'{name}'.*cosine, linear"):
+            noise_schedule(name)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="timesteps is 0"):
         noise_schedule("linear", 0)

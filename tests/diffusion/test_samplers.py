@@ -234,6 +234,23 @@ def test_paper_clips_the_final_image_only() -> None:
     assert result.abs().max() == 1
 
 
+def test_the_step_of_paper_is_equation_11_of_ddpm() -> None:
+    """Two steps, 60 -> 40 -> the image, from x = 0.2 with an estimated noise of 0.1 and then -0.3."""
+    x = torch.full((1, 1, 1, 1), 0.2, dtype=torch.float64)
+    estimates = {60: 0.1, 40: -0.3}
+    seen: list[float] = []
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(float(x))
+        return torch.full_like(x, estimates[int(t)])
+
+    result = ddpm(Process(cosine_schedule(100), "paper"), denoise, x, [60, 40], lambda i: 0.5 + 0 * x)
+    a, b = COSINE.schedule.alpha_bar[[60, 40]].tolist()
+    mean = (0.2 - (1 - a / b) / (1 - a) ** 0.5 * 0.1) / (a / b) ** 0.5
+    assert seen[1] == pytest.approx(mean + 0.5 * ((1 - a / b) * (1 - b) / (1 - a)) ** 0.5, rel=1e-12)
+    assert result.item() == pytest.approx((seen[1] + 0.3 * (1 - b) ** 0.5) / b**0.5, rel=1e-12)
+
+
 # --- what every sampler promises --------------------------------------------------------------------------------------
 
 WAYS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 0.7), ("dpm_solver_2m", 0.0)]

@@ -26,6 +26,12 @@ def test_seeds_and_steps_have_streams_of_their_own() -> None:
     assert torch.equal(torch.cov(rows).abs().gt(0.5), torch.eye(9, dtype=torch.bool))
 
 
+def test_the_start_is_the_draw_before_the_first_step() -> None:
+    noise = SeededNoise([5], SHAPE)
+    assert torch.equal(noise.start(), noise(-1))
+    assert not torch.equal(noise.start(), noise(0))
+
+
 def test_it_is_standard_normal_contiguous_float32_and_leaves_other_generators_alone() -> None:
     torch.manual_seed(0)
     expected = torch.rand(1)
@@ -43,5 +49,6 @@ def test_it_is_standard_normal_contiguous_float32_and_leaves_other_generators_al
 def test_no_seed_or_no_image_shape_is_refused() -> None:
     with pytest.raises(ValueError, match="0 seeds"):
         SeededNoise([], SHAPE)
-    with pytest.raises(ValueError, match=r"\(c, h, w\)"):
-        SeededNoise([1], (1, 3, 7, 9))  # type: ignore[arg-type]
+    for shape in ((1, 3, 7, 9), (7, 9)):
+        with pytest.raises(ValueError, match=r"\(c, h, w\)"):
+            SeededNoise([1], shape)  # type: ignore[arg-type]

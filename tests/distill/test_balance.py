@@ -31,6 +31,20 @@ def test_the_weight_follows_the_mean_so_far_and_then_is_kept():
     assert weight.value == pytest.approx(10)
 
 
+def test_fifty_batches_set_the_weight():
+    weight = TermWeight(share=1.0)
+    for i in range(1, 61):
+        weight.observe(i, 1)
+    assert weight.batches == 50
+    assert weight.value == pytest.approx(sum(range(1, 51)) / 50)
+
+
+def test_without_share_and_fixed_weight_a_term_counts_nothing():
+    weight = TermWeight()
+    weight.observe(10, 1)
+    assert weight.value == 0
+
+
 @pytest.mark.parametrize("pull", [(math.nan, 1.0), (math.inf, 1.0), (1.0, math.nan), (1.0, math.inf), (1.0, 0.0)])
 def test_batches_that_are_not_finite_or_have_no_pull_do_not_count(pull):
     weight = TermWeight(share=0.5)

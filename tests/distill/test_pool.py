@@ -102,6 +102,12 @@ def test_painted_means_are_means_and_zero_outside_regions():
     torch.testing.assert_close(pool.region_means_painted(values, labels, 4).double(), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_the_mean_of_a_region_of_one_or_two_pixels_is_theirs():
+    values = torch.tensor([[[[2.0, 4, 8, 16]]]])
+    painted = pool.region_means_painted(values, torch.tensor([[[0, 1, 2, 2]]]), 3)
+    assert painted.flatten().tolist() == [0, 4, 12, 12]
+
+
 def test_painting_means_twice_changes_nothing():
     values, labels = draw(4)
     once = pool.region_means_painted(values, labels, 4)

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from sam4ir.distill.lesson import Lesson
-from sam4ir.distill.sgr import SemanticGuidedRelation
+from sam4ir.distill.sgr import SemanticGuidedRelation, prototypes, relation_distance
 from sam4ir.priors.features import VGGFeatures
 
 STRIDES = {"fine": 1, "coarse": 4}
@@ -83,6 +83,25 @@ def test_the_value_is_the_one_of_a_loop_over_images_layers_and_regions(seed, min
     assert got.dtype == torch.float32
     assert got.item() == pytest.approx(looped(student, target, labels, min_cells), rel=2e-4, abs=1e-7)
     assert (got.item() == 0) == (min_cells == 1e6)
+
+
+def test_the_distance_of_relations_is_the_mean_over_valid_pairs_and_then_over_images():
+    student = torch.tensor([[1.0, 0], [0, 1], [0.6, 0.8]]).repeat(3, 1, 1)
+    target = torch.tensor([[1.0, 0], [1, 0], [0, 1]]).repeat(3, 1, 1)
+    # pairs (0 1), (0 2), (1 2): student 0, 0.6, 0.8; target 1, 0, 0
+    valid = torch.tensor([[True, True, True], [True, True, False], [False, False, True]])
+    distance = relation_distance(student, target, valid)
+    assert distance.shape == ()
+    assert distance.item() == pytest.approx(((1 + 0.6 + 0.8) / 3 + 1 + 0) / 3)
+
+
+def test_a_prototype_is_the_weighted_mean_of_unit_length():
+    features = torch.tensor([[3.0, 1, 0, 5], [4.0, 2, 0, 5]]).view(1, 2, 2, 2)
+    weights = torch.tensor([[[0.5, 0.5, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]]])
+    expected = torch.tensor([[2 / 13**0.5, 3 / 13**0.5], [0, 0], [0, 0]])  # of the means (2, 3), 0 and 0
+    torch.testing.assert_close(prototypes(features, weights)[0], expected)
+    faint = prototypes(features * 1e-7, weights)[0, 0]  # shorter than 1e-6: divided by 1e-6
+    torch.testing.assert_close(faint, torch.tensor([0.2, 0.3]))
 
 
 def test_a_small_region_is_dropped_for_both_images():

@@ -64,6 +64,20 @@ def test_what_is_mixed_is_the_image_its_embedding_the_region_means_and_the_bound
     torch.testing.assert_close(seen[0], torch.cat(parts + [degraded] * with_input, dim=1))
 
 
+def test_the_gate_multiplies_the_first_half_of_the_mixed_channels_by_the_second():
+    restored, labels, degraded = images()
+    spf = fusion(trained=False)
+    with torch.no_grad():
+        spf.mix.weight.zero_()
+        spf.mix.bias.copy_(torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8]))
+        spf.out.weight[0, 0, 1, 1] = 1  # the middle of the kernel: red takes the first product, green the last
+        spf.out.weight[1, 3, 1, 1] = 1
+        spf.out.bias[2] = 0.5
+    added = spf(restored, labels, 4, degraded) - restored
+    expected = torch.tensor([1 * 5, 4 * 8, 0.5]).view(1, 3, 1, 1).expand_as(restored)
+    torch.testing.assert_close(added, expected, rtol=1e-5, atol=0)
+
+
 def test_the_degraded_image_is_left_out_by_default():
     restored, labels, degraded = images()
     spf = fusion()
@@ -131,9 +145,37 @@ def test_mask_dropout_turns_whole_regions_of_each_image_into_no_region():
     assert (dropped[:, labels == 0] == 0).all()
 
 
+@pytest.mark.parametrize("arguments", [{"mask_dropout": 0.0}, {"mask_dropout": 0.5}])
+def test_nothing_is_drawn_without_drop_out_or_training(arguments):
+    restored, labels, degraded = images()
+    spf = fusion(**arguments).train(arguments["mask_dropout"] == 0)
+    before = torch.get_rng_state()
+    spf(restored, labels, 4, degraded)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_one_number_is_drawn_for_each_label_of_each_image():
+    _, labels, _ = images(b=3)
+    with torch_stream(0, "drop"):
+        dropped = fusion(mask_dropout=0.25)._drop(labels, 4)
+    with torch_stream(0, "drop"):
+        drawn = torch.rand(3, 5)
+    for i in range(3):
+        expected = [label if drawn[i, label] >= 0.25 else 0 for label in labels[i].flatten().tolist()]
+        assert dropped[i].flatten().tolist() == expected
+
+
 def test_mask_dropout_is_a_probability():
-    with pytest.raises(ValueError, match=r"mask_dropout is 1\.5"):
-        SemanticPriorsFusion(mask_dropout=1.5)
+    for wrong in (-0.1, 1.0, 1.5):
+        with pytest.raises(ValueError, match=f"mask_dropout is {wrong}"):
+            SemanticPriorsFusion(mask_dropout=wrong)
+    assert SemanticPriorsFusion(mask_dropout=0.99).mask_dropout == 0.99
+
+
+def test_the_fused_image_is_float32_also_of_an_image_in_half_precision():
+    restored, labels, degraded = images()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert fusion()(restored.bfloat16(), labels, 4, degraded).dtype == torch.float32
 
 
 @pytest.mark.parametrize("case", ["constant", "one pixel", "all covering", "none"])

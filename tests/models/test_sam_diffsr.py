@@ -83,6 +83,16 @@ def test_another_seed_or_number_draws_other_noise() -> None:
     assert loss(model(), same) != loss(model(), batch((4,)))
 
 
+def test_every_time_of_the_process_is_drawn_alike() -> None:
+    numbers = list(range(4000))
+    t, noise = model()._draw(numbers, torch.zeros(4000, 1, 2, 2))
+    counts = torch.bincount(t, minlength=20)
+    assert len(counts) == 20
+    assert (counts - 200).abs().max() < 5 * 14  # of a binomial with a mean of 200
+    assert noise.mean().abs() < 0.03
+    assert (noise.std() - 1).abs() < 0.03
+
+
 def test_without_masks_the_modulations_are_plain_diffusion_bit_for_bit() -> None:
     empty = batch()
     empty.maps = {"spe": torch.zeros_like(empty.gt[:, :1])}
@@ -96,6 +106,43 @@ def test_masks_change_what_is_learned_and_the_log_tells_by_how_much(kind: str) -
     assert told.terms["noise"].item() != loss(model(), batch())
     assert told.measures["spe_shift"] > 0
     assert model().losses(batch(), 1, True).measures == {}
+
+
+def test_the_logged_shift_is_the_distance_of_x_t_from_plain_diffusion_over_its_length() -> None:
+    m, data = model("released", 0.3), batch()
+    seen: list[Tensor] = []
+    for modulation in ("released", "none"):
+        other = model(modulation, 0.3)
+        other.network.register_forward_pre_hook(lambda net, args: seen.append(args[0]))
+        other.losses(data, 1, True)
+    shift = m.losses(data, 1, True).measures["spe_shift"]
+    assert type(shift) is float
+    assert shift == pytest.approx(((seen[0] - seen[1]).norm() / seen[1].norm()).item())
+    assert m.losses(data, 1, False).measures == {}
+
+
+def test_the_network_gets_x_t_its_time_and_the_image_and_is_judged_by_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    m, data = model("invertible", 0.3), batch()
+    pairs: list[tuple[object, ...]] = []
+    training_pair = Process.training_pair
+
+    def recorded(process: Process, *arguments: object) -> tuple[Tensor, Tensor]:
+        pair: tuple[Tensor, Tensor] = training_pair(process, *arguments)  # type: ignore[arg-type]
+        pairs.append((arguments, pair))
+        return pair
+
+    monkeypatch.setattr(Process, "training_pair", recorded)
+    value = loss(m, data)
+    ((x_0, t, noise, spe, rms), (x_t, target)) = pairs[0]
+    lq_up = 2 * imresize(data.lq, 4) - 1
+    torch.testing.assert_close(x_0, (2 * (2 * data.gt - 1 - lq_up)).clamp(-1, 1))
+    assert torch.equal(spe, data.spe)
+    assert rms == 0.5
+    assert t.shape == (3,)
+    assert noise.shape == x_0.shape
+    assert value == pytest.approx((m.network(x_t, t, data.lq, lq_up) - target).abs().mean().item(), rel=1e-5)
 
 
 def test_the_scale_of_the_encoding_is_measured_once_and_kept_in_the_state() -> None:

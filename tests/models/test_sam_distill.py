@@ -157,6 +157,25 @@ def test_the_students_terms_train_the_student_alone(term):
     assert gradients(m.refiner).abs().max() == 0
 
 
+def test_a_term_that_stops_no_gradient_itself_does_not_teach_the_refiner():
+    class Plain(nn.Module):
+        def forward(self, target, lesson):
+            return (lesson.student - target).square().mean()
+
+    m = model(spd=None, sgr=Term(Plain(), weight=TermWeight(1.0)))
+    m.losses(batch(), 1, False).terms["sgr"].backward()
+    assert gradients(m.student).abs().max() > 0
+    assert gradients(m.refiner).abs().max() == 0
+
+
+@pytest.mark.parametrize("factor", [3.0, 1e-6])
+def test_the_norm_of_a_gradient_is_its_length(factor):
+    at = torch.ones(2, 8, requires_grad=True)
+    assert gradient_norm(factor * at.sum(), at) == pytest.approx(factor * 4)
+    assert gradient_norm(torch.ones(2, requires_grad=True).sum(), at) == 0
+    assert gradient_norm(torch.ones(()), at) == 0
+
+
 def train(m, steps, lr=1e-2):
     optimisers = [torch.optim.AdamW(net.parameters(), lr=lr) for net in m.networks.values()]
     for i in range(steps):
@@ -421,6 +440,16 @@ def test_the_share_is_that_of_the_gradients_at_the_students_image(term):
     terms, measures = m.losses(batch(), 1, True)
     share = gradient_norm(terms[term], seen[0]) / gradient_norm(terms["pix"], seen[0])
     assert share == pytest.approx(measures[f"share_{term}"], rel=1e-4)
+
+
+def test_the_share_beside_a_reconstruction_without_a_pull_is_zero():
+    data = batch()
+    data.lq = data.gt.clone()
+    m = model(student=nn.Conv2d(3, 3, 1, bias=False), loss=MSELoss(), spd=spd(fixed=1.0), sgr=None)
+    with torch.no_grad():
+        m.student.weight.copy_(torch.eye(3).view(3, 3, 1, 1))
+    measures = m.losses(data, 1, True).measures
+    assert (measures["weight_spd"], measures["share_spd"]) == (1.0, 0.0)
 
 
 def test_weights_are_kept_after_their_batches_and_shares_logged_on(monkeypatch):

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from sam4ir.config.signature import block_arguments, check_block
-from sam4ir.data.degrade.blur import GaussianBlur, MotionBlur, convolve
+from sam4ir.data.degrade.blur import GaussianBlur, MotionBlur, convolve, rasterised, trajectory, turned_grid
 from sam4ir.data.degrade.dataset import DegradedImageDataset
-from sam4ir.data.degrade.noise import GaussianNoise, Jpeg, PoissonGaussianNoise, Quantize
+from sam4ir.data.degrade.noise import GaussianNoise, Jpeg, PoissonGaussianNoise, Quantize, draw_between
 from sam4ir.data.degrade.rain import RainStreaks
+from sam4ir.errors import UserError
 from sam4ir.registry import DEGRADATIONS
 from sam4ir.utils.image import to_uint8, write_image
 from sam4ir.utils.rng import generator
@@ -63,6 +64,8 @@ def test_the_number_of_threads_changes_no_bit(name):
         ("GaussianNoise", {"sigma": [5, 15, 25]}, "sigma"),
         ("GaussianNoise", {"sigma": -1}, "sigma: -1"),
         ("GaussianNoise", {"sigma": 5, "choice": True}, "must be a list"),
+        ("GaussianNoise", {"sigma": [], "choice": True}, "must be a list"),
+        ("GaussianNoise", {"sigma": [5, -0.5], "choice": True}, "sigma: -0.5"),
         ("PoissonGaussianNoise", {"gain": -0.1}, "gain"),
         ("MotionBlur", {"length": (-3, 5)}, "length"),
         ("MotionBlur", {"anxiety": 2.0}, "anxiety.* up to 1"),
@@ -81,6 +84,53 @@ def test_parameters_that_make_no_sense_are_named(name, arguments, word):
         DEGRADATIONS.get(name)(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "argument", "low", "high", "beyond"),
+    [
+        ("GaussianNoise", "sigma", 0, 1e6, (-1e-6,)),
+        ("PoissonGaussianNoise", "gain", 0, 1e6, (-1e-6,)),
+        ("PoissonGaussianNoise", "sigma", 0, 1e6, (-1e-6,)),
+        ("MotionBlur", "length", 0, 500, (-1e-6, 500.1)),
+        ("MotionBlur", "anxiety", 0, 1, (-1e-6, 1.001)),
+        ("MotionBlur", "angle", -1e6, 1e6, ()),
+        ("GaussianBlur", "sigma", 0.05, 100, (0.049, 100.1)),
+        ("GaussianBlur", "ratio", 0.01, 1, (0.0099, 1.001)),
+        ("GaussianBlur", "angle", -1e6, 1e6, ()),
+        ("Jpeg", "quality", 1, 100, (0, 101)),
+        ("Quantize", "bits", 1, 16, (0, 17)),
+    ],
+)
+def test_both_ends_of_a_range_are_allowed_and_nothing_beyond(name, argument, low, high, beyond):
+    part = DEGRADATIONS.get(name)
+    for value in (low, high):
+        part(**{argument: value})
+    if name != "Quantize":
+        part(**{argument: [low, high]})
+    for value in beyond:
+        with pytest.raises(ValueError, match=argument):
+            part(**{argument: value})
+
+
+def test_a_range_says_its_limits():
+    with pytest.raises(UserError, match=r"^length: -1 must be a number or \[low, high\], from 0, up to 500$"):
+        MotionBlur(length=-1)
+    with pytest.raises(UserError, match=r"^sigma: \(3, 2\) must be a number or \[low, high\], from 0$"):
+        GaussianNoise((3, 2))
+    with pytest.raises(UserError, match=r"^angle: \(3, 2\) must be a number or \[low, high\]$"):
+        MotionBlur(angle=(3, 2))
+
+
+def test_a_number_leaves_the_stream_alone_and_a_range_draws_uniformly():
+    rng = generator(3)
+    assert draw_between((2.0, 2.0), rng) == 2.0
+    assert draw_between((-1.0, 3.0), rng) == generator(3).uniform(-1.0, 3.0)
+
+
+@pytest.mark.parametrize("degrade", [GaussianNoise(5), PoissonGaussianNoise(), Jpeg(), Quantize()])
+def test_what_looks_at_a_pixel_or_a_block_alone_asks_for_no_neighbours(degrade):
+    assert degrade.margin == 0
+
+
 def test_a_misspelt_parameter_of_an_option_file_is_a_problem_with_its_near_miss():
     assert not check_block(DEGRADATIONS, {"type": "MotionBlur", "length": [5, 30], "anxiety": 0.005}, ())
     assert "sigma" in str(check_block(DEGRADATIONS, {"type": "GaussianNoise", "sigm": 5}, ("degradations", 0))[0])
@@ -97,6 +147,25 @@ def test_noise_levels_are_drawn_between_both_ends_or_from_the_list():
         assert 4.7 < min(levels) < 12
         assert 32 < max(levels) < 41.5
         assert allowed is None or all(min(abs(level - a) for a in allowed) < 1.5 for level in levels)
+
+
+@pytest.mark.parametrize("degrade", [GaussianNoise(51), GaussianNoise([51.0], choice=True), GaussianNoise([51, 51])])
+def test_a_sigma_of_51_is_a_fifth_of_white(degrade):
+    clean = image()
+    n = generator(7).standard_normal((3, 40, 52), dtype=np.float32)
+    if degrade._choices:
+        stream = generator(7)
+        stream.integers(1)  # the choice is drawn before the noise
+        n = stream.standard_normal((3, 40, 52), dtype=np.float32)
+    np.testing.assert_allclose(degrade(clean, generator(7)) - clean, 0.2 * n, rtol=0, atol=1e-6)
+
+
+def test_photon_and_read_out_noise_follow_their_formula_value_by_value():
+    clean = image() - 0.2
+    n = generator(7).standard_normal((3, 40, 52), dtype=np.float32)
+    expected = clean.numpy() + np.sqrt(0.02 * np.maximum(clean.numpy(), 0) + 0.2**2) * n
+    noisy = PoissonGaussianNoise(gain=0.02, sigma=51.0)(clean, generator(7))
+    np.testing.assert_allclose(noisy, expected, rtol=0, atol=1e-6)
 
 
 def test_photon_noise_has_a_variance_that_grows_with_the_signal():
@@ -137,9 +206,10 @@ def test_a_sensor_of_few_bits_clips_and_rounds():
 # blur
 
 
-def test_convolution_is_the_definition_with_a_mirrored_image():
+@pytest.mark.parametrize("size", [(33, 47), (90, 20), (20, 90)])
+def test_convolution_is_the_definition_with_a_mirrored_image(size):
     kernel = generator(3).random((9, 9), dtype=np.float32)
-    clean = image(3, 33, 47)
+    clean = image(3, *size)
     planes = [cv2.filter2D(p, -1, kernel[::-1, ::-1].copy(), borderType=cv2.BORDER_REFLECT) for p in clean.numpy()]
     torch.testing.assert_close(convolve(clean, kernel), torch.from_numpy(np.stack(planes)), rtol=1e-5, atol=1e-5)
     point = torch.zeros(1, 21, 21)
@@ -205,6 +275,58 @@ def test_our_shorter_paths_spread_as_those_of_the_full_generator(anxiety):
     for share in (0.25, 0.5, 0.75):
         assert abs(np.quantile(ours, share) / np.quantile(full, share) - 1) < 0.2
     assert np.median(full) < 16.5  # a line of this length spreads by 60 / sqrt(12) = 17.3: the forces do bend
+
+
+@pytest.mark.parametrize(("anxiety", "angle"), [(0.0, 0.7), (0.005, 0.7), (1.0, -2.0)])
+def test_a_path_follows_its_equations_step_by_step(anxiety, angle):
+    """The recurrence of the docstring with steps of 1/250, and v of unit length, so p counts in 60 pixels."""
+    rng = generator(5)
+    gaussian, inertia, impulse = (limit * anxiety * u for limit, u in zip((10, 0.7, 0.2), rng.random(3), strict=True))
+    shakes = rng.standard_normal((250, 2))
+    chances, turns = rng.random((2, 250))
+    v, p, expected = complex(math.cos(angle), math.sin(angle)), 0j, []
+    for (x, y), chance, turn in zip(shakes, chances, turns, strict=True):
+        force = gaussian * math.sqrt(8) * complex(x, y) - 8 * inertia * 60 * p
+        if chance < 8 * impulse:
+            force += 2 * v * complex(math.cos(math.pi + turn - 0.5), math.sin(math.pi + turn - 0.5))
+        v = (v + force) / abs(v + force)
+        p += v / 250
+        expected.append(p)
+    np.testing.assert_allclose(trajectory(anxiety, angle, generator(5)), expected, rtol=0, atol=1e-9)
+
+
+def test_a_position_between_pixels_is_shared_by_four_of_them():
+    kernel = rasterised(np.array([-0.75 - 0.5j, 0.75 + 0.5j]), 2)  # centred on 0
+    expected = np.zeros((5, 5))
+    for x, y in ((1.25, 1.5), (2.75, 2.5)):  # from the corner: a quarter beyond column 1, a half beyond row 1
+        left, top = int(x), int(y)
+        for row, height in ((top, 0.5), (top + 1, 0.5)):
+            expected[row, left] += height * (1 - (x - left)) / 2
+            expected[row, left + 1] += height * (x - left) / 2
+    np.testing.assert_allclose(kernel, expected, atol=1e-7)
+    assert kernel.dtype == np.float32
+
+
+def test_a_turned_grid_has_its_axes_along_and_across():
+    along, across = turned_grid(1, math.radians(30))
+    c, s = math.sqrt(3) / 2, 0.5
+    y, x = np.array([[-1] * 3, [0] * 3, [1] * 3]), np.array([[-1, 0, 1]] * 3)
+    np.testing.assert_allclose(along, c * x + s * y, atol=1e-12)
+    np.testing.assert_allclose(across, c * y - s * x, atol=1e-12)
+
+
+def test_kernels_reach_four_standard_deviations_and_half_a_path():
+    assert GaussianBlur((0.5, 2.3)).margin == 10  # 9.2
+    assert GaussianBlur(2.0).kernel(generator(0)).shape == (17, 17)
+    assert MotionBlur((3, 9)).margin == 6  # half of the path is 4.5, and one pixel is for sharing
+    assert MotionBlur(8).kernel(generator(0)).shape == (11, 11)
+
+
+def test_a_gaussian_kernel_is_its_formula():
+    kernel = GaussianBlur(1.5, 0.5, 90).kernel(generator(0))
+    y, x = np.mgrid[-6:7, -6:7]
+    expected = np.exp(-(y**2) / (2 * 1.5**2) - x**2 / (2 * 0.75**2))
+    np.testing.assert_allclose(kernel, expected / expected.sum(), rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize(("sigma", "ratio", "angle"), [(2.0, 1.0, 0.0), (3.0, 0.5, 30.0), (4.0, 0.4, 120.0)])

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from sam4ir.archs.diffusion_sr import DiffSR
+from sam4ir.diffusion.noise import SeededNoise
 from sam4ir.diffusion.process import Process
+from sam4ir.diffusion.samplers import run_sampler
 from sam4ir.diffusion.schedule import cosine_schedule
 from sam4ir.engine.restore.sampling import DiffusionRestorer, Sampling
 from sam4ir.models.sam_diffsr import upsampled
+from sam4ir.utils.rng import derived_seed
 
 SCALE = 4
 
@@ -62,8 +65,34 @@ def test_an_image_depends_on_its_name_the_seed_and_the_number_of_the_sample_alon
     lq = torch.rand(1, 3, 8, 8)
     first = restorer()(lq, "a")
     assert torch.equal(first, restorer()(lq, "a"))
+    assert torch.equal(first, restorer()(lq, "a", 0))
     for other in (restorer()(lq, "b"), restorer(seed=1)(lq, "a"), restorer()(lq, "a", 1)):
         assert not torch.equal(first, other)
+
+
+def test_a_chain_begins_with_the_start_and_adds_the_noise_of_its_steps() -> None:
+    network = Pixelwise()
+    seen: list[Tensor] = []
+    denoise = network.denoise
+    network.denoise = lambda x, *rest: (seen.append(x), denoise(x, *rest))[1]  # type: ignore[method-assign, assignment]
+    lq = torch.rand(1, 3, 4, 4)
+    how = dataclasses.replace(Sampling("ddpm", 5), seed=9, spacing="uniform")
+    process = Process(cosine_schedule(20))
+    result = DiffusionRestorer(network, process, SCALE, how)(lq, "a", 3)
+    noise = SeededNoise([derived_seed(9, "sampling", "a", 3)], (3, 16, 16))
+    assert torch.equal(seen[0], noise.start())
+    lq_up = upsampled(lq, (16, 16))
+    condition = network.condition(lq)
+    x_0 = run_sampler(
+        process,
+        lambda x, t: denoise(x, t, condition, lq_up),
+        noise.start(),
+        noise,
+        "ddpm",
+        5,
+        spacing="uniform",
+    )
+    torch.testing.assert_close(result, ((x_0 / 2 + lq_up) + 1) / 2)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 7), (17, 6)])

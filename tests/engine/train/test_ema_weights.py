@@ -50,6 +50,37 @@ def test_an_average_without_warm_up_has_basicsrs_decay_from_the_first_update() -
     torch.testing.assert_close(ema.module.weight, expected)
 
 
+def test_the_average_is_a_copy_in_eval_mode_that_nothing_trains() -> None:
+    net = nn.BatchNorm1d(2)
+    ema = Ema(net, decay=0.5)
+    assert ema.on
+    assert not ema.module.training
+    assert net.training
+    assert not any(parameter.requires_grad for parameter in ema.module.parameters())
+    assert all(parameter.requires_grad for parameter in net.parameters())
+    with torch.no_grad():
+        net.weight += 1
+    assert (ema.module.weight == 1).all()
+
+
+def test_frozen_parameters_stay_and_buffers_of_whole_numbers_are_copied() -> None:
+    net = nn.BatchNorm1d(2)
+    net.bias.requires_grad_(False)
+    ema = Ema(net, decay=0.5)
+    with torch.no_grad():
+        net.weight += 10
+        net.bias += 10
+        net.running_mean += 10
+        net.num_batches_tracked += 10
+    ema.update()
+    assert ema.updates == 1
+    # d = 1/10 after 0 updates
+    assert ema.module.weight.tolist() == pytest.approx([1 + 0.9 * 10] * 2)
+    assert ema.module.running_mean.tolist() == pytest.approx([0.9 * 10] * 2)
+    assert ema.module.bias.tolist() == [0, 0]
+    assert ema.module.num_batches_tracked == 10
+
+
 def test_no_decay_means_the_network_itself() -> None:
     net = nn.Linear(2, 2)
     ema = Ema(net, decay=0)

@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import World
 from engine.train.test_training import records, run
+from torch import Tensor
 
 from sam4ir.config.load import load_options, notices
+from sam4ir.config.schema import Block
 from sam4ir.engine.build import BuildError
 from sam4ir.engine.train.check import check
 from sam4ir.engine.train.loop import Trainer
+from sam4ir.engine.train.losses import LossBuilder, build_refinement
 from sam4ir.errors import UserError
+from sam4ir.models.restoration import Reconstruction
 from sam4ir.utils.image import read_image, write_image
 
+CPU = torch.device("cpu")
 TWO_STEPS = ("train:total_iter=2", "train:distill:start_iter=0")
 PERCEPTUAL = "{type: PerceptualLoss, layer_weights: {conv2_1: 1}, weights: random"
 
@@ -207,6 +214,31 @@ def test_errors_of_a_loss_name_its_key(world: World, key: str, capsys) -> None:
         Trainer(world.options(True, (override,)), resume=False)
     assert check(world.options(True, (override,))) == 2
     assert f"PROBLEM  {place}" in capsys.readouterr().out
+
+
+def even(output: Tensor, gt: Tensor) -> Tensor:
+    return output.sum() * 0
+
+
+def in_parts(output: Tensor, gt: Tensor) -> dict[str, Tensor]:
+    return {"": even(output, gt), "style": even(output, gt)}
+
+
+def test_the_refiner_has_the_losses_of_the_student_under_its_own_names() -> None:
+    student = Reconstruction({"pix": even, "edge": even, "zebra": even, "percep": in_parts}, {"percep_style": "style"})
+    refiner = build_refinement(SimpleNamespace(refine_opt=None), student, LossBuilder(CPU))  # type: ignore[arg-type]
+    image = torch.zeros(1, 1, 2, 2)
+    assert list(student(image, image)) == ["pix", "edge", "zebra", "percep", "style"]
+    wanted = ["refine", "refine_edge", "refine_zebra", "refine_percep", "refine_style"]
+    assert list(refiner(image, image)) == wanted
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_a_perceptual_loss_reads_colour_images_alone(channels: int) -> None:
+    block = Block(type="PerceptualLoss", layer_weights={"conv2_1": 1}, weights="random")
+    assert LossBuilder(CPU).build(block, "train.perceptual_opt")
+    with pytest.raises(BuildError, match=rf"train.perceptual_opt: .* have {channels} channel"):
+        LossBuilder(CPU, channels).build(block, "train.perceptual_opt")
 
 
 def test_grey_images_have_no_perceptual_loss(world: World) -> None:

@@ -201,8 +201,13 @@ def test_a_second_phase_counts_from_its_own_start() -> None:
         (lambda: cosine_restart(0, 1.0, [1, 2], [1.0]), "2 periods but 1 restart_weights"),
         (lambda: cosine_restart_cyclic(0, 1.0, [1, 2], [1.0, 1.0], [0.0]), "2 periods but 1 eta_mins"),
         (lambda: multi_step_restart(0, 1.0, [1], restarts=[0, 5]), "2 restarts but 1 restart_weights"),
+        (lambda: true_cosine(0, 1.0, T_max=0), "T_max 0: must be above 0"),
+        (lambda: cosine_restart(0, 1.0, [5, -1], [1.0, 1.0]), "periods 5, -1: must be above 0"),
+        (lambda: cosine_restart_cyclic(0, 1.0, [0]), "periods 0: must be above 0"),
+        (lambda: cosine_restart(0, 1.0, [], []), r"periods \[\]: must be above 0"),
+        (lambda: linear(0, 1.0, total_iter=0), "total_iter 0: must be above 0"),
     ],
 )
-def test_lists_of_different_length_are_an_error(call: Callable[[], float], message: str) -> None:
+def test_lists_and_lengths_that_cannot_be_are_an_error(call: Callable[[], float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import World
 from engine.train.test_training import assert_same_run, interrupt_after, records, run
+from torch import nn
 
 from sam4ir.config.load import OptionsError, load_options
+from sam4ir.distill.balance import TermWeight
+from sam4ir.engine.train import terms as building
 from sam4ir.engine.train.loop import Trainer
 from sam4ir.engine.train.terms import build_terms
+from sam4ir.models.sam_distill import Term
 
 PLUGIN = '''
 """A term that compares low frequencies, outside of all regions alone."""
@@ -150,6 +156,40 @@ def test_a_saved_option_file_shows_the_defaults_of_a_term(world: World) -> None:
 def test_a_term_that_is_switched_off_is_not_built(world: World) -> None:
     options = world.options(True, ("train:sgr_opt={balance: 0, weights: no_such_file.pth}",))
     assert list(build_terms(options.train, torch.device("cpu"))) == ["spd"]
+
+
+def one_term(monkeypatch: pytest.MonkeyPatch, loss: object, **keys: object) -> Term:
+    """The term `x` of a training whose part is `loss`, built for the meta device."""
+    values = {"off": False, "type": "SGR", "target": "gt", "every": 3, "loss_weight": None, "balance": None, **keys}
+    train = SimpleNamespace(terms={"x": (("train", "distill", "terms", "x"), SimpleNamespace(**values))})
+    monkeypatch.setattr(building, "build_part", lambda *arguments, **handed: loss)
+    return build_terms(train, torch.device("meta"))["x"]  # type: ignore[arg-type]
+
+
+def test_a_term_with_parameters_moves_to_the_device_and_a_function_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = one_term(monkeypatch, nn.Linear(2, 2))
+    assert moved.loss.weight.device.type == "meta"  # type: ignore[attr-defined]
+    assert (moved.target, moved.every) == ("gt", 3)
+    function = object()
+    assert one_term(monkeypatch, function).loss is function
+
+
+@pytest.mark.parametrize(
+    ("keys", "weight"),
+    [
+        ({"loss_weight": 2.0}, TermWeight(fixed=2.0)),
+        ({"loss_weight": 0.0}, TermWeight(fixed=0.0)),
+        ({"loss_weight": 2.0, "balance": 0.1}, TermWeight(fixed=2.0)),
+        ({"balance": 0.1}, TermWeight(share=0.1)),
+        ({"balance": 0.0}, TermWeight(share=0.0)),
+        ({"type": "SGR"}, TermWeight(share=0.05)),
+        ({"type": "SPD"}, TermWeight(share=0.3)),
+    ],
+)
+def test_the_weight_is_fixed_or_a_share_and_else_the_terms_own(
+    monkeypatch: pytest.MonkeyPatch, keys: dict, weight: TermWeight
+) -> None:
+    assert one_term(monkeypatch, object(), **keys).weight == weight
 
 
 def test_an_error_names_the_key_of_the_term(world: World) -> None:
