@@ -144,7 +144,7 @@ def test_restore_names_images_that_would_have_one_result(tmp_path: Path, capsys:
     restore = script("restore")
     for name in ("a.png", "a.bmp", "a.png.png", "b.png"):
         write_image(tmp_path / "in" / name, photograph(0))
-    work = restore.images_in(tmp_path / "in")
+    work = restore.find_work(tmp_path / "in", tmp_path / "out")
 
     class Copy:
         channels = 3

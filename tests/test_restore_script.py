@@ -21,7 +21,7 @@ from sam4ir.priors.zoo import weights as zoo
 from sam4ir.priors.zoo.sources import Url
 from sam4ir.priors.zoo.weights import Entry, ZooNetwork
 from sam4ir.registry import ARCHS
-from sam4ir.utils.image import read_image, write_image
+from sam4ir.utils.image import ExifOrientation, read_image, write_image
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "restore.py"
 TINY = {"width": 4, "middle_blk_num": 1, "enc_blk_nums": [1], "dec_blk_nums": [1]}
@@ -216,10 +216,10 @@ def test_images_at_fault_are_listed_and_the_rest_is_restored(
         write_image(photos / name, photograph(1))
     (photos / "gone.png").symlink_to(photos / "nowhere.png")
 
-    def read(file: Path, channels: int) -> np.ndarray:
+    def read(file: Path, channels: int, exif_orientation: ExifOrientation) -> np.ndarray:
         if file.name in faults:
             raise faults[file.name]
-        return read_image(file, channels)
+        return read_image(file, channels, exif_orientation)
 
     monkeypatch.setattr(script, "read_image", read)
     out = photos.parent / "out"

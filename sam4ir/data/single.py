@@ -23,7 +23,7 @@ class SingleImageDataset:
         io_backend: How images are stored, {type: disk} or {type: lmdb}; left out, the name of the folder decides.
         meta_info_file: Text file with the names of the images to use, one a line; left out, all are used.
         channels: 3 for RGB; 1 for grey, the luma of what the files hold.
-        exif_orientation: apply turns and mirrors images as their EXIF orientation says; ignore keeps the stored order.
+        exif_orientation: Images are turned as their EXIF orientation says (apply), or read as they are stored (ignore).
         mean: Accepted from other option files as zeros only; images stay in [0, 1].
         std: Accepted from other option files as ones only; images stay in [0, 1].
     """

@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import cv2
 import numpy as np
@@ -25,13 +25,15 @@ from torch import nn
 
 from sam4ir.config.load import option_values
 from sam4ir.config.schema import Options
-from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sample import Dataset
 from sam4ir.data.sources import ImageSource, read
 from sam4ir.engine.weights import locate
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import World
 from sam4ir.utils.rng import generator
+
+if TYPE_CHECKING:  # test.py and restore.py work without the mask store
+    from sam4ir.data.masks.store import MaskStore
 
 SAMPLED = 8  # images of a set whose pixels are compared, and records of a mask store
 _PATIENCE = 1.0  # seconds after which no further image of a set is read

@@ -10,7 +10,7 @@ from PIL import Image
 from sam4ir.data.masks.formats import MaskFile
 from sam4ir.data.masks.importer import ReadFile
 from sam4ir.data.masks.labels import LabelRules
-from sam4ir.data.masks.meta import reading_orientation
+from sam4ir.data.masks.meta import reading_orientation, write_meta
 from sam4ir.data.masks.record import MaskRecord
 from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
 from sam4ir.data.noisy import GaussianDenoisingDataset
@@ -65,7 +65,7 @@ def with_masks(tmp_path, exif_orientation):
     del meta["exif_orientation"]  # as earlier versions wrote it
     if exif_orientation:
         meta["exif_orientation"] = exif_orientation
-    (tmp_path / "m.lmdb/meta.json").write_text(json.dumps(meta))
+    write_meta(tmp_path / "m.lmdb", meta)
     photo(tmp_path / "gt/plain.png", 1)
     photo(tmp_path / "gt/turned.png", 3)
     return MaskStore(tmp_path / "m.lmdb")

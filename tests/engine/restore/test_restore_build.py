@@ -16,7 +16,7 @@ from sam4ir.config.schema import DiffusionOptions, ValOptions
 from sam4ir.engine.build import BuildError
 from sam4ir.engine.restore import build
 from sam4ir.engine.restore.build import RestoreRecipe, build_inference, build_restorer, build_sampling
-from sam4ir.engine.restore.images import ImageRestorer, image_channels, image_restorer
+from sam4ir.engine.restore.images import ImageRestorer, image_form, image_restorer
 from sam4ir.engine.restore.one_pass import Inference, PlainRestorer
 from sam4ir.engine.restore.sampling import DiffusionRestorer, Sampling
 from sam4ir.errors import UserError
@@ -174,12 +174,12 @@ def of_channels(channels: int) -> nn.Conv2d:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_channels_of_a_network_are_found(channels: int) -> None:
-    assert image_channels(of_channels(channels), CPU) == channels
+    assert image_form(of_channels(channels), CPU, RestoreRecipe(ValOptions())) == (channels, 1)
 
 
 def test_a_network_of_neither_colour_nor_grey_images_is_named() -> None:
     with pytest.raises(UserError, match=r"Conv2d restores neither RGB nor grey images \(.*1 channels"):
-        image_channels(of_channels(4), CPU)
+        image_form(of_channels(4), CPU, RestoreRecipe(ValOptions()))
 
 
 @pytest.mark.parametrize(("colours", "channels"), [(3, 3), (3, 1), (1, 1)])

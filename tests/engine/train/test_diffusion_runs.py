@@ -16,6 +16,7 @@ from test_training import assert_same_run, records
 
 from sam4ir.config.load import OptionsError, load_options, notices
 from sam4ir.config.schema import Options
+from sam4ir.data.masks.meta import write_meta
 from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.transforms import Flip
 from sam4ir.diffusion.process import Process
@@ -339,7 +340,7 @@ def test_tiles_that_leave_nothing_of_their_own_are_refused_before_any_work(world
 def test_maps_of_encodings_cannot_be_divided_by_the_masks_area(world: World, diffusion: dict) -> None:
     meta = world.root / "masks.lmdb" / "meta.json"
     told = json.loads(meta.read_text())
-    meta.write_text(json.dumps({**told, "imported": {"format": "spe"}}))
+    write_meta(meta.parent, {**told, "imported": {"format": "spe"}})
     train_data.data_sets(options_of(world, diffusion))
     with pytest.raises(BuildError, match="region"):
         train_data.data_sets(options_of(world, diffusion, "diffusion:mean=region"))
