@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sam4ir.archs.infer import infer, restoring, shapes_of, stereo
 from sam4ir.registry import STEREO, near_miss
-from sam4ir.utils.weights import Weights, WeightsFileError, read_file, read_weights
+from sam4ir.utils.weights import Weights, WeightsFileError, read_file, read_weights, reading
 
-__all__ = ["WeightsFileError", "flow", "load_weights", "locate", "network_block", "read_file"]
+__all__ = ["WeightsFileError", "flow", "load_weights", "locate", "network_block", "read_file", "reading"]
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from sam4ir.utils.archive import ArchiveError, verifying
 from sam4ir.utils.file_kinds import foreign_kind, zip_kind
 from sam4ir.utils.state_dicts import Weights, WeightsFileError, find_state
 
-__all__ = ["Weights", "WeightsFileError", "find_state", "read_file", "read_weights"]
+__all__ = ["Weights", "WeightsFileError", "find_state", "read_file", "read_weights", "reading"]
 
 # A tensor may repeat its values (torch's expand), and several may share them; these bound what a small file can claim.
 REPEATED = 1 << 20  # bytes that all tensors of a file may take beyond their own storages
@@ -46,43 +47,63 @@ def read_file(path: Path, mapped: bool = False) -> Any:
     Raises WeightsFileError for a missing or damaged file, for one of another kind (a web page, an ONNX model), for one
     that holds objects, and for one whose tensors claim far more memory than the file has bytes.
     """
+    with reading(path, mapped) as content:
+        pass
+    return content
+
+
+@contextmanager
+def reading(path: Path, mapped: bool = False) -> Iterator[Any]:
+    """Yield the content of a file as read_file does, while threads still verify its large tensors.
+
+    The block may copy tensors, which hides the time of verifying; what it copied counts only once the block has ended
+    without WeightsFileError.
+    """
     if not path.is_file():
         raise WeightsFileError(f"{path}: no such weights file")
     foreign = foreign_kind(path)
     if foreign is not None:
         raise WeightsFileError(f"{path}: {foreign}")
     try:
-        content = _read(path, mapped)
+        with _verified(path) as plain:
+            content = _content(path, mapped and plain)
+            _require_bounded(content, path)
+            yield content
     except ArchiveError as error:
         raise WeightsFileError(f"{path}: {error}; copy or fetch it again") from None
-    except pickle.UnpicklingError as error:
-        raise WeightsFileError(f"{path}: {_refused(error)}") from None
-    except Exception as error:  # damaged bytes make the unpickler fail in nearly any way
-        raise WeightsFileError(f"{path}: is truncated or no weights file ({_first_line(error)})") from error
-    _require_bounded(content, path)
-    return content
 
 
-def _read(path: Path, mapped: bool) -> Any:
-    """Read a file that is of none of the foreign kinds."""
-    with path.open("rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"
-    if not zipped and _is_safetensors(path):
-        from safetensors.torch import load_file
-
-        return load_file(str(path))
-    if not zipped:
-        return _unpickled(path, mapped=False)
+@contextmanager
+def _verified(path: Path) -> Iterator[bool]:
+    """Verify a file that is a zip file, see archive.verifying; yield whether its records are not compressed."""
+    if not _is_zip(path):
+        yield False
+        return
     with verifying(path) as records:
         other = zip_kind(record.name for record in records)
         if other is not None:
             raise ArchiveError(other)
-        return _unpickled(path, mapped and all(record.plain for record in records))
+        yield all(record.plain for record in records)
 
 
-def _unpickled(path: Path, mapped: bool) -> Any:
-    with torch.serialization.safe_globals(_NUMPY_NUMBERS):
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+def _content(path: Path, mapped: bool) -> Any:
+    """Read a file that is of none of the foreign kinds."""
+    try:
+        if not _is_zip(path) and _is_safetensors(path):
+            from safetensors.torch import load_file
+
+            return load_file(str(path))
+        with torch.serialization.safe_globals(_NUMPY_NUMBERS):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except pickle.UnpicklingError as error:
+        raise WeightsFileError(f"{path}: {_refused(error)}") from None
+    except Exception as error:  # damaged bytes make the unpickler fail in nearly any way
+        raise WeightsFileError(f"{path}: is truncated or no weights file ({_first_line(error)})") from error
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
 
 
 def _require_bounded(content: Any, path: Path) -> None:

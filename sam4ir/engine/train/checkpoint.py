@@ -8,6 +8,7 @@ holds a digest of each weights file, so that the files of one checkpoint are not
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from sam4ir.config.paths import RunPaths
 from sam4ir.engine.train.parts import TrainingParts
-from sam4ir.engine.weights import read_file
+from sam4ir.engine.weights import reading
 from sam4ir.errors import UserError
 from sam4ir.utils.archive import ArchiveError, contents_digest
 from sam4ir.utils.files import atomic
@@ -112,24 +113,29 @@ def publish_latest(paths: RunPaths, parts: TrainingParts, iteration: int) -> Non
 def load_checkpoint(state_file: Path, parts: TrainingParts) -> Checkpoint:
     """Load a checkpoint into `parts`; its weights lie in ../models beside the state's folder.
 
-    All its files are verified before anything of them is used. Raises WeightsFileError or DamagedCheckpointError naming
-    the file that is damaged or belongs to another checkpoint, and CheckpointError for a checkpoint of another network.
+    Threads verify the tensors of its files while they are copied. Where a file turns out to be damaged, `parts` holds
+    values of no use, and the caller loads another checkpoint or ends.
+
+    Raises WeightsFileError or DamagedCheckpointError naming the file that is damaged or belongs to another checkpoint,
+    and CheckpointError for a checkpoint of another network.
     """
-    state = read_file(state_file)
-    if not isinstance(state, Mapping) or "format" not in state:
-        raise DamagedCheckpointError(f"{state_file}: is no training state, but another file with its name")
-    if state["format"] not in (NO_DIGESTS, STATE_FORMAT):
-        raise CheckpointError(f"{state_file}: is no training state of this version")
-    try:
-        return _load(state, state_file, parts)
-    except UserError:
-        raise
-    except _MISSHAPED as error:
-        reason = f"{type(error).__name__} {error}".splitlines()[0]
-        raise DamagedCheckpointError(f"{state_file}: is damaged, or of another kind of run ({reason})") from error
+    with ExitStack() as files:
+        state = files.enter_context(reading(state_file))
+        if not isinstance(state, Mapping) or "format" not in state:
+            raise DamagedCheckpointError(f"{state_file}: is no training state, but another file with its name")
+        if state["format"] not in (NO_DIGESTS, STATE_FORMAT):
+            raise CheckpointError(f"{state_file}: is no training state of this version")
+        try:
+            return _load(state, state_file, parts, files)
+        except UserError:
+            raise
+        except _MISSHAPED as error:
+            reason = f"{type(error).__name__} {error}".splitlines()[0]
+            raise DamagedCheckpointError(f"{state_file}: is damaged, or of another kind of run ({reason})") from error
 
 
-def _load(state: Mapping[str, Any], state_file: Path, parts: TrainingParts) -> Checkpoint:
+def _load(state: Mapping[str, Any], state_file: Path, parts: TrainingParts, files: ExitStack) -> Checkpoint:
+    """Load a state and its networks' weights. files: gets the weights files, which are verified when it closes."""
     progress = Progress(**state["progress"])
     if state_file.stem.isdecimal() and int(state_file.stem) != progress.iteration:
         raise DamagedCheckpointError(
@@ -137,7 +143,7 @@ def _load(state: Mapping[str, Any], state_file: Path, parts: TrainingParts) -> C
         )
     weights = {}
     for label in parts.model.networks:
-        weights[label] = _read_network(state, state_file, label, progress.iteration)
+        weights[label] = _read_network(state, state_file, label, progress.iteration, files)
     for label, network in parts.model.networks.items():
         _fill(network, weights[label]["params"], state_file)
         if parts.emas[label].on:
@@ -159,10 +165,12 @@ def _load(state: Mapping[str, Any], state_file: Path, parts: TrainingParts) -> C
     return Checkpoint(progress, str(state["options"]))
 
 
-def _read_network(state: Mapping[str, Any], state_file: Path, label: str, iteration: int) -> Mapping[str, Any]:
-    """Return the verified content of a weights file; raise DamagedCheckpointError where it is another checkpoint's."""
+def _read_network(
+    state: Mapping[str, Any], state_file: Path, label: str, iteration: int, files: ExitStack
+) -> Mapping[str, Any]:
+    """Return the content of a weights file; raise DamagedCheckpointError where it is another checkpoint's."""
     path = state_file.parent.parent / "models" / f"net_{label}_{iteration}.pth"
-    weights: Mapping[str, Any] = read_file(path, mapped=True)
+    weights: Mapping[str, Any] = files.enter_context(reading(path, mapped=True))
     if not isinstance(weights, Mapping) or "params" not in weights:
         raise DamagedCheckpointError(f"{path}: holds no params, so it is no file of this checkpoint")
     if state["format"] != NO_DIGESTS and label in state["weights"] and _digest(path) != state["weights"][label]:
