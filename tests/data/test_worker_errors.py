@@ -118,7 +118,7 @@ def test_every_error_of_the_loader_arrives_with_its_image(kind: str, workers: in
     expected, text = KINDS[kind]
     with pytest.raises(expected, match=text) as caught:
         train(kind, workers)
-    assert set(multiprocessing.active_children()) == others
+    assert set(multiprocessing.active_children()) <= others
     if not isinstance(caught.value, UserError):
         shown = "".join(traceback.format_exception(caught.value))
         assert "in fail" in shown
