@@ -233,9 +233,7 @@ def _load(
         generator=torch.Generator(),  # else each start draws from torch's global stream
         prefetch_factor=prefetch_factor if num_workers else None,
     )
-    others = set(multiprocessing.active_children())
-    results = iter(loader)
-    workers = set(multiprocessing.active_children()) - others
+    results, workers = _begin(loader)
     try:
         while True:
             result = _next(results, workers)
@@ -252,17 +250,41 @@ def _load(
 _END: Any = object()
 
 
+def _begin(loader: torch.utils.data.DataLoader[Any]) -> tuple[Iterator[Any], set[BaseProcess]]:
+    """Return the iterator of a loader and its processes."""
+    others = set(multiprocessing.active_children())
+    try:
+        results = iter(loader)
+    except RuntimeError as error:  # one has died while the next one was started
+        workers = set(multiprocessing.active_children()) - others
+        for worker in workers:
+            worker.kill()
+        died = _death(workers, error)
+        if died is None:
+            raise
+        raise died from error
+    return results, set(multiprocessing.active_children()) - others
+
+
 def _next(results: Iterator[Any], workers: Collection[BaseProcess]) -> Any:
     """Return the next result, a Caught for an error of the data, or _END; raise WorkerDiedError for a lost process."""
     try:
         return next(results, _END)
     except (RuntimeError, EOFError, ConnectionError) as error:
-        cause = ""
-        if workers:
-            cause = cause_of_death(workers, str(error))
-        if not cause and "DataLoader worker" not in str(error):
+        died = _death(workers, error)
+        if died is None:
             raise
-        raise WorkerDiedError(str(error) or type(error).__name__, cause) from error
+        raise died from error
+
+
+def _death(workers: Collection[BaseProcess], error: Exception) -> WorkerDiedError | None:
+    """Return the error for a worker that has died, None where none has."""
+    cause = ""
+    if workers:
+        cause = cause_of_death(workers, str(error))
+    if not cause and "DataLoader worker" not in str(error):
+        return None
+    return WorkerDiedError(str(error) or type(error).__name__, cause)
 
 
 def _end(results: Iterator[Any], workers: Collection[BaseProcess]) -> None:
