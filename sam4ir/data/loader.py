@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import pickle
-import signal
-import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NoReturn, TypeVar
+from multiprocessing.process import BaseProcess
+from typing import Any, Literal, TypeVar
 
 import cv2
 import numpy as np
@@ -22,6 +21,7 @@ import torch.utils.data
 
 from sam4ir.data.sample import Batch, Dataset, Sample, collate
 from sam4ir.errors import UserError
+from sam4ir.utils.processes import Caught, as_exception, begin_worker, cause_of_death, memory_hint
 from sam4ir.utils.rng import generator
 
 T = TypeVar("T")
@@ -67,11 +67,11 @@ class SampleStream(torch.utils.data.Dataset[Any]):
     def __getitem__(self, number: int) -> Sample:
         index, rng = self.index(number), generator(self.seed, "sample", number)
         if self.bad_images == "stop":
-            return self.dataset.get(index, rng)
+            return _get(self.dataset, index, rng)
         skipped: list[str] = []
         for attempt in range(1, ATTEMPTS + 2):
             try:
-                return dataclasses.replace(self.dataset.get(index, rng), skipped=tuple(skipped))
+                return dataclasses.replace(_get(self.dataset, index, rng), skipped=tuple(skipped))
             except (UserError, OSError) as error:
                 skipped.append(str(error))
             rng = generator(self.seed, "replacement", number, attempt)
@@ -215,7 +215,7 @@ def _mixed(sample: Sample, partner: Sample, lam: float) -> Sample:
 
 def eval_sample(dataset: Dataset, seed: int, index: int) -> Sample:
     """Return the sample of an image, drawn from (seed, its key)."""
-    return dataset.get(index, generator(seed, "eval", dataset.key(index)))
+    return _get(dataset, index, generator(seed, "eval", dataset.key(index)))
 
 
 def _load(
@@ -229,86 +229,123 @@ def _load(
         num_workers=num_workers,
         collate_fn=_unchanged,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        worker_init_fn=partial(_start_worker, threading.current_thread() is threading.main_thread()),
         generator=torch.Generator(),  # else each start draws from torch's global stream
         prefetch_factor=prefetch_factor if num_workers else None,
     )
-    others = set(multiprocessing.active_children())
-    results = iter(loader)
-    workers = set(multiprocessing.active_children()) - others
+    results, workers = _begin(loader)
     try:
         while True:
-            try:
-                result = next(results, _END)
-            except (RuntimeError, EOFError) as error:  # errors of the data arrive as a _Failure
-                raise WorkerDiedError(str(error) or type(error).__name__) from error
+            result = _next(results, workers)
             if result is _END:
                 return
-            if isinstance(result, _Failure):
+            if isinstance(result, Caught):
                 result.throw()
             yield result
     finally:
-        if any(worker.exitcode for worker in workers):  # one was killed, maybe with a lock on which the others wait
-            for worker in workers:
-                worker.kill()
-        del results  # ends the workers now: an error that somebody keeps would keep them to the end of the process
+        _end(results, workers)
+        del results
 
 
 _END: Any = object()
 
 
+def _begin(loader: torch.utils.data.DataLoader[Any]) -> tuple[Iterator[Any], set[BaseProcess]]:
+    """Return the iterator of a loader and its processes."""
+    others = set(multiprocessing.active_children())
+    try:
+        results = iter(loader)
+    except RuntimeError as error:  # one has died while the next one was started
+        workers = set(multiprocessing.active_children()) - others
+        for worker in workers:
+            worker.kill()
+        died = _death(workers, error)
+        if died is None:
+            raise
+        raise died from error
+    return results, set(multiprocessing.active_children()) - others
+
+
+def _next(results: Iterator[Any], workers: Collection[BaseProcess]) -> Any:
+    """Return the next result, a Caught for an error of the data, or _END; raise WorkerDiedError for a lost process."""
+    try:
+        return next(results, _END)
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        died = _death(workers, error)
+        if died is None:
+            raise
+        raise died from error
+
+
+def _death(workers: Collection[BaseProcess], error: Exception) -> WorkerDiedError | None:
+    """Return the error for a worker that has died, None where none has."""
+    cause = ""
+    if workers:
+        cause = cause_of_death(workers, str(error))
+    if not cause and "DataLoader worker" not in str(error):
+        return None
+    return WorkerDiedError(str(error) or type(error).__name__, cause)
+
+
+def _end(results: Iterator[Any], workers: Collection[BaseProcess]) -> None:
+    """End the workers now: an error that somebody keeps would keep them to the end of this process."""
+    if any(worker.exitcode for worker in workers):  # one was killed, maybe with a lock on which the others wait
+        for worker in workers:
+            worker.kill()
+    shut_down = getattr(results, "_shutdown_workers", None)
+    if shut_down is not None:
+        shut_down()
+    for worker in workers:
+        if worker.is_alive():
+            worker.kill()
+
+
 class WorkerDiedError(UserError):
-    """The death of a process that loads images; the message names the most frequent remedy."""
+    """The death of a process that loads images. The message has the signal or exit code, and the likely remedy.
 
-    def __init__(self, reason: str) -> None:
-        super().__init__(
-            f"a process that loads images has died ({reason.strip().splitlines()[0]}); most often memory ran out: "
-            "lower num_worker_per_gpu"
-        )
-
-
-class _Failure:
-    """An error on its way out of a worker, raised as it is in the main process.
-
-    A bug (no UserError, no OSError) brings the worker's traceback as its cause.
+    reason: what torch says. cause: of cause_of_death.
     """
 
-    def __init__(self, error: Exception) -> None:
-        self.error = error
-        self.traceback = ""
-        if not isinstance(error, (UserError, OSError)):
-            self.traceback = _worker_traceback(error)
-        if torch.utils.data.get_worker_info() is not None and not _survives_pickling(error):
-            self.error = RuntimeError(f"{type(error).__name__}: {error}")  # else the main process would wait for ever
-
-    def throw(self) -> NoReturn:
-        """Raise the error."""
-        if self.traceback:
-            raise self.error from WorkerTraceback(f"in a process that loads images:\n{self.traceback}")
-        raise self.error
+    def __init__(self, reason: str, cause: str = "") -> None:
+        line = reason.strip().splitlines()[0]
+        cause = cause or cause_of_death((), reason)
+        hint = memory_hint(cause, "lower num_worker_per_gpu")
+        super().__init__(f"a process that loads images has died ({cause or line}){hint or _NO_HINT}")
 
 
-class WorkerTraceback(Exception):
-    """The traceback of another process as text, shown as the cause of the error that came from there."""
+_NO_HINT = "; num_worker_per_gpu: 0 loads the images without such processes and shows where it happens"
 
 
-def _worker_traceback(error: Exception) -> str:
-    """Return the error's traceback in a worker; empty in the main process, where the error carries its own."""
-    if torch.utils.data.get_worker_info() is None:
-        return ""
-    return "".join(traceback.format_exception(type(error), error, error.__traceback__))
-
-
-def _survives_pickling(error: Exception) -> bool:
-    """Return whether an error arrives in another process as what it is."""
+def _get(dataset: Dataset, index: int, rng: np.random.Generator) -> Sample:
+    """Return a sample; errors that do not name their image get its key and data set."""
     try:
-        return isinstance(pickle.loads(pickle.dumps(error)), type(error))
-    except Exception:  # a plugin's exception may refuse in any way
-        return False
+        return dataset.get(index, rng)
+    except (UserError, OSError, KeyboardInterrupt):
+        raise
+    except MemoryError as error:
+        raise UserError(
+            f"{_place(dataset, index)}: memory ran out ({error or type(error).__name__}); lower num_worker_per_gpu or "
+            "the size of the images"
+        ) from error
+    except BaseException as error:  # SystemExit too, which would end the run without a message
+        bug = as_exception(error)
+        bug.__notes__ = [*getattr(bug, "__notes__", []), _place(dataset, index)]  # type: ignore[attr-defined]
+        if bug is error:
+            raise
+        raise bug from error
+
+
+def _place(dataset: Dataset, index: int) -> str:
+    """'image 0001 of PairedImageDataset'."""
+    try:
+        key = dataset.key(index)
+    except Exception:  # it is the data set that fails here
+        key = f"number {index}"
+    return f"image {key} of {type(dataset).__name__}"
 
 
 class _Guarded(torch.utils.data.Dataset[Any]):
-    """The items that `make` makes; an error is returned as a _Failure, as torch would rebuild it from its text."""
+    """The items that `make` makes; an error is returned as Caught, as torch would rebuild it from its text."""
 
     def __init__(self, make: Callable[[Any], Any]) -> None:
         self._make = make
@@ -316,16 +353,17 @@ class _Guarded(torch.utils.data.Dataset[Any]):
     def __getitem__(self, item: Any) -> Any:
         try:
             return self._make(item)
-        except Exception as error:
-            return _Failure(error)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and torch.utils.data.get_worker_info() is None:
+                raise
+            return Caught(error, ", ".join(getattr(error, "__notes__", [])))
 
 
 def _unchanged(result: Any) -> Any:
     return result
 
 
-def _start_worker(_: int) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # it may reach the whole group; the main process saves, then ends this
+def _start_worker(forked_by_main_thread: bool, _: int) -> None:
+    begin_worker(forked_by_main_thread)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
-import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import connection
 from multiprocessing.context import BaseContext
+from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
 import cv2
 
 from sam4ir.errors import UserError
 from sam4ir.utils.files import takes_no_more
+from sam4ir.utils.processes import Caught, as_exception, begin_worker, cause_of_death, memory_hint
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -46,28 +43,30 @@ def attempts(
     workers: number of processes, 1 = this process. ahead: tasks for each worker that run before the first result is
     taken; their results wait in memory. function: pickled once for each process, so a module's function or a partial of
     one. Close the generator (contextlib.closing) when you leave early: that ends the processes.
-    Raises UserError naming the tasks at which a worker process died.
+    Raises UserError naming the tasks at which a worker process died, and any other exception with the traceback that it
+    has in the worker.
     """
     if workers <= 1:
         for task in tasks:
-            yield task, _Attempt(function)(task)
+            yield task, _outcome(_Attempt(function)(task))
         return
+    others = set(multiprocessing.active_children())
+    processes: set[BaseProcess] = set()
     with ProcessPoolExecutor(workers, _context(), _begin_worker, (_Attempt(function),)) as pool:
-        pending: deque[tuple[T, Future[R | Failure]]] = deque()
+        pending: deque[tuple[T, Future[R | Failure | Caught]]] = deque()
         try:
             for task in tasks:
                 pending.append((task, pool.submit(_call, task)))
+                processes |= set(multiprocessing.active_children()) - others
                 if len(pending) > ahead * workers:
-                    yield pending[0][0], pending[0][1].result()
+                    yield pending[0][0], _outcome(pending[0][1].result())
                     pending.popleft()
             while pending:
-                yield pending[0][0], pending[0][1].result()
+                yield pending[0][0], _outcome(pending[0][1].result())
                 pending.popleft()
-        except BrokenProcessPool:
+        except BrokenProcessPool as error:
             names = ", ".join(str(task)[:80] for task, _ in list(pending)[: workers + 1])
-            raise UserError(
-                f"a worker process died at or after {names}; memory may be short: fewer --workers need less"
-            ) from None
+            raise UserError(_death(names, cause_of_death(processes), error)) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -78,15 +77,33 @@ class _Attempt(Generic[T, R]):
     def __init__(self, function: Callable[[T], R]) -> None:
         self.function = function
 
-    def __call__(self, task: T) -> R | Failure:
+    def __call__(self, task: T) -> R | Failure | Caught:
         try:
             return self.function(task)
         except (UserError, OSError) as error:
             if takes_no_more(error):  # no other task could write either
-                raise
+                return Caught(error)
             return Failure(str(error))
         except MemoryError as error:
             return Failure(f"{task}: not enough memory ({error})")
+        except BaseException as error:  # SystemExit too, which would end the command without a message
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            return Caught(as_exception(error), f"at {str(task)[:200]}")
+
+
+def _outcome(result: R | Failure | Caught) -> R | Failure:
+    """Return the result of a task, or raise the error that is no Failure."""
+    if isinstance(result, Caught):
+        result.throw()
+    return result
+
+
+def _death(names: str, cause: str, error: BrokenProcessPool) -> str:
+    """Return the message about a pool that lost a process. names: the tasks that may have done it."""
+    if cause:
+        return f"a worker process died at or after {names} ({cause}){memory_hint(cause, 'fewer --workers need less')}"
+    return f"the result of a worker process is lost at or after {names}: {error.__cause__ or error}"
 
 
 _ATTEMPT: list[Any] = []  # in a worker process, the one function that it calls
@@ -97,19 +114,10 @@ def _call(task: Any) -> Any:
 
 
 def _begin_worker(attempt: Any) -> None:
-    """Set a worker process up: one thread, no Ctrl-C (the parent ends it), and an end when the parent is killed."""
+    """Set a worker process up: one thread, and an end with the parent."""
     _ATTEMPT.append(attempt)
     cv2.setNumThreads(1)
-    with contextlib.suppress(ValueError):  # not the main thread
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
+    begin_worker(forked_by_main_thread=False)  # its parent is the server
 
 
 def _context() -> BaseContext:

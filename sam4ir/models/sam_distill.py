@@ -239,7 +239,7 @@ class SamDistill:
         measures: dict[str, float] = {}
         for name, term in computed.items():
             target = lesson.gt if term.target == "gt" else lesson.refined
-            loss = term.loss(target, lesson)
+            loss = term.loss(target, lesson._replace(maps=_MapsOf(name, lesson.maps)))
             if loss.ndim:
                 raise UserError(f"distillation term {name!r} returned {tuple(loss.shape)}; a term returns one number")
             if term.weight.measuring or measure:
@@ -277,6 +277,20 @@ class SamDistill:
         for name, term in self.terms.items():
             if name in state:
                 term.weight.load_state(state[name])
+
+
+class _MapsOf(dict[str, Tensor]):
+    """The maps that a distillation term reads; a missing one is an error that names the term and the view."""
+
+    def __init__(self, term: str, maps: Mapping[str, Tensor]) -> None:
+        super().__init__(maps)
+        self._term = term
+
+    def __missing__(self, view: str) -> Tensor:
+        raise UserError(
+            f"distillation term {self._term!r} reads the view {view!r}, but the samples have "
+            f"{', '.join(self) or 'no maps'}; name it under datasets.train.masks.views"
+        )
 
 
 def gradient_norm(loss: Tensor, at: Tensor) -> float:

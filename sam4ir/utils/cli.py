@@ -199,6 +199,9 @@ def _bug_message(rank: str | None) -> str:
         f"  versions: {_versions()}",
     ]
     for flag, word in itertools.pairwise(words):
+        name, equals, value = word.partition("=")
+        if equals and name in _OPTION_FILE_FLAGS:
+            lines.append(f"  option file, to be attached: {Path(value).absolute()}")
         if flag in _OPTION_FILE_FLAGS:
             lines.append(f"  option file, to be attached: {Path(word).absolute()}")
     return "\n".join(lines)

@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
@@ -24,6 +25,7 @@ from sam4ir.errors import UserError
 T = TypeVar("T")
 Launcher = Literal["none", "pytorch", "slurm"]
 TIMEOUT = datetime.timedelta(minutes=30)
+START_TIMEOUT = datetime.timedelta(minutes=10)
 _TORCHRUN = "torchrun --nproc_per_node=N train.py -opt FILE"
 
 
@@ -161,9 +163,36 @@ def world(launcher: Launcher, cuda: bool) -> Iterator[World]:
     if cuda:
         torch.cuda.set_device(joined.cuda_index)
     with peers():
-        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=TIMEOUT)
+        _meet(joined, "cpu:gloo,cuda:nccl" if cuda else "gloo")
     yield joined
     torch.distributed.destroy_process_group()  # not after an error: it would wait for those that have gone
+
+
+def _meet(joined: World, backend: str) -> None:
+    """Connect the processes within START_TIMEOUT; what they do afterwards may take TIMEOUT.
+
+    Raises LaunchError where they do not meet.
+    """
+    set_timeout = getattr(torch.distributed, "set_timeout", None)
+    limit = START_TIMEOUT
+    if set_timeout is None:  # an older torch has one limit for both
+        limit = TIMEOUT
+    begun = time.monotonic()
+    try:
+        store, rank, size = next(torch.distributed.rendezvous("env://", joined.rank, joined.size, timeout=limit))
+        store.set_timeout(limit)
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
+    except RuntimeError as error:
+        if time.monotonic() - begun < 0.9 * limit.total_seconds():  # something else is wrong
+            raise
+        raise LaunchError(
+            f"the {joined.size} processes of this run have not met within {limit.total_seconds() / 60:g} minutes "
+            f"({str(error).strip().splitlines()[0][:200]}); start them again. See that all of them start: where "
+            "one has stopped, its message says why"
+        ) from error
+    if set_timeout is not None:
+        store.set_timeout(TIMEOUT)  # NCCL connects through it at its first use
+        set_timeout(TIMEOUT)
 
 
 _VARIABLES = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))

@@ -101,12 +101,12 @@ def test_errors_arrive_with_their_own_message(num_workers):
 
 
 def test_an_error_that_is_kept_keeps_no_processes():
-    """They ignore SIGTERM, so the process would wait for them at its end for ever."""
+    """Else the process would wait for them at its end."""
     others = set(multiprocessing.active_children())
     with pytest.raises(ImageError) as kept:
         list(train_batches(Numbers(broken=7), seed=0, batch_size=5, total_samples=10, num_workers=2))
     assert kept.value.__traceback__ is not None
-    assert set(multiprocessing.active_children()) == others
+    assert set(multiprocessing.active_children()) <= others
 
 
 def test_numbers_that_do_not_divide_are_named():

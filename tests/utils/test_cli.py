@@ -211,3 +211,12 @@ def test_traceback_may_stand_before_or_after_the_subcommand(
     parser.parse_args(words)
     cli.run(failing(UserError("wrong")))
     assert ("Traceback" in capsys.readouterr().err) == ("--traceback" in words)
+
+
+@pytest.mark.parametrize("words", [["-opt", "a.yml"], ["--opt", "a.yml"], ["-opt=a.yml"], ["--restore-opt=a.yml"]])
+def test_a_bug_names_the_option_file_in_every_form(
+    words: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["train.py", *words])
+    assert cli.run(failing(KeyError("a"))) == 1
+    assert f"option file, to be attached: {Path('a.yml').absolute()}" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import multiprocessing
 import os
 import socket
@@ -122,3 +123,14 @@ def test_uneven_processes_count_together_and_leave_together(works: tuple[int, ..
         sums = [totals[0] for totals in seen]
         assert sums == sorted(sums)
         assert all(total <= sum(works) for total in sums)
+
+
+def test_processes_that_do_not_meet_are_a_message_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    for name, value in zip(VARIABLES, ("0", "2", "0", "127.0.0.1", port), strict=True):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sam4ir.utils.dist.START_TIMEOUT", datetime.timedelta(seconds=2))
+    with pytest.raises(LaunchError, match="the 2 processes of this run have not met"), world("pytorch", cuda=False):
+        pass

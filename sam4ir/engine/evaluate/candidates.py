@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +78,17 @@ def candidates(sources: Sequence[str]) -> list[Candidate]:
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return names of whole paths: the stem, and as many folders above it as make the names differ."""
-    all_parts = [path.with_suffix("").parts for path in paths]
+    """Return names of whole paths: the stem, and as many folders above it as make the names differ.
+
+    Where only their suffixes differ, these stay.
+    """
+    stems = Counter(path.with_suffix("") for path in paths)
+    all_parts = []
+    for path in paths:
+        bare = path.with_suffix("")
+        if stems[bare] > 1:  # a.pth beside a.pt
+            bare = path
+        all_parts.append(bare.parts)
     depth = 1
     while len({parts[-depth:] for parts in all_parts}) < len(all_parts):
         depth += 1

@@ -141,6 +141,13 @@ def test_weights_of_two_runs_are_told_apart_and_drawn_by_name(world: World, opti
     assert picture_of(points, "psnr_y", False).names == ["models_net_g_7", "other_net_g_7"]
 
 
+def test_weights_whose_names_differ_by_their_suffix_keep_it(tmp_path: Path) -> None:
+    for name in ("a.pth", "a.pt", "b.pth"):
+        (tmp_path / name).write_bytes(b"weights")
+    named = candidates([str(tmp_path / name) for name in ("a.pth", "a.pt", "b.pth")])
+    assert [c.name for c in named] == ["a.pth", "a.pt", "b"]
+
+
 def test_weights_that_are_not_there_are_named_before_anything_is_made(world: World, options: Options) -> None:
     (world.root / "empty").mkdir()
     with pytest.raises(WeightsListError, match=r"empty: holds no net_g_<iteration>\.pth"):

@@ -262,3 +262,33 @@ def test_processes_that_see_other_options_or_images_end_alike(world: World) -> N
             assert f"error in process {rank}: the processes of this run do not see the same: " in text
             assert named in text
     assert not (world.root / "experiments" / "unlike").exists()
+
+
+FAULTY = """
+from sam4ir.data.noisy import GaussianDenoisingDataset
+from sam4ir.registry import DATASETS
+
+
+@DATASETS.register()
+class FaultyImages(GaussianDenoisingDataset):
+    def get(self, index, rng):
+        if self.key(index).endswith("2"):
+            raise KeyError("label_of_it")
+        return super().get(index, rng)
+"""
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_bug_in_a_loader_process_ends_the_run_with_its_traceback(world: World, processes: int) -> None:
+    (world.root / "faulty_images.py").write_text(FAULTY)
+    content = world.values(False)
+    content["plugins"] = ["faulty_images"]
+    content["datasets"]["train"]["type"] = "FaultyImages"
+    begun = time.monotonic()
+    force = ["train:total_iter=500", *COMMON[1:], "val={}", "datasets:train:num_worker_per_gpu=1"]
+    done = train(world, processes, *force, content=content, check=False)
+    assert done.returncode == 1
+    assert "in a worker process, image photo_2 of FaultyImages:" in done.stderr
+    assert 'raise KeyError("label_of_it")' in done.stderr
+    assert "memory" not in done.stderr
+    assert time.monotonic() - begun < 60

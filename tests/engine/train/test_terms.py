@@ -13,6 +13,7 @@ from torch import nn
 from sam4ir.config.load import OptionsError, load_options
 from sam4ir.distill.balance import TermWeight
 from sam4ir.engine.train import terms as building
+from sam4ir.engine.train.check import check
 from sam4ir.engine.train.loop import Trainer
 from sam4ir.engine.train.terms import build_terms
 from sam4ir.models.sam_distill import Term
@@ -197,3 +198,13 @@ def test_an_error_names_the_key_of_the_term(world: World) -> None:
         run(world, True, "train:sgr_opt={balance: 0.1, weights: no_such_file.pth}")
     with pytest.raises(ValueError, match=r"^train\.distill\.terms\.more: .*relu9_9"):
         run(world, True, "train:distill:terms={more: {type: SGR, weights: random, layers: [relu9_9]}}", "name=other")
+
+
+def test_a_term_whose_view_is_missing_is_named_with_it(plugin: World, capsys: pytest.CaptureFixture[str]) -> None:
+    source = plugin.root / "low_frequencies.py"
+    source.write_text(source.read_text().replace('maps["regions"]', 'maps["BorderDistance"]'))
+    values = values_with_terms(plugin, low={"type": "LowFrequencies", "balance": 0.2})
+    values["plugins"] = ["low_frequencies"]
+    assert check(load_options(plugin.write(values))) == 2
+    shown = capsys.readouterr().out
+    assert "term 'low' reads the view 'BorderDistance', but the samples have regions; name it under" in shown
