@@ -35,6 +35,7 @@ Encoding = Literal["raw", "png"]
 _RAW_MAGIC = b"\0S4I"
 _RAW_HEADER = struct.Struct("<4sBBHII")
 _FLUSH_BYTES = 32 << 20
+LARGEST_LIST = 256_000_000  # bytes of a meta_info file
 _META_LINE = re.compile(r"(?P<name>.*\S)\s+\((?P<size>\d+,\s*\d+,\s*\d+)\)(\s+\S+)?\s*")
 
 
@@ -99,13 +100,18 @@ def read_image_keys(path: str | Path) -> list[str]:
     if not meta.parent.is_dir():
         raise UserError(f"{path}: no such folder; scripts/prepare_data.py makes the LMDBs of the recipes")
     try:
-        lines = text_lines(read_text(meta))
+        lines = text_lines(read_text(meta, LARGEST_LIST))
     except OSError as error:
         raise UserError(
             f"{path}: meta_info.txt cannot be read ({error.strerror}); "
             "the folder is no image LMDB, or making it was interrupted: make it again"
         ) from error
-    return sorted({key_of(name) for name, _ in map(parse_meta_line, lines) if name})
+    keys = set()
+    for line in lines:
+        name, has_size = parse_meta_line(line)
+        if name and (has_size or not line.lstrip().startswith("#")):
+            keys.add(key_of(name))
+    return sorted(keys)
 
 
 def pack_raw(image: np.ndarray) -> bytes:
