@@ -115,9 +115,9 @@ _Dumper.add_implicit_resolver(f"{_TAG}float", _EXPONENT, list("-+.0123456789"))
 
 
 def _text_node(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    """Represent a text; a line break that PyYAML would write as it is and read as a space needs quotes."""
+    """Represent a text; quotes hold what `parse` refuses or reads otherwise without them."""
     style = None
-    if _LINE_BREAK.search(text):
+    if _LINE_BREAK.search(text) or _odd_space(text) or _ODD_QUOTES.match(text):
         style = '"'
     return dumper.represent_scalar(f"{_TAG}str", text, style=style)
 

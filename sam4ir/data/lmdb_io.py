@@ -65,7 +65,10 @@ class LmdbReader:
         with self._env().begin(buffers=True) as transaction:
             value = get(transaction, key, self.path)
             if value is None:
-                raise UserError(f"{self.path}: no value under key {key!r}")
+                hint = ""
+                if not key.isascii():
+                    hint = "; where the name looks wrong, save its meta_info.txt with the encoding UTF-8"
+                raise UserError(f"{self.path}: no value under key {key!r}{hint}")
             yield value
 
     def keys(self) -> list[str]:
