@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -17,9 +17,10 @@ from sam4ir.config.notices import notices as notices
 from sam4ir.config.official import GEOMETRIC, as_ours, is_placeholder, takes_geometric
 from sam4ir.config.schema import SHORT_TERMS, Block, DatasetOptions, Options, TermOptions
 from sam4ir.config.signature import check_block, validate
-from sam4ir.config.yaml_text import DEEPEST, Path, Problem, dump, parse
+from sam4ir.config.yaml_text import DEEPEST, LARGEST_TEXT, Path, Problem, dump, parse
 from sam4ir.errors import UserError
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, TERMS, VIEWS, Registry
+from sam4ir.utils.files import is_utf8, read_text
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def load_options(
     """Return the options of a YAML file.
 
     overrides: 'a:b=c' sets key b of block a to the YAML value c, as BasicSR's --force_yml.
-    $VAR, ${VAR} and a leading ~ are expanded in every text. Modules named under `plugins:` are
+    $VAR, ${VAR} and a leading ~ are expanded in every text; $$ is a dollar sign. Modules named under `plugins:` are
     imported first, so that the parts they register are checked like ours.
     training: False leaves the keys of training out, so that a program which only restores needs none of their parts.
     named_by_user: False for a file that merely lies beside another one, such as downloaded weights. Its plugins are
@@ -90,16 +91,16 @@ def load_options(
 
 def _text(name: str) -> str:
     try:
-        return FilePath(name).read_text(encoding="utf-8")
+        return read_text(FilePath(name), LARGEST_TEXT)
     except OSError as error:
         raise OptionsError(name, [Problem((), f"cannot be read: {error.strerror}")]) from None
-    except UnicodeDecodeError:
-        raise OptionsError(name, [Problem((), "is not a UTF-8 text file")]) from None
+    except UserError as error:
+        raise OptionsError(name, [Problem((), str(error).removeprefix(f"{FilePath(name)}: "))]) from None
 
 
 def dump_options(options: Options) -> str:
     """Return YAML that load_options reads back to equal options; every default is written out."""
-    return dump(options.model_dump(mode="json"))
+    return dump(_each_text(options.model_dump(mode="json"), lambda text: text.replace("$", "$$")))
 
 
 def option_values(options: Options) -> dict[tuple[str, ...], Any]:
@@ -112,7 +113,7 @@ def changes(earlier: str, options: Options) -> list[str]:
 
     A key that an older file lacks counts as its default.
     """
-    saved = parse(earlier)[0]
+    saved = _each_text(parse(earlier)[0], lambda text: text.replace("$$", "$"))
     if isinstance(saved, Mapping):
         loaded = validate(Options, saved)[0]
         if loaded:
@@ -123,6 +124,17 @@ def changes(earlier: str, options: Options) -> list[str]:
         if _value(before.get(place)) != _value(now.get(place)) and place[0] not in {"name", "path", "logger"}:
             lines.append(f"{'.'.join(place)}: {before.get(place)}, now {now.get(place)}")
     return lines
+
+
+def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a tree in which every text, but no key, is changed."""
+    if isinstance(value, dict):
+        return {key: _each_text(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_each_text(item, change) for item in value]
+    if isinstance(value, str):
+        return change(value)
+    return value
 
 
 def _value(value: Any) -> Any:
@@ -203,12 +215,15 @@ def _expand(value: Any, path: Path, problems: list[Problem]) -> Any:
     missing = False
     for name in _variables(value):
         if name not in os.environ:
-            problems.append(Problem(path, f"{value!r}: the environment variable {name} is not set"))
+            problems.append(
+                Problem(path, f"{value!r} ($$ is a dollar sign): the environment variable {name} is not set")
+            )
             missing = True
     if missing:
         return value
-    expanded = os.path.expanduser(os.path.expandvars(value))
-    if expanded != value and not _is_plain_text(expanded):
+    parts = [os.path.expandvars(part) for part in value.split("$$")]
+    expanded = os.path.expanduser("$".join(parts))
+    if expanded != value and not (is_utf8(expanded) and all(map(_is_plain_text, parts))):
         problems.append(Problem(path, f"{value!r} stands for {expanded!r}, which no option file can hold"))
         return value
     return expanded
@@ -216,7 +231,7 @@ def _expand(value: Any, path: Path, problems: list[Problem]) -> Any:
 
 def _variables(text: str) -> list[str]:
     """Return the names of the environment variables in a text."""
-    return [name.strip("{}") for name in _VARIABLE.findall(text)]
+    return [name.strip("{}") for name in _VARIABLE.findall(text.replace("$$", " "))]
 
 
 def _is_plain_text(value: str) -> bool:

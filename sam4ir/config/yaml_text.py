@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,15 @@ Path = tuple["str | int", ...]
 
 DEEPEST = 32
 MOST_VALUES = 20_000
+LARGEST_TEXT = 1_000_000  # bytes of an option file
 LARGEST = 2**63 - 1
 
 _TAG = "tag:yaml.org,2002:"
 _EXPONENT = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)[eE][-+]?\d+$")
+_SIXTIES = re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?$")  # YAML 1.1: 1:20 is 80
+_OCTAL = re.compile(r"[-+]?0[0-7_]*[1-7][0-7_]*$")
+_ODD_SPACE = re.compile("[\u00a0\u1680\u2000-\u200b\u202f\u205f\u3000\ufeff]")
+_ODD_QUOTES = re.compile("[\u2018-\u201f\u00ab].*[\u2018-\u201f\u00bb]$", re.DOTALL)
 _LINE_BREAK = re.compile("[\x85\u2028\u2029]")  # beside \n
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # no path and no UTF-8 file holds these
 
@@ -43,8 +49,49 @@ class Problem:
         return ": ".join([*words, self.message])
 
 
+class _RefusedError(Exception):
+    """An error of a text that the reader does not read to its end."""
+
+
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with YAML 1.2 floats, without dates and without the key '='."""
+    """SafeLoader with YAML 1.2 floats and tabs, without dates, numbers to base 60 and the key '='.
+
+    It refuses a text that is too deep or too long while it reads, before it has read all of it.
+    """
+
+    _depth = 0
+    _nodes = 0
+
+    def scan_to_next_token(self) -> None:
+        """Skip spaces, comments and line ends, and tabs that do not indent a key."""
+        super().scan_to_next_token()
+        while self.peek() == "\t" and not self._tab_indents():
+            while self.peek() in " \t":
+                self.forward()
+            super().scan_to_next_token()
+
+    def _tab_indents(self) -> bool:
+        """Return whether the white space at this place stands before the first token of a line."""
+        start = self.pointer - self.column
+        if self.flow_level or self.buffer[start : self.pointer].strip(" \t"):
+            return False
+        ahead = 0
+        while self.peek(ahead) in " \t":
+            ahead += 1
+        return self.peek(ahead) not in "#\r\n\0"
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Return the next node of the text. Raises _RefusedError."""
+        self._depth += 1
+        self._nodes += 1
+        if self._depth > 2 * DEEPEST:
+            raise _RefusedError(f"is nested more than {DEEPEST} levels deep")
+        if self._nodes > 2 * MOST_VALUES:
+            raise _RefusedError(f"holds more than {MOST_VALUES:,} values")
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
 
 class _Dumper(yaml.SafeDumper):
@@ -59,23 +106,23 @@ def _without_dates(resolvers: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
 _Loader.yaml_implicit_resolvers = {
     first: _without_dates(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_Loader.yaml_implicit_resolvers = {
+    first: [(f"{_TAG}str", _SIXTIES), *resolvers] if first in "-+0123456789" else resolvers
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(f"{_TAG}float", _EXPONENT, list("-+.0123456789"))
 _Dumper.add_implicit_resolver(f"{_TAG}float", _EXPONENT, list("-+.0123456789"))
 
 
 def _text_node(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    """Represent a text; a line break that PyYAML would write as it is and read as a space needs quotes."""
+    """Represent a text; quotes hold what `parse` refuses or reads otherwise without them."""
     style = None
-    if _LINE_BREAK.search(text):
+    if _LINE_BREAK.search(text) or _odd_space(text) or _ODD_QUOTES.match(text):
         style = '"'
     return dumper.represent_scalar(f"{_TAG}str", text, style=style)
 
 
 _Dumper.add_representer(str, _text_node)
-
-
-class _RefusedError(Exception):
-    """An error of a text that the reader does not read to its end."""
 
 
 class _Reader:
@@ -87,14 +134,15 @@ class _Reader:
         self.lines: dict[Path, int] = {}
         self._open: set[int] = set()
         self._count = 0
+        self._keys = 0
 
     def plain(self, node: yaml.Node, path: Path) -> Any:
         """Return the value of a node, None where it has a problem. Raises _RefusedError for a huge text."""
         self._count += 1
-        if len(path) > DEEPEST:
-            raise _RefusedError(f"is nested more than {DEEPEST} levels deep")
         if self._count > MOST_VALUES:
             raise _RefusedError(f"holds more than {MOST_VALUES:,} values, its aliases written out")
+        if len(path) > DEEPEST:
+            raise _RefusedError(f"is nested more than {DEEPEST} levels deep")
         self.lines.setdefault(path, _line(node))
         if isinstance(node, yaml.ScalarNode):
             return self._scalar(node, path)
@@ -118,6 +166,9 @@ class _Reader:
             if key is None:
                 continue
             place = (*path, key)
+            self._keys += 1
+            if self._keys > 10 * MOST_VALUES:  # also those that merges bring and the block has already
+                raise _RefusedError(f"merges more than {10 * MOST_VALUES:,} keys")
             if key not in values:
                 self.lines[place] = _line(key_node)
                 values[key] = self.plain(value_node, place)
@@ -152,8 +203,19 @@ class _Reader:
         elif _NO_TEXT.search(node.value):
             self._wrong(node, path, f"the key {node.value!r} holds a character that text may not hold")
         else:
-            return str(node.value)
+            return str(self._plain_text(node, path))
         return None
+
+    def _plain_text(self, node: yaml.ScalarNode, path: Path) -> str:
+        """Return a text; one without quotes has a problem where its spaces or quotes are no YAML."""
+        text = str(node.value)
+        if node.style is None:
+            odd = _odd_space(text)
+            if odd:
+                self._wrong(node, path, f"{_short(text)!r} {odd}")
+            elif _ODD_QUOTES.match(text):
+                self._wrong(node, path, f"{_short(text)!r} stands in curly quotes; write straight ones (\" or ')")
+        return text
 
     def _scalar(self, node: yaml.ScalarNode, path: Path) -> Any:
         """Return the value of a single text, number, truth value or null, None where it has a problem."""
@@ -161,6 +223,15 @@ class _Reader:
         if kind not in ("null", "bool", "int", "float", "str"):
             return self._unknown_tag(node, path)
         text = repr(_short(node.value))
+        if node.style is None and kind == "str":
+            return self._plain_text(node, path)
+        if kind == "int" and node.style is None and _OCTAL.match(node.value):
+            return self._wrong(
+                node,
+                path,
+                f"{text} reads as {int(node.value.replace('_', ''), 8)} to base 8; write "
+                "the number without the leading 0, or in quotes where it is a name",
+            )
         try:
             value = self.loader.construct_object(node)
         except (yaml.YAMLError, ValueError, LookupError, OverflowError):
@@ -179,6 +250,24 @@ class _Reader:
 
     def _wrong(self, node: yaml.Node, path: Path, message: str) -> None:
         self.problems.append(Problem(path, message, _line(node)))
+
+
+def _odd_space(text: str) -> str:
+    """Return what is wrong with the space at the ends of a text or after a colon, '' where nothing is."""
+    space = _ODD_SPACE.pattern
+    match = re.search(f"^{space}|{space}$|:{space}", text)
+    if match is None:
+        return ""
+    return _named_space(match[0])
+
+
+def _named_space(text: str) -> str:
+    """Return the words for the first odd space of a text."""
+    match = _ODD_SPACE.search(text)
+    if match is None:
+        return ""
+    name = unicodedata.name(match[0]).lower()
+    return f"holds a {name} (U+{ord(match[0]):04X}), which YAML does not read as a space; write an ordinary space"
 
 
 def _items_of(node: yaml.Node) -> list[yaml.Node]:
@@ -231,12 +320,28 @@ def _failure(error: Exception, text: str, loader: _Loader | None) -> Problem:
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
         reason = ": ".join(filter(None, (error.context, error.problem)))
-        if r"'\t'" in reason:
-            reason += "; indent with spaces, not with tabs"
+        reason += _remedy(reason, text, error)
         return Problem((), f"not valid YAML: {reason}", mark.line + 1 if mark else 0)
     # PyYAML's scanner lets errors of chr() and int() through, for escapes and versions beyond their range
     line = loader.line + 1 if loader is not None else 0
     return Problem((), "not valid YAML: an escaped character or a version is out of range", line)
+
+
+def _remedy(reason: str, text: str, error: yaml.MarkedYAMLError) -> str:
+    """Return what may help against an error: tabs and odd spaces are not seen in an editor."""
+    mark = error.problem_mark or error.context_mark
+    if mark is None:
+        return ""
+    lines = [*text.split("\n"), ""]
+    if r"'\t'" in reason:
+        if lines[mark.line][: mark.column].strip():
+            return f"; remove the tab in column {mark.column + 1}"
+        return "; indent with spaces, not with tabs"
+    first = max(0, (error.context_mark or mark).line - 1)  # a plain text ends at the next line's error
+    for line in lines[first : mark.line + 1]:
+        if _named_space(line):
+            return f"; the line {line.strip()!r} {_named_space(line)}"
+    return ""
 
 
 def dump(values: Any) -> str:

@@ -60,6 +60,7 @@ _BAND = 32  # rows
 _BLOCK = 64  # words: bands and blocks are what a reader verifies once
 _BLOCK_BYTES = _BLOCK * _WORD
 _FLUSH_BYTES = 32 << 20
+LARGEST_LIST = 256_000_000  # bytes of a meta_info file
 _META_LINE = re.compile(r"(?P<name>.*\S)\s+\((?P<size>\d+,\s*\d+,\s*\d+)\)(\s+\S+)?\s*")
 
 
@@ -91,7 +92,10 @@ class LmdbReader:
         with self._env().begin(buffers=True) as transaction:
             value = get(transaction, key, self.path)
             if value is None:
-                raise UserError(f"{self.path}: no value under key {key!r}")
+                hint = ""
+                if not key.isascii():
+                    hint = "; where the name looks wrong, save its meta_info.txt with the encoding UTF-8"
+                raise UserError(f"{self.path}: no value under key {key!r}{hint}")
             if len(value) > self._length:  # a damaged page; reading it would end the process
                 raise UserError(f"{self.path}: key {key!r} is damaged (longer than the file); make the LMDB again")
             yield value
@@ -128,13 +132,18 @@ def read_image_keys(path: str | Path) -> list[str]:
     if not meta.parent.is_dir():
         raise UserError(f"{path}: no such folder; scripts/prepare_data.py makes the LMDBs of the recipes")
     try:
-        lines = text_lines(read_text(meta))
+        lines = text_lines(read_text(meta, LARGEST_LIST))
     except OSError as error:
         raise UserError(
             f"{path}: meta_info.txt cannot be read ({error.strerror}); "
             "the folder is no image LMDB, or making it was interrupted: make it again"
         ) from error
-    return sorted({key_of(name) for name, _ in map(parse_meta_line, lines) if name})
+    keys = set()
+    for line in lines:
+        name, has_size = parse_meta_line(line)
+        if name and (has_size or not line.lstrip().startswith("#")):
+            keys.add(key_of(name))
+    return sorted(keys)
 
 
 def pack_raw(image: np.ndarray) -> bytes:

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from sam4ir.data.lmdb_io import (
+    LARGEST_LIST,
     LmdbReader,
     Verified,
     key_of,
@@ -188,15 +189,20 @@ def select_keys(source: ImageSource, meta_info_file: str | Path | None) -> list[
         return list(source.keys)
     keys = set(source.keys)
     try:
-        lines = text_lines(read_text(Path(meta_info_file)))
+        lines = text_lines(read_text(Path(meta_info_file), LARGEST_LIST))
     except OSError as error:
         raise UserError(f"meta_info_file: {meta_info_file} cannot be read ({error.strerror})") from error
     names = set()
     for line in lines:
         if line.strip():
-            names.add(_meta_key(line, keys))
+            key = _meta_key(line, keys)
+            if key in keys or not line.lstrip().startswith("#"):
+                names.add(key)
     if names - keys:
-        raise UserError(f"meta_info_file: {meta_info_file} names {listed(names - keys)} that {source.root} lacks")
+        hint = ""
+        if not all(map(str.isascii, names - keys)):
+            hint = "; where the names look wrong, the list is in another encoding: save it as UTF-8"
+        raise UserError(f"meta_info_file: {meta_info_file} names {listed(names - keys)} that {source.root} lacks{hint}")
     if not names:
         raise UserError(f"meta_info_file: {meta_info_file} names no image")
     return sorted(names)

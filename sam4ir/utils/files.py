@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import hashlib
@@ -323,12 +324,33 @@ def write_bytes(path: Path, data: bytes) -> None:
         part.write_bytes(data)
 
 
-def read_text(path: Path) -> str:
-    """Return the content of a text file. Raises OSError, and UserError naming the file where it is not UTF-8."""
+def read_text(path: Path, largest: int | None = None) -> str:
+    """Return the content of a text file; its lines end with LF, whatever they end with in the file.
+
+    The text is UTF-8 with or without a byte order mark, or UTF-16 with one. largest: the most bytes that are read, for
+    a text that somebody else wrote; such a text holds no zero byte either.
+    Raises OSError, and UserError naming the file where it is in another encoding or larger.
+    """
+    with path.open("rb") as file:
+        data = file.read() if largest is None else file.read(largest + 1)
+    if largest is not None and len(data) > largest:
+        raise UserError(f"{path}: is larger than {largest / 1e6:g} MB, the most that is read of such a file")
+    encoding = "utf-8-sig"
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        encoding = "utf-16"
     try:
-        return path.read_text(encoding="utf-8")
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not a UTF-8 text file (byte {error.start})") from None
+        raise UserError(_not_utf8(path, data, error.start)) from None
+    if largest is not None and "\0" in text:
+        raise UserError(_not_utf8(path, data, data.index(b"\0")))
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _not_utf8(path: Path, data: bytes, position: int) -> str:
+    """Return the message of a text in another encoding, with the place of the first byte that does not fit."""
+    line = data.count(b"\n", 0, position) + 1
+    return f"{path}: is not a UTF-8 text file (line {line}, byte {position}); save it with the encoding UTF-8"
 
 
 def is_utf8(text: str) -> bool:

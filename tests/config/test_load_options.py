@@ -260,7 +260,7 @@ def test_two_data_sets_of_one_name_would_share_a_folder(complain: Complain) -> N
         (b"- 1\n- 2\n", "does not hold `key: value` lines"),
         (b"just words\n", "does not hold `key: value` lines"),
         (b"name: \xff\n", "is not a UTF-8 text file"),
-        ("name: a\n".encode("utf-16"), "is not a UTF-8 text file"),
+        ("name: a\n".encode("utf-16-le"), "is not a UTF-8 text file"),
         (b"name: a\n\tval: 1\n", "line 2: not valid YAML: "),
     ],
 )
