@@ -201,10 +201,10 @@ def test_an_error_names_the_key_of_the_term(world: World) -> None:
 
 
 def test_a_term_whose_view_is_missing_is_named_with_it(plugin: World, capsys: pytest.CaptureFixture[str]) -> None:
-    source = plugin.root / "low_frequencies.py"
-    source.write_text(source.read_text().replace('maps["regions"]', 'maps["BorderDistance"]'))
-    values = values_with_terms(plugin, low={"type": "LowFrequencies", "balance": 0.2})
-    values["plugins"] = ["low_frequencies"]
+    source = PLUGIN.replace('maps["regions"]', 'maps["BorderDistance"]').replace("LowFrequencies", "BorderFrequencies")
+    (plugin.root / "border_frequencies.py").write_text(source, encoding="utf-8")
+    values = values_with_terms(plugin, low={"type": "BorderFrequencies", "balance": 0.2})
+    values["plugins"] = ["border_frequencies"]
     assert check(load_options(plugin.write(values))) == 2
     shown = capsys.readouterr().out
     assert "term 'low' reads the view 'BorderDistance', but the samples have regions; name it under" in shown
