@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sam4ir.config.load import OptionsError, load_options
+from sam4ir.config.load import OptionsError, changes, dump_options, load_options
 from sam4ir.config.yaml_text import DEEPEST, parse
 
 
@@ -83,3 +83,21 @@ def test_a_file_of_many_megabytes_is_refused_unread(tmp_path: Path) -> None:
         out.truncate(100_000_000)
     with pytest.raises(OptionsError, match="larger than 1 MB"):
         load_options(file)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("/data/pa$$word", "/data/pa$word"), ("$$", "$"), ("$WHERE/$$x", "here/$x"), ("a$$$$b", "a$$b")],
+)
+def test_two_dollar_signs_are_one_also_in_the_saved_options(
+    written: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHERE", "here")
+    file = tmp_path / "a.yml"
+    file.write_text(f"name: a\nnetwork_g: {{type: NAFNet}}\npath: {{root: '{written}'}}\n")
+    options = load_options(file)
+    assert options.path.root == meant
+    file.write_text(dump_options(options))
+    again = load_options(file)
+    assert again == options
+    assert changes(dump_options(options), again) == []

@@ -155,6 +155,37 @@ def test_meta_info_file_selects_and_names_what_is_missing(tmp_path):
         select_keys(source, meta)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_list_of_another_system_has_the_same_names(tmp_path, encoding, end):
+    source = FolderSource(make_folder(tmp_path / "images"))
+    text = f"# chosen by hand{end}b.png (20,30,3) 1{end}{end}a 1.png (21,30,3){end}# end{end}"
+    (tmp_path / "meta.txt").write_bytes(text.encode(encoding))
+    assert select_keys(source, tmp_path / "meta.txt") == ["a 1", "b"]
+
+
+def test_an_image_whose_name_begins_with_a_number_sign_is_no_comment(tmp_path):
+    write_image(tmp_path / "images/#1.png", IMAGES["b"])
+    write_image(tmp_path / "images/b.png", IMAGES["b"])
+    (tmp_path / "meta.txt").write_text("#1.png (20,30,3)\n# 2 images\n")
+    assert select_keys(FolderSource(tmp_path / "images"), tmp_path / "meta.txt") == ["#1"]
+
+
+@pytest.mark.parametrize("name", ["图像", "图一"])  # the second happens to be UTF-8 for two other letters
+def test_a_list_in_gbk_is_refused_and_its_encoding_named(tmp_path, name):
+    source = FolderSource(make_folder(tmp_path / "images"))
+    (tmp_path / "meta.txt").write_bytes(f"b.png (20,30,3)\n{name}.png (20,30,3)\n".encode("gbk"))
+    with pytest.raises(ValueError, match=r"meta\.txt.*UTF-8"):
+        select_keys(source, tmp_path / "meta.txt")
+
+
+def test_the_list_of_an_lmdb_may_have_a_byte_order_mark_and_comments(tmp_path):
+    path = make_lmdb(tmp_path / "a.lmdb", encoding="png")
+    lines = (path / "meta_info.txt").read_text()
+    (path / "meta_info.txt").write_bytes(b"\xef\xbb\xbf# four images\r\n" + lines.replace("\n", "\r\n").encode())
+    assert LmdbSource(path).keys == sorted(IMAGES)
+
+
 def test_backends_and_folders_that_do_not_fit_are_named(tmp_path):
     folder, store = make_folder(tmp_path / "images"), make_lmdb(tmp_path / "a.lmdb")
     (tmp_path / "empty").mkdir()
