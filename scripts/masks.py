@@ -177,7 +177,7 @@ def _add_import(commands: Any) -> None:
         "binary: a folder of binary PNGs an image (segment-anything's amg.py); auto (default): by what is there",
     )
     _add_images(parser, required=False)
-    parser.add_argument("--source", choices=SOURCES, help="which image the generator extent at")
+    parser.add_argument("--source", choices=SOURCES, help="the image that the generator read")
     parser.add_argument("--ignore-exif", action="store_true", help="the masks do not follow EXIF orientation")
     parser.add_argument("--generator", metavar="NAME", help="the program that made the masks, with its version")
     parser.add_argument("--checkpoint", metavar="NAME", help="its weights")
