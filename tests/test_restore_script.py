@@ -16,11 +16,12 @@ import pytest
 import torch
 from conftest import photograph
 
-from sam4ir.errors import UserError
+from sam4ir.errors import FileError, UserError
 from sam4ir.priors.zoo import weights as zoo
 from sam4ir.priors.zoo.sources import Url
 from sam4ir.priors.zoo.weights import Entry, ZooNetwork
 from sam4ir.registry import ARCHS
+from sam4ir.utils.files import write_error
 from sam4ir.utils.image import ExifOrientation, read_image, write_image
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "restore.py"
@@ -290,3 +291,19 @@ def test_an_image_too_large_for_the_memory_is_restored_in_tiles_and_the_next_one
     assert "--tile " in done.stderr
     assert np.abs(read_image(photos.parent / "out" / "a_large.png").astype(int) - brighter(large)).max() == 0
     assert (photos.parent / "out" / "grey.png").is_file()
+
+
+def test_a_full_disk_ends_the_command_at_the_first_image(
+    script: ModuleType, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files: list[Path] = []
+
+    def write(path: Path, image: np.ndarray) -> None:
+        files.append(path)
+        raise write_error(path, OSError(28, "No space left on device"))
+
+    monkeypatch.setattr(script, "write_image", write)
+    out = photos.parent / "out"
+    with pytest.raises(FileError, match=r"cannot be written \(No space left.*free space"):
+        script.main(["--weights", identity(photos), "--input", str(photos), "--output", str(out)])
+    assert len(files) == 1

@@ -7,9 +7,10 @@ import errno
 import cv2
 
 from sam4ir.errors import UserError
+from sam4ir.utils.files import takes_no_more
 from sam4ir.utils.memory import out_of_memory
 
-_OF_THE_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}  # the next image would meet them as well
+_OF_THE_DISK = {errno.EROFS, errno.EIO}  # beside a full disk; the next image would meet them as well
 
 
 def fault_of_item(error: Exception) -> str | None:
@@ -17,13 +18,15 @@ def fault_of_item(error: Exception) -> str | None:
 
     None also stands for an error of the whole disk, which ends the command.
     """
+    if takes_no_more(error) or (isinstance(error, OSError) and error.errno in _OF_THE_DISK):
+        return None
     if isinstance(error, UserError):
         return str(error)
     if out_of_memory(error):
         return f"memory ran out ({_first_line(error)})"
     if isinstance(error, cv2.error):
         return f"OpenCV cannot work on it ({_first_line(error)})"
-    if isinstance(error, OSError) and error.errno not in {None, *_OF_THE_DISK}:
+    if isinstance(error, OSError) and error.errno is not None:
         return str(error)
     return None
 
