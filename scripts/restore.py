@@ -37,7 +37,7 @@ from sam4ir.engine.weights import flow, network_block
 from sam4ir.errors import UserError
 from sam4ir.utils import cli
 from sam4ir.utils.faults import fault_of_item
-from sam4ir.utils.files import output_path
+from sam4ir.utils.files import output_path, remove_left_over
 from sam4ir.utils.folders import list_files, refuse_folder_of_images
 from sam4ir.utils.image import IMAGE_SUFFIXES, ExifOrientation, read_image, write_image
 from sam4ir.utils.memory import out_of_memory
@@ -266,6 +266,8 @@ def restore_all(
 ) -> int:
     """Write every restored image; print how many were there and which cannot be read. Return the exit status."""
     old, bad = 0, list(work.unreadable)
+    if output.is_dir():
+        remove_left_over(output)
     planned = _planned(work.images, output, samples, bad)
     for file, wanted in tqdm(planned, unit="image", disable=None):
         targets = wanted

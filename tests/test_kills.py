@@ -207,8 +207,9 @@ def test_test(world: World, weights: Path, photos: Path) -> None:
         values = world.values(path={"root": str(place), "pretrain_network_g": str(weights)})
         values["datasets"]["val"]["dataroot_gt"] = str(photos)
         values["val"] |= {"save_img": True}
+        del values["datasets"]["train"], values["train"]
         place.mkdir(parents=True, exist_ok=True)
-        return ["test.py", "-opt", world.write(values, f"{place.name}.yml"), "--force_yml", "train=null"]
+        return ["test.py", "-opt", world.write(values, f"{place.name}.yml")]
 
     kill_again_and_again(command, world.root / "scored")
 

@@ -307,3 +307,17 @@ def test_a_full_disk_ends_the_command_at_the_first_image(
     with pytest.raises(FileError, match=r"cannot be written \(No space left.*free space"):
         script.main(["--weights", identity(photos), "--input", str(photos), "--output", str(out)])
     assert len(files) == 1
+
+
+def test_what_a_killed_process_left_is_removed_and_that_of_a_running_one_stays(
+    script: ModuleType, photos: Path
+) -> None:
+    out = photos.parent / "out"
+    out.mkdir()
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    (out / f".a.png.{ended.pid}.part").touch()
+    (out / f".b.png.{os.getppid()}.part").touch()
+    (out / ".notes.part").touch()
+    script.main(["--weights", identity(photos), "--input", str(photos), "--output", str(out)])
+    assert sorted(path.name for path in out.glob(".*")) == [f".b.png.{os.getppid()}.part", ".notes.part"]

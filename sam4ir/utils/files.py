@@ -311,6 +311,27 @@ def _temporary(path: Path) -> Path:
     return path.with_name(f".{name}.{os.getpid()}.part")
 
 
+def remove_left_over(folder: Path) -> None:
+    """Remove the temporary files below `folder` that `atomic` left where a process of this machine was killed."""
+    for part in folder.rglob(".*.part"):
+        process = part.name.removesuffix(".part").rpartition(".")[2]
+        if process.isdecimal() and int(process) != os.getpid() and not _runs(int(process)):
+            part.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Return whether a process with this number runs; True where the system does not say."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a whole text file atomically."""
     readable = encode_text(text).decode("utf-8", "surrogateescape")

@@ -34,7 +34,7 @@ from sam4ir.engine.evaluate.testbed import Scores, TestBed
 from sam4ir.engine.log import console
 from sam4ir.engine.precision import settle_restoring
 from sam4ir.utils.dist import ALONE, World
-from sam4ir.utils.files import write_text
+from sam4ir.utils.files import remove_left_over, write_text
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +140,7 @@ def _begin(
     def refuse() -> None:
         if not overwrite:
             refuse_other_options(folder, text)
+        remove_left_over(folder)
 
     world.main_first(refuse)
     table = None
