@@ -98,8 +98,6 @@ def contents(folder: Path) -> Contents:
         elif path.name == "meta.json":
             meta = json.loads(path.read_text())
             result[name] = {key: meta[key] for key in ("counts", "format_version", "source")}
-        elif path.name == "summary.json":
-            result[name] = json.loads(path.read_text())["metrics"]
         elif path.suffix != ".txt" or path.name == "meta_info.txt":
             result[name] = path.read_bytes()
     return result
