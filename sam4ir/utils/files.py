@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -17,7 +18,13 @@ from typing import Any
 
 from sam4ir.errors import FileError, UserError
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system
+    fcntl = None  # type: ignore[assignment]
+
 _LONGEST_NAME = 255  # bytes of a file's or folder's name, on the file systems in use
+_TEMPORARY_NAME = re.compile(r"\..+\.\d+\.part", re.DOTALL)  # .NAME.PROCESS.part
 _TEMPORARY = 24  # bytes that a temporary name is longer than the file's
 _DRIVE = re.compile(r"[A-Za-z]:")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -191,14 +198,15 @@ def refuse_shared(paths: Iterable[tuple[str, Path]], source: object) -> None:
 def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; after the block that file is flushed to disk and replaces `path`.
 
-    If the block raises, `path` stays as it was and the temporary file is removed. Raises FileError where the system
-    cannot write the file.
+    If the block raises, `path` stays as it was and the temporary file is removed. Temporary files of the same `path`
+    are removed too where a process left them that was killed. Raises FileError where the system cannot write the file.
     """
     part = _temporary(path)
     with writing(path, part):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(path)
     try:
-        with writing(path, part):  # looks at the disk while the temporary file is still there
+        with writing(path, part), _held(part):  # looks at the disk while the temporary file is still there
             yield part
             with part.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -312,11 +320,14 @@ def _temporary(path: Path) -> Path:
 
 
 def remove_left_over(folder: Path) -> None:
-    """Remove the temporary files below `folder` that `atomic` left where a process of this machine was killed."""
+    """Remove the temporary files below `folder` that `atomic` left where a process was killed.
+
+    A file stays where a process of this machine has its number, or a process of any machine holds its lock.
+    """
     for part in folder.rglob(".*.part"):
         process = part.name.removesuffix(".part").rpartition(".")[2]
         if process.isdecimal() and int(process) != os.getpid() and not _runs(int(process)):
-            part.unlink(missing_ok=True)
+            _remove_unless_held(part)
 
 
 def _runs(process: int) -> bool:
@@ -330,6 +341,56 @@ def _runs(process: int) -> bool:
     except OSError:
         return True
     return True
+
+
+@contextlib.contextmanager
+def _held(part: Path) -> Iterator[None]:
+    """Make a temporary file and lock it inside the block; the lock ends with this process, even when it is killed."""
+    if fcntl is None:
+        yield
+        return
+    file = os.open(part, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(file)
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove the temporary files of `path` that lay there before this process and that no process holds."""
+    for part in _earlier_temporaries(path.parent.absolute()).pop(_stem(_temporary(path).name), ()):
+        _remove_unless_held(part)
+
+
+def _remove_unless_held(part: Path) -> None:
+    """Remove a temporary file that no process has locked; keep it where the file system cannot say."""
+    if fcntl is None:
+        return
+    with contextlib.suppress(OSError):  # held, removed by another process, or on a file system without locks
+        file = os.open(part, os.O_RDWR)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+        finally:
+            os.close(file)
+
+
+@functools.lru_cache(maxsize=256)  # a folder is listed once, not for each of its files
+def _earlier_temporaries(folder: Path) -> dict[str, list[Path]]:
+    """Return the temporary files in a folder by their stem, as they lie there at the first call."""
+    earlier: dict[str, list[Path]] = {}
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:  # one may write into folders that one cannot list
+        for entry in entries:
+            if _TEMPORARY_NAME.fullmatch(entry.name):
+                earlier.setdefault(_stem(entry.name), []).append(folder / entry.name)
+    return earlier
+
+
+def _stem(temporary: str) -> str:
+    """Return the name of a temporary file without the number of its process."""
+    return temporary.rsplit(".", 2)[0]
 
 
 def write_text(path: Path, text: str) -> None:

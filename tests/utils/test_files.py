@@ -165,3 +165,35 @@ def test_a_command_outlives_its_readers(shell: str, code: int, tmp_path: Path) -
         assert done.stderr.count("\n") == 1
     else:
         assert mark.read_text() == "done"
+
+
+def test_what_a_killed_process_left_of_a_file_goes_when_the_file_is_written_and_what_lives_stays(
+    tmp_path: Path,
+) -> None:
+    target = tmp_path / "image.png"
+    abandoned, of_another_file = tmp_path / ".image.png.1.part", tmp_path / ".image.png.more.1.part"
+    abandoned.write_text("half")
+    of_another_file.write_text("half")
+    waiting = """
+import sys
+from pathlib import Path
+from sam4ir.utils.files import atomic
+with atomic(Path(sys.argv[1])) as part:
+    print(part, flush=True)
+    sys.stdin.read()
+    part.write_text("theirs")
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", waiting, str(target)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    theirs = Path(process.stdout.readline().strip())
+    assert not abandoned.exists()
+    abandoned.write_text("half")
+    write_text(target, "ours")
+    assert theirs.exists()
+    assert not abandoned.exists()
+    assert of_another_file.exists()
+    process.communicate("")
+    assert process.returncode == 0
+    assert target.read_text() == "theirs"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [of_another_file.name, "image.png"]
