@@ -18,77 +18,98 @@ from sam4ir.archs.layers import Blocks, LayerNorm2d, NetworkBlock, Pointwise, si
 from sam4ir.archs.size import SizeRule, pad, unpad
 
 
-class NAFBlock(NetworkBlock):
-    """The block of NAFNet's Fig. 3c: (b, channels, h, w) -> the same.
+class _Block(NetworkBlock):
+    """A depthwise branch with channel attention, then a feed-forward branch: (b, channels, h, w) -> the same.
 
-    A gated depthwise branch with simplified channel attention, then a gated feed-forward branch; each is added with a
-    learnt scale (beta, gamma) that starts at zero.
+    Each is added with a learnt scale (beta, gamma) that starts at zero. wide, hidden: channels inside the two branches.
+    halved: by how much `activation` divides them. attention_key: the name of the attention in official weights.
     """
+
+    attention_key: str
+    halved: int
+
+    def __init__(self, channels: int, wide: int, hidden: int) -> None:
+        super().__init__()
+        attended = wide // self.halved
+        self.conv1 = Pointwise(channels, wide)
+        self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
+        self.conv3 = Pointwise(attended, channels)
+        self.add_module(self.attention_key, self.build_attention(attended))
+        self.conv4 = Pointwise(channels, hidden)
+        self.conv5 = Pointwise(hidden // self.halved, channels)
+        self.norm1 = LayerNorm2d(channels)
+        self.norm2 = LayerNorm2d(channels)
+        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+
+    @property
+    def attention(self) -> nn.Sequential:
+        """The channel attention, which begins with its pooling."""
+        attention: nn.Sequential = getattr(self, self.attention_key)
+        return attention
+
+    @staticmethod
+    def build_attention(channels: int) -> nn.Sequential:
+        """Return the channel attention: (b, channels, h, w) -> (b, channels, 1, 1)."""
+        raise NotImplementedError
+
+    @staticmethod
+    def activation(x: Tensor) -> Tensor:
+        """Return what follows the convolutions of both branches."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (b, channels, h, w): x with both halves of the block added."""
+        y = self.activation(self.conv2(self.conv1(self.norm1(x))))
+        x = x + self.conv3.attended(y, self.attention(y), self.beta)
+        y = self.activation(self.conv4(self.norm2(x)))
+        return x + self.conv5.scaled(y, self.gamma)
+
+
+class NAFBlock(_Block):
+    """The block of NAFNet's Fig. 3c: both branches are gated, and the channel attention is the simplified one."""
+
+    attention_key = "sca"
+    halved = 2
 
     def __init__(self, channels: int) -> None:
-        super().__init__()
-        wide = 2 * channels
-        self.conv1 = Pointwise(channels, wide)
-        self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
-        self.conv3 = Pointwise(channels, channels)
-        self.sca = nn.Sequential(nn.AdaptiveAvgPool2d(1), Pointwise(channels, channels))
-        self.conv4 = Pointwise(channels, wide)
-        self.conv5 = Pointwise(channels, channels)
-        self.norm1 = LayerNorm2d(channels)
-        self.norm2 = LayerNorm2d(channels)
-        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
-        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        super().__init__(channels, 2 * channels, 2 * channels)
 
-    @property
-    def attention(self) -> nn.Sequential:
-        """The channel attention, which begins with its pooling."""
-        return self.sca
+    @staticmethod
+    def activation(x: Tensor) -> Tensor:
+        """Return the product of the two halves of the channels."""
+        return simple_gate(x)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (b, channels, h, w): x with both halves of the block added."""
-        y = simple_gate(self.conv2(self.conv1(self.norm1(x))))
-        x = x + self.conv3.attended(y, self.sca(y), self.beta)
-        y = simple_gate(self.conv4(self.norm2(x)))
-        return x + self.conv5.scaled(y, self.gamma)
+    @staticmethod
+    def build_attention(channels: int) -> nn.Sequential:
+        """Return the simplified channel attention: a pooling and a convolution."""
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), Pointwise(channels, channels))
 
 
-class BaselineBlock(NetworkBlock):
-    """The block of the paper's Fig. 3b, with GELU and squeeze-and-excitation: (b, channels, h, w) -> the same.
+class BaselineBlock(_Block):
+    """The block of the paper's Fig. 3b, with GELU and squeeze-and-excitation.
 
-    A depthwise branch of dw_expand * channels with channel attention, then a feed-forward branch of ffn_expand *
-    channels; each is added with a learnt scale (beta, gamma) that starts at zero.
+    Its branches have dw_expand * channels and ffn_expand * channels.
     """
 
+    attention_key = "se"
+    halved = 1
+
     def __init__(self, channels: int, dw_expand: int = 1, ffn_expand: int = 2) -> None:
-        super().__init__()
-        wide = dw_expand * channels
-        self.conv1 = Pointwise(channels, wide)
-        self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide)
-        self.conv3 = Pointwise(wide, channels)
-        self.se = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), Pointwise(wide, wide // 2), nn.ReLU(), Pointwise(wide // 2, wide), nn.Sigmoid()
+        super().__init__(channels, dw_expand * channels, ffn_expand * channels)
+
+    @staticmethod
+    def activation(x: Tensor) -> Tensor:
+        """Return GELU of x."""
+        return F.gelu(x)
+
+    @staticmethod
+    def build_attention(channels: int) -> nn.Sequential:
+        """Return squeeze-and-excitation: a pooling and two convolutions, with half of the channels between them."""
+        half = channels // 2
+        return nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), Pointwise(channels, half), nn.ReLU(), Pointwise(half, channels), nn.Sigmoid()
         )
-        self.conv4 = Pointwise(channels, ffn_expand * channels)
-        self.conv5 = Pointwise(ffn_expand * channels, channels)
-        self.norm1 = LayerNorm2d(channels)
-        self.norm2 = LayerNorm2d(channels)
-        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
-        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
-
-    @property
-    def attention(self) -> nn.Sequential:
-        """The channel attention, which begins with its pooling."""
-        return self.se
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (b, channels, h, w): x with both halves of the block added."""
-        y = F.gelu(self.conv2(self.conv1(self.norm1(x))))
-        x = x + self.conv3.attended(y, self.se(y), self.beta)
-        y = F.gelu(self.conv4(self.norm2(x)))
-        return x + self.conv5.scaled(y, self.gamma)
-
-
-_Block = NAFBlock | BaselineBlock
 
 
 class _BlockUNet(nn.Module):
@@ -145,7 +166,7 @@ class _BlockUNet(nn.Module):
         coarsest = len(self.encoders)
         for i, group in enumerate(groups):
             for block in group.children():
-                assert isinstance(block, (NAFBlock, BaselineBlock))
+                assert isinstance(block, _Block)
                 yield coarsest - abs(coarsest - i), block
 
 
