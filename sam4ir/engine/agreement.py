@@ -30,6 +30,7 @@ from sam4ir.data.sources import ImageSource, read
 from sam4ir.engine.weights import locate
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import World
+from sam4ir.utils.files import sha256_of
 from sam4ir.utils.rng import generator
 
 if TYPE_CHECKING:  # test.py and restore.py work without the mask store
@@ -40,7 +41,6 @@ _PATIENCE = 1.0  # seconds after which no further image of a set is read
 _TOLERANCE = 1e-5  # of means and deviations of pixels in [0, 1]: machines may differ in the last bits of a sum
 _SHOWN = 3  # differences that a message shows
 _PACKAGE = Path(__file__).resolve().parents[1]
-_PARTS_OF_A_FILE = 1 << 22  # bytes that are read at once
 
 # Last words of keys that may differ: what a process computes on, and places whose content is compared instead.
 _FREE_KEYS = ("device", "num_worker_per_gpu", "meta_info_file", "store", "root", "resume_state", "use_tb_logger")
@@ -188,12 +188,12 @@ def code_facts(plugins: Iterable[str] = ()) -> Facts:
     """Return the digests of sam4ir's modules and of the plugins of an option file."""
     items = {}
     for file in sorted(_PACKAGE.rglob("*.py")):
-        items[f"sam4ir/{file.relative_to(_PACKAGE).as_posix()}"] = file_digest(file)
+        items[f"sam4ir/{file.relative_to(_PACKAGE).as_posix()}"] = sha256_of(file)
     for name in plugins:
         module = sys.modules.get(Path(name).stem if name.endswith(".py") else name)
         source = getattr(module, "__file__", None)
         if source is not None:
-            items[f"plugin {Path(source).name}"] = file_digest(Path(source))
+            items[f"plugin {Path(source).name}"] = sha256_of(Path(source))
     return Facts("code", items, "content", "install the same version of it for all processes")
 
 
@@ -268,7 +268,7 @@ def weights_facts(files: Mapping[str, str | None]) -> Facts:
     items = {}
     for key, source in files.items():
         if source:
-            items[key] = file_digest(locate(source))
+            items[key] = sha256_of(locate(source))
     return Facts("weights", items, "content", "copy the same file to all machines")
 
 
@@ -305,12 +305,3 @@ def _in_time(indices: Iterable[int]) -> Iterator[int]:
 def _figures(values: np.ndarray[Any, Any]) -> tuple[float, ...]:
     """Return the shape, the mean and the deviation of values."""
     return (*map(float, values.shape), float(values.mean()), float(values.std()))
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while part := file.read(_PARTS_OF_A_FILE):
-            digest.update(part)
-    return digest.hexdigest()

@@ -39,6 +39,7 @@ _BARRED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 _GONE = (errno.ENOENT, errno.ESTALE)
 _TORCH_WRITER = re.compile("inline_container|PytorchStreamWriter|iostream")  # in what torch.save raises
+_PART = 1 << 20  # bytes that are read at once
 _LITTLE = 1 << 20  # bytes of free space: a writer without an error number has most likely failed for lack of it
 
 
@@ -433,6 +434,15 @@ def _not_utf8(path: Path, data: bytes, position: int) -> str:
     """Return the message of a text in another encoding, with the place of the first byte that does not fit."""
     line = data.count(b"\n", 0, position) + 1
     return f"{path}: is not a UTF-8 text file (line {line}, byte {position}); save it with the encoding UTF-8"
+
+
+def sha256_of(path: Path) -> str:
+    """Return the file's SHA-256 in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(_PART):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def is_utf8(text: str) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from sam4ir.engine.weights import locate
 from sam4ir.errors import UserError
+from sam4ir.utils.files import sha256_of
 
 _CHECKPOINT = re.compile(r"net_g_(\d+)\.pth")
 _ITERATION = re.compile(r"(?:net_\w+|iter|model|model_ckpt_steps)_(\d+)")
@@ -33,8 +34,6 @@ class Candidate:
 
     def origin(self) -> dict[str, str]:
         """Return {source, sha256}, by which a summary shows whether a file of that name is still the same."""
-        from sam4ir.priors.zoo.download import sha256_of  # scores of one network need no zoo
-
         return {"source": self.source, "sha256": sha256_of(locate(self.source))}
 
 

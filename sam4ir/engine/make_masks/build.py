@@ -16,8 +16,8 @@ from sam4ir.config.load import load_options
 from sam4ir.engine.restore.images import image_restorer
 from sam4ir.engine.weights import locate
 from sam4ir.errors import UserError
-from sam4ir.priors.zoo.download import sha256_of
 from sam4ir.utils.dist import World
+from sam4ir.utils.files import sha256_of
 
 GENERATOR = "sam4ir AutomaticMaskGenerator"
 PACKAGES = ("torch", "segment-anything", "sam4ir")

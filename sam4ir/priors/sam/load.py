@@ -21,8 +21,9 @@ from sam4ir.priors.sam.kinds import KINDS, build_sam, construct, read_sam_state
 from sam4ir.priors.sam.tiny_vit import TinyViT
 from sam4ir.priors.sam.vit import encode
 from sam4ir.priors.zoo import weights as zoo
-from sam4ir.priors.zoo.download import WeightsError, recorded_sha256, sha256_of
+from sam4ir.priors.zoo.download import WeightsError, recorded_sha256
 from sam4ir.registry import near_miss
+from sam4ir.utils.files import sha256_of
 
 __all__ = ["KINDS", "LoadedSam", "build_sam", "image_embedding", "load_sam"]
 

@@ -9,7 +9,6 @@ content is checked (`inspect`); then its hash is recorded and compared at every 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import http.client
 import logging
 import os
@@ -30,7 +29,7 @@ from tqdm import tqdm
 
 from sam4ir.errors import UserError
 from sam4ir.priors.zoo.pages import Page, is_page
-from sam4ir.utils.files import writing
+from sam4ir.utils.files import sha256_of, writing
 
 log = logging.getLogger(__name__)
 
@@ -53,15 +52,6 @@ class WeightsError(UserError):
 
 class UnreachableError(Exception):
     """One source does not answer. The next one is tried."""
-
-
-def sha256_of(path: Path) -> str:
-    """Return the file's SHA-256 in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def browser() -> urllib.request.OpenerDirector:

@@ -29,9 +29,9 @@ from sam4ir.priors.zoo.download import (
     browser,
     confirmed,
     is_accepted,
-    sha256_of,
     transfer,
 )
+from sam4ir.utils.files import sha256_of
 
 log = logging.getLogger(__name__)
 
