@@ -1,4 +1,4 @@
-"""The base class of the errors that a user can mend."""
+"""The base class of the errors that a user can mend, and what a message takes from other errors."""
 
 from __future__ import annotations
 
@@ -13,3 +13,8 @@ class UserError(ValueError):
 
 class FileError(OSError, UserError):
     """A file that the system cannot write or read; the message names the file and the reason."""
+
+
+def first_line(error: BaseException | str) -> str:
+    """Return the first line of an error's text; the name of its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

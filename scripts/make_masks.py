@@ -28,9 +28,9 @@ from sam4ir.engine.agreement import agree, code_facts, flag_facts, provenance_fa
 from sam4ir.engine.devices import choose_device, wants_cuda
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.make_masks.build import SETTINGS, LoadedGenerator, load_generator, load_restorer, meta_of
-from sam4ir.engine.make_masks.run import ImageShare, MaskReport, Place, RecordMaker, generate_masks
+from sam4ir.engine.make_masks.run import LESS_MEMORY, ImageShare, MaskReport, Place, RecordMaker, generate_masks
 from sam4ir.engine.precision import settle_format
-from sam4ir.errors import UserError
+from sam4ir.errors import UserError, first_line
 from sam4ir.utils import cli
 from sam4ir.utils.dist import World, restarted, world
 from sam4ir.utils.files import read_json
@@ -157,8 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"memory ran out ({reason}); --points-per-batch 16 or --max-side 1024 need less") from error
+        raise UserError(f"memory ran out ({first_line(error)}); {LESS_MEMORY}") from error
     except Interrupted as stopped:  # behind world(), which would wait for the others
         if main_process:
             print(f"stopped by {stopped}; the same command goes on from here", file=sys.stderr, flush=True)

@@ -19,7 +19,7 @@ from sam4ir.config.schema import DIFFUSION_MODEL, Block, DatasetOptions, PathOpt
 from sam4ir.config.signature import accepts, block_arguments
 from sam4ir.data.sample import Dataset, Multichannel
 from sam4ir.engine.weights import WeightsFileError, load_weights, locate
-from sam4ir.errors import UserError
+from sam4ir.errors import UserError, first_line
 from sam4ir.models.restoration import eval_mode, restore
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, Registry
 from sam4ir.utils.memory import out_of_memory
@@ -59,7 +59,7 @@ def naming(place: str) -> Iterator[None]:
     except (ValueError, OSError) as error:
         raise BuildError(f"{place}: {error}") from error
     except RuntimeError as error:  # torch's are long
-        raise BuildError(f"{place}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+        raise BuildError(f"{place}: {first_line(error)}") from error
     except Exception as error:
         raise PartFaultError(f"{place}: {type(error).__name__}: {error}") from error
 

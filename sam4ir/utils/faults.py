@@ -6,7 +6,7 @@ import errno
 
 import cv2
 
-from sam4ir.errors import UserError
+from sam4ir.errors import UserError, first_line
 from sam4ir.utils.files import takes_no_more
 from sam4ir.utils.memory import out_of_memory
 
@@ -23,14 +23,9 @@ def fault_of_item(error: Exception) -> str | None:
     if isinstance(error, UserError):
         return str(error)
     if out_of_memory(error):
-        return f"memory ran out ({_first_line(error)})"
+        return f"memory ran out ({first_line(error)})"
     if isinstance(error, cv2.error):
-        return f"OpenCV cannot work on it ({_first_line(error)})"
+        return f"OpenCV cannot work on it ({first_line(error)})"
     if isinstance(error, OSError) and error.errno is not None:
         return str(error)
     return None
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]

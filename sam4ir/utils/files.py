@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sam4ir.errors import FileError, UserError
+from sam4ir.errors import FileError, UserError, first_line
 
 try:
     import fcntl
@@ -54,7 +54,7 @@ def write_error(path: Path, error: Exception) -> FileError:
     if number is not None:
         reason = os.strerror(number)
     else:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
     if number in _FULL:
         free = shutil.disk_usage(existing_folder(path)).free
         remedy = f"{_FULL[number]}, {_GO_ON}"

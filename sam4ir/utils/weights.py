@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam4ir.errors import first_line
 from sam4ir.utils.archive import ArchiveError, verifying
 from sam4ir.utils.file_kinds import foreign_kind, zip_kind
 from sam4ir.utils.state_dicts import Weights, WeightsFileError, find_state
@@ -98,7 +99,7 @@ def _content(path: Path, mapped: bool) -> Any:
     except pickle.UnpicklingError as error:
         raise WeightsFileError(f"{path}: {_refused(error)}") from None
     except Exception as error:  # damaged bytes make the unpickler fail in nearly any way
-        raise WeightsFileError(f"{path}: is truncated or no weights file ({_first_line(error)})") from error
+        raise WeightsFileError(f"{path}: is truncated or no weights file ({_short(error)})") from error
 
 
 def _is_zip(path: Path) -> bool:
@@ -152,16 +153,16 @@ def _refused(error: Exception) -> str:
     text = str(error).rsplit("WeightsUnpickler error:", 1)[-1]
     named = re.search(r"GLOBAL (\S+)", text) or re.search(r"<class '([^']+)'>", text)
     if named is None:
-        return f"is no weights file ({_first_line(text)})"
+        return f"is no weights file ({_short(text)})"
     return (
         f"holds {named[1]}, and reading such objects could run code; only tensors and plain values are admitted. "
         "If you trust its author, load it with torch.load(..., weights_only=False) and save its state dict alone"
     )
 
 
-def _first_line(error: Exception | str) -> str:
+def _short(error: Exception | str) -> str:
     """Return the beginning of an error's text; torch's texts are long."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:100]
+    return first_line(error)[:100]
 
 
 class _NumberType:

@@ -37,6 +37,7 @@ from sam4ir.utils.memory import out_of_memory
 
 Generator = Callable[[np.ndarray], Sequence[Mapping[str, Any]]]
 COUNTERS = ("new", "old", "bad")
+LESS_MEMORY = "--points-per-batch 16 or --max-side 1024 need less"
 
 _PRINT_EVERY = 60.0  # seconds between two lines where there is no terminal
 _TOO_LITTLE = 3  # images for which memory runs out, before any was done, that end a run
@@ -265,7 +266,7 @@ def _fault(error: Exception) -> str:
     if fault is None:
         raise error
     if out_of_memory(error):
-        fault += "; --points-per-batch 16 or --max-side 1024 need less"
+        fault += f"; {LESS_MEMORY}"
     return fault
 
 

@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from sam4ir.engine.restore.one_pass import Restorer
-from sam4ir.errors import UserError
+from sam4ir.errors import UserError, first_line
 from sam4ir.utils.memory import out_of_memory, release
 
 log = logging.getLogger(__name__)
@@ -61,9 +61,9 @@ class WithinMemory:
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise _refusal(error, attempt, lq) from error
-                reason = _first_line(error)
+                reason = first_line(error)
             except MemoryError as error:
-                reason = _first_line(error)
+                reason = first_line(error)
             else:
                 if attempt is not restorer:
                     self._remember(tile, height, width, key, reason)
@@ -133,8 +133,4 @@ def _refusal(error: RuntimeError, restorer: Restorer, lq: Tensor) -> Exception:
     if isinstance(restorer, Tileable) and restorer.tile:
         size += f" in tiles of {restorer.tile}"
     name = type(restorer.network).__name__
-    return UserError(f"{name} cannot restore an image of {size} ({_first_line(error)})")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UserError(f"{name} cannot restore an image of {size} ({first_line(error)})")

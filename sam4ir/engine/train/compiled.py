@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sam4ir.engine.train.checkpoint import Progress
 from sam4ir.engine.train.step import Step
+from sam4ir.errors import first_line
 from sam4ir.utils.dist import World
 from sam4ir.utils.rng import torch_stream
 
@@ -73,7 +74,7 @@ def compiling_is_faster(
             trial_times.append(_timed(trial, image, autocast))
             ratios.append(trial_times[-1] / eager_times[-1])
     except Exception as error:  # the compiler may fail in any way, and training goes on without it
-        log.warning("compile: net_%s stays as it is, since compiling fails: %s", label, _first_line(error))
+        log.warning("compile: net_%s stays as it is, since compiling fails: %s", label, first_line(error)[:200])
         return False
     ratio = statistics.median(ratios)
     faster = ratio < _WORTH_IT
@@ -87,11 +88,6 @@ def compiling_is_faster(
         "it runs compiled" if faster else "it stays as it is",
     )
     return faster
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its type, at most 200 characters."""
-    return (str(error) or type(error).__name__).strip().splitlines()[0][:200]
 
 
 def _step(network: nn.Module, image: Tensor, autocast: torch.autocast) -> None:
