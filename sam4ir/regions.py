@@ -18,7 +18,6 @@ from sam4ir.errors import UserError
 
 Size = tuple[int, int]
 Runs = NDArray[np.int64]
-LARGEST_IMAGE = 1 << 30  # pixels, as OpenCV reads at most
 _LARGEST_RUN = (1 << 63) - 1
 
 

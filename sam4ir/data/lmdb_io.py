@@ -33,7 +33,7 @@ import numpy as np
 
 from sam4ir.data.lmdb_env import MAX_KEY, OpenLmdb, get, keys_of, open_shared
 from sam4ir.errors import UserError
-from sam4ir.regions import LARGEST_IMAGE
+from sam4ir.utils.containers import MAX_PIXELS
 from sam4ir.utils.files import append_text, make_folder, read_text, takes_no_more, write_error, write_text
 from sam4ir.utils.image import (
     IMAGE_SUFFIXES,
@@ -300,7 +300,7 @@ def _raw_header(value: memoryview | bytes, name: str) -> tuple[int, int, int, in
         checked = bytes(value[: _RAW_HEADER.size])
         if len(value) < _PIXELS_AT or value[_RAW_HEADER.size : _PIXELS_AT] != _RAW_CRC.pack(zlib.crc32(checked)):
             raise ImageError(f"{name}: raw record with a damaged header; make the LMDB again, or copy it again")
-    if len(value) != length or not 0 < h * w <= LARGEST_IMAGE:
+    if len(value) != length or not 0 < h * w <= MAX_PIXELS:
         raise ImageError(
             f"{name}: raw record of {len(value)} bytes does not hold {h}x{w}x{c} values of {itemsize} bytes"
         )

@@ -6,22 +6,18 @@ here first, within bounds: sizes, tags and counts against the bytes that the fil
 
 from __future__ import annotations
 
-import mmap
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal
 
 from sam4ir.utils import tiff
-from sam4ir.utils.tiff import HeaderError
-
-Bytes: TypeAlias = "bytes | mmap.mmap"
+from sam4ir.utils.tiff import DEFLATE_RATIO, Bytes, HeaderError, refuse_bomb
 
 MAX_SIDE, MAX_PIXELS = 1 << 20, 1 << 30  # of an image that OpenCV decodes (CV_IO_MAX_IMAGE_*)
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 JPEG_MAGIC = b"\xff\xd8"
 
-_DEFLATE_RATIO = 1032  # bytes that one byte of a deflate stream can stand for (RFC 1951: 258 bytes in 2 bits)
 _OTHERS = {
     b"GIF8": "GIF",
     b"\x00\x00\x00\x0cjP  ": "JPEG 2000",
@@ -124,18 +120,12 @@ def _png(data: Bytes, check: bool) -> Header:
             raise HeaderError("is an animated PNG; save the frame that you need as an image of its own")
         elif kind == b"IEND":
             if max(size) <= MAX_SIDE and size[0] * size[1] <= MAX_PIXELS:
-                _refuse_bomb(size[0] * row_bytes, len(data), _DEFLATE_RATIO)
+                refuse_bomb(size[0] * row_bytes, len(data), DEFLATE_RATIO)
             return Header("PNG", size, orientation)
         at = end + 4
     if check or not size[0]:
         raise HeaderError(f"truncated PNG: {len(data)} bytes end before IEND")
     return Header("PNG", size, orientation)
-
-
-def _refuse_bomb(needed: int, stored: int, ratio: int) -> None:
-    """Raise HeaderError where the stored bytes cannot hold the pixels that the header states."""
-    if needed > ratio * stored:
-        raise HeaderError(f"is damaged: its header states {needed} bytes of pixels, more than {stored} bytes can hold")
 
 
 def _jpeg(data: Bytes, check: bool) -> Header:
@@ -181,12 +171,12 @@ def _exif_orientation(block: bytes) -> int:
     """Return the orientation 1 to 8 of an EXIF block (a TIFF directory, EXIF 2.32, 4.6.4); 1 where it has none."""
     if block.startswith(b"Exif\0\0"):
         block = block[6:]
-    order = {b"II": "little", b"MM": "big"}.get(block[:2])
-    if order is None:
+    if block[:2] not in (b"II", b"MM"):
         return 1
+    order: Literal["little", "big"] = "little" if block[:2] == b"II" else "big"
 
     def number(at: int, count: int) -> int:
-        return int.from_bytes(block[at : at + count], "little" if order == "little" else "big")
+        return int.from_bytes(block[at : at + count], order)
 
     first = number(4, 4)
     for index in range(min(number(first, 2), len(block) // 12)):
@@ -227,7 +217,7 @@ def _bmp(data: Bytes, check: bool) -> Header:
     h = abs(h)
     pixels = (w * bits + 31) // 32 * 4 * h
     if compression:
-        _refuse_bomb(w * h, len(data), 255)
+        refuse_bomb(w * h, len(data), 255)
     elif check and start + pixels > len(data):
         raise HeaderError(f"truncated BMP: {len(data)} bytes instead of {start + pixels}")
     return Header("BMP", (h, w))

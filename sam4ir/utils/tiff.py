@@ -25,7 +25,9 @@ _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}  # photometric interpretation ->
 _COLOUR_NAMES = {4: "a mask", 8: "CIE Lab", 9: "ICC Lab", 10: "ITU Lab", 32803: "raw sensor data", 34892: "raw data"}
 _FORMATS = {2: "int", 3: "float", 5: "complex int", 6: "complex"}
 _NO_ALPHA = 0
-_RATIOS = {1: 1, 5: 2800, 8: 1032, 32946: 1032, 32773: 64}  # pixels' bytes that a stored byte can stand for
+_SHORT_NUMBERS = (258, 262, 277, 284, 338)  # tags of a plain directory that are written in 16 bits
+DEFLATE_RATIO = 1032  # bytes that one byte of a deflate stream can stand for (RFC 1951: 258 bytes in 2 bits)
+_RATIOS = {1: 1, 5: 2800, 8: DEFLATE_RATIO, 32946: DEFLATE_RATIO, 32773: 64}  # the same, by compression
 
 
 class HeaderError(ValueError):
@@ -96,7 +98,6 @@ class _Directory:
             at = first + index * entry_bytes
             tag, kind, values = self.unpack(f"HH{word}", at)
             self.entries.setdefault(tag, Tag(kind, values, self.data[at + entry_bytes - self.field : at + entry_bytes]))
-
         (after,) = self.unpack(word, first + count * entry_bytes)
         self.last = after == 0
 
@@ -243,7 +244,16 @@ def _check_bytes(page: FirstPage) -> None:
     if page.photometric == 6:
         needed = h * w  # colours at a part of the resolution
     ratio = _RATIOS.get(page.directory.value(259, 1))
-    if ratio is not None and needed > ratio * stored:
+    if ratio is not None:
+        refuse_bomb(needed, stored, ratio)
+
+
+def refuse_bomb(needed: int, stored: int, ratio: int) -> None:
+    """Raise HeaderError where the stored bytes cannot hold the pixels that the header states.
+
+    needed: bytes of the pixels. ratio: bytes that a stored byte can stand for.
+    """
+    if needed > ratio * stored:
         raise HeaderError(f"is damaged: its header states {needed} bytes of pixels, more than {stored} bytes can hold")
 
 
@@ -290,12 +300,14 @@ def _with_directory(data: bytes, page: FirstPage, parts: slice, samples: int) ->
 def _written(data: bytes, directory: _Directory, numbers: dict[int, tuple[int, ...]]) -> bytes:
     """Return the file with a directory of `numbers`, and of the tags that stay, at its end."""
     order, word, field = directory.order, directory.word, directory.field
-    kinds = {258: (3, "H"), 259: (3, "H"), 262: (3, "H"), 277: (3, "H"), 284: (3, "H"), 338: (3, "H")}
+    kind_of_place, form_of_place = (16, "Q") if directory.big else (4, "I")
     entries = {tag: directory.entries[tag] for tag in _KEPT if tag in directory.entries}
     base = len(data) + len(data) % 2
     tail = b""
     for tag, values in numbers.items():
-        kind, form = kinds.get(tag, (16, "Q") if directory.big else (4, "I"))
+        kind, form = kind_of_place, form_of_place
+        if tag in _SHORT_NUMBERS:
+            kind, form = 3, "H"
         packed = struct.pack(f"{order}{len(values)}{form}", *values)
         if len(packed) > field:
             place = base + len(tail)

@@ -13,6 +13,7 @@ import numpy as np
 from sam4ir import regions
 from sam4ir.data.masks.record import MaskColumns, MaskStoreError, encode_record
 from sam4ir.errors import UserError
+from sam4ir.utils.containers import MAX_PIXELS
 
 _LARGEST_SIDE = 1 << 31
 _LARGEST_JSON = 256 << 20  # bytes
@@ -196,7 +197,7 @@ def _size(value: Any) -> regions.Size:
     """Return (h, w) from a JSON pair."""
     if not (isinstance(value, (list, tuple)) and len(value) == 2 and all(map(_is_side, value))):
         raise UserError(f"the size must be [height, width], two whole numbers above 0, not {_short(value)}")
-    if value[0] * value[1] > regions.LARGEST_IMAGE:
+    if value[0] * value[1] > MAX_PIXELS:
         raise UserError(f"the size {_short(value)} is beyond 2^30 pixels, which no image has")
     return int(value[0]), int(value[1])
 

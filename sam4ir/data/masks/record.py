@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 
 from sam4ir import regions
 from sam4ir.errors import UserError
+from sam4ir.utils.containers import MAX_PIXELS
 
 FORMAT_VERSION = 3
 READABLE_VERSIONS = (1, 2, 3)
@@ -226,7 +227,7 @@ class MaskRecord:
     def _refuse_claims(self) -> None:
         """Raise MaskStoreError where the header states more than a record of these bytes can hold."""
         (h, w), length = self.size, len(self._data)
-        if not 0 < h * w <= regions.LARGEST_IMAGE:
+        if not 0 < h * w <= MAX_PIXELS:
             raise MaskStoreError(f"{self.name}: states an image of {h}x{w} (at most 2^30 pixels); make its masks again")
         table = max(self.count, 1) * self.atom_count
         too_large = self.count > max(_MASKS, length * _MASKS_A_BYTE) or table > max(_BITS, length * _BITS_A_BYTE)
