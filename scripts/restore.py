@@ -174,9 +174,11 @@ def _sampling(options: Options, flags: argparse.Namespace) -> dict[str, Any]:
 class Work(NamedTuple):
     """The images to restore.
 
-    images: (file, path of its result) of each. unreadable: folders that cannot be read, with the reason.
+    folder: of the results. images: (file, path of its result in the folder) of each. unreadable: folders that cannot be
+    read, with the reason.
     """
 
+    folder: Path
     images: list[tuple[Path, Path]]
     unreadable: list[str]
 
@@ -188,7 +190,8 @@ def find_work(place: Path, output: Path) -> Work:
     image, and where --output is no place for results.
     """
     if place.is_file():
-        return Work([(place, _target_of(place, output))], [])
+        target = _target_of(place, output)
+        return Work(target.parent, [(place, Path(target.name))], [])
     if not place.is_dir():
         raise UserError(f"{place}: no such image or folder")
     if output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
@@ -207,8 +210,8 @@ def find_work(place: Path, output: Path) -> Work:
         name = file.stem
         if owners[file.with_suffix("")] > 1:
             name = file.name
-        work.append((place / file, output / file.with_name(f"{name}.png")))
-    return Work(work, listing.unreadable)
+        work.append((place / file, file.with_name(f"{name}.png")))
+    return Work(output, work, listing.unreadable)
 
 
 def _target_of(image: Path, output: Path) -> Path:
@@ -268,7 +271,7 @@ def restore_all(
     old, bad = 0, list(work.unreadable)
     if output.is_dir():
         remove_left_over(output)
-    planned = _planned(work.images, output, samples, bad)
+    planned = _planned(work, samples, bad)
     for file, wanted in tqdm(planned, unit="image", disable=None):
         targets = wanted
         if not overwrite:
@@ -306,15 +309,13 @@ def _message_of(file: Path, error: Exception) -> str | None:
     return message
 
 
-def _planned(
-    images: list[tuple[Path, Path]], output: Path, samples: int, bad: list[str]
-) -> list[tuple[Path, dict[int, Path]]]:
+def _planned(work: Work, samples: int, bad: list[str]) -> list[tuple[Path, dict[int, Path]]]:
     """Return (file, its targets) of each image; add a sentence to `bad` for one that cannot have its own."""
     owners: dict[Path, Path] = {}
     planned = []
-    for file, place in images:
+    for file, name in work.images:
         try:
-            targets = _targets(file, output, place, samples)
+            targets = _targets(file, work.folder, name, samples)
             for target in targets.values():
                 if owners.setdefault(target, file) != file:
                     raise UserError(f"{file}: and {owners[target]} would both be restored to {target}; rename one")
@@ -325,15 +326,8 @@ def _planned(
     return planned
 
 
-def _targets(file: Path, output: Path, place: Path, samples: int) -> dict[int, Path]:
-    """Return sample number -> path of the result, NAME_s0.png and so on; raise UserError for a bad name.
-
-    place: the path of the result of one sample: `output` itself, or a file below it.
-    """
-    folder = output
-    if place == output:
-        folder = output.parent
-    name = place.relative_to(folder)
+def _targets(file: Path, folder: Path, name: Path, samples: int) -> dict[int, Path]:
+    """Return sample number -> path of the result in the folder, NAME_s0.png and so on; UserError for a bad name."""
     key, targets = name.with_suffix("").as_posix(), {}
     for number in range(samples):
         suffix = name.suffix
