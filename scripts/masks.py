@@ -25,7 +25,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -66,7 +66,6 @@ from sam4ir.utils.shell import command_words
 from sam4ir.utils.tables import listing_text
 
 STOPPED = 130
-Mean = Literal["image", "region"]
 GOES_ON = "the same command goes on from here"
 
 

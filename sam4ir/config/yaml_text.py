@@ -98,17 +98,16 @@ class _Dumper(yaml.SafeDumper):
     """SafeDumper that quotes texts that _Loader would read as floats."""
 
 
-def _without_dates(resolvers: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Return PyYAML's (tag, pattern) of plain scalars without those of dates and of the key '='."""
-    return [resolver for resolver in resolvers if resolver[0] not in (f"{_TAG}timestamp", f"{_TAG}value")]
+def _resolvers(first: str, resolvers: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Return the (tag, pattern) of plain scalars that begin with `first`: PyYAML's without dates, base 60 and '='."""
+    own = [resolver for resolver in resolvers if resolver[0] not in (f"{_TAG}timestamp", f"{_TAG}value")]
+    if first in "-+0123456789":
+        own.insert(0, (f"{_TAG}str", _SIXTIES))
+    return own
 
 
 _Loader.yaml_implicit_resolvers = {
-    first: _without_dates(resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.yaml_implicit_resolvers = {
-    first: [(f"{_TAG}str", _SIXTIES), *resolvers] if first in "-+0123456789" else resolvers
-    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+    first: _resolvers(first, resolvers) for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver(f"{_TAG}float", _EXPONENT, list("-+.0123456789"))
 _Dumper.add_implicit_resolver(f"{_TAG}float", _EXPONENT, list("-+.0123456789"))

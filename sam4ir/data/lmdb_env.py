@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import lmdb
 
 from sam4ir.errors import UserError
-from sam4ir.utils.files import takes_no_more, write_error
+from sam4ir.utils.files import refuse_full, write_error
 
 T = TypeVar("T")
 
@@ -299,9 +299,7 @@ def open_for_writing(path: Path, map_size: int) -> OpenLmdb:
                 str(path.resolve()), map_size=map_size, lock=lock, max_readers=MAX_READERS, max_spare_txns=0
             )
         except lmdb.Error as error:
-            failure = write_error(path, error)
-            if takes_no_more(failure):
-                raise failure from None
+            refuse_full(path, error)
             raise UserError(
                 f"{path}: cannot be opened for writing ({error}); close its readers in this process, or begin a new "
                 "store"

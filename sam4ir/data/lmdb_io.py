@@ -34,7 +34,7 @@ import numpy as np
 from sam4ir.data.lmdb_env import MAX_KEY, OpenLmdb, get, keys_of, open_shared
 from sam4ir.errors import UserError
 from sam4ir.utils.containers import MAX_PIXELS
-from sam4ir.utils.files import append_text, make_folder, read_text, takes_no_more, write_error, write_text
+from sam4ir.utils.files import append_text, make_folder, read_text, refuse_full, write_error, write_text
 from sam4ir.utils.image import (
     IMAGE_SUFFIXES,
     ExifOrientation,
@@ -379,9 +379,7 @@ class LmdbWriter:
         try:
             return lmdb.open(str(self._part), map_size=map_size, sync=self._resume, readahead=False)
         except lmdb.Error as error:
-            failure = write_error(self._part, error)
-            if takes_no_more(failure):
-                raise failure from None
+            refuse_full(self._part, error)
             raise UserError(f"{self._part}: cannot be opened ({error}); remove it and begin anew") from None
 
     def _stored_lines(self) -> dict[str, str]:

@@ -59,8 +59,8 @@ class Record(NamedTuple):
 def verifying(path: Path) -> Iterator[list[Record]]:
     """Yield the records of a zip file and verify their checksums; raise ArchiveError where one differs.
 
-    The structure and all small records are verified before the block. The tensors are verified by threads while the
-    block runs, so the block must use nothing of them; they are verified when it ends.
+    The structure and all small records are verified before the block, and so are the tensors of a small file. Threads
+    verify those of a large one while the block runs, so what it does with them counts only once it has ended.
     """
     with _mapped(path) as view:
         records = directory(view)

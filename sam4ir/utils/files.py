@@ -72,6 +72,13 @@ def write_error(path: Path, error: Exception) -> FileError:
     return failure
 
 
+def refuse_full(path: Path, error: Exception) -> None:
+    """Raise write_error's FileError where the error of a library, such as LMDB, means that the storage is full."""
+    failure = write_error(path, error)
+    if takes_no_more(failure):
+        raise failure from None
+
+
 def takes_no_more(error: BaseException) -> bool:
     """Return whether an OSError means a full disk, a quota, or a limit on the size of files."""
     return isinstance(error, OSError) and error.errno in _FULL

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,11 @@ def reading(path: Path, mapped: bool = False) -> Iterator[Any]:
     foreign = foreign_kind(path)
     if foreign is not None:
         raise WeightsFileError(f"{path}: {foreign}")
+    zipped = _is_zip(path)
+    verified = _verified(path) if zipped else nullcontext(False)
     try:
-        with _verified(path) as plain:
-            content = _content(path, mapped and plain)
+        with verified as plain:
+            content = _content(path, zipped, mapped and plain)
             _require_bounded(content, path)
             yield content
     except ArchiveError as error:
@@ -76,10 +78,7 @@ def reading(path: Path, mapped: bool = False) -> Iterator[Any]:
 
 @contextmanager
 def _verified(path: Path) -> Iterator[bool]:
-    """Verify a file that is a zip file, see archive.verifying; yield whether its records are not compressed."""
-    if not _is_zip(path):
-        yield False
-        return
+    """Verify a zip file, see archive.verifying; yield whether its records are not compressed."""
     with verifying(path) as records:
         other = zip_kind(record.name for record in records)
         if other is not None:
@@ -87,10 +86,10 @@ def _verified(path: Path) -> Iterator[bool]:
         yield all(record.plain for record in records)
 
 
-def _content(path: Path, mapped: bool) -> Any:
+def _content(path: Path, zipped: bool, mapped: bool) -> Any:
     """Read a file that is of none of the foreign kinds."""
     try:
-        if not _is_zip(path) and _is_safetensors(path):
+        if not zipped and _is_safetensors(path):
             from safetensors.torch import load_file
 
             return load_file(str(path))

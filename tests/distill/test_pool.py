@@ -80,9 +80,9 @@ def test_sums_are_fp32_under_bf16_autocast(layout):
 
 
 def test_the_mean_of_a_large_even_region_is_its_value():
-    values = torch.full((1, 1, 1024, 512), 0.1)  # one running fp32 sum would be 0.5 % off
+    values = torch.full((1, 1, 1024, 512), 0.1)  # one running fp32 sum would be 0.5 % off; AVX2's matmul is 0.1 % off
     sums = pool.region_sums(values, torch.ones(1, 1024, 512, dtype=torch.int64), 1)
-    assert sums[0, 1, 0].item() / 2**19 == pytest.approx(0.1, rel=1e-3)
+    assert sums[0, 1, 0].item() / 2**19 == pytest.approx(0.1, rel=2e-3)
 
 
 def test_a_batch_of_different_region_counts_sums_as_its_images_alone():

@@ -186,7 +186,7 @@ def test_an_image_without_relations_counts_as_zero_in_the_mean():
     alone = relation()(student, target, labels, 5)
     both = torch.cat([labels, torch.zeros_like(labels)])
     twice = relation()(student.repeat(2, 1, 1, 1), target.repeat(2, 1, 1, 1), both, 5)
-    assert twice.item() == pytest.approx(alone.item() / 2, rel=1e-5)
+    assert twice.item() == pytest.approx(alone.item() / 2, rel=1e-4)  # sums of another order on some CPUs: 3e-5
 
 
 @pytest.mark.parametrize("case", ["black", "constant", "one-pixel masks", "all-covering mask", "noise"])

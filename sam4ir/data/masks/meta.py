@@ -35,12 +35,7 @@ STORE_FORMAT = "sam4ir mask store"
 SOURCES = ("gt", "lq", "restored")  # which image the generator read
 PROVENANCE_KEYS = ("generator", "checkpoint", "checkpoint_sha256", "settings", "source")
 HELP = "make it with: python scripts/make_masks.py, or scripts/masks.py import"
-FREE_KEYS = (
-    "versions",
-    "made_on",
-    "told",
-    "exif_orientation",
-)  # beside the provenance; they may differ from run to run
+FREE_KEYS = ("versions", "made_on", "told", "exif_orientation")  # beside the provenance; runs may differ in them
 _DIGEST = "digest"
 _OWN_KEYS = ("format", "format_version", "earlier_versions", "counts", _DIGEST)
 _KINDS = {"counts": dict, "versions": dict, "settings": dict, "told": dict, "made_on": list, "earlier_versions": list}

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
@@ -48,7 +46,7 @@ def upgrade(path: Path, workers: int = 1) -> UpgradeResult:
     is no store, or cannot be written.
     """
     result = UpgradeResult()
-    with MaskStoreWriter(path, _meta(path)) as writer:
+    with MaskStoreWriter(path, inherited_meta(MaskStore(path))) as writer:
         store = MaskStore(path)  # opened after the writer, whose environment it shares
         keys = store.unprotected()
         result.images = len(store)
@@ -60,7 +58,3 @@ def upgrade(path: Path, workers: int = 1) -> UpgradeResult:
                     writer.put_record(key, outcome)
                     result.written += 1
     return result
-
-
-def _meta(path: Path) -> Mapping[str, Any]:
-    return inherited_meta(MaskStore(path))

@@ -92,9 +92,9 @@ def score_all(
     a folder with the files of `score_network`. Raises UserError as `score_network` does, and where a file changed since
     it was scored.
     """
+    agree(world, *run_facts(with_weights(options, None)), lambda: weights_facts({source: source for source in sources}))
     formats = settle_restoring(options, choose_device(options.device, world), world)
     any_weights = with_weights(formats.options, None)
-    agree(world, *run_facts(any_weights), lambda: weights_facts({source: source for source in sources}))
     folder, text = build.run_paths(options.path, options.name).results, _comparable_text(any_weights)
     table = _begin(folder, text, overwrite, options.val, notices(options), world)
     if world.main:

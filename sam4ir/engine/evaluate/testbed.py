@@ -13,13 +13,11 @@ from sam4ir.data.sample import Dataset
 from sam4ir.engine import build
 from sam4ir.engine.evaluate.metric import Metric
 from sam4ir.engine.evaluate.report import Score, SetScore
-from sam4ir.engine.evaluate.validate import Outputs, evaluate
+from sam4ir.engine.evaluate.validate import SHOWN_FAULTS, Outputs, evaluate
 from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.restore.build import RestoreRecipe
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import World
-
-SHOWN_FAULTS = 5  # images that the message lists where none can be scored
 
 
 @dataclass(frozen=True)

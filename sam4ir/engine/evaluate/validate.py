@@ -25,6 +25,8 @@ from sam4ir.utils.files import is_utf8, output_path, refuse_shared
 from sam4ir.utils.image import to_uint8, write_image
 from sam4ir.utils.resize import imresize
 
+SHOWN_FAULTS = 5  # images at fault that a message lists
+
 
 @dataclass(frozen=True)
 class Outputs:
@@ -180,9 +182,8 @@ def evaluate(
     Each process takes every world.size-th image. The degraded image itself is scored as the output 'input' where it has
     the size of the ground truth, and as 'bicubic', up-scaled, where it is smaller by a whole factor.
     samples: how often each image is restored, with other noise each time. save_folder: restored images are written
-    there as 8-bit PNG, each by the process that restored it (refuse_names says
-    which keys cannot). stopped: asked between images; a number other than 0 ends
-    the work in all processes.
+    there as 8-bit PNG, each by the process that restored it (refuse_names says which keys cannot). stopped: asked
+    between images; a number other than 0 ends the work in all processes.
     """
     if save_folder is not None:
         refuse_names(name, dataset, save_folder, save_suffix, samples, refined=outputs.refiner is not None)
@@ -190,7 +191,6 @@ def evaluate(
     indices = range(world.rank, len(dataset), world.size)
     own: list[_ImageScores] = []
     hidden = None if world.main else True  # None: shown on a terminal only
-
     for index in tqdm(indices, desc=name, unit="image", disable=hidden, leave=False):
         if stopped():
             break

@@ -14,7 +14,7 @@ from sam4ir.config.paths import RunPaths
 from sam4ir.data.sample import Dataset
 from sam4ir.engine.evaluate.metric import Metric
 from sam4ir.engine.evaluate.report import BASELINES, Score, SetScore, means
-from sam4ir.engine.evaluate.validate import Outputs, evaluate
+from sam4ir.engine.evaluate.validate import SHOWN_FAULTS, Outputs, evaluate
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.restore.build import RestoreRecipe
@@ -24,7 +24,6 @@ from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import World
 
-SHOWN_FAULTS = 5  # images at fault that a message lists
 BestRecords = dict[str, dict[str, float]]
 
 

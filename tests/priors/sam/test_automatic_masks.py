@@ -78,6 +78,13 @@ def package_encoder(sam: Sam) -> Callable[[np.ndarray], Tensor]:
     return embed
 
 
+def assert_same(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
+    """The same masks, pixel for pixel and in the same order; predicted IoUs to rounding, which differs between CPUs."""
+    predicted = [mask.pop("predicted_iou") for mask in found]
+    assert predicted == pytest.approx([mask.pop("predicted_iou") for mask in expected], abs=1e-5)
+    assert found == expected
+
+
 def middle(listed: list[dict[str, Any]], key: str) -> float:
     """A threshold that keeps some of the masks."""
     values = sorted(mask[key] for mask in listed)
@@ -89,7 +96,7 @@ def test_without_thresholds_every_mask_is_the_packages(sam: Sam, image: np.ndarr
     expected = package(sam, image, **settings)
     assert len(expected) >= 12
     assert len({mask["area"] for mask in expected}) > 10, "masks that are all alike would prove little"
-    assert ours(sam, image, **settings) == expected
+    assert_same(ours(sam, image, **settings), expected)
 
 
 def test_thresholds_and_suppression_keep_what_the_package_keeps(sam: Sam, image: np.ndarray) -> None:
@@ -100,7 +107,7 @@ def test_thresholds_and_suppression_keep_what_the_package_keeps(sam: Sam, image:
     settings["box_nms_thresh"] = 0.9
     expected = package(sam, image, **settings)
     assert 0 < len(expected) < len(whole)
-    assert ours(sam, image, **settings) == expected
+    assert_same(ours(sam, image, **settings), expected)
 
 
 @pytest.mark.parametrize(
@@ -117,19 +124,19 @@ def test_every_setting_means_what_it_means_in_the_package(sam: Sam, image: np.nd
     settings = {"points_per_side": 4, "points_per_batch": 5, **EVERYTHING, "box_nms_thresh": 0.8, **more}
     expected = package(sam, image, **settings)
     assert expected
-    assert ours(sam, image, **settings) == expected
+    assert_same(ours(sam, image, **settings), expected)
 
 
 def test_own_point_grids_are_used(sam: Sam, image: np.ndarray) -> None:
     grid = [np.array([[0.2, 0.3], [0.7, 0.6], [0.5, 0.9]])]
     settings = {"points_per_side": None, "points_per_batch": 2, "point_grids": grid, **EVERYTHING}
-    assert ours(sam, image, **settings) == package(sam, image, **settings)
+    assert_same(ours(sam, image, **settings), package(sam, image, **settings))
 
 
 def test_upright_and_tiny_images_have_the_packages_masks(sam: Sam, image: np.ndarray) -> None:
     for shown in (np.ascontiguousarray(image.transpose(1, 0, 2)), image[:7, :5], image[:1, :9]):
         settings = {"points_per_side": 2, "points_per_batch": 4, **EVERYTHING}
-        assert ours(sam, shown, **settings) == package(sam, shown, **settings)
+        assert_same(ours(sam, shown, **settings), package(sam, shown, **settings))
 
 
 def test_folded_projections_agree_to_rounding(sam: Sam, image: np.ndarray) -> None:
@@ -209,7 +216,7 @@ def test_masks_of_photographs_are_the_packages(name: str) -> None:
     settings = {"points_per_side": 10, "points_per_batch": 20}
     expected = package(sam, photograph, **settings)
     assert len(expected) >= 5
-    assert ours(sam, photograph, **settings) == expected
+    assert_same(ours(sam, photograph, **settings), expected)
     found = AutomaticMaskGenerator(sam, AutomaticMaskSettings(points_per_side=10), "fast").generate(photograph)
     assert len(found) == len(expected)
     assert _least_best_iou(expected, found) >= 0.999
