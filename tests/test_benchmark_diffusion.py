@@ -18,6 +18,7 @@ from benchmarks.networks import Setting  # noqa: E402
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_the_released_form_of_the_full_network_has_our_keys():
     options = contests.options_of("full", Setting(CPU), "fp32")
     betas = contests.build_process(options.process).schedule.betas.to("meta")
@@ -27,6 +28,7 @@ def test_the_released_form_of_the_full_network_has_our_keys():
     assert {k: v.shape for k, v in reference.state_dict().items()} == {k: v.shape for k, v in ours.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_forms_agree_with_the_released_one_before_anything_is_timed():
     setting = Setting(CPU, quick=True, batch=2, reference_bf16=True)
     step, chain = contests.contests(setting)

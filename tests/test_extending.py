@@ -168,6 +168,7 @@ def test_the_map_of_an_example_arrives_in_the_batch(folder: World) -> None:
     assert batch.regions is not None, "what the model reads is there too"
 
 
+@pytest.mark.slow
 def test_the_example_of_a_mask_source_makes_a_store_and_goes_on_with_it(folder: World) -> None:
     command = [sys.executable, "bright_areas.py", "gt", "bright.lmdb"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -48,6 +48,7 @@ def call(*arguments: object, blocked: bool = False, check: bool = True) -> subpr
     return done
 
 
+@pytest.mark.slow
 def test_train_test_and_restore_by_their_command_lines(world: World) -> None:
     """SAM4IR training; then test.py and restore.py with the plain network, all that knows masks being blocked."""
     call("train.py", "-opt", world.write(world.values(sam=True)), "--force_yml", "train:total_iter=4")
@@ -76,6 +77,7 @@ def test_train_test_and_restore_by_their_command_lines(world: World) -> None:
     assert "2 were there already" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_student_is_the_plain_network_of_the_official_keys(world: World) -> None:
     call("train.py", "-opt", world.write(world.values(sam=True)), "--force_yml", "train:total_iter=2")
     from sam4ir.archs.nafnet import NAFNet

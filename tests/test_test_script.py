@@ -60,6 +60,7 @@ def script() -> ModuleType:
     return module
 
 
+@pytest.mark.slow
 def test_every_checkpoint_of_a_run_is_scored_once_and_drawn(
     world: World,
     option_file: Path,

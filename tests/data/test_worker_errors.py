@@ -230,7 +230,9 @@ def wait_until(no_longer: float, mark: str) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("ending", ["kill", "terminate", "exit", "error"])
+@pytest.mark.parametrize(
+    "ending", ["kill", *(pytest.param(word, marks=pytest.mark.slow) for word in ("terminate", "exit", "error"))]
+)
 @pytest.mark.parametrize("pool", ["loader", "pool"])
 def test_no_worker_outlives_its_parent(pool: str, ending: str, tmp_path: Path) -> None:
     script, mark = tmp_path / "parent.py", f"{os.getpid()}-{tmp_path.name}"

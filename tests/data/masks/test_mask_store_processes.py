@@ -71,6 +71,7 @@ def start(method: str, work: Callable[..., None], *arguments: Any) -> Any:
     return process
 
 
+@pytest.mark.slow
 def test_readers_follow_a_growing_store_and_outlive_killed_writers_and_readers(tmp_path: Path) -> None:
     path, count = store_of(tmp_path / "m.lmdb", 2), 120
     store = MaskStore(path)
@@ -333,6 +334,7 @@ print("all refused")
 """
 
 
+@pytest.mark.slow
 def test_a_data_file_cut_anywhere_is_an_error_and_no_crash(tmp_path: Path) -> None:
     path = store_of(tmp_path / "m.lmdb", 6)
     size = (path / "data.mdb").stat().st_size

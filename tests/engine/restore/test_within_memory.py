@@ -100,6 +100,7 @@ def test_the_scale_and_the_window_stay_in_smaller_tiles() -> None:
     torch.testing.assert_close(restored, expected.repeat_interleave(2, -1).repeat_interleave(2, -2))
 
 
+@pytest.mark.slow
 def test_a_diffusion_network_takes_smaller_tiles_too() -> None:
     class Denoiser(nn.Module):
         multiple, smallest = 2, 4

@@ -96,6 +96,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(world: World, diffusion: dict
     assert state["model"]["spe_rms"] > 0
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_learn_what_the_large_batch_does(world: World, diffusion: dict) -> None:
     large = train(world, diffusion, "name=large")
     small = train(world, diffusion, "name=small", "datasets:train:batch_size_per_gpu=1", "train:total_batch=2")
@@ -129,6 +130,7 @@ def options_of(world: World, content: dict, *overrides: str) -> Options:
     return load_options(world.write(content), overrides)
 
 
+@pytest.mark.slow
 def test_with_no_strength_or_no_masks_training_is_the_plain_control(world: World, diffusion: dict) -> None:
     still = train(world, diffusion, "name=still", "diffusion:strength=0")
     del diffusion["datasets"]["train"]["masks"]
@@ -137,6 +139,7 @@ def test_with_no_strength_or_no_masks_training_is_the_plain_control(world: World
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.slow
 def test_test_py_repeats_the_numbers_of_validation_and_restore_writes_the_same_images(
     world: World, diffusion: dict
 ) -> None:
@@ -186,6 +189,7 @@ def restore(world: World, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_restore_draws_samples_by_seed_and_keeps_the_images_that_are_there(world: World, diffusion: dict) -> None:
     weights = train(world, diffusion, "train:total_iter=2") / "models" / "net_g_latest.pth"
     out = world.root / "out"
@@ -280,6 +284,7 @@ def test_the_rrdb_s_own_file_is_not_needed_beside_the_weights_of_the_whole_netwo
     assert build.load_pretrained(build.build_network(again.network_g, "g", CPU, seed=0), again.path)
 
 
+@pytest.mark.slow
 def test_weights_alone_tell_restore_their_diffusion(world: World, diffusion: dict) -> None:
     run = train(world, diffusion, "train:total_iter=2", "diffusion:target=v")
     alone = world.root / "alone.pth"

@@ -109,11 +109,13 @@ def test_a_scale_that_overflows_is_lowered_and_the_run_goes_on_with_it(world: Wo
     again.close()
 
 
+@pytest.mark.slow
 def test_the_layout_of_memory_does_not_change_what_is_learnt(world: World) -> None:
     last, first = (run(world, True, f"name=layout_{v}", f"channels_last={v}") for v in ("true", "false"))
     assert_close(weights(last), weights(first))
 
 
+@pytest.mark.slow
 def test_computing_activations_again_changes_no_bit(world: World) -> None:
     kept, again = (run(world, True, f"name=again_{v}", f"checkpoint_activations={v}") for v in ("false", "true"))
     assert_same_run(kept, again, 8)

@@ -117,6 +117,7 @@ def test_a_stop_in_the_middle_of_validation_validates_again_after_the_resume(wor
     assert_same_run(straight, run(world, False, "name=stopped", resume=True), 8)
 
 
+@pytest.mark.slow
 def test_workers_do_not_change_the_run(world: World) -> None:
     here = run(world, True, "name=workers_0", "train:total_iter=4")
     there = run(world, True, "name=workers_2", "train:total_iter=4", "datasets:train:num_worker_per_gpu=2")
@@ -153,6 +154,7 @@ def test_bf16_training_stays_finite_and_close_to_fp32(world: World, sam: bool) -
     )
 
 
+@pytest.mark.slow
 def test_two_phases_train_the_refiner_and_then_the_student(world: World) -> None:
     first = run(world, False, "name=first")
     pretrained = f"path:pretrain_network_g={first / 'models' / 'net_g_8.pth'}"
@@ -350,6 +352,7 @@ def test_an_error_in_validation_loses_no_training(world: World) -> None:
     assert records(run(world, False, resume=True))[-1]["iter"] == 8
 
 
+@pytest.mark.slow
 def test_memory_that_runs_out_in_validation_loses_no_training_and_names_the_tiles(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
