@@ -96,11 +96,10 @@ def test_import_lists_names_that_no_store_can_hold_and_stores_the_rest(
     assert run(folders, "import") == 1
     out = capsys.readouterr()
     text = out.out + out.err
-    assert "3 images stored" in text
+    assert "2 images stored" in text
     assert "key 'caf\\udce9' is no UTF-8; rename the image" in text
     assert "has 604 bytes, LMDB keys have 1 to 511" in text
-    with MaskStore(folders / "m.lmdb") as store:
-        assert "caf\udce9" not in store
+    assert "caf\udce9" not in MaskStore(folders / "m.lmdb")
 
 
 def test_import_checks_sizes_against_the_images(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:

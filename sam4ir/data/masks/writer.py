@@ -19,7 +19,7 @@ from sam4ir.utils.files import make_folder
 
 
 def key_bytes(key: str, path: Path) -> bytes:
-    """Return the bytes of an image's key in LMDB; raise MaskStoreError naming the store for a key that it cannot hold."""
+    """Return the bytes of an image's key in LMDB; raise MaskStoreError naming the store for one that it cannot hold."""
     try:
         name = key.encode()
     except UnicodeEncodeError:
