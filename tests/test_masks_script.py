@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,26 @@ def test_import_lists_bad_files_after_doing_the_rest(folders: Path, capsys: pyte
     assert "worse.json: not a JSON file" in error
     assert "three.json: image 'three': no masks, so the image's size is not known" in error
     assert MaskStore(folders / "m.lmdb").keys() == ["sub/two"]
+
+
+def test_import_lists_names_that_no_store_can_hold_and_stores_the_rest(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = os.fsencode(folders / "json") + b"/caf\xe9.json"
+    try:
+        Path(os.fsdecode(raw)).write_text(json.dumps(sam_masks(4, 4)))
+    except OSError:
+        pytest.skip("this file system takes names of UTF-8 alone")
+    deep = folders / "json" / "/".join(["a" * 200] * 3)
+    deep.mkdir(parents=True)
+    (deep / "x.json").write_text(json.dumps(sam_masks(4, 4)))
+    assert run(folders, "import") == 1
+    out = capsys.readouterr()
+    text = out.out + out.err
+    assert "2 images stored" in text
+    assert "key 'caf\\udce9' is no UTF-8; rename the image" in text
+    assert "has 604 bytes, LMDB keys have 1 to 511" in text
+    assert "caf\udce9" not in MaskStore(folders / "m.lmdb")
 
 
 def test_import_checks_sizes_against_the_images(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -317,6 +317,8 @@ def get(transaction: lmdb.Transaction, key: str, path: Path) -> Any:
     """Return the value under `key`, or None. Raises UserError naming the folder and the key for a damaged page."""
     try:
         return transaction.get(key.encode())
+    except UnicodeEncodeError:  # a file name that is no UTF-8: LMDB has no such key
+        return None
     except lmdb.Error as error:
         raise UserError(f"{path}: key {key!r} cannot be read ({error}); copy or make the LMDB again") from None
 

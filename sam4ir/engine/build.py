@@ -22,6 +22,7 @@ from sam4ir.engine.weights import WeightsFileError, load_weights, locate
 from sam4ir.errors import UserError, first_line
 from sam4ir.models.restoration import eval_mode, restore
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, Registry
+from sam4ir.utils.files import takes_no_more
 from sam4ir.utils.memory import out_of_memory
 from sam4ir.utils.rng import torch_stream
 from sam4ir.utils.weights import read_weights
@@ -47,8 +48,9 @@ class PartFaultError(RuntimeError):
 def naming(place: str) -> Iterator[None]:
     """Put the key of the option file, `place`, before the message of any error inside the block.
 
-    A ValueError, OSError, or a RuntimeError of torch (which refuses sizes so) means the options: BuildError. Any
-    other exception is a bug in the part's code: PartFaultError, which keeps the traceback.
+    A ValueError, OSError, or a RuntimeError of torch (which refuses sizes so) means the options: BuildError. A full
+    disk is no fault of them and keeps its error. Any other exception is a bug in the part's code: PartFaultError, which
+    keeps the traceback.
     """
     try:
         yield
@@ -57,6 +59,8 @@ def naming(place: str) -> Iterator[None]:
     except (NotImplementedError, RecursionError) as error:
         raise PartFaultError(f"{place}: {type(error).__name__}: {error}") from error
     except (ValueError, OSError) as error:
+        if takes_no_more(error):  # no fault of the option: what is full may be the disk of the log
+            raise
         raise BuildError(f"{place}: {error}") from error
     except RuntimeError as error:  # torch's are long
         raise BuildError(f"{place}: {first_line(error)}") from error

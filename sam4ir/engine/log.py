@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from sam4ir.utils.files import AppendedFile, encode_text, read_text, write_bytes, writing
+from sam4ir.utils.streams import Console
 from sam4ir.utils.tables import RawRow, csv_head, csv_rows, json_line, text_lines, whole_rows
 
 
@@ -33,17 +34,6 @@ def console(log_file: Path | None = None) -> logging.Logger:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
         logger.addHandler(handler)
     return logger
-
-
-class Console(logging.StreamHandler[TextIO]):
-    """The handler that prints log lines. An error of the system ends the run, as it does for the log file."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Raise an OSError, where logging would print its traceback and go on."""
-        error = sys.exc_info()[1]
-        if isinstance(error, OSError):
-            raise error
-        super().handleError(record)
 
 
 class LogFile(logging.Handler):

@@ -79,7 +79,9 @@ def _is_onnx(head: bytes, suffix: str) -> bool:
 
 
 def _text_kind(head: bytes) -> str | None:
-    """Say which text a file is; None where it is no text."""
+    """Say which text a file is; None where it is no text, such as safetensors, whose first eight bytes are a number."""
+    if b"\x00" in head:
+        return None
     try:
         text = head.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -35,6 +35,7 @@ _FULL = {  # error numbers of storage that takes no more, and what helps
     errno.EDQUOT: f"free space of your quota, {_ANOTHER_DISK}",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
 }
+_WITHOUT_PATH = ("a file", "standard output", "standard error")  # names that stand for an unknown place
 _BARRED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 _GONE = (errno.ENOENT, errno.ESTALE)
@@ -56,9 +57,10 @@ def write_error(path: Path, error: Exception) -> FileError:
     else:
         reason = first_line(error)
     if number in _FULL:
-        free = shutil.disk_usage(existing_folder(path)).free
         remedy = f"{_FULL[number]}, {_GO_ON}"
-        reason += f"; its disk has {free / 1e6:.0f} MB free"
+        if str(path) not in _WITHOUT_PATH:
+            free = shutil.disk_usage(existing_folder(path)).free
+            reason += f"; its disk has {free / 1e6:.0f} MB free"
     elif number in _BARRED:
         remedy = "choose a folder that you may write into"
     elif number in _IN_THE_WAY:

@@ -131,37 +131,62 @@ def find_state(content: Any, path: Path, key: str | None = None, average: bool =
     """
     if not isinstance(content, Mapping):
         raise WeightsFileError(f"{path}: holds no named weights but a {type(content).__name__}")
-    if key is not None and key not in content:
-        entries = ", ".join(_short(name) for name in list(content)[:5])
-        raise WeightsFileError(f"{path}: has no entry {key!r} (it has {entries}); leave out param_key_g to find it")
     if key is None:
         candidates = _candidates(content)
     else:
-        candidates = _candidates(content[key], (key,), inside=True)
+        names = _way_to(key, content, path)
+        candidates = _candidates(_entry(content, names), names, inside=True)
     if not candidates:
         place = f" under {key!r}" if key else ""
         if key is None:
             place = _usual_entry(content)
         raise WeightsFileError(f"{path}: holds no weights{place}")
     chosen = _chosen(candidates, path, average)
-    stages = _stages(chosen.tensors, average)
+    stages, below_average = _stages(chosen.tensors, average)
     state = stages[-1]
     _require_values(state, path)
     passed_over = []
     for other in candidates:
         if other is not chosen and other.names[-1] not in OTHER_NETWORKS:
             passed_over.append(str(other.entry))
-    return Weights(state, path, chosen.entry, chosen.average, tuple(passed_over), tuple(stages))
+    return Weights(state, path, chosen.entry, chosen.average or below_average, tuple(passed_over), tuple(stages))
+
+
+def _way_to(key: str, content: Mapping[Any, Any], path: Path) -> tuple[str, ...]:
+    """Return the names that lead to an entry: the key as it is, or its parts, as Weights.entry spells entries inside.
+
+    Raises WeightsFileError naming the entries that the file has.
+    """
+    if key in content:
+        return (key,)
+    names = tuple(key.split("."))
+    if len(names) > 1 and _entry(content, names) is not None:
+        return names
+    entries = ", ".join(_short(name) for name in list(content)[:5])
+    raise WeightsFileError(f"{path}: has no entry {key!r} (it has {entries}); leave out param_key_g to find it")
+
+
+def _entry(content: Any, names: Collection[str]) -> Any:
+    """Return the entry of an entry that the names lead to; None where one of them is missing."""
+    for name in names:
+        if not isinstance(content, Mapping) or name not in content:
+            return None
+        content = content[name]
+    return content
 
 
 def _candidates(content: Any, names: tuple[str, ...] = (), inside: bool = False) -> list[_Candidate]:
-    """Return the state dicts in a mapping and in its entries; further inside, only in entries with usual names."""
+    """Return the state dicts in a mapping and in its entries; further inside, only in entries with usual names.
+
+    What lies inside an average is one too, whatever its name: classes of averages store {shadow}, {average_model} ...
+    """
     if not isinstance(content, Mapping) or len(names) > DEPTH:
         return []
     tensors = _tensors(content)
     if tensors:
         return [_Candidate(names, tensors)]
     candidates = []
+    inside = inside and not any(_stem(name) is not None for name in names)
     for name, value in content.items():
         if not isinstance(name, str) or name in NO_NETWORKS:
             continue
@@ -217,15 +242,17 @@ def _tensors(state: Mapping[Any, Any]) -> State:
     return tensors
 
 
-def _stages(tensors: State, average: bool) -> list[State]:
-    """Return the state under its own keys, and after each removal of wrappers."""
-    stages = [tensors]
+def _stages(tensors: State, average: bool) -> tuple[list[State], bool]:
+    """Return the state under its own keys and after each removal of wrappers, and whether one was of an average."""
+    stages, averaged = [tensors], False
     while True:
         state = _without_always(stages[-1])
         if state.keys() == stages[-1].keys():
-            state = _without_wrapper(state, average) or state
+            head, inside = _below_wrapper(state, average)
+            averaged = averaged or head in AVERAGES
+            state = inside or state
         if state.keys() == stages[-1].keys():
-            return stages
+            return stages, averaged
         stages.append(state)
 
 
@@ -251,8 +278,11 @@ def _by_first_part(tensors: State) -> dict[str, State]:
     return groups
 
 
-def _without_wrapper(tensors: State, average: bool) -> State | None:
-    """Return the part of a state below one wrapper, where each key lies below one or is no part of the network."""
+def _below_wrapper(tensors: State, average: bool) -> tuple[str | None, State]:
+    """Return a wrapper and the part of a state below it, where each key lies below one or is no part of the network.
+
+    Without such a wrapper: None and an empty state.
+    """
     groups = _by_first_part(tensors)
     plain, averages = [], []
     for head, state in groups.items():
@@ -263,14 +293,14 @@ def _without_wrapper(tensors: State, average: bool) -> State | None:
         elif head in WRAPPED:
             plain.append(head)
         elif head not in COMPANIONS:
-            return None
+            return None, {}
     group = (averages or plain) if average else (plain or averages)
     if len(group) != 1:
-        return None
+        return None, {}
     state = groups[group[0]]
     if group == averages and len(plain) == 1:
-        return _with_dots(state, groups[plain[0]])
-    return state
+        state = _with_dots(state, groups[plain[0]])
+    return group[0], state
 
 
 def _with_dots(average: State, plain: State) -> State:
@@ -296,6 +326,10 @@ def _require_values(state: State, path: Path) -> None:
             raise WeightsFileError(
                 f"{path}: {_short(name)} is sparse or quantised; save the network's weights as plain floating-point "
                 "numbers"
+            )
+        if tensor.is_complex():
+            raise WeightsFileError(
+                f"{path}: {_short(name)} holds complex numbers, which no network here has; it is of another network"
             )
     kinds = set()
     for tensor in state.values():

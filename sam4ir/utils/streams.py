@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import logging
 import os
 import sys
 from typing import Any, TextIO
@@ -45,6 +46,17 @@ def _to_nowhere(descriptor: int) -> None:
     if null != descriptor:
         os.dup2(null, descriptor)
         os.close(null)
+
+
+class Console(logging.StreamHandler[TextIO]):
+    """The handler that prints log lines. An error of the system ends the run, as it does for a log file."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Raise an OSError, where logging would print its traceback and go on."""
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            raise error
+        super().handleError(record)
 
 
 def guard_streams() -> None:

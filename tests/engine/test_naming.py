@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable
 from functools import partial
 
@@ -54,6 +56,15 @@ def build(part: Callable[..., object]) -> object:
 def test_what_the_options_ask_for_is_a_user_error_with_its_key(part: Callable[..., object]) -> None:
     with pytest.raises(BuildError, match=r"^network_g: "):
         build(part)
+
+
+def full_disk(width: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "standard output")
+
+
+def test_a_full_disk_is_no_fault_of_the_option() -> None:
+    with pytest.raises(OSError, match=r"^\[Errno 28\] .*'standard output'"):
+        build(full_disk)
 
 
 @pytest.mark.parametrize("part", [missing_entry, division, wrong_operand, unfinished])

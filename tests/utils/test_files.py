@@ -167,6 +167,26 @@ def test_a_command_outlives_its_readers(shell: str, code: int, tmp_path: Path) -
         assert mark.read_text() == "done"
 
 
+def test_the_log_of_a_script_on_a_full_disk_is_one_message(tmp_path: Path) -> None:
+    script = """
+import logging
+from sam4ir.utils import cli
+
+def main():
+    cli.show_log()
+    logging.getLogger("sam4ir").info("a line")
+
+raise SystemExit(cli.run(main))
+"""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard output: cannot be written (No space left on device); free space")
+    assert done.stderr.count("\n") == 1
+
+
 def test_what_a_killed_process_left_of_a_file_goes_when_the_file_is_written_and_what_lives_stays(
     tmp_path: Path,
 ) -> None:

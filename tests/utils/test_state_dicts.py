@@ -34,6 +34,9 @@ AVERAGES: dict[str, tuple[Any, str]] = {
     "inside": ({"state_dict": {"model": RAW, "model_ema": EMA}}, "state_dict.model_ema"),
     "deeper": ({"model": {"params": RAW, "params_ema": EMA}, "optimizer": {"params": RAW}}, "model.params_ema"),
     "average with a wrapper": ({"model": RAW, "ema": {"module": EMA, "decay": 0.9}}, "ema.module"),
+    "a class of averages": ({"model": RAW, "ema": {"decay": 0.9, "shadow": EMA, "backup": {}}}, "ema.shadow"),
+    "any name in an average": ({"net": RAW, "model_ema": {"averaged_weights": EMA}}, "model_ema.averaged_weights"),
+    "below a prefix": ({"state_dict": under("model.", RAW) | under("model_ema.", EMA)}, "state_dict"),
     "SWA": ({"swa_model": {"n_averaged": torch.tensor(3), **under("module.", EMA)}}, "swa_model"),
 }
 
@@ -138,8 +141,9 @@ def test_a_network_whose_keys_begin_like_a_wrapper_loads_its_own_files(prefix: s
         ),
         ({"a": torch.eye(3).to_sparse()}, "a is sparse or quantised"),
         ({"a": torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8)}, "a is sparse or quantised"),
+        ({"a": torch.ones(3, dtype=torch.complex64)}, "a holds complex numbers"),
     ],
-    ids=["meta", "integers", "sparse", "quantised"],
+    ids=["meta", "integers", "sparse", "quantised", "complex"],
 )
 @pytest.mark.parametrize("entry", ["params", None])
 def test_tensors_that_no_network_loads_are_named(state: Any, words: str, entry: str | None, tmp_path: Path) -> None:
@@ -152,6 +156,16 @@ def test_whole_numbers_do_not_become_the_values_of_a_layer(tmp_path: Path) -> No
     torch.save({"weight": torch.ones(2, 3, dtype=torch.int8), "bias": torch.ones(2)}, tmp_path / "w.pth")
     with pytest.raises(WeightsFileError, match=r"w\.pth: weight holds int8 numbers.*quantised"):
         load_weights(nn.Linear(3, 2), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize(("key", "expected"), [("model.net_g", RAW), ("model.net_g_ema", EMA), ("a.b", EMA)])
+def test_an_entry_that_was_left_aside_can_be_named_as_the_message_spells_it(key: str, expected: Any) -> None:
+    content = {"epoch": 3, "model": {"net_g": RAW, "net_g_ema": EMA}, "a.b": EMA}
+    weights = find_state(content, FILE, key)
+    assert weights.entry == key
+    assert all(torch.equal(weights.state[name], expected[name]) for name in expected)
+    with pytest.raises(WeightsFileError, match=r"has no entry 'model\.net_d' \(it has epoch, model, a\.b\)"):
+        find_state(content, FILE, "model.net_d")
 
 
 def test_several_networks_of_unusual_names_are_listed() -> None:

@@ -70,6 +70,13 @@ def test_safetensors_are_told_by_their_content(name: str, tmp_path: Path) -> Non
     assert_state(read_weights(tmp_path / name))
 
 
+def test_a_header_whose_length_looks_like_text_is_no_page(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.ljust(ord("<"))
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    assert torch.equal(read_weights(path).state["a"], torch.zeros(2))
+
+
 def test_an_entry_can_be_asked_for(tmp_path: Path) -> None:
     path = saved({"params": STATE, "params_ema": OTHER}, tmp_path / "w.pth")
     assert_state(read_weights(path, "params"), "params")

@@ -20,7 +20,7 @@ from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sources import ImageSource, listed, read
 from sam4ir.data.windows import TABLE, Crop, Cut, SubImage, read_table
 from sam4ir.utils.faults import fault_of_item
-from sam4ir.utils.files import atomic, output_path
+from sam4ir.utils.files import atomic, encode_text, output_path
 
 _TASKS_A_PROCESS = 24
 
@@ -318,7 +318,7 @@ def _sha256(image: np.ndarray | None, window: SubImage, record: MaskRecord) -> b
 def _digest(cuts: Sequence[Cut]) -> str:
     digest = hashlib.sha256()
     for cut in cuts:
-        digest.update(cut.line().encode())
+        digest.update(encode_text(cut.line()))
     return digest.hexdigest()
 
 

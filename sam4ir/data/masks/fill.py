@@ -19,6 +19,7 @@ from tqdm import tqdm
 from sam4ir.data.lmdb_io import Packed
 from sam4ir.data.masks.meta import holds_nothing, stored_provenance
 from sam4ir.data.masks.store import MaskStore, MaskStoreError, MaskStoreWriter
+from sam4ir.data.masks.writer import key_bytes
 from sam4ir.data.sources import ImageSource
 from sam4ir.data.windows import TABLE
 from sam4ir.data.workers import TASKS_A_PROCESS, Failure, attempts, useful
@@ -118,7 +119,10 @@ def fill(
     with LateStore(path, meta, new) as store:
         open_tasks = []
         for task in tasks:
-            if _is_done(task, store, images):
+            fault = _fault_of_keys(task, path)
+            if fault:
+                result.bad.append(fault)
+            elif _is_done(task, store, images):
                 result.present += len(task.keys)
             else:
                 open_tasks.append(task)
@@ -136,6 +140,16 @@ def fill(
                 store.put(outcome.records)
                 result.stored += len(outcome.records)
     return result
+
+
+def _fault_of_keys(task: Task, path: Path) -> str:
+    """Return what is wrong with a task's keys, '' where the store can hold all of them."""
+    try:
+        for key in task.keys:
+            key_bytes(key, path)
+    except MaskStoreError as error:
+        return str(error)
+    return ""
 
 
 def _is_done(task: Task, store: LateStore, images: ImageSink | None) -> bool:

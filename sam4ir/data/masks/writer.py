@@ -18,6 +18,17 @@ from sam4ir.errors import UserError
 from sam4ir.utils.files import make_folder
 
 
+def key_bytes(key: str, path: Path) -> bytes:
+    """Return the bytes of an image's key in LMDB; raise MaskStoreError naming the store for one that it cannot hold."""
+    try:
+        name = key.encode()
+    except UnicodeEncodeError:
+        raise MaskStoreError(f"{path}: key {key!r} is no UTF-8; rename the image") from None
+    if not 0 < len(name) <= MAX_KEY:
+        raise MaskStoreError(f"{path}: key {key!r} has {len(name)} bytes, LMDB keys have 1 to {MAX_KEY}")
+    return name
+
+
 class MaskStoreWriter:
     """Writes a mask store: `with MaskStoreWriter(path, meta) as writer: writer.put(key, masks)`.
 
@@ -111,14 +122,8 @@ class MaskStoreWriter:
         return stored
 
     def encode_key(self, key: str) -> bytes:
-        """Return the bytes of an image's key in LMDB; raise MaskStoreError for a key that LMDB cannot hold."""
-        try:
-            name = key.encode()
-        except UnicodeEncodeError:
-            raise MaskStoreError(f"{self.path}: key {key!r} is no UTF-8; rename the image") from None
-        if not 0 < len(name) <= MAX_KEY:
-            raise MaskStoreError(f"{self.path}: key {key!r} has {len(name)} bytes, LMDB keys have 1 to {MAX_KEY}")
-        return name
+        """Return the bytes of an image's key in LMDB; see key_bytes."""
+        return key_bytes(key, self.path)
 
     def __contains__(self, key: object) -> bool:
         return contains(self._open(), key)

@@ -11,6 +11,7 @@ from sam4ir.data.lmdb_io import Encoding
 from sam4ir.data.prepare.tree import File
 from sam4ir.data.windows import Crop
 from sam4ir.errors import UserError
+from sam4ir.utils.files import encode_text
 
 Phase = Literal["train", "val", "test"]
 
@@ -133,7 +134,7 @@ class Job:
         for item in self.part.items:
             names = [Path(file.member or file.path).name for file in item.files]
             lines.append(f"{item.key} {names}")
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        return hashlib.sha256(encode_text("\n".join(lines))).hexdigest()
 
 
 @dataclass(frozen=True)
