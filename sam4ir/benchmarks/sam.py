@@ -13,7 +13,7 @@ import torch
 from pycocotools import mask as coco
 from segment_anything import SamAutomaticMaskGenerator
 
-from benchmarks.timing import Agreement, Aim, Contest, Form
+from sam4ir.benchmarks.timing import Agreement, Aim, Contest, Form
 from sam4ir.data.sources import open_source, read
 from sam4ir.priors.sam.automatic_masks import PRECISIONS, AutomaticMaskGenerator, AutomaticMaskSettings
 from sam4ir.priors.sam.load import build_sam, load_sam

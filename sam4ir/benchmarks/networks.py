@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import reference_forms
-from benchmarks.timing import Agreement, Aim, Contest, Form, relative_error
+from sam4ir.benchmarks import reference_forms
+from sam4ir.benchmarks.timing import Agreement, Aim, Contest, Form, relative_error
 from sam4ir.config.load import load_options
 from sam4ir.config.schema import Options
 from sam4ir.data.sample import Batch
