@@ -1,4 +1,4 @@
-"""Run the whole way on real photographs: `python scripts/quickstart.py` is `sam4ir quickstart` (sam4ir/cli/quickstart.py)."""
+"""Try it on photographs: `python scripts/quickstart.py` is `sam4ir quickstart` (sam4ir/cli/quickstart.py)."""
 
 import sys
 from pathlib import Path

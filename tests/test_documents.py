@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sam4ir.cli import quickstart
 from sam4ir.config.load import load_options
 from sam4ir.engine.make_masks.build import SETTINGS
-from scripts import quickstart
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "datasets" / "quickstart"
@@ -127,7 +127,7 @@ def module_has(name: str) -> bool:
 
 
 def test_commands_in_documents_use_flags_that_exist(document: Path) -> None:
-    code = [*ROOT.glob("scripts/*.py"), ROOT / "train.py", ROOT / "test.py", ROOT / "sam4ir" / "utils" / "cli.py"]
+    code = [*ROOT.glob("sam4ir/cli/*.py"), ROOT / "sam4ir" / "utils" / "cli.py"]
     code.append(ROOT / "tests" / "mutation" / "run.py")
     known = {flag for path in code for flag in FLAG.findall(path.read_text(encoding="utf-8"))}
     known |= {f"--{name.replace('_', '-')}" for name in SETTINGS} | {f"--{name}" for name in FLAGS_OF_OTHER_PROGRAMS}

@@ -25,9 +25,11 @@ LAYERS = (
     ("config", "archs", "losses", "metrics", "priors", "distill", "diffusion", "data"),
     ("models",),
     ("engine",),
+    ("benchmarks",),
+    ("cli",),
 )
 LAYER_OF = {part: number for number, parts in enumerate(LAYERS) for part in parts}
-TOP = len(LAYERS)  # train.py, test.py, scripts
+TOP = len(LAYERS)  # train.py, test.py, scripts: they start a command of sam4ir.cli
 
 FILES = sorted(
     [*(ROOT / "sam4ir").rglob("*.py"), ROOT / "train.py", ROOT / "test.py", *(ROOT / "scripts").rglob("*.py")]

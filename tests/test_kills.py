@@ -44,8 +44,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 # scripts/make_masks.py with a generator that needs no weights: the brighter half of an image, and everything
 MAKE_MASKS = """
 import sys, time
-sys.path[:0] = [{root!r}, {root!r} + "/scripts", {root!r} + "/tests"]
-import make_masks
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+from sam4ir.cli import make_masks
 from engine.make_masks.test_mask_run import thresholds
 from sam4ir.engine.make_masks.build import LoadedGenerator
 from sam4ir.utils import cli

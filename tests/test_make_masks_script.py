@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import World
 
+from sam4ir.cli import make_masks as script
 from sam4ir.config.load import load_options
 from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.masks.store import MaskStore, MaskStoreError
@@ -23,8 +24,6 @@ from sam4ir.engine.make_masks.run import ImageShare
 from sam4ir.utils.image import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-import make_masks as script  # noqa: E402  (scripts are no package)
 
 
 def halves(image: np.ndarray) -> list[dict[str, Any]]:
@@ -176,5 +175,5 @@ def test_the_command_line_has_every_setting_of_the_generator_with_its_default() 
 
 @pytest.mark.slow
 def test_help_loads_no_sam() -> None:
-    code = "import sys, make_masks; assert 'segment_anything' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "scripts", check=True, timeout=100)
+    code = "import sys, sam4ir.cli.make_masks; assert 'segment_anything' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=100)

@@ -17,9 +17,9 @@ import torch
 from pycocotools import mask as coco
 from torch import Tensor, device
 
+from sam4ir import regions
 from sam4ir.benchmarks import reference_forms
 from sam4ir.benchmarks.timing import Agreement, Aim, Contest, Form
-from sam4ir import regions
 from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.masks.from_sam import read_sam_json, record_from_sam
 from sam4ir.data.masks.store import MaskStore, MaskStoreWriter

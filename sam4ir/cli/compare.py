@@ -16,7 +16,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-
 from sam4ir.engine.evaluate.compare import CompareChoice, Comparison, compare, compare_seeds, extremes, flat_row
 from sam4ir.engine.evaluate.report import columns, plain, printable, titled
 from sam4ir.engine.evaluate.results import read_results

@@ -27,7 +27,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-
 import numpy as np
 from tqdm import tqdm
 
@@ -71,11 +70,6 @@ GOES_ON = "the same command goes on from here"
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status, see above."""
     options = _parser().parse_args(arguments)
-    return cli.run(lambda: _stoppable(options))
-
-
-def _stoppable(options: argparse.Namespace) -> int:
-    """Run the command; return its exit status, or 130 after Ctrl-C."""
     try:
         if getattr(options, "workers", 1) < 1:
             raise UserError(f"--workers: {options.workers} must be at least 1")
@@ -86,7 +80,7 @@ def _stoppable(options: argparse.Namespace) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="masks.py")
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in (_add_info, _add_verify, _add_view, _add_import, _add_export, _add_crop, _add_control, _add_upgrade):
         add(commands)

@@ -22,7 +22,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-
 from sam4ir.data.prepare.make import Plan, estimate
 from sam4ir.data.prepare.parts import Job, Part, RecipeChoice, Summary
 from sam4ir.data.prepare.recipes import RECIPES, folder_part
@@ -36,14 +35,11 @@ STOPPED = 130
 
 def main(arguments: list[str] | None = None) -> int:
     """Return the exit status: 0, or 2 with one message where something is missing or damaged; 130 when stopped."""
-    options = _parser().parse_args(arguments)
-    return cli.run(lambda: prepare(options))
+    return prepare(_parser().parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="prepare_data.py"
-    )
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sets = parser.add_subparsers(required=True, dest="recipe", metavar="SET")
     for name, phases in RECIPES.items():
         help_text = (next(iter(phases.values())).__doc__ or "").partition("\n")[0]

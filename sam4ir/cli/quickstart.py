@@ -21,7 +21,6 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-
 import cv2
 import numpy as np
 import torch
@@ -39,6 +38,7 @@ from sam4ir.utils.tables import read_csv
 
 TRAIN = ("coffee.png", "rocket.jpg", "motorcycle_left.png", "ihc.png")
 TEST = ("astronaut.png", "chelsea.png")
+ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "datasets" / "quickstart"
 PHOTOS = COMMITTED / "photos"
 RESULTS = ROOT / "results" / "quickstart"

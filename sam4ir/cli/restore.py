@@ -20,7 +20,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-
 from pydantic import ValidationError
 from tqdm import tqdm
 

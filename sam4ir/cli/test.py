@@ -39,9 +39,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     """Score networks and print the tables; return the exit status: 1 where images could not be scored."""
-    arguments = parse()
+    arguments = parse(words)
     from sam4ir.config.load import load_options
     from sam4ir.engine.devices import wants_cuda
     from sam4ir.engine.evaluate.candidates import checkpoints

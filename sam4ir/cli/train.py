@@ -6,7 +6,6 @@ Many processes: torchrun --nproc_per_node=8 train.py -opt ... ; under Slurm: sru
 from __future__ import annotations
 
 import argparse
-import sys
 
 from sam4ir.utils import cli
 
@@ -28,9 +27,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main() -> int:
+def main(words: list[str] | None = None) -> int:
     """Train, or check a run; return the exit status, 130 or 143 where a signal stopped it."""
-    arguments = parse()
+    arguments = parse(words)
     from sam4ir.config.debug import debugged
     from sam4ir.config.load import load_options
     from sam4ir.engine.devices import wants_cuda

@@ -16,7 +16,6 @@ import sys
 from itertools import groupby
 from pathlib import Path
 
-
 from sam4ir.priors.zoo.weights import ENTRIES, Entry, WeightsError, cache_folder, cached, resolve
 from sam4ir.utils import cli
 
@@ -45,9 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = cli.Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="fetch_weights.py"
-    )
+    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="names of weights, or: list")
     parser.add_argument("--all", action="store_true", help="all that the list names: some gigabytes")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help=f"folder to put them in (default {cache_folder()})")
