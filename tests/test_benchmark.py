@@ -173,9 +173,9 @@ def test_the_report_holds_raw_times_and_what_they_depend_on(report):
 
 
 def test_a_claim_needs_nine_rounds_and_a_mistake_is_one_message(capsys):
-    assert script.parse(["train"]).rounds == 9
+    assert script.parser().parse_args(["train"]).rounds == 9
     with pytest.raises(SystemExit):
-        script.parse(["train", "--network", "NafNet"])
+        script.parser().parse_args(["train", "--network", "NafNet"])
     assert "invalid choice" in capsys.readouterr().err
 
 

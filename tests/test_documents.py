@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sam4ir.cli import quickstart
 from sam4ir.config.load import load_options
-from sam4ir.engine.make_masks.build import SETTINGS
+from sam4ir.engine import quickstart
+from sam4ir.engine.make_masks.settings import SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICKSTART = ROOT / "datasets" / "quickstart"
@@ -164,7 +164,7 @@ def test_the_script_prints_the_numbers_that_it_writes() -> None:
         columns = zip(quickstart.COLUMNS, pairs, strict=True)
         scores[photo] = {column: {"psnr": float(psnr), "ssim": float(ssim)} for column, (psnr, ssim) in columns}
     assert quickstart.markdown_table(scores) in text
-    printed = quickstart.table(scores)
+    printed = quickstart.console_table(scores)
     assert all(
         f"{score['psnr']:.2f} / {score['ssim']:.4f}" in printed for row in scores.values() for score in row.values()
     )

@@ -20,10 +20,14 @@ from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.masks.store import MaskStore, MaskStoreError
 from sam4ir.engine import build
 from sam4ir.engine.make_masks import build as mask_setup
-from sam4ir.engine.make_masks.run import ImageShare
+from sam4ir.engine.make_masks import command
+from sam4ir.engine.make_masks.settings import SETTINGS
 from sam4ir.utils.image import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+FLAGS = ("--input", "in", "--store", "out.lmdb", "--sam", "vit_b")
 
 
 def halves(image: np.ndarray) -> list[dict[str, Any]]:
@@ -45,7 +49,7 @@ def _no_sam(monkeypatch: pytest.MonkeyPatch) -> None:
             halves, weights, "vit_b", "x.pth", "00" * 32, settings, dict(given), precision, "test", {"licence": "MIT"}
         )
 
-    monkeypatch.setattr(script, "load_generator", fake)
+    monkeypatch.setattr(command, "load_generator", fake)
 
 
 def run(world: World, *more: str, store: str = "new.lmdb") -> int:
@@ -153,7 +157,7 @@ def test_a_shard_is_one_of_so_many(text: str, world: World, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         run(world, f"--shard={text}")
     assert "must be I/N" in capsys.readouterr().err
-    assert script.shard("1/2") == ImageShare(1, 2, "shard")
+    assert script.parser().parse_args([*FLAGS, "--shard", "1/2"]).shard == (1, 2)
 
 
 def test_own_points_replace_the_grid(world: World, tmp_path: Path) -> None:
@@ -167,8 +171,8 @@ def test_the_command_line_has_every_setting_of_the_generator_with_its_default() 
     from sam4ir.priors.sam.automatic_masks import AutomaticMaskSettings
 
     fields = AutomaticMaskSettings.__dataclass_fields__
-    assert set(fields) == set(mask_setup.SETTINGS)
-    for name, (_, what) in mask_setup.SETTINGS.items():
+    assert set(fields) == set(SETTINGS)
+    for name, (_, what) in SETTINGS.items():
         if "(default: " in what and name not in ("points_per_batch", "crop_overlap_ratio"):
             assert what.split("(default: ")[1] == f"{fields[name].default})"
 

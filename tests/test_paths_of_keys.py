@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import World, photograph, sam_masks
 
-from sam4ir.cli import masks, restore
+from sam4ir.cli import masks
 from sam4ir.config.load import load_options
 from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.masks.crop import FolderSink
@@ -17,6 +17,7 @@ from sam4ir.data.masks.store import MaskStoreWriter
 from sam4ir.data.sample import Sample
 from sam4ir.engine.evaluate.score import score_network
 from sam4ir.engine.evaluate.validate import Outputs, evaluate
+from sam4ir.engine.restore import folder
 from sam4ir.engine.train.loop import Trainer
 from sam4ir.errors import UserError
 from sam4ir.utils.image import write_image
@@ -130,7 +131,7 @@ def test_sub_images_are_written_below_their_folder_only(tmp_path: Path) -> None:
 def test_restore_names_images_that_would_have_one_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.png", "a.bmp", "a.png.png", "b.png"):
         write_image(tmp_path / "in" / name, photograph(0))
-    work = restore.find_work(tmp_path / "in", tmp_path / "out")
+    work = folder.find_work(tmp_path / "in", tmp_path / "out")
 
     class Copy:
         channels = 3
@@ -138,7 +139,7 @@ def test_restore_names_images_that_would_have_one_result(tmp_path: Path, capsys:
         def __call__(self, image: np.ndarray, name: str, number: int) -> np.ndarray:
             return image
 
-    assert restore.restore_all(work, tmp_path / "out", Copy(), 1, False) == 1
+    assert folder.restore_all(work, tmp_path / "out", Copy(), 1, False) == 1
     errors = capsys.readouterr().err
     assert "a.png" in errors
     assert "would both be restored to" in errors

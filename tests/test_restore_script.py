@@ -15,6 +15,7 @@ import torch
 from conftest import photograph
 
 from sam4ir.cli import restore as script
+from sam4ir.engine.restore import folder
 from sam4ir.errors import FileError, UserError
 from sam4ir.priors.zoo import weights as zoo
 from sam4ir.priors.zoo.sources import Url
@@ -209,7 +210,7 @@ def test_images_at_fault_are_listed_and_the_rest_is_restored(
             raise faults[file.name]
         return read_image(file, channels, exif_orientation)
 
-    monkeypatch.setattr(script, "read_image", read)
+    monkeypatch.setattr(folder, "read_image", read)
     out = photos.parent / "out"
     status = script.main(["--weights", identity(photos), "--input", str(photos), "--output", str(out)])
     assert status == 1
@@ -285,7 +286,7 @@ def test_a_full_disk_ends_the_command_at_the_first_image(photos: Path, monkeypat
         files.append(path)
         raise write_error(path, OSError(28, "No space left on device"))
 
-    monkeypatch.setattr(script, "write_image", write)
+    monkeypatch.setattr(folder, "write_image", write)
     out = photos.parent / "out"
     with pytest.raises(FileError, match=r"cannot be written \(No space left.*free space"):
         script.main(["--weights", identity(photos), "--input", str(photos), "--output", str(out)])

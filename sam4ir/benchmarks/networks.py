@@ -22,8 +22,9 @@ from sam4ir.engine.train import build as build_train
 from sam4ir.errors import UserError
 from sam4ir.models.restoration import Loss, Reconstruction, last_output, restore, total
 from sam4ir.registry import LOSSES
+from sam4ir.utils.shipped import shipped
 
-OPTIONS = Path(__file__).resolve().parents[2] / "options" / "train"
+OPTIONS = shipped("options/train")
 SAM4IR = OPTIONS / "denoising" / "nafnet_w32_sidd_sam4ir.yml"
 REGIONS_A_SIDE = 5
 TINY = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -31,6 +32,8 @@ COMMANDS = {
     "weights": Command("weights", "list and fetch pretrained weights"),
     "compare": Command("compare", "compare results of tests, paired image by image"),
     "benchmark": Command("benchmark", "measure what training, inference and loading cost here"),
+    "options": Command("options", "list, show and copy the option files that come with sam4ir"),
+    "completion": Command("completion", "print the lines that make a shell complete commands and flags"),
     "quickstart": Command("quickstart", "train plainly and with SAM4IR on six photographs, in minutes"),
 }
 
@@ -40,6 +43,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
     Without a word, and with --help, the commands are listed. words: default those of the command line.
     """
+    if "_ARGCOMPLETE" in os.environ:
+        _complete()
     if words is None:
         words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help", "help"):
@@ -55,6 +60,16 @@ def run_command(name: str, words: Sequence[str]) -> int:
         raise UserError(f"{name!r} is no command of sam4ir; {_advice(name)}")
     module = importlib.import_module(f"sam4ir.cli.{COMMANDS[name].module}")
     return int(module.main(list(words)))
+
+
+def _complete() -> None:
+    """Answer a shell that asks what may stand next on its line."""
+    from sam4ir.cli.completion import complete
+
+    commands = {}
+    for name, command in COMMANDS.items():
+        commands[name] = command.module, command.help
+    complete(commands)
 
 
 def is_logged(name: str) -> bool:

@@ -1,248 +1,37 @@
 """Train a small network plainly and with SAM4IR on real photographs, score both and draw a picture.
 
-python scripts/quickstart.py
+sam4ir quickstart
 
-The script copies six photographs from the scikit-image package, fetches VGG16 and calls train.py and test.py with
-options/quickstart/{plain,sam4ir,test}.yml, as a user would. A CPU does this in minutes. The same command continues a
-run that was stopped.
+The command copies six photographs from the scikit-image package, fetches VGG16 and calls sam4ir train and sam4ir test
+with option files of the package, as a user would. A CPU does this in minutes. The same command continues a run that was
+stopped.
 
-It writes results/quickstart: summary.json (all scores), summary.md (the table that README.md shows) and comparison.png.
+It writes into the current folder. results/quickstart gets summary.json (all scores), summary.md (a table) and
+comparison.png; datasets/quickstart gets the photographs and their masks, experiments/ the two runs.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
-import cv2
-import numpy as np
-import torch
-
-from sam4ir.data.lmdb_io import LmdbWriter
-from sam4ir.data.noisy import GaussianDenoisingDataset
-from sam4ir.errors import UserError
-from sam4ir.priors.zoo.weights import WeightsError, resolve
 from sam4ir.utils import cli
-from sam4ir.utils.files import write_text
-from sam4ir.utils.image import read_image, to_uint8, write_image
-from sam4ir.utils.rng import generator
-from sam4ir.utils.shell import command_words
-from sam4ir.utils.tables import read_csv
-
-TRAIN = ("coffee.png", "rocket.jpg", "motorcycle_left.png", "ihc.png")
-TEST = ("astronaut.png", "chelsea.png")
-ROOT = Path(__file__).resolve().parents[2]
-COMMITTED = ROOT / "datasets" / "quickstart"
-PHOTOS = COMMITTED / "photos"
-RESULTS = ROOT / "results" / "quickstart"
-OPTIONS = "options/quickstart"
-COLUMNS = ("noisy", "plain", "refiner", "student")
-TITLES = ("noisy", "plain", "refiner", "student (deployed)")  # of the columns in README.md
-# top and left of the detail that the picture shows of each photograph
-DETAILS = {"astronaut": (20, 130), "chelsea": (60, 90)}
-DETAIL = 192
-
-Scores = dict[str, dict[str, dict[str, float]]]
 
 
-def copy_photographs() -> None:
-    """Copy the photographs of the scikit-image package: for training into an LMDB of raw pixels, for test as files."""
-    from skimage import data
-
-    source = Path(data.__file__).parent
-    for name in (*TRAIN, *TEST):
-        if not (source / name).is_file():
-            raise UserError(f"{source / name}: this scikit-image lacks the photograph; install scikit-image>=0.22")
-    (PHOTOS / "test").mkdir(parents=True, exist_ok=True)
-    for name in TEST:
-        shutil.copyfile(source / name, PHOTOS / "test" / name)
-    if not (PHOTOS / "train.lmdb").exists():
-        with LmdbWriter(PHOTOS / "train.lmdb") as store:
-            for name in TRAIN:
-                store.put(Path(name).stem, read_image(source / name))
-
-
-def call(script: str, *arguments: str) -> None:
-    """Run a script of the project as a user would, and print the command first. Raises UserError where it fails."""
-    command = [sys.executable, script, *arguments]
-    print(f"\n$ {command_words('python', script, *arguments)}", flush=True)
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode
-    if code:
-        raise UserError(f"{script} ended with exit code {code}; see its message above")
-
-
-def train() -> None:
-    """Train the plain network, then the same network with SAM4IR. Where VGG16 cannot be fetched, leave SGR out."""
-    without_sgr = []
-    try:
-        resolve("vgg16")
-    except WeightsError as error:
-        print(f"VGG16 cannot be fetched, so SGR is left out of this run:\n{error}")
-        without_sgr = ["--force_yml", "train:sgr_opt=null"]
-    call("train.py", "-opt", f"{OPTIONS}/plain.yml", "--auto_resume")
-    call("train.py", "-opt", f"{OPTIONS}/sam4ir.yml", "--auto_resume", *without_sgr)
-
-
-def test() -> None:
-    """Score both networks with one option file."""
-    for name in ("plain", "sam4ir"):
-        weights = f"experiments/quickstart_{name}/models/net_g_latest.pth"
-        force = [f"name=quickstart_{name}", f"path:pretrain_network_g={weights}"]
-        call("test.py", "-opt", f"{OPTIONS}/test.yml", "--overwrite", "--force_yml", *force)
-
-
-def collect() -> Scores:
-    """Read the results of test.py and of validation: {photograph: {noisy, plain, refiner, student: {psnr, ssim}}}."""
-    plain, student = _result("plain"), _result("sam4ir")
-    refiner = _refiner_scores()
-    scores: Scores = {}
-    for photo in plain:
-        scores[photo] = {
-            "noisy": plain[photo]["input"],
-            "plain": plain[photo]["restored"],
-            "refiner": refiner[photo],
-            "student": student[photo]["restored"],
-        }
-    return scores
-
-
-def _result(name: str) -> Scores:
-    """Read the scores that test.py wrote for one of the two networks."""
-    summary = json.loads((ROOT / "results" / f"quickstart_{name}" / "summary.json").read_text(encoding="utf-8"))
-    scores: Scores = summary["images"]["photographs"]
-    return scores
-
-
-def _refiner_scores() -> dict[str, dict[str, float]]:
-    """Read the refiner's scores in the last validation of the SAM4IR run."""
-    scores = {}
-    table_file = ROOT / "experiments" / "quickstart_sam4ir" / "validation.csv"
-    for _, row in read_csv(table_file).rows:  # a later validation replaces an earlier one
-        if row["stage"] == "refined":
-            scores[str(row["image"])] = {"psnr": float(row["psnr"] or "nan"), "ssim": float(row["ssim"] or "nan")}
-    return scores
-
-
-def table(scores: Scores) -> str:
-    """Return the table for the console: a line for each photograph, PSNR in dB and SSIM."""
-    head = _line("photograph", COLUMNS)
-    lines = [head, "-" * len(head)]
-    for photo, row in scores.items():
-        lines.append(_line(photo, _cells(row)))
-    return "\n".join([*lines, "PSNR in dB / SSIM, on 8-bit RGB images (protocols psnr and ssim)"])
-
-
-def _line(first: str, cells: Sequence[str]) -> str:
-    """Return a line of the console's table."""
-    return f"{first:12}" + "".join(f"{cell:>18}" for cell in cells)
-
-
-def markdown_table(scores: Scores) -> str:
-    """Return the same table in Markdown, as README.md shows it."""
-    lines = ["| photograph | " + " | ".join(TITLES) + " |", "|---" * (1 + len(TITLES)) + "|"]
-    for photo, row in scores.items():
-        lines.append(f"| {photo} | " + " | ".join(_cells(row)) + " |")
-    return "\n".join(lines)
-
-
-def _cells(row: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Return the cells of one photograph, in the order of COLUMNS."""
-    cells = []
-    for column in COLUMNS:
-        score = row[column]
-        cells.append(f"{score['psnr']:.2f} / {score['ssim']:.4f}")
-    return cells
-
-
-def summary(scores: Scores, picture_file: Path) -> str:
-    """Return summary.md: the table, the version of PyTorch, the number of threads and the picture's hash."""
-    digest = hashlib.sha256(picture_file.read_bytes()).hexdigest()
-    return (
-        "# Quickstart: PSNR in dB / SSIM\n\n"
-        f"{markdown_table(scores)}\n\n"
-        "`scripts/quickstart.py` wrote this file and the picture `comparison.png` in one run. One seed,\n"
-        "800 iterations; protocols `psnr` and `ssim`.\n\n"
-        f"- PyTorch {torch.__version__}, {torch.get_num_threads()} threads\n"
-        f"- sha256 of `comparison.png`: {digest}\n"
-    )
-
-
-def picture(scores: Scores) -> np.ndarray:
-    """Draw a detail of each test photograph: noisy, plain, refiner, student, original; (h, w, 3) uint8 RGB."""
-    noisy = GaussianDenoisingDataset(dataroot_gt=str(PHOTOS / "test"), sigma_range=50, noise_seed=0)
-    rows = []
-    for i in range(len(noisy)):
-        photo = noisy.key(i)
-        sample = noisy.get(i, generator(0))
-        assert sample.gt is not None
-        images = {
-            "noisy": to_uint8(sample.lq),
-            "plain": read_image(_restored("plain", photo)),
-            "refiner": read_image(_refined_image(photo)),
-            "student": read_image(_restored("sam4ir", photo)),
-            "original": to_uint8(sample.gt),
-        }
-        details = [_detail(photo, name, image, scores[photo]) for name, image in images.items()]
-        rows.append(np.concatenate(details, axis=1))
-    return np.concatenate(rows)
-
-
-def _restored(name: str, photo: str) -> Path:
-    """Return the file of a photograph that test.py restored."""
-    return ROOT / "results" / f"quickstart_{name}" / "visualization" / "photographs" / f"{photo}_quickstart_{name}.png"
-
-
-def _refined_image(photo: str) -> Path:
-    """Return the file of a photograph that the refiner restored in the last validation."""
-    folder = ROOT / "experiments" / "quickstart_sam4ir" / "visualization" / "photographs"
-    last = max(folder.iterdir(), key=lambda p: int(p.name))
-    return last / f"{photo}_refined.png"
-
-
-def _detail(photo: str, name: str, image: np.ndarray, scores: Mapping[str, Mapping[str, float]]) -> np.ndarray:
-    """Cut the detail of a photograph and write name and PSNR above it."""
-    top, left = DETAILS[photo]
-    detail = np.ascontiguousarray(image[top : top + DETAIL, left : left + DETAIL])
-    label = name
-    if name in scores:
-        label += f" {scores[name]['psnr']:.2f} dB"
-    band = np.full((22, DETAIL, 3), 255, np.uint8)
-    cv2.putText(band, label, (4, 15), cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
-    return np.pad(np.concatenate([band, detail]), ((0, 4), (0, 4), (0, 0)), constant_values=255)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Make the photographs, train, test, and write the results; return the exit status."""
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+def parser() -> cli.Parser:
+    """Return the parser of the command."""
+    command = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument(
         "--commit",
         action="store_true",
-        help="also copy summary.md and comparison.png to datasets/quickstart, where README.md shows them from",
+        help="in a checkout: also copy summary.md and comparison.png to datasets/quickstart, for README.md",
     )
-    options = parser.parse_args(arguments)
-    start = time.monotonic()
-    resumed = (ROOT / "experiments" / "quickstart_plain").exists()
-    copy_photographs()
-    train()
-    test()
-    scores = collect()
-    write_image(RESULTS / "comparison.png", picture(scores))
-    write_text(RESULTS / "summary.md", summary(scores, RESULTS / "comparison.png"))
-    seconds = round(time.monotonic() - start, 1)
-    write_text(RESULTS / "summary.json", json.dumps({**scores, "seconds": seconds, "resumed": resumed}, indent=1))
-    duration = f"{seconds:.0f} seconds"
-    if resumed:
-        duration += " (an earlier run went on)"
-    print(f"\n{table(scores)}\n\n{duration}.")
-    print("Numbers: results/quickstart/summary.json, picture: results/quickstart/comparison.png")
-    if options.commit:
-        for name in ("summary.md", "comparison.png"):
-            shutil.copyfile(RESULTS / name, COMMITTED / name)
-    return 0
+    return command
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Make the photographs, train, test, and write the results; return the exit status."""
+    options = parser().parse_args(words)
+    from sam4ir.engine.quickstart import quickstart
+
+    return quickstart(options.commit)

@@ -6,23 +6,23 @@ python test.py -opt FILE --checkpoints experiments/<name> [--published SAM-DiffS
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from sam4ir.utils import cli
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line's arguments."""
-    parser = cli.Parser(description="Restore test sets with networks and score them.")
-    cli.add_options(parser)
-    parser.add_argument(
+def parser() -> cli.Parser:
+    """Return the parser of the command."""
+    command = cli.Parser(description="Restore test sets with networks and score them.")
+    cli.add_options(command)
+    command.add_argument(
         "--overwrite",
         action="store_true",
         help="replace results of the same name that come from other options or files",
     )
-    several = parser.add_mutually_exclusive_group()
+    several = command.add_mutually_exclusive_group()
     several.add_argument(
         "--weights",
         nargs="+",
@@ -35,13 +35,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         metavar="RUN_FOLDER",
         help="every net_g_<iteration>.pth of experiments/<name>, as several --weights; goes on where it was stopped",
     )
-    parser.add_argument("--published", metavar="NAME", help="print published figures beside ours: SAM-DiffSR")
-    return parser.parse_args(arguments)
+    command.add_argument("--published", metavar="NAME", help="print published figures beside ours: SAM-DiffSR")
+    return command
 
 
-def main(words: list[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Score networks and print the tables; return the exit status: 1 where images could not be scored."""
-    arguments = parse(words)
+    arguments = parser().parse_args(words)
     from sam4ir.config.load import load_options
     from sam4ir.engine.devices import wants_cuda
     from sam4ir.engine.evaluate.candidates import checkpoints

@@ -5,31 +5,31 @@ Many processes: torchrun --nproc_per_node=8 train.py -opt ... ; under Slurm: sru
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 
 from sam4ir.utils import cli
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line's arguments."""
-    parser = cli.Parser(description="Train a restoration network, plain or with SAM4IR.")
-    cli.add_options(parser)
-    parser.add_argument(
+def parser() -> cli.Parser:
+    """Return the parser of the command."""
+    command = cli.Parser(description="Train a restoration network, plain or with SAM4IR.")
+    cli.add_options(command)
+    command.add_argument(
         "--auto-resume",
         "--auto_resume",
         action="store_true",
         help="go on from the newest checkpoint of the run, if any",
     )
-    parser.add_argument(
+    command.add_argument(
         "--check", action="store_true", help="examine data, masks, weights, memory and time; train nothing"
     )
-    parser.add_argument("--debug", action="store_true", help="train as debug_<name>; validate and save every 8 steps")
-    return parser.parse_args(arguments)
+    command.add_argument("--debug", action="store_true", help="train as debug_<name>; validate and save every 8 steps")
+    return command
 
 
-def main(words: list[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Train, or check a run; return the exit status, 130 or 143 where a signal stopped it."""
-    arguments = parse(words)
+    arguments = parser().parse_args(words)
     from sam4ir.config.debug import debugged
     from sam4ir.config.load import load_options
     from sam4ir.engine.devices import wants_cuda

@@ -13,16 +13,23 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sam4ir.priors.zoo.weights import ENTRIES, Entry, WeightsError, cache_folder, cached, resolve
+from sam4ir.priors.zoo.cache import cache_folder
 from sam4ir.utils import cli
 
+if TYPE_CHECKING:  # --help loads no torch
+    from sam4ir.priors.zoo.weights import Entry
 
-def main(arguments: list[str] | None = None) -> int:
+
+def main(words: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 1 where something cannot be fetched."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(words)
+    from sam4ir.priors.zoo.weights import ENTRIES
+
     folder = options.to or cache_folder()
     if options.names == ["list"]:
         for group, entries in groupby(ENTRIES.values(), key=lambda entry: entry.group):
@@ -38,21 +45,24 @@ def main(arguments: list[str] | None = None) -> int:
     if options.all:
         names = list(ENTRIES)
     if not names:
-        _parser().error(f"give names, --all or list; known: {', '.join(ENTRIES)}")
+        parser().error(f"give names, --all or list; known: {', '.join(ENTRIES)}")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return max([_fetch(name, folder) for name in names])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="names of weights, or: list")
-    parser.add_argument("--all", action="store_true", help="all that the list names: some gigabytes")
-    parser.add_argument("--to", type=Path, metavar="FOLDER", help=f"folder to put them in (default {cache_folder()})")
-    return parser
+def parser() -> cli.Parser:
+    """Return the parser of the command."""
+    command = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument("names", nargs="*", help="names of weights, or: list")
+    command.add_argument("--all", action="store_true", help="all that the list names: some gigabytes")
+    command.add_argument("--to", type=Path, metavar="FOLDER", help=f"folder to put them in (default {cache_folder()})")
+    return command
 
 
 def _row(entry: Entry, folder: Path) -> str:
     """Return the lines of an entry in the list: its description, state and sources."""
+    from sam4ir.priors.zoo.weights import WeightsError, cached
+
     try:
         state = str(cached(entry.name, folder) or "not fetched")
     except WeightsError as error:
@@ -71,6 +81,8 @@ def _row(entry: Entry, folder: Path) -> str:
 
 def _fetch(name: str, folder: Path) -> int:
     """Fetch one weights file and print where it lies; return the exit status."""
+    from sam4ir.priors.zoo.weights import ENTRIES, WeightsError, resolve
+
     try:
         path = resolve(name, folder)
     except (WeightsError, OSError) as error:

@@ -6,6 +6,7 @@ import pytest
 
 from sam4ir.cli import weights as script
 from sam4ir.priors.zoo.download import WeightsError
+from sam4ir.priors.zoo.weights import ENTRIES
 
 
 def test_list_tells_licence_source_size_and_state_by_group(tmp_path, capsys):
@@ -30,7 +31,7 @@ def test_list_tells_licence_source_size_and_state_by_group(tmp_path, capsys):
     assert "NAFNet-SIDD-width32" in names["NAFNet"]
     assert "HINet-SIDD-0.5x" in names["HINet"]
     assert "restormer_deraining" in names["Restormer"]
-    assert sum(map(len, names.values())) == len(script.ENTRIES)
+    assert sum(map(len, names.values())) == len(ENTRIES)
 
 
 def test_list_tells_what_lies_in_the_folder_and_what_is_wrong_there(tmp_path, capsys):
@@ -51,12 +52,12 @@ def test_a_fetched_name_is_printed_with_licence_size_and_path(monkeypatch, tmp_p
         asked.append((name, folder))
         return file
 
-    monkeypatch.setattr("resolve", resolve)
+    monkeypatch.setattr("sam4ir.priors.zoo.weights.resolve", resolve)
     assert script.main(["vgg16", "--to", str(tmp_path)]) == 0
     assert asked == [("vgg16", tmp_path)]
     assert re.search(rf"vgg16: .*licence BSD-3.*1,234 bytes, {file}", capsys.readouterr().out, re.S)
     assert script.main(["--all"]) == 0
-    assert [name for name, _ in asked[1:]] == list(script.ENTRIES)
+    assert [name for name, _ in asked[1:]] == list(ENTRIES)
 
 
 def test_user_errors_are_messages_and_the_other_names_go_on(monkeypatch, tmp_path, capsys):
@@ -68,7 +69,7 @@ def test_user_errors_are_messages_and_the_other_names_go_on(monkeypatch, tmp_pat
             raise WeightsError("no weights are called 'vgg61'")
         return file
 
-    monkeypatch.setattr("resolve", resolve)
+    monkeypatch.setattr("sam4ir.priors.zoo.weights.resolve", resolve)
     assert script.main(["vgg61", "vgg16"]) == 1
     captured = capsys.readouterr()
     assert "no weights are called 'vgg61'" in captured.err
