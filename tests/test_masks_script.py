@@ -172,7 +172,7 @@ def test_sub_images_are_told_how_to_get_masks_and_leave_no_store(
     assert run(folders, "import", "--images", str(parts)) == 2
     error = capsys.readouterr().err
     assert "they are sub-images of images that have masks" in error
-    assert "scripts/masks.py crop --store WHOLE.lmdb --images WHOLE_IMAGES" in error
+    assert "sam4ir masks crop --store WHOLE.lmdb --images WHOLE_IMAGES" in error
     assert not (folders / "m.lmdb").exists()
     assert run(folders, "import", "--images", str(folders / "images")) == 0
     (folders / "windows.jsonl").touch()

@@ -1,4 +1,4 @@
-"""Contests of scripts/benchmark.py between ways to read samples and masks, on synthetic images."""
+"""Contests of sam4ir benchmark between ways to read samples and masks, on synthetic images."""
 
 from __future__ import annotations
 

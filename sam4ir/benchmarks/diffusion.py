@@ -1,4 +1,4 @@
-"""Contests of `scripts/benchmark.py diffusion`: SAM-DiffSR's training step and chain against the released form's."""
+"""Contests of `sam4ir benchmark diffusion`: SAM-DiffSR's training step and chain against the released form's."""
 
 from __future__ import annotations
 

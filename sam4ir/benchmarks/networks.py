@@ -1,4 +1,4 @@
-"""Contests of scripts/benchmark.py between networks: training steps, SAM4IR steps, inference."""
+"""Contests of sam4ir benchmark between networks: training steps, SAM4IR steps, inference."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def noisy_batch(batch: int, side: int, device: torch.device) -> Batch:
 
 
 class OurStep:
-    """The training step that train.py takes with these options; each call takes one."""
+    """The training step that sam4ir train takes with these options; each call takes one."""
 
     def __init__(self, options: Options, device: torch.device, batch: Batch, state: dict[str, Tensor]) -> None:
         self.parts = build_train.build_parts(options, device)

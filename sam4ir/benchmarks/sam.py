@@ -1,4 +1,4 @@
-"""The contest of scripts/benchmark.py between segment-anything's mask generator and ours, on the same SAM."""
+"""The contest of sam4ir benchmark between segment-anything's mask generator and ours, on the same SAM."""
 
 from __future__ import annotations
 

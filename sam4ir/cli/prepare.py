@@ -1,13 +1,13 @@
 """Make training and test sets as LMDB from the files that you downloaded.
 
-python scripts/prepare_data.py sidd    --input SIDD_Medium_Srgb blocks --output datasets/SIDD
-python scripts/prepare_data.py gopro   --input GOPRO_Large      --output datasets/GoPro
-python scripts/prepare_data.py rain13k --input Rain13k          --output datasets/Rain13k
-python scripts/prepare_data.py dfwb    --input Downloads        --output datasets/DFWB
-python scripts/prepare_data.py df2k    --input DIV2K Flickr2K   --output datasets/DF2K --scale 4
-python scripts/prepare_data.py dpdd    --input DPDD             --output datasets/DPDD
-python scripts/prepare_data.py folder  --gt SHARP --lq BLURRED  --output datasets/mine
-python scripts/prepare_data.py folder  --gt HR --scale 4 --make-lq --output datasets/mine
+sam4ir prepare sidd    --input SIDD_Medium_Srgb blocks --output datasets/SIDD
+sam4ir prepare gopro   --input GOPRO_Large      --output datasets/GoPro
+sam4ir prepare rain13k --input Rain13k          --output datasets/Rain13k
+sam4ir prepare dfwb    --input Downloads        --output datasets/DFWB
+sam4ir prepare df2k    --input DIV2K Flickr2K   --output datasets/DF2K --scale 4
+sam4ir prepare dpdd    --input DPDD             --output datasets/DPDD
+sam4ir prepare folder  --gt SHARP --lq BLURRED  --output datasets/mine
+sam4ir prepare folder  --gt HR --scale 4 --make-lq --output datasets/mine
 
 Images are cut as the set's recipes cut them, counts and names are verified, GT and LQ get the same keys. It may be
 killed at any moment: the same command goes on. datasets/README.md says where each set comes from and how much disk

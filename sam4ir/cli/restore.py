@@ -1,11 +1,11 @@
 """Restore a folder of images with a trained network.
 
-python scripts/restore.py --weights experiments/<name>/models/net_g_latest.pth --input FOLDER --output FOLDER
-python scripts/restore.py --weights restormer_deraining --input FOLDER --output FOLDER
-python scripts/restore.py -opt options/test/sr/samdiffsr_x4.yml --input FOLDER --output FOLDER --steps 15 --tile 64
+sam4ir restore --weights experiments/<name>/models/net_g_latest.pth --input FOLDER --output FOLDER
+sam4ir restore --weights restormer_deraining --input FOLDER --output FOLDER
+sam4ir restore -opt options/test/sr/samdiffsr_x4.yml --input FOLDER --output FOLDER --steps 15 --tile 64
 
 The network is described by -opt, by the option file of the run that the weights lie in, or else by the weights
-themselves: names of the zoo (scripts/fetch_weights.py list) have it on record, for other files the shapes of the
+themselves: names of the zoo (sam4ir weights list) have it on record, for other files the shapes of the
 weights show it.
 Without --weights those of the option file's path.pretrain_network_g are taken.
 Only the deployed network runs: no SAM, no VGG, no masks. A network of one channel restores grey images. A diffusion

@@ -1,7 +1,7 @@
-"""Score networks: python test.py -opt options/test/<task>/<net>.yml [--overwrite] [--force_yml key:key=value ...]
+"""Score networks: sam4ir test -opt options/test/<task>/<net>.yml [--overwrite] [--force_yml key:key=value ...]
 
-python test.py -opt FILE --weights net_g_5000.pth [other.pth ...]
-python test.py -opt FILE --checkpoints experiments/<name> [--published SAM-DiffSR]
+sam4ir test -opt FILE --weights net_g_5000.pth [other.pth ...]
+sam4ir test -opt FILE --checkpoints experiments/<name> [--published SAM-DiffSR]
 """
 
 from __future__ import annotations

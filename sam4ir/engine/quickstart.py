@@ -103,7 +103,7 @@ def _test() -> None:
 
 
 def _collect() -> Scores:
-    """Read the results of test.py and of validation: {photograph: {noisy, plain, refiner, student: {psnr, ssim}}}."""
+    """Read the results of tests and of validation: {photograph: {noisy, plain, refiner, student: {psnr, ssim}}}."""
     plain, student = _result("plain"), _result("sam4ir")
     refiner = _refiner_scores()
     scores: Scores = {}
@@ -118,7 +118,7 @@ def _collect() -> Scores:
 
 
 def _result(name: str) -> Scores:
-    """Read the scores that test.py wrote for one of the two networks."""
+    """Read the scores that sam4ir test wrote for one of the two networks."""
     summary = json.loads((RESULTS / f"quickstart_{name}" / "summary.json").read_text(encoding="utf-8"))
     scores: Scores = summary["images"]["photographs"]
     return scores
@@ -199,7 +199,7 @@ def _picture(scores: Scores) -> np.ndarray:
 
 
 def _restored(name: str, photo: str) -> Path:
-    """Return the file of a photograph that test.py restored."""
+    """Return the file of a photograph that sam4ir test restored."""
     return RESULTS / f"quickstart_{name}" / "visualization" / "photographs" / f"{photo}_quickstart_{name}.png"
 
 

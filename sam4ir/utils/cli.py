@@ -76,7 +76,7 @@ class _ShowTraceback(argparse.Action):
 
 
 def program_name() -> str:
-    """Return how usage names the running command: 'sam4ir restore', or the script that runs it: 'restore.py'."""
+    """Return how usage names the running command: 'sam4ir restore', or the script that runs it: 'sam4ir restore'."""
     program = _typed_program()
     if program != ["sam4ir"] and program[-2:] != ["-m", "sam4ir"]:
         return Path(sys.argv[0]).name

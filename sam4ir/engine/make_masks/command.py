@@ -210,5 +210,5 @@ def _print_report(report: MaskReport, request: MaskRequest) -> None:
     if request.image == "restored":
         images = "GT_FOLDER"
     places = command_words(request.store, "--images", images, "--output", "PICTURES")
-    print(f"look at them: python scripts/masks.py view {places}")
+    print(f"look at them: sam4ir masks view {places}")
     print(f"train with them, in the YAML's datasets.train:\n  masks: {yaml_line({'store': str(request.store)})}")

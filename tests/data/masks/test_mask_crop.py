@@ -198,7 +198,7 @@ def test_another_cut_into_the_same_store_is_refused(pairs: Path) -> None:
 
 def test_a_wrong_path_of_the_windows_file_is_refused_with_its_name(pairs: Path) -> None:
     store = MaskStore(pairs / "masks.lmdb")
-    with pytest.raises(ValueError, match=r"is no file; scripts/prepare_data.py writes windows.jsonl"):
+    with pytest.raises(ValueError, match=r"is no file; sam4ir prepare writes windows.jsonl"):
         crop_by_table(store, pairs / "cut.lmdb", pairs / "nowhere")
     (pairs / "windows.jsonl").touch()
     with pytest.raises(ValueError, match=rf"did you mean {pairs}/windows.jsonl"):
