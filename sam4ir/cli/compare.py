@@ -50,7 +50,7 @@ def parser() -> cli.Parser:
     return command
 
 
-def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+def _parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the command line's options; end the program where they contradict each other."""
     command = parser()
     options = command.parse_args(words)
@@ -64,7 +64,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Print the comparison and write it to files; return the exit status."""
-    options = parse(words)
+    options = _parse(words)
     from sam4ir.engine.evaluate.compare import CompareChoice, compare, compare_seeds
     from sam4ir.engine.evaluate.compare_report import OF_FEW, OF_IMAGES, OF_RUNS, csv_report, json_report, report_lines
     from sam4ir.engine.evaluate.report import printable

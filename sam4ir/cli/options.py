@@ -43,7 +43,10 @@ def _names(**_: object) -> list[str]:
     """Return the names that a shell offers."""
     from sam4ir.config.recipes import option_files
 
-    return [file.name for file in option_files()]
+    names = []
+    for file in option_files():
+        names += [file.name, file.name.removeprefix("train/")]
+    return names
 
 
 def main(words: Sequence[str] | None = None) -> int:

@@ -399,4 +399,4 @@ def test_the_command_compares_seeds(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("arguments", [[], ["x"], ["x", "y", "--a", "z"], ["--a", "x"], ["x", "y", "--extremes", "-1"]])
 def test_the_command_needs_two_sides(arguments: list[str]):
     with pytest.raises(SystemExit):
-        script.parse(arguments)
+        script.main(arguments)
