@@ -67,6 +67,7 @@ setup(
             "mypy>=1.8",
             "types-PyYAML",
             "types-tqdm",
+            "setuptools>=71",  # builds wheels by itself
             "onnx>=1.15",
         ],
     },

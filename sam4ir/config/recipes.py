@@ -12,7 +12,7 @@ from sam4ir.registry import near_miss
 from sam4ir.utils.files import write_text
 from sam4ir.utils.shipped import shipped
 
-_NETWORK = re.compile(r"^network_g:\s*(?:\{\s*|\n\s+)type:\s*(\w+)", re.MULTILINE)
+_NETWORK = re.compile(r"^network_g:[^\n{]*(?:\{\s*|\n\s+)type:\s*(\w+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -108,4 +108,4 @@ def copy_hint(path: str) -> str:
         file = find_option_file(path)
     except UserError:
         return "; sam4ir options list prints those that come with sam4ir, sam4ir options copy NAME copies one"
-    return f"; sam4ir options copy {file.name} {Path(path).name} copies the one that comes with sam4ir"
+    return f"; sam4ir options copy {file.name} {file.path.name} copies the one that comes with sam4ir"

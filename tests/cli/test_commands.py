@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,11 +34,11 @@ SCRIPTS = {
 def help_of(words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
     """The help that a command line prints: that of a script, or of `sam4ir`, with one space between words."""
     monkeypatch.setattr(sys, "argv", [words[0], *words[1:], "--help"])
+    start: Callable[[], object] = main
+    if words[0] != "sam4ir":
+        start = functools.partial(runpy.run_path, words[0], run_name="__main__")
     with pytest.raises(SystemExit) as done:
-        if words[0] == "sam4ir":
-            main()
-        else:
-            runpy.run_path(words[0], run_name="__main__")
+        start()
     assert done.value.code == 0
     return " ".join(capsys.readouterr().out.split())
 
