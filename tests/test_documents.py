@@ -134,7 +134,7 @@ def test_commands_in_documents_use_flags_that_exist(document: Path) -> None:
     unknown = set()
     for _, block in FENCE.findall(document.read_text(encoding="utf-8")):
         for line in block.splitlines():
-            if re.match(r"(\.venv/bin/)?python \S+\.py", line):
+            if re.match(r"(\.venv/bin/)?(python \S+\.py|sam4ir) ", line):
                 unknown |= set(FLAG.findall(line)) - known
     assert not unknown
 
