@@ -120,9 +120,10 @@ def module_has(name: str) -> bool:
         if module.is_file():
             rest = parts[i + 1 : i + 2]
             return not rest or re.search(rf"\b{rest[0]}\b", module.read_text(encoding="utf-8")) is not None
+        if not (place / part).is_dir():
+            package = place / "__init__.py"
+            return package.is_file() and f"{part} =" in package.read_text(encoding="utf-8")
         place = place / part
-        if not place.is_dir():
-            return False
     return True
 
 

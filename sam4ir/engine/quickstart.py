@@ -90,8 +90,8 @@ def _train() -> None:
     except WeightsError as error:
         print(f"VGG16 cannot be fetched, so SGR is left out of this run:\n{error}")
         without_sgr = ["--force_yml", "train:sgr_opt=null"]
-    _call("train", "-opt", OPTIONS / "plain.yml", "--auto_resume")
-    _call("train", "-opt", OPTIONS / "sam4ir.yml", "--auto_resume", *without_sgr)
+    _call("train", "-opt", f"{OPTIONS}/plain.yml", "--auto_resume")
+    _call("train", "-opt", f"{OPTIONS}/sam4ir.yml", "--auto_resume", *without_sgr)
 
 
 def _test() -> None:
@@ -99,7 +99,7 @@ def _test() -> None:
     for name in ("plain", "sam4ir"):
         weights = f"experiments/quickstart_{name}/models/net_g_latest.pth"
         force = [f"name=quickstart_{name}", f"path:pretrain_network_g={weights}"]
-        _call("test", "-opt", OPTIONS / "test.yml", "--overwrite", "--force_yml", *force)
+        _call("test", "-opt", f"{OPTIONS}/test.yml", "--overwrite", "--force_yml", *force)
 
 
 def _collect() -> Scores:
