@@ -14,7 +14,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +228,8 @@ def _bug_message(rank: str | None) -> str:
 
 def _versions() -> str:
     """'sam4ir 0.1.0, torch 2.4.0, Python 3.11.2, Linux-...'."""
+    from importlib import metadata  # here, since it takes half of the time of --help
+
     versions = []
     for package in ("sam4ir", "torch"):
         try:
