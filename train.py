@@ -1,56 +1,8 @@
-"""Train a network: python train.py -opt options/train/<task>/<net>.yml [--auto_resume] [--check] [--force_yml a:b=c]
+"""Train a network: `python train.py -opt FILE` is `sam4ir train -opt FILE` (sam4ir/cli/train.py)."""
 
-Many processes: torchrun --nproc_per_node=8 train.py -opt ... ; under Slurm: srun python train.py ... --launcher slurm
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
 
-from sam4ir.utils import cli
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """Return the command line's arguments."""
-    parser = cli.Parser(description="Train a restoration network, plain or with SAM4IR.")
-    cli.add_options(parser)
-    parser.add_argument(
-        "--auto-resume",
-        "--auto_resume",
-        action="store_true",
-        help="go on from the newest checkpoint of the run, if any",
-    )
-    parser.add_argument(
-        "--check", action="store_true", help="examine data, masks, weights, memory and time; train nothing"
-    )
-    parser.add_argument("--debug", action="store_true", help="train as debug_<name>; validate and save every 8 steps")
-    return parser.parse_args(arguments)
-
-
-def main() -> int:
-    """Train, or check a run; return the exit status, 130 or 143 where a signal stopped it."""
-    arguments = parse()
-    from sam4ir.config.debug import debugged
-    from sam4ir.config.load import load_options
-    from sam4ir.engine.devices import wants_cuda
-    from sam4ir.engine.interrupt import Interrupted
-    from sam4ir.engine.train.check import check
-    from sam4ir.engine.train.loop import Trainer
-    from sam4ir.utils import dist
-
-    options = load_options(arguments.opt, arguments.force_yml, named_by_user=True)
-    if arguments.debug:
-        options = debugged(options)
-    with dist.world(arguments.launcher, wants_cuda(options.device)) as world:
-        if arguments.check:
-            return check(options, arguments.auto_resume, world)
-        try:
-            Trainer(options, arguments.auto_resume, world).run()
-        except Interrupted as stop:
-            return stop.exit_code
-    return 0
-
+from sam4ir.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, logged=True))
+    sys.exit(main(["train", *sys.argv[1:]]))

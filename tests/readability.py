@@ -110,9 +110,14 @@ def measure(root: Path, files: Sequence[Path]) -> Figures:
 
 
 def shared_names(root: Path) -> dict[str, set[str]]:
-    """Public functions and classes that several modules of the package define: lower-case name -> modules."""
+    """Public functions and classes that several modules of the package define: lower-case name -> modules.
+
+    Benchmarks do not count: their reference forms have the names of what they are compared with.
+    """
     modules: dict[str, set[str]] = defaultdict(set)
     for file in sorted((root / "sam4ir").rglob("*.py")):
+        if "benchmarks" in file.relative_to(root).parts:
+            continue
         for name in public_names(file.read_text(encoding="utf-8")):
             modules[name.lower()].add(str(file.relative_to(root)))
     return {name: places for name, places in sorted(modules.items()) if len(places) > 1}

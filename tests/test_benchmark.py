@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from sam4ir.registry import ARCHS
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-import benchmark as script  # noqa: E402  (scripts are no package)
-from benchmarks import reference_forms  # noqa: E402
-from benchmarks.timing import (  # noqa: E402
+from sam4ir.benchmarks import reference_forms
+from sam4ir.benchmarks.timing import (
     Agreement,
     Aim,
     Contest,
@@ -28,6 +22,10 @@ from benchmarks.timing import (  # noqa: E402
     quartiles,
     relative_error,
 )
+from sam4ir.cli import benchmark as script
+from sam4ir.registry import ARCHS
+
+ROOT = Path(__file__).resolve().parents[1]
 
 CPU = torch.device("cpu")
 
@@ -175,9 +173,9 @@ def test_the_report_holds_raw_times_and_what_they_depend_on(report):
 
 
 def test_a_claim_needs_nine_rounds_and_a_mistake_is_one_message(capsys):
-    assert script.parse(["train"]).rounds == 9
+    assert script.parser().parse_args(["train"]).rounds == 9
     with pytest.raises(SystemExit):
-        script.parse(["train", "--network", "NafNet"])
+        script.parser().parse_args(["train", "--network", "NafNet"])
     assert "invalid choice" in capsys.readouterr().err
 
 

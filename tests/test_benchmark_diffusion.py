@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-import benchmark as script  # noqa: E402
-import benchmarks.diffusion as contests  # noqa: E402  (scripts are no package)
-from benchmarks.networks import Setting  # noqa: E402
+import sam4ir.benchmarks.diffusion as contests
+from sam4ir.benchmarks.networks import Setting
+from sam4ir.cli import benchmark as script
 
 CPU = torch.device("cpu")
 

@@ -44,8 +44,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 # scripts/make_masks.py with a generator that needs no weights: the brighter half of an image, and everything
 MAKE_MASKS = """
 import sys, time
-sys.path[:0] = [{root!r}, {root!r} + "/scripts", {root!r} + "/tests"]
-import make_masks
+sys.path[:0] = [{root!r}, {root!r} + "/tests"]
+from sam4ir.cli import make_masks
+from sam4ir.engine.make_masks import command
 from engine.make_masks.test_mask_run import thresholds
 from sam4ir.engine.make_masks.build import LoadedGenerator
 from sam4ir.utils import cli
@@ -58,7 +59,7 @@ def fake(weights, given, precision, *_):
     settings = {{"points_per_side": 32}}
     return LoadedGenerator(slow, weights, "vit_b", "x.pth", "00" * 32, settings, {{}}, precision, "test", {{}})
 
-make_masks.load_generator = fake
+command.load_generator = fake
 sys.exit(cli.run(make_masks.main))
 """
 

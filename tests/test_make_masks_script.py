@@ -14,17 +14,20 @@ import pytest
 import torch
 from conftest import World
 
+from sam4ir.cli import make_masks as script
 from sam4ir.config.load import load_options
 from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.masks.store import MaskStore, MaskStoreError
 from sam4ir.engine import build
 from sam4ir.engine.make_masks import build as mask_setup
-from sam4ir.engine.make_masks.run import ImageShare
+from sam4ir.engine.make_masks import command
+from sam4ir.engine.make_masks.settings import SETTINGS
 from sam4ir.utils.image import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-import make_masks as script  # noqa: E402  (scripts are no package)
+
+
+FLAGS = ("--input", "in", "--store", "out.lmdb", "--sam", "vit_b")
 
 
 def halves(image: np.ndarray) -> list[dict[str, Any]]:
@@ -46,7 +49,7 @@ def _no_sam(monkeypatch: pytest.MonkeyPatch) -> None:
             halves, weights, "vit_b", "x.pth", "00" * 32, settings, dict(given), precision, "test", {"licence": "MIT"}
         )
 
-    monkeypatch.setattr(script, "load_generator", fake)
+    monkeypatch.setattr(command, "load_generator", fake)
 
 
 def run(world: World, *more: str, store: str = "new.lmdb") -> int:
@@ -154,7 +157,7 @@ def test_a_shard_is_one_of_so_many(text: str, world: World, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         run(world, f"--shard={text}")
     assert "must be I/N" in capsys.readouterr().err
-    assert script.shard("1/2") == ImageShare(1, 2, "shard")
+    assert script.parser().parse_args([*FLAGS, "--shard", "1/2"]).shard == (1, 2)
 
 
 def test_own_points_replace_the_grid(world: World, tmp_path: Path) -> None:
@@ -168,13 +171,13 @@ def test_the_command_line_has_every_setting_of_the_generator_with_its_default() 
     from sam4ir.priors.sam.automatic_masks import AutomaticMaskSettings
 
     fields = AutomaticMaskSettings.__dataclass_fields__
-    assert set(fields) == set(mask_setup.SETTINGS)
-    for name, (_, what) in mask_setup.SETTINGS.items():
+    assert set(fields) == set(SETTINGS)
+    for name, (_, what) in SETTINGS.items():
         if "(default: " in what and name not in ("points_per_batch", "crop_overlap_ratio"):
             assert what.split("(default: ")[1] == f"{fields[name].default})"
 
 
 @pytest.mark.slow
 def test_help_loads_no_sam() -> None:
-    code = "import sys, make_masks; assert 'segment_anything' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT / "scripts", check=True, timeout=100)
+    code = "import sys, sam4ir.cli.make_masks; assert 'segment_anything' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=100)

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco
 
+from sam4ir.cli.main import main as sam4ir
 from sam4ir.data.masks import importer as mask_intake
+from sam4ir.data.masks.pictures import SHEET_PANEL
 from sam4ir.data.masks.store import MaskStore
 from sam4ir.priors.spe import spe_map
 from sam4ir.regions import mask_to_runs, rotary_table
 from sam4ir.utils.image import read_image, write_image
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
-import masks as script  # noqa: E402  (scripts are no package)
 
 
 def sam_masks(h: int, w: int) -> list[dict[str, Any]]:
@@ -51,8 +51,8 @@ def run(folder: Path, command: str, *more: str) -> int:
     """The command on the fixture's folders."""
     store, images = str(folder / "m.lmdb"), ["--images", str(folder / "images")]
     if command == "import":
-        return script.main(["import", "--input", str(folder / "json"), "--store", store, *more])
-    return script.main([command, store, *(images if command in ("verify", "view") else []), *more])
+        return sam4ir(["masks", "import", "--input", str(folder / "json"), "--store", store, *more])
+    return sam4ir(["masks", command, store, *(images if command in ("verify", "view") else []), *more])
 
 
 def test_import_resumes_and_keeps_how_the_masks_were_made(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,7 +146,7 @@ def test_sam_diffsrs_json_and_its_maps_give_one_encoding(folders: Path) -> None:
     images = ["--images", str(folders / "images"), "--source", "gt"]
     assert run(folders, "import", "--format", "samdiffsr", *images) == 0
     maps = ["import", "--input", str(folders / "maps"), "--store", str(folders / "maps.lmdb")]
-    assert script.main([*maps, *images]) == 0
+    assert sam4ir(["masks", *maps, *images]) == 0
     by_rle, by_map = MaskStore(folders / "m.lmdb"), MaskStore(folders / "maps.lmdb")
     assert by_map.meta["imported"] == {"format": "spe"}
     for key in ("one", "two"):
@@ -156,7 +156,7 @@ def test_sam_diffsrs_json_and_its_maps_give_one_encoding(folders: Path) -> None:
             np.testing.assert_allclose(made, want, rtol=0, atol=1e-6 * np.abs(want).max())
     assert by_rle.read("one").count == by_map.read("one").count == 3
     assert (by_map.read("three").count, by_map.read("three").size) == (0, (10, 12))
-    assert script.main(["verify", str(folders / "maps.lmdb"), *images[:2]]) == 0
+    assert sam4ir(["masks", "verify", str(folders / "maps.lmdb"), *images[:2]]) == 0
 
 
 def test_spe_maps_that_do_not_fit_are_named_and_the_rest_is_stored(
@@ -164,11 +164,11 @@ def test_spe_maps_that_do_not_fit_are_named_and_the_rest_is_stored(
 ) -> None:
     assert run(folders, "import", "--images", str(folders / "images")) == 0
     maps = folders / "maps"
-    assert script.main(["export", str(folders / "m.lmdb"), "--format", "samdiffsr", "--output", str(maps)]) == 0
+    assert sam4ir(["masks", "export", str(folders / "m.lmdb"), "--format", "samdiffsr", "--output", str(maps)]) == 0
     np.save(maps / "three.npy", np.zeros((10, 13), np.float32))
     (maps / "one.npy").write_bytes((maps / "one.npy").read_bytes()[:-3])
     flags = ["--input", str(maps), "--store", str(folders / "maps.lmdb"), "--images", str(folders / "images")]
-    assert script.main(["import", *flags]) == 1
+    assert sam4ir(["masks", "import", *flags]) == 1
     error = capsys.readouterr().err
     assert "three.npy: is of size [10, 13], the image [10, 12]" in error
     assert "one.npy: cannot be read as an array of numpy" in error
@@ -193,11 +193,11 @@ def test_sub_images_are_told_how_to_get_masks_and_leave_no_store(
     assert run(folders, "import", "--images", str(parts)) == 2
     error = capsys.readouterr().err
     assert "they are sub-images of images that have masks" in error
-    assert "scripts/masks.py crop --store WHOLE.lmdb --images WHOLE_IMAGES" in error
+    assert "sam4ir masks crop --store WHOLE.lmdb --images WHOLE_IMAGES" in error
     assert not (folders / "m.lmdb").exists()
     assert run(folders, "import", "--images", str(folders / "images")) == 0
     (folders / "windows.jsonl").touch()
-    assert script.main(["verify", str(folders / "m.lmdb"), "--images", str(parts)]) == 1
+    assert sam4ir(["masks", "verify", str(folders / "m.lmdb"), "--images", str(parts)]) == 1
     assert f"masks.py crop --store WHOLE.lmdb --windows {folders / 'windows.jsonl'}" in capsys.readouterr().out
 
 
@@ -274,12 +274,12 @@ def test_view_draws_image_regions_boundaries_and_spe(folders: Path, capsys: pyte
 def test_view_makes_one_picture_of_a_few_and_does_without_images(folders: Path) -> None:
     assert run(folders, "import", "--images", str(folders / "images")) == 0
     store, sheet = str(folders / "m.lmdb"), folders / "sheet.png"
-    assert script.main(["view", store, "--number", "2", "--contact-sheet", str(sheet)]) == 0
+    assert sam4ir(["masks", "view", store, "--number", "2", "--contact-sheet", str(sheet)]) == 0
     two = read_image(sheet)
-    assert two.shape[1] == 3 * script.SHEET_PANEL
+    assert two.shape[1] == 3 * SHEET_PANEL
     assert run(folders, "view", "--keys", "one", "--contact-sheet", str(sheet)) == 0
     one = read_image(sheet)
-    assert one.shape[1] == 4 * script.SHEET_PANEL
+    assert one.shape[1] == 4 * SHEET_PANEL
     assert one.shape[0] < two.shape[0]
 
 
@@ -306,10 +306,10 @@ def test_label_maps_say_which_labels_are_no_region(folders: Path, capsys: pytest
     labels[:, 10:20], labels[:, 20:] = 4, 9
     write_image(folders / "labels" / "one_mask.png", labels)
     command = ["import", "--input", str(folders / "labels"), "--suffix", "_mask", "--store"]
-    assert script.main([*command, str(folders / "a.lmdb")]) == 0
+    assert sam4ir(["masks", *command, str(folders / "a.lmdb")]) == 0
     assert "labels that are no region: 0 (--background)" in capsys.readouterr().out
-    assert script.main([*command, str(folders / "b.lmdb"), "--background", "none"]) == 0
-    assert script.main([*command, str(folders / "c.lmdb"), "--background", "none", "x"]) == 2
+    assert sam4ir(["masks", *command, str(folders / "b.lmdb"), "--background", "none"]) == 0
+    assert sam4ir(["masks", *command, str(folders / "c.lmdb"), "--background", "none", "x"]) == 2
     counts = [MaskStore(folders / name).read("one").areas.tolist() for name in ("a.lmdb", "b.lmdb")]
     assert counts == [[200, 200], [200, 200, 200]]
     assert MaskStore(folders / "a.lmdb").meta["imported"] == {"format": "labels", "background": [0], "rgb": False}
@@ -325,7 +325,7 @@ def test_exported_and_imported_again_the_records_are_the_same(
     assert run(folders, "export", "--format", "sam", "--output", str(folders / "out")) == 0
     assert "0 files written, 3 were there" in capsys.readouterr().out
     again = folders / "again.lmdb"
-    assert script.main(["import", "--input", str(folders / "out"), "--store", str(again), *images]) == 0
+    assert sam4ir(["masks", "import", "--input", str(folders / "out"), "--store", str(again), *images]) == 0
     first, second = MaskStore(folders / "m.lmdb"), MaskStore(again)
     assert [first.record_bytes(k) for k in first.keys()] == [second.record_bytes(k) for k in first.keys()]  # noqa: SIM118
     assert run(folders, "export", "--format", "labels", "--output", str(folders / "out"), "--keys", "nine") == 2
@@ -337,16 +337,16 @@ def test_images_and_masks_are_cut_together(folders: Path, capsys: pytest.Capture
     command = ["crop", "--store", str(folders / "m.lmdb"), "--images", str(folders / "images"), "--output"]
     size = ["--crop-size", "16", "--step", "8"]
     pictures = folders / "crops"
-    assert script.main([*command, str(folders / "cut.lmdb"), *size, "--output-images", str(pictures)]) == 1
+    assert sam4ir(["masks", *command, str(folders / "cut.lmdb"), *size, "--output-images", str(pictures)]) == 1
     seen = capsys.readouterr()
     assert "three.png: is 10x12 (h x w), smaller than --crop-size 16" in seen.err
-    assert script.main(["verify", str(folders / "cut.lmdb"), "--images", str(pictures)]) == 0
+    assert sam4ir(["masks", "verify", str(folders / "cut.lmdb"), "--images", str(pictures)]) == 0
     assert "8 of 8 images have their masks" in capsys.readouterr().out
-    assert script.main([*command, str(folders / "x.lmdb")]) == 2
+    assert sam4ir(["masks", *command, str(folders / "x.lmdb")]) == 2
     assert "--windows FILE of a prepared set, or --images PATH --crop-size N --step N" in capsys.readouterr().err
-    assert script.main([*command, str(folders / "x.lmdb"), *size, "--windows", "w"]) == 2
+    assert sam4ir(["masks", *command, str(folders / "x.lmdb"), *size, "--windows", "w"]) == 2
     assert "--crop-size and --step: --windows says how" in capsys.readouterr().err
-    assert script.main([*command, str(folders / "m.lmdb"), *size]) == 2
+    assert sam4ir(["masks", *command, str(folders / "m.lmdb"), *size]) == 2
     assert "is the store that is read" in capsys.readouterr().err
 
 
@@ -359,14 +359,14 @@ def test_control_stores_have_the_keys_of_the_store_they_are_like(
     for kind in ("grid", "shuffled", "superpixels"):
         output = folders / f"{kind}.lmdb"
         command = ["control", "--kind", kind, "--like", str(folders / "m.lmdb"), "--output", str(output), *images]
-        assert script.main(command) == 0
+        assert sam4ir(["masks", *command]) == 0
         made = MaskStore(output)
         assert made.keys() == like.keys()
         assert (made.meta["source"], made.meta["like"]["store"]) == ("gt", "m.lmdb")
-        assert script.main(["verify", str(output), *images]) == 0
+        assert sam4ir(["masks", "verify", str(output), *images]) == 0
     capsys.readouterr()
     command = ["control", "--kind", "superpixels", "--like", str(folders / "m.lmdb"), "--output"]
-    assert script.main([*command, str(folders / "x.lmdb")]) == 2
+    assert sam4ir(["masks", *command, str(folders / "x.lmdb")]) == 2
     assert "needs --images" in capsys.readouterr().err
     assert not (folders / "x.lmdb").exists()
 
@@ -385,7 +385,7 @@ def test_a_missing_store_is_one_message(command: str, tmp_path: Path, capsys: py
 def test_missing_input_and_images_are_one_message(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     nothing = folders / "nothing"
     nothing.mkdir()
-    assert script.main(["import", "--input", str(nothing), "--store", str(folders / "m.lmdb")]) == 2
+    assert sam4ir(["masks", "import", "--input", str(nothing), "--store", str(folders / "m.lmdb")]) == 2
     assert "no .json files there" in capsys.readouterr().err
     assert run(folders, "import", "--images", str(folders / "nowhere")) == 2
     assert "nowhere: no such folder" in capsys.readouterr().err
@@ -449,5 +449,5 @@ def test_pictures_never_replace_the_images_and_are_none_of_them(
     assert len(list((folders / "images").rglob("*.png"))) == 6
     crop = ["crop", "--store", str(folders / "m.lmdb"), "--images", str(folders / "images"), "--crop-size", "8"]
     crop += ["--step", "8", "--output", str(folders / "cut.lmdb"), "--output-images"]
-    assert script.main([*crop, str(folders / "images")]) == 2
+    assert sam4ir(["masks", *crop, str(folders / "images")]) == 2
     assert "--output-images: " in capsys.readouterr().err

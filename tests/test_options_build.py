@@ -295,7 +295,7 @@ def test_a_recipe_says_what_it_reproduces_and_has_a_variant_and_a_test_file(name
     text = (OPTIONS / "train" / f"{name}.yml").read_text(encoding="utf-8")
     header = text[: text.index("name: ")]
     assert "Published" in header
-    prepared = re.search(r"# Data: python scripts/prepare_data\.py (\w+) --input DOWNLOADS --output (\S+)\n", header)
+    prepared = re.search(r"# Data: sam4ir prepare (\w+) --input DOWNLOADS --output (\S+)\n", header)
     assert prepared is not None
     assert prepared[1] in PREPARED
     roots = [v for v in load(OPTIONS / "train" / f"{name}.yml").datasets["train"].arguments.values() if "/" in str(v)]

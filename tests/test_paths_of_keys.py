@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from conftest import World, photograph, sam_masks
 
+from sam4ir.cli import masks
 from sam4ir.config.load import load_options
 from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.masks.crop import FolderSink
@@ -18,20 +17,10 @@ from sam4ir.data.masks.store import MaskStoreWriter
 from sam4ir.data.sample import Sample
 from sam4ir.engine.evaluate.score import score_network
 from sam4ir.engine.evaluate.validate import Outputs, evaluate
+from sam4ir.engine.restore import folder
 from sam4ir.engine.train.loop import Trainer
 from sam4ir.errors import UserError
 from sam4ir.utils.image import write_image
-
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def outside(world: World) -> list[Path]:
@@ -123,7 +112,6 @@ def test_masks_view_and_export_name_such_a_key_and_do_the_rest(
     with MaskStoreWriter(store, {"generator": "x"}) as writer:
         writer.put(key, sam_masks())
         writer.put("sub/good", sam_masks())
-    masks = script("masks")
     out = world.root / "deep" / "out"
     for arguments in (["view"], ["export", "--format", "sam"], ["export", "--format", "labels"]):
         assert masks.main([arguments[0], str(store), *arguments[1:], "--output", str(out)]) == 1
@@ -141,10 +129,9 @@ def test_sub_images_are_written_below_their_folder_only(tmp_path: Path) -> None:
 
 
 def test_restore_names_images_that_would_have_one_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    restore = script("restore")
     for name in ("a.png", "a.bmp", "a.png.png", "b.png"):
         write_image(tmp_path / "in" / name, photograph(0))
-    work = restore.find_work(tmp_path / "in", tmp_path / "out")
+    work = folder.find_work(tmp_path / "in", tmp_path / "out")
 
     class Copy:
         channels = 3
@@ -152,7 +139,7 @@ def test_restore_names_images_that_would_have_one_result(tmp_path: Path, capsys:
         def __call__(self, image: np.ndarray, name: str, number: int) -> np.ndarray:
             return image
 
-    assert restore.restore_all(work, tmp_path / "out", Copy(), 1, False) == 1
+    assert folder.restore_all(work, tmp_path / "out", Copy(), 1, False) == 1
     errors = capsys.readouterr().err
     assert "a.png" in errors
     assert "would both be restored to" in errors

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import yaml
 
+from sam4ir.cli.main import main as sam4ir
 from sam4ir.data.lmdb_io import read_image_keys
 from sam4ir.data.paired import PairedImageDataset
 from sam4ir.utils.image import write_image
-from scripts import prepare_data as script
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,7 +35,7 @@ def gopro(tmp_path: Path) -> Path:
 def run(folder: Path, *arguments: str) -> int:
     source, output = str(folder / "GOPRO_Large"), str(folder / "out")
     crop = ("--crop-size", "24", "--step", "16", "--workers", "1")
-    return script.main(["gopro", "--input", source, "--output", output, *crop, *arguments])
+    return sam4ir(["prepare", "gopro", "--input", source, "--output", output, *crop, *arguments])
 
 
 def test_an_incomplete_set_is_an_error_that_tells_what_lacks(gopro: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,19 +99,19 @@ def test_a_damaged_image_is_one_message_that_names_it(gopro: Path, capsys: pytes
 
 def test_inputs_without_the_set_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["sidd", "--output", str(tmp_path / "out"), "--input"]
-    assert script.main([*command, str(tmp_path / "nowhere")]) == 2
+    assert sam4ir(["prepare", *command, str(tmp_path / "nowhere")]) == 2
     assert "nowhere: no such folder or archive" in capsys.readouterr().err
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "SIDD_Medium_Srgb.zip").touch()
-    assert script.main([*command, str(tmp_path / "empty")]) == 2
+    assert sam4ir(["prepare", *command, str(tmp_path / "empty")]) == 2
     assert "archives there: " in capsys.readouterr().err
     write_image(tmp_path / "other" / "a.png", np.zeros((8, 8, 3), np.uint8))
-    assert script.main([*command, str(tmp_path / "other")]) == 2
+    assert sam4ir(["prepare", *command, str(tmp_path / "other")]) == 2
     assert (
         "holds nothing of sidd; the folder trees that can be read are listed in datasets/README.md"
         in capsys.readouterr().err
     )
-    assert script.main([*command, str(tmp_path / "other"), "--workers", "0"]) == 2
+    assert sam4ir(["prepare", *command, str(tmp_path / "other"), "--workers", "0"]) == 2
     assert "--workers: 0" in capsys.readouterr().err
 
 
@@ -121,12 +121,12 @@ def test_ones_own_pairs_and_single_images(tmp_path: Path, capsys: pytest.Capture
         write_image(tmp_path / f"lq/{i}x2.png", np.full((8, 12, 3), i, np.uint8))
     command = ["folder", "--gt", str(tmp_path / "gt"), "--workers", "1", "--output"]
     pair = ["--lq", str(tmp_path / "lq"), "--filename_tmpl", "{}x2"]
-    assert script.main([*command, str(tmp_path / "a"), *pair]) == 2
+    assert sam4ir(["prepare", *command, str(tmp_path / "a"), *pair]) == 2
     assert f"{tmp_path}/gt/0.png is 16x24 (h x w), but {tmp_path}/lq/0x2.png is 8x12" in capsys.readouterr().err
-    assert script.main([*command, str(tmp_path / "b"), *pair, "--scale", "2", "--crop-size", "8"]) == 0
+    assert sam4ir(["prepare", *command, str(tmp_path / "b"), *pair, "--scale", "2", "--crop-size", "8"]) == 0
     assert "dataroot_lq: " in capsys.readouterr().out
     assert read_image_keys(tmp_path / "b/lq.lmdb")[-1] == "1_s006"
-    assert script.main([*command, str(tmp_path / "c"), "--encoding", "png"]) == 0
+    assert sam4ir(["prepare", *command, str(tmp_path / "c"), "--encoding", "png"]) == 0
     text = capsys.readouterr().out
     assert "type: GaussianDenoisingDataset" in text
     assert "lq" not in text

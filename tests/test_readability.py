@@ -17,7 +17,10 @@ from readability import (
 )
 
 # Public names that several modules of the package may define, each with the reason.
-SHARED: dict[str, str] = {}
+SHARED: dict[str, str] = {
+    "main": "every command module has one; sam4ir.cli.main calls it",
+    "parser": "every command module has one; completion asks for it",
+}
 COMPREHENSIONS, CONDITIONALS = 14.0, 10.0  # for each 1,000 lines; code bases that we admire have 1 to 14 and 0.5 to 17
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import cv2
 import numpy as np
@@ -16,6 +14,8 @@ import pytest
 import torch
 from conftest import photograph
 
+from sam4ir.cli import restore as script
+from sam4ir.engine.restore import folder
 from sam4ir.errors import FileError, UserError
 from sam4ir.priors.zoo import weights as zoo
 from sam4ir.priors.zoo.sources import Url
@@ -26,16 +26,6 @@ from sam4ir.utils.image import ExifOrientation, read_image, write_image
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "restore.py"
 TINY = {"width": 4, "middle_blk_num": 1, "enc_blk_nums": [1], "dec_blk_nums": [1]}
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("restore", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -53,7 +43,7 @@ def brightening(role: str, channels: str, number: int, **arguments: object) -> d
     return state
 
 
-def restored(script: ModuleType, weights: object, photos: Path, *more: str) -> dict[str, np.ndarray]:
+def restored(weights: object, photos: Path, *more: str) -> dict[str, np.ndarray]:
     out = photos.parent / "out"
     arguments = ["--weights", str(weights), "--input", str(photos), "--output", str(out), "--device", "cpu", *more]
     assert script.main(arguments) == 0
@@ -65,18 +55,18 @@ def brighter(image: np.ndarray, step: int = 1) -> np.ndarray:
     return np.minimum(image.astype(np.int64) + step, top).astype(image.dtype)
 
 
-def test_a_file_alone_tells_its_network(script: ModuleType, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_alone_tells_its_network(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights = photos.parent / "some.pth"
     torch.save({"state_dict": brightening("HINet", "in_chn", 3, wf=4, depth=2)}, weights)
-    found = restored(script, weights, photos)
+    found = restored(weights, photos)
     assert np.array_equal(found["colour.png"], brighter(photograph(1)))
     assert "network_g: {type: HINet, in_chn: 3, wf: 4, depth: 2, " in capsys.readouterr().out
 
 
-def test_a_network_of_one_channel_restores_grey_images(script: ModuleType, photos: Path) -> None:
+def test_a_network_of_one_channel_restores_grey_images(photos: Path) -> None:
     weights = photos.parent / "grey.pth"
     torch.save(brightening("NAFNet", "img_channel", 1, **TINY), weights)
-    found = restored(script, weights, photos, "--tile", "24")
+    found = restored(weights, photos, "--tile", "24")
     assert found["grey.png"].shape == (40, 52, 1)
     assert found["grey.png"].dtype == np.uint16
     assert np.array_equal(found["grey.png"], brighter(photograph(2)[..., :1].astype("uint16") * 257, 257))
@@ -85,7 +75,7 @@ def test_a_network_of_one_channel_restores_grey_images(script: ModuleType, photo
 
 
 def test_a_name_of_the_zoo_tells_its_network(
-    script: ModuleType, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("SAM4IR_HOME", str(photos.parent / "home"))
     file = photos.parent / "home" / "weights" / "tiny.pth"
@@ -94,14 +84,14 @@ def test_a_name_of_the_zoo_tells_its_network(
     source = Url("http://127.0.0.1:9/tiny.pth", hashlib.sha256(file.read_bytes()).hexdigest())
     entry = Entry("tiny_deraining", "", "", (source,), network=ZooNetwork("NAFNetLocal", TINY))
     monkeypatch.setattr(zoo, "ENTRIES", {entry.name: entry})
-    assert np.array_equal(restored(script, entry.name, photos)["colour.png"], brighter(photograph(1)))
+    assert np.array_equal(restored(entry.name, photos)["colour.png"], brighter(photograph(1)))
     assert "network_g: {type: NAFNetLocal, width: 4" in capsys.readouterr().out
     with pytest.raises(ValueError, match="did you mean 'tiny_deraining'"):
-        restored(script, "tiny_draining", photos)
+        restored("tiny_draining", photos)
 
 
 def test_an_option_file_beside_the_weights_or_by_name_goes_first(
-    script: ModuleType, photos: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = photos.parent / "experiments" / "x"
     (run / "models").mkdir(parents=True)
@@ -109,12 +99,12 @@ def test_an_option_file_beside_the_weights_or_by_name_goes_first(
     torch.save({"params": brightening("NAFNet", "img_channel", 3, **TINY)}, weights)
     text = "name: x\nnetwork_g: {type: NAFNet, width: 4, enc_blk_nums: [1], middle_blk_num: 1, dec_blk_nums: [1]}\n"
     (run / "options.yml").write_text(text)
-    assert np.array_equal(restored(script, weights, photos)["colour.png"], brighter(photograph(1)))
+    assert np.array_equal(restored(weights, photos)["colour.png"], brighter(photograph(1)))
     assert "network_g" not in capsys.readouterr().out
     other = photos.parent / "other.yml"
     other.write_text(text.replace("width: 4", "width: 8"))
     with pytest.raises(ValueError, match=r"does not fit NAFNet.*width: 4.* would fit"):
-        restored(script, weights, photos, "-opt", str(other), "--overwrite")
+        restored(weights, photos, "-opt", str(other), "--overwrite")
 
 
 @pytest.mark.parametrize(
@@ -125,26 +115,26 @@ def test_an_option_file_beside_the_weights_or_by_name_goes_first(
     ],
 )
 def test_weights_that_tell_no_network_are_an_error(
-    state: dict[str, torch.Tensor] | None, message: str, script: ModuleType, photos: Path
+    state: dict[str, torch.Tensor] | None, message: str, photos: Path
 ) -> None:
     weights = photos.parent / "unknown.pth"
     if state is not None:
         torch.save(state, weights)
     with pytest.raises(ValueError, match=f"unknown.pth: .*{message}"):
-        restored(script, weights, photos)
+        restored(weights, photos)
 
 
-def test_a_network_of_two_views_is_refused(script: ModuleType, photos: Path) -> None:
+def test_a_network_of_two_views_is_refused(photos: Path) -> None:
     dual = {"inp_channels": 6, "dual_pixel_task": True, "dim": 4, "num_blocks": [1, 1, 1, 1], "heads": [1, 1, 1, 1]}
     torch.save(ARCHS.get("Restormer")(**dual).state_dict(), photos.parent / "dual.pth")
     with pytest.raises(ValueError, match=r"Restormer restores neither RGB nor grey images \(.*6 channels"):
-        restored(script, photos.parent / "dual.pth", photos)
+        restored(photos.parent / "dual.pth", photos)
 
 
-def test_a_wrong_device_is_named(script: ModuleType, photos: Path) -> None:
+def test_a_wrong_device_is_named(photos: Path) -> None:
     torch.save(brightening("NAFNet", "img_channel", 3, **TINY), photos.parent / "w.pth")
     with pytest.raises(ValueError, match="--device: 'gpu' is none; give auto, cpu"):
-        restored(script, photos.parent / "w.pth", photos, "--device", "gpu")
+        restored(photos.parent / "w.pth", photos, "--device", "gpu")
 
 
 def identity(photos: Path) -> str:
@@ -153,7 +143,7 @@ def identity(photos: Path) -> str:
     return str(photos.parent / "w.pth")
 
 
-def test_the_output_may_be_a_file_for_one_image(script: ModuleType, photos: Path) -> None:
+def test_the_output_may_be_a_file_for_one_image(photos: Path) -> None:
     place = ["--weights", identity(photos), "--input", str(photos / "colour.png"), "--device", "cpu"]
     target = photos.parent / "new" / "better.tiff"
     assert script.main([*place, "--output", str(target)]) == 0
@@ -178,7 +168,7 @@ def test_the_output_may_be_a_file_for_one_image(script: ModuleType, photos: Path
     ],
 )
 def test_an_output_that_is_no_place_for_results_is_refused(
-    script: ModuleType, photos: Path, source: str, output: str, message: str
+    photos: Path, source: str, output: str, message: str
 ) -> None:
     (photos.parent / "link").symlink_to(photos)
     (photos.parent / "file").touch()
@@ -189,9 +179,7 @@ def test_an_output_that_is_no_place_for_results_is_refused(
     assert (photos / "colour.png").read_bytes() == before
 
 
-def test_results_and_hidden_files_in_the_input_are_no_input(
-    script: ModuleType, photos: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_results_and_hidden_files_in_the_input_are_no_input(photos: Path, caplog: pytest.LogCaptureFixture) -> None:
     (photos / "._colour.png").write_bytes(b"no image")
     (photos / "again").symlink_to(photos)
     place = ["--weights", identity(photos), "--input", str(photos), "--output", str(photos / "out"), "--device", "cpu"]
@@ -205,7 +193,7 @@ def test_results_and_hidden_files_in_the_input_are_no_input(
 
 
 def test_images_at_fault_are_listed_and_the_rest_is_restored(
-    script: ModuleType, photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     faults = {
         "a.png": MemoryError(),
@@ -222,7 +210,7 @@ def test_images_at_fault_are_listed_and_the_rest_is_restored(
             raise faults[file.name]
         return read_image(file, channels, exif_orientation)
 
-    monkeypatch.setattr(script, "read_image", read)
+    monkeypatch.setattr(folder, "read_image", read)
     out = photos.parent / "out"
     status = script.main(["--weights", identity(photos), "--input", str(photos), "--output", str(out)])
     assert status == 1
@@ -245,24 +233,22 @@ RRDB = "{type: RRDBNet, num_in_ch: 3, num_out_ch: 3, num_feat: 8, num_block: 1, 
 
 
 @pytest.mark.parametrize("tiles", [(), ("--tile", "24")])
-def test_an_enlarging_network_without_a_scale_gives_the_large_image(
-    script: ModuleType, photos: Path, tiles: tuple[str, ...]
-) -> None:
+def test_an_enlarging_network_without_a_scale_gives_the_large_image(photos: Path, tiles: tuple[str, ...]) -> None:
     torch.manual_seed(0)
     network = ARCHS.get("RRDBNet")(num_feat=8, num_block=1, num_grow_ch=4, scale=4)
     weights, options = photos.parent / "sr.pth", photos.parent / "sr.yml"
     torch.save({"params": network.state_dict()}, weights)
-    by_weights = restored(script, weights, photos, *tiles)
+    by_weights = restored(weights, photos, *tiles)
     assert by_weights["colour.png"].shape == tuple(
         side * factor for side, factor in zip(photograph(1).shape, (4, 4, 1), strict=True)
     )
     for text in ("", "scale: 4\n"):
         options.write_text(f"name: x\nnetwork_g: {RRDB}\n{text}")
-        by_options = restored(script, weights, photos, "-opt", str(options), "--overwrite", *tiles)
+        by_options = restored(weights, photos, "-opt", str(options), "--overwrite", *tiles)
         assert np.array_equal(by_options["colour.png"], by_weights["colour.png"])
     options.write_text(f"name: x\nnetwork_g: {RRDB}\nscale: 2\n")
     with pytest.raises(ValueError, match=r"scale: is 2, but RRDBNet .* images 4 times .*; set scale: 4"):
-        restored(script, weights, photos, "-opt", str(options), "--overwrite", *tiles)
+        restored(weights, photos, "-opt", str(options), "--overwrite", *tiles)
 
 
 MEMORY = """
@@ -293,25 +279,21 @@ def test_an_image_too_large_for_the_memory_is_restored_in_tiles_and_the_next_one
     assert (photos.parent / "out" / "grey.png").is_file()
 
 
-def test_a_full_disk_ends_the_command_at_the_first_image(
-    script: ModuleType, photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_ends_the_command_at_the_first_image(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files: list[Path] = []
 
     def write(path: Path, image: np.ndarray) -> None:
         files.append(path)
         raise write_error(path, OSError(28, "No space left on device"))
 
-    monkeypatch.setattr(script, "write_image", write)
+    monkeypatch.setattr(folder, "write_image", write)
     out = photos.parent / "out"
     with pytest.raises(FileError, match=r"cannot be written \(No space left.*free space"):
         script.main(["--weights", identity(photos), "--input", str(photos), "--output", str(out)])
     assert len(files) == 1
 
 
-def test_what_a_killed_process_left_is_removed_and_that_of_a_running_one_stays(
-    script: ModuleType, photos: Path
-) -> None:
+def test_what_a_killed_process_left_is_removed_and_that_of_a_running_one_stays(photos: Path) -> None:
     out = photos.parent / "out"
     out.mkdir()
     with subprocess.Popen(["true"]) as ended:

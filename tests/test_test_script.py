@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -18,7 +16,7 @@ from engine.evaluate.test_curves import run_folder
 from engine.evaluate.test_evaluation import own_parts, sr_values  # noqa: F401
 from test_quick_run import ROOT, call
 
-from sam4ir.utils import cli
+from sam4ir.cli.main import main as sam4ir
 
 SMALL_FID = """
 import torch
@@ -51,21 +49,10 @@ def option_file(world: World) -> Path:
     return world.write(values)
 
 
-@pytest.fixture
-def script() -> ModuleType:
-    """test.py as a module."""
-    spec = importlib.util.spec_from_file_location("test_script", ROOT / "test.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.slow
 def test_every_checkpoint_of_a_run_is_scored_once_and_drawn(
     world: World,
     option_file: Path,
-    script: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = run_folder(world, {10: 0.2, 20: 0.0})
@@ -85,8 +72,7 @@ def test_every_checkpoint_of_a_run_is_scored_once_and_drawn(
     assert "30.99" in (folder / "net_g_20" / "summary.txt").read_text(encoding="utf-8")
     before = (folder / "net_g_10" / "summary.json").stat().st_mtime_ns
     run_folder(world, {30: 0.1})
-    monkeypatch.setattr(sys, "argv", [str(word) for word in command])
-    assert cli.run(script.main) == 0
+    assert sam4ir(list(map(str, ["test", *command[1:]]))) == 0
     assert "net_g_30" in capsys.readouterr().out
     assert (folder / "net_g_10" / "summary.json").stat().st_mtime_ns == before
 
@@ -94,8 +80,6 @@ def test_every_checkpoint_of_a_run_is_scored_once_and_drawn(
 def test_what_is_wrong_on_the_command_line_is_one_message(
     world: World,
     option_file: Path,
-    script: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     for arguments, expected in (
@@ -103,8 +87,7 @@ def test_what_is_wrong_on_the_command_line_is_one_message(
         (["--checkpoints", world.root / "gt"], "holds no net_g_<iteration>.pth"),
         (["--published", "nothing"], "known: SAM-DiffSR"),
     ):
-        monkeypatch.setattr(sys, "argv", ["test.py", "-opt", str(option_file), *map(str, arguments)])
-        assert cli.run(script.main) == 2
+        assert sam4ir(["test", "-opt", str(option_file), *map(str, arguments)]) == 2
         told = capsys.readouterr().err
         assert told.startswith("error: ")
         assert expected in told
@@ -114,22 +97,19 @@ def test_what_is_wrong_on_the_command_line_is_one_message(
 def test_an_image_at_fault_is_listed_and_scored_by_the_next_run(
     world: World,
     option_file: Path,
-    script: ModuleType,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     first = sorted((world.root / "gt").glob("*.png"))[0]
     whole = first.read_bytes()
     for flags, name in (((), "single"), (("--checkpoints", run_folder(world, {10: 0.2})), "several")):
         first.write_bytes(whole[:100])
-        words = ["test.py", "-opt", option_file, *flags, "--force_yml", f"name={name}"]
-        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
-        assert cli.run(script.main) == 1
+        words = list(map(str, ["test", "-opt", option_file, *flags, "--force_yml", f"name={name}"]))
+        assert sam4ir(words) == 1
         printed = capsys.readouterr()
         assert "PSNR" in printed.out or "psnr_y" in printed.out
         assert f"{first.name}: truncated PNG" in printed.err
         first.write_bytes(whole)
-        assert cli.run(script.main) == 0
+        assert sam4ir(words) == 0
         folder = world.root / "results" / name
         (summary,) = [*folder.glob("summary.json"), *folder.glob("*/summary.json")]
         assert "not_scored" not in json.loads(summary.read_text())

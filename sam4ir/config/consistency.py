@@ -167,7 +167,7 @@ def _diffusion_training(options: Options, train: TrainOptions) -> list[Problem]:
             if dataset.masks is None:
                 message = (
                     f"is required by modulation {options.process.modulation}: {{store: PATH}} of a mask store "
-                    "(scripts/make_masks.py makes one), or set diffusion.modulation: none"
+                    "(sam4ir make-masks makes one), or set diffusion.modulation: none"
                 )
                 problems.append(Problem(("datasets", key, "masks"), message))
     if train.mixing_augs is not None and train.mixing_augs.mixup:
@@ -348,7 +348,7 @@ def _masks(options: Options) -> list[Problem]:
     readers = options.phase("train")
     if options.val is not None and options.val.refiner:
         readers = {**readers, **options.phase("val")}
-    hint = "{store: PATH} of a mask store (scripts/make_masks.py makes one), or set train.distill.masks: empty"
+    hint = "{store: PATH} of a mask store (sam4ir make-masks makes one), or set train.distill.masks: empty"
     problems = []
     for key, dataset in readers.items():
         if dataset.masks is None:

@@ -15,6 +15,7 @@ from typing import Any
 from sam4ir.config.consistency import consistency
 from sam4ir.config.notices import notices as notices
 from sam4ir.config.official import GEOMETRIC, as_ours, is_placeholder, takes_geometric
+from sam4ir.config.recipes import copy_hint
 from sam4ir.config.schema import SHORT_TERMS, Block, DatasetOptions, Options, TermOptions
 from sam4ir.config.signature import check_block, validate
 from sam4ir.config.yaml_text import DEEPEST, LARGEST_TEXT, Path, Problem, dump, parse
@@ -93,7 +94,10 @@ def _text(name: str) -> str:
     try:
         return read_text(FilePath(name), LARGEST_TEXT)
     except OSError as error:
-        raise OptionsError(name, [Problem((), f"cannot be read: {error.strerror}")]) from None
+        hint = ""
+        if isinstance(error, FileNotFoundError):
+            hint = copy_hint(name)
+        raise OptionsError(name, [Problem((), f"cannot be read: {error.strerror}{hint}")]) from None
     except UserError as error:
         raise OptionsError(name, [Problem((), str(error).removeprefix(f"{FilePath(name)}: "))]) from None
 

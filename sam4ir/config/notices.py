@@ -13,7 +13,7 @@ from sam4ir.config.schema import DatasetOptions, Options, TrainOptions
 # between alternatives.
 WITHOUT_EFFECT: Mapping[tuple[str, ...], str] = {
     ("dist_params",): "torchrun sets up the processes",
-    ("img_path",): "scripts/restore.py restores single images and takes their paths on its command line",
+    ("img_path",): "sam4ir restore works on single images and takes their paths on its command line",
     ("datasets", "*", "prefetch_mode"): "batches are pinned and copied ahead on CUDA by themselves",
     ("datasets", "*", "num_prefetch_queue"): "batches are pinned and copied ahead on CUDA by themselves",
     ("datasets", "*", "phase"): "the key of the data set (train, val, test) decides",
@@ -57,7 +57,7 @@ def notices(options: Options) -> list[str]:
 def _validation(options: Options, values: Mapping[str, Any]) -> list[str]:
     """Return the line of a training that validates nothing although the file has sets, a frequency or metrics for it.
 
-    A file may have sets and metrics without val.val_freq: test.py scores them where the file does not train.
+    A file may have sets and metrics without val.val_freq: sam4ir test scores them where the file does not train.
     """
     if options.train is None:
         return []

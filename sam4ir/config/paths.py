@@ -41,7 +41,7 @@ class RunPaths:
 
     @property
     def results(self) -> Path:
-        """Folder of the results of test.py."""
+        """Folder of the results of sam4ir test."""
         return self.root / "results" / self.name
 
     def network(self, label: str, iteration: int | str) -> Path:

@@ -90,7 +90,7 @@ class MasksOptions(_Options):
     """The mask store of a data set."""
 
     store: str
-    """Path of the mask store (an LMDB that scripts/make_masks.py or scripts/masks.py writes); its keys are the image
+    """Path of the mask store (an LMDB that sam4ir make-masks or sam4ir masks writes); its keys are the image
     keys."""
     source: Literal["gt", "lq", "restored"] | None = None
     """Images that the masks must come from: ground truth, degraded or restored ones; a store of other images is an
@@ -155,7 +155,7 @@ class PathOptions(_Options):
     root: str = "."
     """Folder in which experiments/, results/ and tb_logger/ are made."""
     pretrain_network_g: str | None = None
-    """Weights that the deployed network starts from or is tested with: a file, or a name of scripts/fetch_weights.py
+    """Weights that the deployed network starts from or is tested with: a file, or a name of sam4ir weights
     list such as zoo:NAFNet-SIDD-width32."""
     pretrain_network_c: str | None = None
     """Weights of the RRDB network that conditions a diffusion network, with the keys of BasicSR or of SRDiff."""
@@ -387,7 +387,7 @@ class SamplingOptions(_Options):
 
 
 class ValOptions(_Options):
-    """Validation during training, and the test of test.py."""
+    """Validation during training, and what sam4ir test does."""
 
     val_freq: Positive | None = None
     """Iterations between two validations; without it nothing is validated."""
@@ -396,9 +396,9 @@ class ValOptions(_Options):
     sampling: SamplingOptions = SamplingOptions()
     """Sampling of images by a diffusion network."""
     samples: Positive = 1
-    """Images that a diffusion network draws for each input in test.py; scores then have a mean and a spread."""
+    """Images that a diffusion network draws for each input in sam4ir test; scores then have a mean and a spread."""
     published: str | None = None
-    """Table of published figures that test.py prints beside ours, such as SAM-DiffSR."""
+    """Table of published figures that sam4ir test prints beside ours, such as SAM-DiffSR."""
     metrics: dict[str, Block] = {}
     """Metrics to report, under column names of your choice."""
     use_image: bool = True
@@ -495,15 +495,15 @@ class Options(_Options):
     diffusion: DiffusionOptions | None = None
     """Forward process of a diffusion network (SAMDiffSRModel)."""
     train: TrainOptions | None = None
-    """Training recipe; a file for test.py alone has none."""
+    """Training recipe; a file for sam4ir test alone has none."""
     val: ValOptions | None = None
-    """Validation during training and the test of test.py."""
+    """Validation during training and what sam4ir test does."""
     logger: LoggerOptions = LoggerOptions()
     """Log and checkpoints of a run."""
     dist_params: dict[str, Any] | None = None
     """Settings of distributed training in BasicSR's files, without effect; torchrun sets up the processes."""
     img_path: dict[str, Any] | None = None
-    """Paths of single images in NAFNet's files, without effect; scripts/restore.py restores single images."""
+    """Paths of single images in NAFNet's files, without effect; sam4ir restore works on single images."""
 
     @property
     def distills(self) -> bool:
@@ -558,7 +558,7 @@ class Options(_Options):
 
     @property
     def scored(self) -> dict[str, DatasetOptions]:
-        """The data sets of test.py: the test sets; in a file without any and without training, the validation sets."""
+        """The data sets of sam4ir test: test sets; in a file without any and without training, the validation sets."""
         tests = self.phase("test")
         if not tests and self.train is None:
             return self.phase("val")

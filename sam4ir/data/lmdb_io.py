@@ -130,7 +130,7 @@ def read_image_keys(path: str | Path) -> list[str]:
     """Return the sorted keys of an image LMDB's meta_info.txt. Raises UserError naming a folder without that file."""
     meta = Path(path) / "meta_info.txt"
     if not meta.parent.is_dir():
-        raise UserError(f"{path}: no such folder; scripts/prepare_data.py makes the LMDBs of the recipes")
+        raise UserError(f"{path}: no such folder; sam4ir prepare makes the LMDBs of the recipes")
     try:
         lines = text_lines(read_text(meta, LARGEST_LIST))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Degraded images without ground truth (BasicSR's SingleImageDataset), to be restored and saved by test.py."""
+"""Degraded images without ground truth (BasicSR's SingleImageDataset), to be restored and saved by sam4ir test."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from sam4ir.utils.dist import World
 from sam4ir.utils.files import sha256_of
 from sam4ir.utils.rng import generator
 
-if TYPE_CHECKING:  # test.py and restore.py work without the mask store
+if TYPE_CHECKING:  # sam4ir test and sam4ir restore work without the mask store
     from sam4ir.data.masks.store import MaskStore
 
 SAMPLED = 8  # images of a set whose pixels are compared, and records of a mask store

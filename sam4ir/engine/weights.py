@@ -35,7 +35,7 @@ def locate(source: str | Path) -> Path:
 
     if name not in zoo.ENTRIES and not str(source).startswith(ZOO):
         near = near_miss(name, zoo.ENTRIES) or ";"
-        listed = "scripts/fetch_weights.py list prints the names of the zoo"
+        listed = "sam4ir weights list prints the names of the zoo"
         raise WeightsFileError(f"{source}: no such weights file, nor weights of the zoo{near} {listed}")
     return zoo.resolve(name)
 

@@ -14,7 +14,6 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
+        settings.setdefault("prog", program_name())
         super().__init__(*arguments, **settings)
         self.add_argument(
             "--traceback",
@@ -74,6 +74,25 @@ class _ShowTraceback(argparse.Action):
         os.environ[TRACEBACK] = "1"
 
 
+def program_name() -> str:
+    """Return how usage names the running command: 'sam4ir restore', or the script that runs it: 'sam4ir restore'."""
+    program = _typed_program()
+    if program != ["sam4ir"] and program[-2:] != ["-m", "sam4ir"]:
+        return Path(sys.argv[0]).name
+    return " ".join(["sam4ir", *sys.argv[1:2]])
+
+
+def _typed_program() -> list[str]:
+    """Return the words of the command line that stand before its flags, as they can be typed again."""
+    path = Path(sys.argv[0])
+    if path.stem == "sam4ir":
+        return ["sam4ir"]
+    python = Path(sys.executable).name
+    if path.name == "__main__.py" and path.parent.name == "sam4ir":
+        return [python, "-m", "sam4ir"]
+    return [python, sys.argv[0]]
+
+
 def kebab_case(words: Sequence[str]) -> list[str]:
     """Return command-line words whose long flags have dashes for underscores; values stay, and so does all after --."""
     end = words.index("--") if "--" in words else len(words)
@@ -102,7 +121,7 @@ def positive(text: str) -> int:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that train.py and test.py share with BasicSR."""
+    """Add the flags that `sam4ir train` and `sam4ir test` share with BasicSR."""
     parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file (YAML)")
     parser.add_argument(
         "--force-yml",
@@ -190,7 +209,7 @@ def _user_message(error: Exception, rank: str | None) -> str:
 
 def _bug_message(rank: str | None) -> str:
     """The lines below a bug's traceback: whose fault it is, and what a report must hold."""
-    words = [Path(sys.executable).name, *sys.argv]
+    words = [*_typed_program(), *sys.argv[1:]]
     process = "" if rank is None else f" (process {rank})"
     lines = [
         f"This is a fault of sam4ir or of a plugin{process}, not of your input. Please report it to its maintainers "
@@ -209,6 +228,8 @@ def _bug_message(rank: str | None) -> str:
 
 def _versions() -> str:
     """'sam4ir 0.1.0, torch 2.4.0, Python 3.11.2, Linux-...'."""
+    from importlib import metadata  # here, since it takes half of the time of --help
+
     versions = []
     for package in ("sam4ir", "torch"):
         try:

@@ -26,7 +26,7 @@ T = TypeVar("T")
 Launcher = Literal["none", "pytorch", "slurm"]
 TIMEOUT = datetime.timedelta(minutes=30)
 START_TIMEOUT = datetime.timedelta(minutes=10)
-_TORCHRUN = "torchrun --nproc_per_node=N train.py -opt FILE"
+_TORCHRUN = "torchrun --nproc_per_node=N -m sam4ir train -opt FILE"
 
 
 class LaunchError(UserError):

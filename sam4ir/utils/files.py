@@ -28,7 +28,7 @@ _TEMPORARY_NAME = re.compile(r"\..+\.\d+\.part", re.DOTALL)  # .NAME.PROCESS.par
 _TEMPORARY = 24  # bytes that a temporary name is longer than the file's
 _DRIVE = re.compile(r"[A-Za-z]:")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_GO_ON = "then run the command again (train.py with --auto_resume); what was written before is whole"
+_GO_ON = "then run the command again (sam4ir train with --auto_resume); what was written before is whole"
 _ANOTHER_DISK = "or choose a folder on another disk"
 _FULL = {  # error numbers of storage that takes no more, and what helps
     errno.ENOSPC: f"free space on its disk, {_ANOTHER_DISK}",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping
 
-import yaml
-
 
 def command_words(*words: object) -> str:
     """Return words (paths, names, flags) as a shell's line: whatever a shell would take otherwise stands in quotes."""
@@ -24,5 +22,7 @@ def yaml_line(block: Mapping[str, object]) -> str:
 
 
 def _yaml(value: object) -> str:
+    import yaml  # here, so that a command without YAML starts without it
+
     text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9)
     return text.strip().removesuffix("...").strip()

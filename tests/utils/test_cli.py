@@ -13,11 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from sam4ir.cli.main import COMMANDS
 from sam4ir.errors import UserError
 from sam4ir.utils import cli
-
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("benchmark", "compare", "fetch_weights", "make_masks", "masks", "prepare_data", "quickstart", "restore")
 
 
 @pytest.fixture(autouse=True)
@@ -131,20 +129,9 @@ def parser_of(name: str, monkeypatch: pytest.MonkeyPatch) -> argparse.ArgumentPa
         raise _Caught(self)
 
     monkeypatch.setattr(cli.Parser, "parse_known_args", catch)
-    monkeypatch.setattr(sys, "argv", [f"{name}.py"])
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    monkeypatch.syspath_prepend(str(ROOT))
-    if name in ("train", "test"):
-        path = ROOT / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(f"command_{name}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    else:
-        module = importlib.import_module(name)
+    module = importlib.import_module(f"sam4ir.cli.{name}")
     with pytest.raises(_Caught) as caught:
-        module.main()
+        module.main([])
     return caught.value.parser
 
 
@@ -156,7 +143,7 @@ def parsers(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
             yield from action.choices.values()
 
 
-@pytest.mark.parametrize("name", ["train", "test", *SCRIPTS])
+@pytest.mark.parametrize("name", [command.module for command in COMMANDS.values()])
 def test_every_flag_has_a_kebab_spelling_and_every_parser_the_traceback(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +162,7 @@ OLD_SPELLINGS = {
     "benchmark": ("--reference_bf16", "--points_per_side"),
     "compare": ("--lower_is_better",),
     "make_masks": ("--points_per_batch", "--pred_iou_thresh", "--point_grids", "--local_rank"),
-    "prepare_data": ("--filename_tmpl",),
+    "prepare": ("--filename_tmpl",),
     "restore": ("--self_ensemble",),
 }
 

@@ -2,7 +2,7 @@
 
 superpixels and grid: each image gets as many regions as the region map of the given store shows for it, because
 training reads that map. They cover the whole image; SAM's masks need not. shuffled: each image gets the masks of
-another image. The command is scripts/masks.py control.
+another image. The command is sam4ir masks control.
 """
 
 from __future__ import annotations

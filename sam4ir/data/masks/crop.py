@@ -1,4 +1,4 @@
-"""Make the mask store of sub-images: cut the records of whole images as the images are cut (scripts/masks.py crop)."""
+"""Make the mask store of sub-images: cut the records of whole images as the images are cut (sam4ir masks crop)."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def crop_by_table(
     """
     if not table.is_file():
         inside = table / TABLE
-        advice = f"scripts/prepare_data.py writes {TABLE} beside LMDBs"
+        advice = f"sam4ir prepare writes {TABLE} beside LMDBs"
         if inside.is_file():
             advice = f"did you mean {inside}?"
         raise MaskStoreError(f"--windows: {table} is no file; {advice}")
@@ -291,7 +291,7 @@ def _with_masks(store: MaskStore, cuts: Sequence[Cut], where: str) -> tuple[list
         keys = store.keys()
         raise MaskStoreError(
             f"{store.path}: has masks of none of {where} ({listed(lacking)}); its own are {listed(keys)}. Make masks "
-            "of the whole images under the keys that were cut: of what scripts/prepare_data.py makes with --no-crop"
+            "of the whole images under the keys that were cut: of what sam4ir prepare makes with --no-crop"
         )
     if not lacking:
         return ready, []

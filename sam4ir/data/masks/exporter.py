@@ -1,4 +1,4 @@
-"""Write the masks of a store in the formats of other programs (scripts/masks.py export)."""
+"""Write the masks of a store in the formats of other programs (sam4ir masks export)."""
 
 from __future__ import annotations
 

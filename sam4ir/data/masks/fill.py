@@ -198,5 +198,5 @@ def crop_hint(images: ImageSource, keys_with_masks: Collection[str]) -> str:
         how = command_words("--windows", table)
     return (
         "; they are sub-images of images that have masks: take the masks of the whole images into a store, then cut it "
-        f"as the images were cut: python scripts/masks.py crop --store WHOLE.lmdb {how} --output CUT.lmdb"
+        f"as the images were cut: sam4ir masks crop --store WHOLE.lmdb {how} --output CUT.lmdb"
     )

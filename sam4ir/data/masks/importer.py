@@ -1,4 +1,4 @@
-"""Fill a mask store with masks that other programs wrote (scripts/masks.py import)."""
+"""Fill a mask store with masks that other programs wrote (sam4ir masks import)."""
 
 from __future__ import annotations
 

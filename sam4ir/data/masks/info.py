@@ -1,4 +1,4 @@
-"""Report what a mask store holds, as JSON values or as text with histograms (scripts/masks.py info)."""
+"""Report what a mask store holds, as JSON values or as text with histograms (sam4ir masks info)."""
 
 from __future__ import annotations
 

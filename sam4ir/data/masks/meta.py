@@ -34,7 +34,7 @@ except ImportError:  # pragma: no cover  (Windows)
 STORE_FORMAT = "sam4ir mask store"
 SOURCES = ("gt", "lq", "restored")  # which image the generator read
 PROVENANCE_KEYS = ("generator", "checkpoint", "checkpoint_sha256", "settings", "source")
-HELP = "make it with: python scripts/make_masks.py, or scripts/masks.py import"
+HELP = "make it with: sam4ir make-masks, or sam4ir masks import"
 FREE_KEYS = ("versions", "made_on", "told", "exif_orientation")  # beside the provenance; runs may differ in them
 _DIGEST = "digest"
 _OWN_KEYS = ("format", "format_version", "earlier_versions", "counts", _DIGEST)

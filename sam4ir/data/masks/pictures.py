@@ -1,4 +1,4 @@
-"""Draw masks for people: the image, its regions, their boundaries and the SPE side by side (scripts/masks.py view)."""
+"""Draw masks for people: the image, its regions, their boundaries and the SPE side by side (sam4ir masks view)."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def refuse_to_draw(record: MaskRecord, image: NDArray[np.integer] | None) -> Non
     if image is not None and record.size != image.shape[:2]:
         raise MaskStoreError(
             f"{record.name}: the masks are of {h}x{w}, the image of "
-            f"{image.shape[0]}x{image.shape[1]} (h x w); scripts/masks.py verify lists all such"
+            f"{image.shape[0]}x{image.shape[1]} (h x w); sam4ir masks verify lists all such"
         )
     if image is None and h * w > _LARGEST_WITHOUT_IMAGE:
         raise MaskStoreError(f"{record.name}: states an image of {h}x{w}; to draw masks of that size name its --images")

@@ -185,13 +185,13 @@ def record_length(data: bytes | memoryview, name: str = "mask record") -> int:
 def _read_header(data: bytes | memoryview, name: str) -> tuple[Any, ...]:
     """Return the fields of _HEADER; raise MaskStoreError on another version, and where the header is damaged."""
     if not begins_as_record(data):
-        raise MaskStoreError(f"{name}: not a mask record; make the masks again with scripts/masks.py")
+        raise MaskStoreError(f"{name}: not a mask record; make the masks again with sam4ir masks")
     header = _HEADER.unpack_from(data)
     version = header[1]
     if version not in READABLE_VERSIONS:
         raise MaskStoreError(
             f"{name}: record format {version}, this sam4ir reads {', '.join(map(str, READABLE_VERSIONS))}; "
-            "make the masks again with scripts/masks.py or use the sam4ir that wrote them"
+            "make the masks again with sam4ir masks or use the sam4ir that wrote them"
         )
     if version >= CHECKED_SINCE:
         if len(data) < _CRC_AT + _CRC.size:

@@ -95,7 +95,7 @@ class MaskStore:
         if data is None:
             raise MaskStoreError(
                 f"{self.path}: no record for image {key!r} among {len(self)}{self._nearest(key)}; "
-                "make the masks of this image, or take it out of the list (scripts/masks.py verify lists all)"
+                "make the masks of this image, or take it out of the list (sam4ir masks verify lists all)"
             )
         return data
 

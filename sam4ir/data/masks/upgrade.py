@@ -1,4 +1,4 @@
-"""Write the records of earlier formats again in the newest one, which has checksums (scripts/masks.py upgrade)."""
+"""Write the records of earlier formats again in the newest one, which has checksums (sam4ir masks upgrade)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check that every image has an undamaged record of its size (scripts/masks.py verify)."""
+"""Check that every image has an undamaged record of its size (sam4ir masks verify)."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Verdict:
         if self.unprotected:
             yield (
                 f"note: records of an earlier format, without checksums, in which damage may go unnoticed: "
-                f"{listed(self.unprotected)}; python scripts/masks.py upgrade STORE writes them again with checksums"
+                f"{listed(self.unprotected)}; sam4ir masks upgrade STORE writes them again with checksums"
             )
 
 
@@ -130,5 +130,5 @@ def _centre_hint(images: ImageSource) -> str:
         return ""
     return (
         f"; {table} records how these images were cut; cut the masks of the whole images in the same way: "
-        f"python scripts/masks.py crop --store WHOLE.lmdb {command_words('--windows', table)} --output CUT.lmdb"
+        f"sam4ir masks crop --store WHOLE.lmdb {command_words('--windows', table)} --output CUT.lmdb"
     )

@@ -1,4 +1,4 @@
-"""The whole job of scripts/prepare_data.py: one part of a downloaded data set becomes one folder of LMDBs.
+"""The whole job of sam4ir prepare: one part of a downloaded data set becomes one folder of LMDBs.
 
 The folder of a part (parts.Part) holds an LMDB folder for GT and one for each other kind of image, all with the same
 keys; `windows.jsonl`, where each sub-image lies in its image (sam4ir.data.windows.read_table); and `prepared.json`, the

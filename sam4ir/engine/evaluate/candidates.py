@@ -1,4 +1,4 @@
-"""The weights that test.py scores: the files that the user names, and the names of their results."""
+"""The weights that sam4ir test scores: the files that the user names, and the names of their results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compare results of test.py, paired image by image (scripts/compare.py)."""
+"""Compare results of sam4ir test, paired image by image (sam4ir compare)."""
 
 from __future__ import annotations
 

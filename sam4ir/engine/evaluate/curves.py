@@ -96,7 +96,7 @@ def read_points(folder: Path) -> list[Point]:
             means, protocols = _numbers(summary["mean"]), dict(summary["protocols"])
             iteration = iteration_in(Path(summary["weights"]["source"]).stem)
         except (KeyError, AttributeError, TypeError, ValueError) as error:
-            raise ResultError(f"{path}: is no whole summary.json of test.py ({error})") from error
+            raise ResultError(f"{path}: is no whole summary.json of sam4ir test ({error})") from error
         points.append(Point(name, iteration, means, protocols, summary.get("lower_is_better", ())))
     return sorted(points, key=lambda point: (point.iteration is None, point.iteration or 0, point.name))
 

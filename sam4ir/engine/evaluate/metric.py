@@ -119,7 +119,7 @@ class Metric:
         try:
             return zoo.load_state(self.traits.weights)
         except zoo.WeightsError as error:
-            fetch = f"(python scripts/fetch_weights.py {self.traits.weights})"
+            fetch = f"(sam4ir weights {self.traits.weights})"
             raise MetricBuildError(f"val.metrics.{self.name}: {self.type_name}: {error} {fetch}") from error
 
     def __call__(self, image: Pixels, reference: Pixels, lq: Pixels | None = None) -> float:

@@ -1,4 +1,4 @@
-"""Published figures of benchmarks, which test.py prints beside ours."""
+"""Published figures of benchmarks, which sam4ir test prints beside ours."""
 
 from __future__ import annotations
 

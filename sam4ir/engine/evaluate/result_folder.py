@@ -1,4 +1,4 @@
-"""The folder results/<name> that test.py writes: its options, metrics.csv, summary.json, summary.txt."""
+"""The folder results/<name> that sam4ir test writes: its options, metrics.csv, summary.json, summary.txt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read the results that test.py wrote."""
+"""Read the results that sam4ir test wrote."""
 
 from __future__ import annotations
 
@@ -97,11 +97,11 @@ def _folder_of(path: Path) -> Path:
 
 
 def read_result(path: Path, name: str) -> Result:
-    """Read results/<name> of test.py, its summary.json or metrics.csv, or a validation.csv (last iteration)."""
+    """Read results/<name> of sam4ir test, its summary.json or metrics.csv, or a validation.csv (last iteration)."""
     if path.is_dir():
         return read_result(_file_in(path), name)
     if not path.is_file():
-        raise ResultError(f"{path}: no such file or folder; name a results/<name> folder of test.py")
+        raise ResultError(f"{path}: no such file or folder; name a results/<name> folder of sam4ir test")
     summary = _Summary({}, {})
     if path.suffix == ".json":
         summary, values = _read_summary(path)
@@ -142,18 +142,18 @@ class _Summary(NamedTuple):
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """Return the content of a summary.json of test.py. Raises ResultError for any other file."""
+    """Return the content of a summary.json of sam4ir test. Raises ResultError for any other file."""
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise _no_summary(path, error) from error
     if not isinstance(summary, dict):
-        raise ResultError(f"{path}: is no whole summary.json of test.py (a {type(summary).__name__})")
+        raise ResultError(f"{path}: is no whole summary.json of sam4ir test (a {type(summary).__name__})")
     return summary
 
 
 def _no_summary(path: Path, error: Exception) -> ResultError:
-    return ResultError(f"{path}: is no whole summary.json of test.py ({type(error).__name__}: {error})")
+    return ResultError(f"{path}: is no whole summary.json of sam4ir test ({type(error).__name__}: {error})")
 
 
 def _read_summary(path: Path) -> tuple[_Summary, Values]:
@@ -203,7 +203,7 @@ def _lower_by_type(names: Sequence[str]) -> frozenset[str]:
 
 
 def _read_table(path: Path) -> Values:
-    """Return the values of a metrics.csv of test.py, or of the last iteration in a validation.csv."""
+    """Return the values of a metrics.csv of sam4ir test, or of the last iteration in a validation.csv."""
     samples: dict[tuple[str, str, str], dict[str, dict[str, float]]] = {}
     for line, row in _last_iteration(path, _rows(path)):
         place = (row["dataset"] or "", row["stage"] or "", row["image"] or "")
@@ -251,7 +251,7 @@ def _rows(path: Path) -> list[CsvRow]:
         raise ResultError(f"{path}: is no table of text ({error})") from error
     missing = [column for column in KNOWN_COLUMNS[1:] if column not in table.columns]
     if missing:
-        raise ResultError(f"{path}: has no column {', '.join(missing)}; expected a metrics.csv of test.py")
+        raise ResultError(f"{path}: has no column {', '.join(missing)}; expected a metrics.csv of sam4ir test")
     return table.rows
 
 

@@ -1,4 +1,4 @@
-"""The two tasks of test.py: score one network, or score several weights of it one after the other.
+"""The two tasks of sam4ir test: score one network, or score several weights of it one after the other.
 
 Several weights get a folder of results each, a table and curves. The table is a function of the summaries in
 results/<name>/<weights>/, so a run that was stopped goes on where it was.

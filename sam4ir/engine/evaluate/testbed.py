@@ -94,7 +94,7 @@ class TestBed:
         if not build.load_pretrained(network, path, self.average):
             raise build.BuildError(
                 "path.pretrain_network_g: is required for a test; name the .pth file of the network, here or by "
-                "test.py --weights"
+                "sam4ir test --weights"
             )
         diffusion = self.recipe.diffusion
         if diffusion is not None:

@@ -1,4 +1,4 @@
-"""Score networks on a data set, for validation during training and for test.py."""
+"""Score networks on a data set, for validation during training and for sam4ir test."""
 
 from __future__ import annotations
 

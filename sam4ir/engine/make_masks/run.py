@@ -1,4 +1,4 @@
-"""Make masks of many images, by one process or many (torchrun, Slurm, shards), for scripts/make_masks.py.
+"""Make masks of many images, by one process or many (torchrun, Slurm, shards), for sam4ir make-masks.
 
 The record of an image is one transaction, so the store holds it whole or not at all. A run that is stopped anywhere
 goes on with the same command, by any number of processes. Each process takes every n-th image of the sorted list,

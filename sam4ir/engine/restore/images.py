@@ -1,4 +1,4 @@
-"""Restore images with a trained network, for scripts/restore.py and scripts/make_masks.py."""
+"""Restore images with a trained network, for sam4ir restore and sam4ir make-masks."""
 
 from __future__ import annotations
 

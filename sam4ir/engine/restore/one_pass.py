@@ -1,6 +1,6 @@
 """Restore an image by forward passes: whole or in blended tiles, with self-ensemble.
 
-Validation, test.py and scripts/restore.py all restore through this module, so their numbers agree.
+Validation, sam4ir test and sam4ir restore all restore through this module, so their numbers agree.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ from sam4ir.utils.rng import torch_stream
 def train_options(options: Options) -> TrainOptions:
     """Return the block `train` of an option file. Raises BuildError where the file has none."""
     if options.train is None:
-        raise BuildError("train: the file has no such block, so it trains nothing; score it with test.py")
+        raise BuildError("train: the file has no such block, so it trains nothing; score it with sam4ir test")
     return options.train
 
 

@@ -68,7 +68,7 @@ def masked_dataset(
     if "spe" in views and mean == "region" and store.meta.get("imported", {}).get("format") == "spe":
         raise BuildError(
             f"diffusion.mean: region needs whole masks, but {store.path} was imported from maps of their encoding, "
-            "which show of each mask what no other covers; take mean: image, or masks made by scripts/make_masks.py"
+            "which show of each mask what no other covers; take mean: image, or masks made by sam4ir make-masks"
         )
     data = build_dataset(key, block, scale, masks=store, mask_views=views)
     names = set(store.keys())
@@ -77,7 +77,7 @@ def masked_dataset(
     if lacking:
         raise BuildError(
             f"datasets.{key}.masks.store: {store.path} lacks {listed(lacking)} of {len(data)}; make their masks, from "
-            "the images that the data set reads (scripts/make_masks.py goes on with a store; scripts/masks.py verify "
+            "the images that the data set reads (sam4ir make-masks goes on with a store; sam4ir masks verify "
             "lists all that lack, and its crop cuts masks of whole images as sub-images were cut)"
         )
     return data
@@ -159,7 +159,7 @@ def data_sets(options: Options) -> Sets:
     """Return training and validation sets, with masks where the model reads them or a data set names views."""
     train = options.train
     if train is None or not options.phase("train"):
-        raise BuildError("datasets.train: training needs a training set and a `train` block; test.py scores networks")
+        raise BuildError("datasets.train: training needs a training set and a `train` block; sam4ir test scores")
     ((key, block),) = options.phase("train").items()
     scale, mean = options.scale, options.process.mean
     views = views_of(options)

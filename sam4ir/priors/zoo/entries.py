@@ -34,7 +34,7 @@ class Entry:
     """One row of the zoo.
 
     sources: in the order in which they are tried; the first is the official one. group: the heading under which
-    scripts/fetch_weights.py lists the entry. network: the restoration network, None for other weights. recipe: our
+    sam4ir weights lists the entry. network: the restoration network, None for other weights. recipe: our
     option file that scores the weights, below options/test. sam: the kind of SAM (priors.sam.kinds.KINDS), None for
     other weights.
     """

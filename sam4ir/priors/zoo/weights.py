@@ -7,7 +7,6 @@ file in the cache is used without any connection; there too the official file co
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from sam4ir.priors.zoo.cache import cache_folder
 from sam4ir.priors.zoo.download import Inspect, UnreachableError, WeightsError
 from sam4ir.priors.zoo.entries import ROWS, Entry, ZooNetwork
 from sam4ir.registry import ARCHS, WEIGHT_CHECKS, near_miss
@@ -25,14 +25,6 @@ __all__ = ["ENTRIES", "Entry", "WeightsError", "ZooNetwork", "cache_folder", "ca
 
 
 ENTRIES: Mapping[str, Entry] = {entry.name: entry for entry in ROWS}
-
-
-def cache_folder() -> Path:
-    """Return $SAM4IR_HOME/weights, or ~/.cache/sam4ir/weights."""
-    home = os.environ.get("SAM4IR_HOME")
-    if home:
-        return Path(home).expanduser() / "weights"
-    return Path.home() / ".cache" / "sam4ir" / "weights"
 
 
 def resolve(name: str, cache: Path | None = None, download: bool = True) -> Path:

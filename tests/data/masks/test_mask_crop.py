@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from sam4ir.cli import prepare
 from sam4ir.data.lmdb_io import LmdbReader, read_image_keys, unpack_image
 from sam4ir.data.masks import crop as mask_crop
 from sam4ir.data.masks.crop import crop_by_table, crop_images, cut_records
@@ -22,7 +23,6 @@ from sam4ir.data.windows import Crop, SubImage, read_table
 from sam4ir.engine.train.views import RegionView
 from sam4ir.regions import densify
 from sam4ir.utils.image import write_image
-from scripts import prepare_data
 
 SHA = bytes(range(32))
 STACKS = st.tuples(st.integers(0, 5), st.integers(2, 40), st.integers(2, 90)).flatmap(
@@ -71,7 +71,7 @@ def pairs(tmp_path: Path) -> Path:
 
 def test_a_prepared_set_trains_with_masks_cut_as_its_images_were(pairs: Path) -> None:
     command = ["folder", "--gt", str(pairs / "gt"), "--lq", str(pairs / "lq"), "--output", str(pairs / "set")]
-    assert prepare_data.main([*command, "--crop-size", "24", "--step", "16", "--workers", "1"]) == 0
+    assert prepare.main([*command, "--crop-size", "24", "--step", "16", "--workers", "1"]) == 0
     folder = next(path.parent for path in (pairs / "set").rglob("windows.jsonl"))
     gt, lq = sorted(str(path) for path in folder.glob("*.lmdb"))
     whole = MaskStore(pairs / "masks.lmdb")
@@ -198,7 +198,7 @@ def test_another_cut_into_the_same_store_is_refused(pairs: Path) -> None:
 
 def test_a_wrong_path_of_the_windows_file_is_refused_with_its_name(pairs: Path) -> None:
     store = MaskStore(pairs / "masks.lmdb")
-    with pytest.raises(ValueError, match=r"is no file; scripts/prepare_data.py writes windows.jsonl"):
+    with pytest.raises(ValueError, match=r"is no file; sam4ir prepare writes windows.jsonl"):
         crop_by_table(store, pairs / "cut.lmdb", pairs / "nowhere")
     (pairs / "windows.jsonl").touch()
     with pytest.raises(ValueError, match=rf"did you mean {pairs}/windows.jsonl"):

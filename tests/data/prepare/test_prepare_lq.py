@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sam4ir.cli import main as script
 from sam4ir.data.lmdb_io import Encoding
 from sam4ir.data.masks.crop import crop_by_table
 from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
@@ -23,7 +24,6 @@ from sam4ir.data.windows import read_table
 from sam4ir.utils.image import read_image, write_image
 from sam4ir.utils.resize import shrunk_pixels
 from sam4ir.utils.rng import generator
-from scripts import prepare_data as script
 
 SIZES = {"a": (70, 101), "b/c": (48, 64), "d": (53, 47)}
 
@@ -114,15 +114,15 @@ def test_an_image_too_small_is_named_and_the_others_are_made(hr: Path, tmp_path:
 
 def test_by_the_command_line(hr: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["folder", "--gt", str(hr), "--output", str(tmp_path / "out"), "--workers", "1", "--make-lq"]
-    assert script.main(command) == 2
+    assert script.main(["prepare", *command]) == 2
     assert "--make-lq shrinks GT: it goes with --scale 2 or more, and without --lq" in capsys.readouterr().err
-    assert script.main([*command, "--scale", "4", "--lq", str(hr)]) == 2
+    assert script.main(["prepare", *command, "--scale", "4", "--lq", str(hr)]) == 2
     for state in ("done: 3 images", "was done already"):
-        assert script.main([*command, "--scale", "4"]) == 0
+        assert script.main(["prepare", *command, "--scale", "4"]) == 0
         text = capsys.readouterr().out
         assert state in text
         assert "lq_x4.lmdb  # scale: 4" in text
     record = json.loads((tmp_path / "out/prepared.json").read_text())
     assert record["settings"]["stores"] == [["gt", 1], ["lq_x4", 4, "bicubic"]]
-    assert script.main([*command, "--scale", "2"]) == 2
+    assert script.main(["prepare", *command, "--scale", "2"]) == 2
     assert "holds a set that was made differently (stores:" in capsys.readouterr().err

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import torch
 from conftest import photograph
 from torch import nn
 
+from sam4ir.cli import restore
 from sam4ir.config.load import load_options
 from sam4ir.engine.evaluate.score import score_network
 from sam4ir.registry import ARCHS
 from sam4ir.utils.image import read_image, to_float_tensor, to_uint8, write_image
 
-ROOT = Path(__file__).parents[3]
 TINY: dict[str, Any] = {"num_feat": 8, "num_block": 2, "num_grow_ch": 4}
 
 
@@ -73,8 +72,7 @@ def test_weights_of_esrgan_alone_restore_images_of_any_size(
     torch.save({"params_ema": network.state_dict()}, "x.pth")
     image = photograph(5, *size)
     write_image(Path("one.png"), image)
-    script = runpy.run_path(str(ROOT / "scripts" / "restore.py"))
-    assert script["main"](["--weights", "x.pth", "--input", "one.png", "--output", "out", "--device", "cpu"]) == 0
+    assert restore.main(["--weights", "x.pth", "--input", "one.png", "--output", "out", "--device", "cpu"]) == 0
     unshuffle = 4 // scale
     around = np.pad(image, ((0, -size[0] % unshuffle), (0, -size[1] % unshuffle), (0, 0)), mode="reflect")
     expected = restored(network, around)[: size[0] * scale, : size[1] * scale]

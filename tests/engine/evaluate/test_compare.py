@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import math
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sam4ir.cli import compare as script
 from sam4ir.engine.evaluate.compare import CompareChoice, CompareError, compare, compare_seeds, extremes
 from sam4ir.engine.evaluate.metric import Metric
 from sam4ir.engine.evaluate.report import Score
@@ -23,10 +23,6 @@ from sam4ir.metrics.psnr import psnr
 ROOT = Path(__file__).parents[3]
 INF, NAN = math.inf, math.nan
 PSNR = {"psnr": "psnr on 8-bit images, crop_border 0"}
-
-spec = importlib.util.spec_from_file_location("compare_script", ROOT / "scripts" / "compare.py")
-script = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 
 
 def result(name: str, values: dict[str, float], *, dataset: str = "set", protocols=PSNR, inputs=None) -> Result:
@@ -403,4 +399,4 @@ def test_the_command_compares_seeds(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("arguments", [[], ["x"], ["x", "y", "--a", "z"], ["--a", "x"], ["x", "y", "--extremes", "-1"]])
 def test_the_command_needs_two_sides(arguments: list[str]):
     with pytest.raises(SystemExit):
-        script.parse(arguments)
+        script.main(arguments)

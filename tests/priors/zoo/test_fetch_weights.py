@@ -1,25 +1,15 @@
 """scripts/fetch_weights.py: what it prints, and errors without a traceback."""
 
-import importlib.util
 import re
-from pathlib import Path
 
 import pytest
 
+from sam4ir.cli import weights as script
 from sam4ir.priors.zoo.download import WeightsError
-
-SCRIPT = Path(__file__).resolve().parents[3] / "scripts" / "fetch_weights.py"
-
-
-@pytest.fixture
-def script():
-    spec = importlib.util.spec_from_file_location("fetch_weights", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from sam4ir.priors.zoo.weights import ENTRIES
 
 
-def test_list_tells_licence_source_size_and_state_by_group(script, tmp_path, capsys):
+def test_list_tells_licence_source_size_and_state_by_group(tmp_path, capsys):
     assert script.main(["list", "--to", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     for part in (
@@ -41,10 +31,10 @@ def test_list_tells_licence_source_size_and_state_by_group(script, tmp_path, cap
     assert "NAFNet-SIDD-width32" in names["NAFNet"]
     assert "HINet-SIDD-0.5x" in names["HINet"]
     assert "restormer_deraining" in names["Restormer"]
-    assert sum(map(len, names.values())) == len(script.ENTRIES)
+    assert sum(map(len, names.values())) == len(ENTRIES)
 
 
-def test_list_tells_what_lies_in_the_folder_and_what_is_wrong_there(script, tmp_path, capsys):
+def test_list_tells_what_lies_in_the_folder_and_what_is_wrong_there(tmp_path, capsys):
     (tmp_path / "NAFNet-SIDD-width32.pth").write_bytes(b"cut")
     (tmp_path / "HINet-GoPro.pth").write_bytes(b"<html>")
     assert script.main(["list", "--to", str(tmp_path)]) == 0
@@ -53,7 +43,7 @@ def test_list_tells_what_lies_in_the_folder_and_what_is_wrong_there(script, tmp_
     assert f"{tmp_path / 'HINet-GoPro.pth'}: is " in out
 
 
-def test_a_fetched_name_is_printed_with_licence_size_and_path(script, monkeypatch, tmp_path, capsys):
+def test_a_fetched_name_is_printed_with_licence_size_and_path(monkeypatch, tmp_path, capsys):
     file = tmp_path / "vgg16.pth"
     file.write_bytes(b"x" * 1234)
     asked = []
@@ -62,15 +52,15 @@ def test_a_fetched_name_is_printed_with_licence_size_and_path(script, monkeypatc
         asked.append((name, folder))
         return file
 
-    monkeypatch.setattr(script, "resolve", resolve)
+    monkeypatch.setattr("sam4ir.priors.zoo.weights.resolve", resolve)
     assert script.main(["vgg16", "--to", str(tmp_path)]) == 0
     assert asked == [("vgg16", tmp_path)]
     assert re.search(rf"vgg16: .*licence BSD-3.*1,234 bytes, {file}", capsys.readouterr().out, re.S)
     assert script.main(["--all"]) == 0
-    assert [name for name, _ in asked[1:]] == list(script.ENTRIES)
+    assert [name for name, _ in asked[1:]] == list(ENTRIES)
 
 
-def test_user_errors_are_messages_and_the_other_names_go_on(script, monkeypatch, tmp_path, capsys):
+def test_user_errors_are_messages_and_the_other_names_go_on(monkeypatch, tmp_path, capsys):
     file = tmp_path / "x"
     file.touch()
 
@@ -79,14 +69,14 @@ def test_user_errors_are_messages_and_the_other_names_go_on(script, monkeypatch,
             raise WeightsError("no weights are called 'vgg61'")
         return file
 
-    monkeypatch.setattr(script, "resolve", resolve)
+    monkeypatch.setattr("sam4ir.priors.zoo.weights.resolve", resolve)
     assert script.main(["vgg61", "vgg16"]) == 1
     captured = capsys.readouterr()
     assert "no weights are called 'vgg61'" in captured.err
     assert "vgg16:" in captured.out
 
 
-def test_no_name_is_a_usage_error(script, capsys):
+def test_no_name_is_a_usage_error(capsys):
     with pytest.raises(SystemExit):
         script.main([])
     assert "known: vgg16, vgg19" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The baselines of scripts/benchmark.py: networks, training step and loader in the layout of the official code.
+"""The baselines of sam4ir benchmark: networks, training step and loader in the layout of the official code.
 
 They have the same parameters under the same names as sam4ir.archs, so a state dict of ours loads strictly. Only the
 benchmark uses them. They keep the official form: contiguous (b, c, h, w) maps; layer normalisation over dimension 1

@@ -1,4 +1,4 @@
-"""Contests of `scripts/benchmark.py diffusion`: SAM-DiffSR's training step and chain against the released form's."""
+"""Contests of `sam4ir benchmark diffusion`: SAM-DiffSR's training step and chain against the released form's."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks.networks import OPTIONS, OurStep, Setting, network_of, noisy_batch
-from benchmarks.reference_diffusion import ReferenceDiffusion, optimiser
-from benchmarks.timing import Agreement, Aim, Contest, Form, relative_error
+from sam4ir.benchmarks.networks import OPTIONS, OurStep, Setting, network_of, noisy_batch
+from sam4ir.benchmarks.reference_diffusion import ReferenceDiffusion, optimiser
+from sam4ir.benchmarks.timing import Agreement, Aim, Contest, Form, relative_error
 from sam4ir.config.load import load_options
 from sam4ir.config.schema import Options
 from sam4ir.data.sample import Batch

@@ -1,4 +1,4 @@
-"""Paired timing of programs that do the same work: the protocol behind every figure of scripts/benchmark.py.
+"""Paired timing of programs that do the same work: the protocol behind every figure of sam4ir benchmark.
 
 Forms whose results agree are timed in one process on one thread: first warm-up rounds, then rounds in which every form
 runs once, forwards and backwards by turns. A ratio compares two times of one round, so that a slow minute of the

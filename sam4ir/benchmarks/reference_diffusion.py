@@ -1,4 +1,4 @@
-"""The baseline of scripts/benchmark.py diffusion: SAM-DiffSR's work in the layout of the released code, written again.
+"""The baseline of sam4ir benchmark diffusion: SAM-DiffSR's work in the layout of the released code, written again.
 
 It has the same parameters under the same names as sam4ir.archs, so a state dict of ours loads strictly. Only the
 benchmark uses it. It keeps the released form: contiguous (b, c, h, w) maps; Mish as x tanh(softplus(x)); every dense

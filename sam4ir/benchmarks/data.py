@@ -1,4 +1,4 @@
-"""Contests of scripts/benchmark.py between ways to read samples and masks, on synthetic images."""
+"""Contests of sam4ir benchmark between ways to read samples and masks, on synthetic images."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import torch
 from pycocotools import mask as coco
 from torch import Tensor, device
 
-from benchmarks import reference_forms
-from benchmarks.timing import Agreement, Aim, Contest, Form
 from sam4ir import regions
+from sam4ir.benchmarks import reference_forms
+from sam4ir.benchmarks.timing import Agreement, Aim, Contest, Form
 from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.masks.from_sam import read_sam_json, record_from_sam
 from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
@@ -30,8 +30,9 @@ from sam4ir.priors.spe import spe_map, spe_of_runs
 from sam4ir.utils.image import encode_png, write_image
 from sam4ir.utils.memory import in_words, peak_memory, reset_peak
 from sam4ir.utils.rng import generator
+from sam4ir.utils.shipped import shipped
 
-QUICKSTART = Path(__file__).resolve().parents[2] / "datasets" / "quickstart" / "masks.lmdb"
+QUICKSTART = "datasets/quickstart/masks.lmdb"
 HD = 720, 1280
 SUB_IMAGE = 512
 PATCH = 256
@@ -341,7 +342,7 @@ def spe_contests(root: Path, quick: bool, file: Path | None = None) -> Iterator[
     aim = None if quick else SPE_AIM
     yield spe("drawn masks", [mask["segmentation"] for mask in drawn_masks(size, number)], aim)
     if file is None:
-        record = MaskStore(QUICKSTART).read("astronaut")
+        record = MaskStore(shipped(QUICKSTART)).read("astronaut")
         runs = regions.runs_of_atoms(regions.Atoms(record.labels(0, 0, *record.size), record.table))
         rles = []
         for mask_runs in runs:

@@ -1,4 +1,4 @@
-"""The contest of scripts/benchmark.py between segment-anything's mask generator and ours, on the same SAM."""
+"""The contest of sam4ir benchmark between segment-anything's mask generator and ours, on the same SAM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from pycocotools import mask as coco
 from segment_anything import SamAutomaticMaskGenerator
 
-from benchmarks.timing import Agreement, Aim, Contest, Form
+from sam4ir.benchmarks.timing import Agreement, Aim, Contest, Form
 from sam4ir.data.sources import open_source, read
 from sam4ir.priors.sam.automatic_masks import PRECISIONS, AutomaticMaskGenerator, AutomaticMaskSettings
 from sam4ir.priors.sam.load import build_sam, load_sam

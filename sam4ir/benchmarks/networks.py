@@ -1,4 +1,4 @@
-"""Contests of scripts/benchmark.py between networks: training steps, SAM4IR steps, inference."""
+"""Contests of sam4ir benchmark between networks: training steps, SAM4IR steps, inference."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks import reference_forms
-from benchmarks.timing import Agreement, Aim, Contest, Form, relative_error
+from sam4ir.benchmarks import reference_forms
+from sam4ir.benchmarks.timing import Agreement, Aim, Contest, Form, relative_error
 from sam4ir.config.load import load_options
 from sam4ir.config.schema import Options
 from sam4ir.data.sample import Batch
@@ -22,8 +22,9 @@ from sam4ir.engine.train import build as build_train
 from sam4ir.errors import UserError
 from sam4ir.models.restoration import Loss, Reconstruction, last_output, restore, total
 from sam4ir.registry import LOSSES
+from sam4ir.utils.shipped import shipped
 
-OPTIONS = Path(__file__).resolve().parents[2] / "options" / "train"
+OPTIONS = shipped("options/train")
 SAM4IR = OPTIONS / "denoising" / "nafnet_w32_sidd_sam4ir.yml"
 REGIONS_A_SIDE = 5
 TINY = {
@@ -114,7 +115,7 @@ def noisy_batch(batch: int, side: int, device: torch.device) -> Batch:
 
 
 class OurStep:
-    """The training step that train.py takes with these options; each call takes one."""
+    """The training step that sam4ir train takes with these options; each call takes one."""
 
     def __init__(self, options: Options, device: torch.device, batch: Batch, state: dict[str, Tensor]) -> None:
         self.parts = build_train.build_parts(options, device)

@@ -1,0 +1,81 @@
+"""The option files that come with sam4ir: list them, show one, or copy one to edit it.
+
+sam4ir options list [WORD ...]
+sam4ir options show denoising/nafnet_w32_sidd
+sam4ir options copy denoising/nafnet_w32_sidd my.yml
+
+A name stands below the folder options: train/ or test/, the task, the file without .yml. Without train/ or test/ the
+file for training is taken. Then: sam4ir train -opt my.yml --check
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sam4ir.utils import cli
+
+
+def parser() -> cli.Parser:
+    """Return the parser of the command, with one for each of its commands."""
+    whole = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = whole.add_subparsers(required=True, dest="action", metavar="COMMAND")
+    listing = commands.add_parser("list", help="names, networks and what each file is for")
+    listing.add_argument("words", nargs="*", metavar="WORD", help="only files with these words, such as: nafnet sidd")
+    show = commands.add_parser("show", help="print an option file")
+    _add_name(show)
+    copy = commands.add_parser("copy", help="copy an option file to edit it")
+    _add_name(copy)
+    copy.add_argument("target", nargs="?", type=Path, metavar="FILE|FOLDER", help="where to (default: this folder)")
+    copy.add_argument("--overwrite", action="store_true", help="replace the file that is there")
+    return whole
+
+
+def _add_name(parser: argparse.ArgumentParser) -> None:
+    """Add the name of an option file, which a shell can complete."""
+    argument: Any = parser.add_argument("name", metavar="NAME", help="such as denoising/nafnet_w32_sidd")
+    argument.completer = _names
+
+
+def _names(**_: object) -> list[str]:
+    """Return the names that a shell offers."""
+    from sam4ir.config.recipes import option_files
+
+    names = []
+    for file in option_files():
+        names += [file.name, file.name.removeprefix("train/")]
+    return names
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """List, show or copy option files; return the exit status."""
+    options = parser().parse_args(words)
+    from sam4ir.config.recipes import copy_option_file, find_option_file
+
+    if options.action == "list":
+        return _list(options.words)
+    if options.action == "show":
+        print(find_option_file(options.name).path.read_text(encoding="utf-8"), end="")
+        return 0
+    path = copy_option_file(options.name, options.target, options.overwrite)
+    print(f"{path}: written; edit its data sets, then look at it: sam4ir train -opt {path} --check")
+    return 0
+
+
+def _list(words: Sequence[str]) -> int:
+    """Print the option files with these words, by task; return 1 where there are none."""
+    from sam4ir.config.recipes import matching
+
+    files = matching(words)
+    if not files:
+        print(f"no option file has {' and '.join(words)} in its name, network or first line")
+        return 1
+    task = None
+    for file in files:
+        if file.task != task:
+            print(file.task or "in no folder")
+            task = file.task
+        print(f"  {file.name}  ({file.network or 'no network'})\n      {file.comment}")
+    return 0
