@@ -26,8 +26,8 @@ DESCRIPTIVE = (270, 271, 272, 282, 283, 296, 305, 306, 315, 316, 33432, 40091, 4
 def exif_of_restored(block: bytes, height: int, width: int, turned: bool) -> bytes:
     """Return the block of an image that was restored to (height, width), without the head of a JPEG.
 
-    Orientation becomes 1 where the pixels were turned by it, the sides become those of the new image, and the thumbnail,
-    which shows the old one, is no longer referred to. A block that cannot be followed is returned as it is.
+    Orientation becomes 1 where the pixels were turned by it, the sides become those of the new image, and the
+    thumbnail, which shows the old one, is no longer referred to. A block that cannot be followed is returned as it is.
     Raises ValueError where the bytes are no EXIF.
     """
     block = block.removeprefix(_HEAD)

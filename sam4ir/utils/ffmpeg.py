@@ -123,7 +123,7 @@ def _seconds(text: str | None) -> float:
 
 def _known(text: str | None) -> str:
     if text in (None, "unknown", "unspecified", "reserved"):
-        return ()
+        return ""
     return str(text)
 
 
@@ -146,7 +146,7 @@ def _frames(stream: dict[str, Any], file: dict[str, Any], rate: Fraction, varies
 def _notes(stream: dict[str, Any], rate: Fraction, varies: bool) -> Iterator[str]:
     """Yield what the restored video does not keep."""
     if varies:
-        yield f"its frame rate varies; it is read at {float(rate):.3f} frames a second, with frames repeated or left out"
+        yield f"its frame rate varies; it is read at {float(rate):.3f} frames a second; some are repeated or left out"
     if stream.get("field_order", "progressive") not in ("progressive", "unknown"):
         yield "it is interlaced; its frames are restored as they are"
     if any(depth in str(stream.get("pix_fmt")) for depth in ("10", "12", "16", "14")):

@@ -71,7 +71,7 @@ def read_image(
     path: str | Path, channels: Literal[1, 3] = 3, exif_orientation: ExifOrientation = "apply"
 ) -> np.ndarray:
     """Read an image file: (h, w, channels) RGB, uint8 or uint16; see decode_image."""
-    return decode_image(_file_bytes(path), str(path), channels, exif_orientation)
+    return decode_image(file_bytes(path), str(path), channels, exif_orientation)
 
 
 def decode_alpha(data: bytes, name: str, exif_orientation: ExifOrientation = "apply") -> np.ndarray | None:
@@ -105,7 +105,7 @@ def read_labels(path: str | Path) -> np.ndarray:
     Raises ImageError naming the file where it cannot be read, for JPEG, which changes labels, and for a TIFF where 0
     is white.
     """
-    data = _file_bytes(path)
+    data = file_bytes(path)
     if data.startswith(JPEG_MAGIC):
         raise ImageError(f"{path}: JPEG changes labels; save label maps as PNG")
     header = image_header(data, str(path))
@@ -129,7 +129,7 @@ def read_labels(path: str | Path) -> np.ndarray:
     return image
 
 
-def _file_bytes(path: str | Path) -> bytes:
+def file_bytes(path: str | Path) -> bytes:
     """Return a file's bytes. Raises ImageError naming it."""
     try:
         return Path(path).read_bytes()

@@ -164,7 +164,7 @@ def _any_size() -> Iterator[None]:
 
 def _extras_of(file: Image.Image) -> _Extras:
     """Return mode, colour profile and EXIF of an open file."""
-    notes = ()
+    notes: tuple[str, ...] = ()
     if file.info.get("xmp") or file.info.get("XML:com.adobe.xmp"):
         notes = ("its XMP is not copied",)
     return _Extras(file.mode, file.info.get("icc_profile") or None, file.info.get("exif") or None, notes)
@@ -177,7 +177,7 @@ def _extras_of_tiff(data: bytes, page: tiff.FirstPage) -> _Extras:
         return _Extras(mode, notes=("its colour profile and EXIF are those of a BigTIFF and are not copied",))
     tags = tiff_tags(data)
     icc = tags.get(ICC_PROFILE)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if 700 in tags:
         notes = ("its XMP is not copied",)
     return _Extras(mode, icc or None, exif_of_tiff(tags), notes)

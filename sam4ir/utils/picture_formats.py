@@ -24,7 +24,8 @@ class PictureFormat:
     """What a file format can hold.
 
     name: as people write it. suffix: of its files. bits: the most of a channel. grey, alpha, profile, exif: whether it
-    holds them. quality: the one that is taken where none is named; None for a format without losses. longest_exif: bytes.
+    holds them. quality: the one that is taken where none is named; None for a format without losses.
+    longest_exif: bytes.
     """
 
     name: str

@@ -25,7 +25,7 @@ from sam4ir.utils.memory import out_of_memory
 
 log = logging.getLogger(__name__)
 
-LARGEST_WHOLE = 4_000_000  # pixels that scripts/restore.py gives to a network at once; NAFNet of width 32 needs 3 GB
+LARGEST_WHOLE = 4_000_000  # pixels that scripts/restore.py gives to a network at once; NAFNet of width 32 needs 5 GB
 LARGE_TILE = 512  # side of the tiles of larger images
 
 

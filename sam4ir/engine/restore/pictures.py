@@ -22,8 +22,8 @@ def restore_picture(
 
     restore_pixels: an ImageRestorer, for pixels of as many channels as the picture's. A grey file that went through a
     network of RGB images comes back as the luma of the result.
-    alpha: `carry` keeps the transparency, enlarged by the network's scale; `network` restores it as a grey image; `drop`
-    leaves it out.
+    alpha: `carry` keeps the transparency, enlarged by the network's scale; `network` restores it as a grey image;
+    `drop` leaves it out.
     """
     pixels = restore_pixels(picture.pixels, key, sample)
     if picture.grey and pixels.shape[2] == 3:

@@ -66,7 +66,7 @@ def _earlier_parts(folder: Path, digest: str) -> list[tuple[Path, int]]:
         shutil.rmtree(folder, ignore_errors=True)
         make_folder(folder)
         write_text(record, digest + "\n")
-    parts = []
+    parts: list[tuple[Path, int]] = []
     for path in sorted(folder.glob(f"[0-9]*.{ffmpeg.PART_MUXER}")):
         number, _, count = path.stem.partition("_")
         if int(number) != len(parts) or int(count) != FRAMES_OF_A_PART:

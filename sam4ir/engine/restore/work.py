@@ -24,7 +24,8 @@ class Work:
     """The files to restore.
 
     folder: of the results, None for standard output. files: (file, path of its result in the folder) of each; the file
-    `-` is standard input. unreadable: folders that cannot be read, with the reason. format: of images, a key of FORMATS.
+    `-` is standard input. unreadable: folders that cannot be read, with the reason. format: of images, a key of
+    FORMATS.
     """
 
     folder: Path | None
@@ -41,8 +42,9 @@ def is_video(file: Path) -> bool:
 def find_work(places: list[str], output: str, image_format: str | None = None, suffix: str = "") -> Work:
     """Return the images and videos of --input with the paths of their results; `a.jpg` beside `a.png` keeps its suffix.
 
-    places: files, folders, patterns such as `photos/*.jpg`, or `-` alone. output: a folder, for one file also a file with
-    a suffix that is written, or `-`. image_format: a key of FORMATS, None for the one that `output` names, else PNG.
+    places: files, folders, patterns such as `photos/*.jpg`, or `-` alone. output: a folder, for one file also a file
+    with a suffix that is written, or `-`. image_format: a key of FORMATS, None for the one that `output` names, else
+    PNG.
     suffix: text behind the names of results.
     Raises UserError where there is nothing to restore, and where --output is no place for results.
     """
