@@ -60,6 +60,8 @@ def find_work(places: list[str], output: str, image_format: str | None = None, s
         return _one_file(found.files[0][0], Path(output), image_format, suffix)
     folder = Path(output)
     if folder.suffix.lower() in _FILE_SUFFIXES and not folder.is_dir():
+        if single:
+            raise UserError(f"--output: {_not_written(found.files[0][0], folder)}")
         raise UserError(f"--output: {output} is the name of an image, and {_several(places)}; name a folder")
     if folder.is_file():
         hint = ", or a file with the suffix of an image" if single else ""
@@ -96,6 +98,14 @@ def _is_file_name(output: str, source: Path) -> bool:
     return path.suffix.lower() in known and not path.is_dir()
 
 
+def _not_written(source: Path, target: Path) -> str:
+    """Return why a file cannot have a result of this name."""
+    suffix = target.suffix.lower()
+    if is_video(source):
+        return f"videos cannot be written as {suffix!r}; known: .mkv, .mov, .mp4, .webm"
+    return f"images cannot be written as {suffix!r}; known: {', '.join(sorted(WRITTEN_SUFFIXES))}"
+
+
 def _one_file(source: Path, target: Path, image_format: str | None, suffix: str) -> Work:
     """Return the work of one file whose result has a name."""
     if suffix:
@@ -103,9 +113,7 @@ def _one_file(source: Path, target: Path, image_format: str | None, suffix: str)
     work = Work(target.parent, [(source, Path(target.name))])
     if is_video(source):
         if video_suffix(target) != target.suffix.lower():
-            raise UserError(
-                f"--output: videos are not written as {target.suffix}; name an .mp4, .mov, .mkv or .webm file"
-            )
+            raise UserError(f"--output: {_not_written(source, target)}")
     else:
         work.format = format_of(target.suffix)
         if image_format not in (None, work.format):
