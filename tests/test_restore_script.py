@@ -24,7 +24,7 @@ from sam4ir.priors.zoo.weights import Entry, ZooNetwork
 from sam4ir.registry import ARCHS
 from sam4ir.utils.files import write_error
 from sam4ir.utils.image import ExifOrientation, read_image, write_image
-from sam4ir.utils.picture import Picture, read_picture
+from sam4ir.utils.picture import PictureFile, read_picture
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "restore.py"
 TINY = {"width": 4, "middle_blk_num": 1, "enc_blk_nums": [1], "dec_blk_nums": [1]}
@@ -207,7 +207,7 @@ def test_images_at_fault_are_listed_and_the_rest_is_restored(
         write_image(photos / name, photograph(1))
     (photos / "gone.png").symlink_to(photos / "nowhere.png")
 
-    def read(data: bytes, name: str, channels: Literal[1, 3], exif_orientation: ExifOrientation) -> Picture:
+    def read(data: bytes, name: str, channels: Literal[1, 3], exif_orientation: ExifOrientation) -> PictureFile:
         if Path(name).name in faults:
             raise faults[Path(name).name]
         return read_picture(data, name, channels, exif_orientation)

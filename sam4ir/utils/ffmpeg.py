@@ -73,20 +73,20 @@ def probe(path: Path) -> VideoStream:
     done = subprocess.run([*words, _place(path)], capture_output=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise VideoError(f"{path}: cannot be read as a video ({_reason(done.stderr)})")
-    found: dict[str, Any] = json.loads(done.stdout)
-    if not found.get("streams"):
+    answer: dict[str, Any] = json.loads(done.stdout)
+    if not answer.get("streams"):
         raise VideoError(f"{path}: holds no video")
-    stream = found["streams"][0]
+    stream = answer["streams"][0]
     rate, varies = _rate(path, stream)
     height, width = int(stream["height"]), int(stream["width"])
     if _rotation(stream) % 180:
         height, width = width, height
-    start = _seconds(stream.get("start_time")) - _seconds(found.get("format", {}).get("start_time"))
+    start = _seconds(stream.get("start_time")) - _seconds(answer.get("format", {}).get("start_time"))
     return VideoStream(
         (height, width),
         rate,
         varies,
-        _frames(stream, found.get("format", {}), rate, varies),
+        _frames(stream, answer.get("format", {}), rate, varies),
         start,
         _known(stream.get("color_space")),
         _known(stream.get("color_primaries")),
@@ -240,12 +240,12 @@ def join(
     words = ["ffmpeg", "-v", "error", "-nostdin", "-y", "-itsoffset", f"{stream.start:.6f}"]
     words += ["-f", "concat", "-safe", "0", "-i", _place(places), "-i", _place(source)]
     words += ["-map", "0:v", "-map_metadata", "1"]
-    kept = ["-c", "copy", "-map", "1:a?", "-map", "1:s?"]
+    as_it_is = ["-c", "copy", "-map", "1:a?", "-map", "1:s?"]
     anew = ["-c:v", "copy", "-map", "1:a?"]
     end = ["-f", _MUXERS[suffix], _place(target)]
     if suffix in (".mp4", ".m4v", ".mov"):
         end = ["-movflags", "+faststart", *end]
-    first = subprocess.run([*words, *kept, *end], capture_output=True, check=False)
+    first = subprocess.run([*words, *as_it_is, *end], capture_output=True, check=False)
     if not first.returncode:
         return ()
     second = subprocess.run([*words, *anew, *end], capture_output=True, check=False)

@@ -7,7 +7,9 @@ transparency, the colour profile, the EXIF block and the number of channels of t
 from __future__ import annotations
 
 import io
+import struct
 import threading
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image, ImageCms
 
+from sam4ir.errors import first_line
 from sam4ir.utils import containers, tiff
 from sam4ir.utils.containers import PNG_MAGIC, Header
 from sam4ir.utils.exif import ICC_PROFILE, ORIENTATION, exif_of_tiff, tiff_tags
@@ -32,10 +35,24 @@ from sam4ir.utils.image import (
 
 PICTURE_SUFFIXES = IMAGE_SUFFIXES | {".gif", ".avif"}
 _limit = threading.Lock()
+_OF_PILLOW = (  # what its readers raise for damaged files
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    LookupError,
+    TypeError,
+    RuntimeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    ImageCms.PyCMSError,
+)
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureFile:
     """The pixels of a file, and what a result keeps of it.
 
     pixels: (h, w, c) RGB or grey, uint8 or uint16. alpha: (h, w, 1) of the same type, None for an opaque file. grey:
@@ -64,7 +81,7 @@ class _Extras:
 
 def read_picture(
     data: bytes, name: str, channels: Literal[1, 3] = 3, exif_orientation: ExifOrientation = "apply"
-) -> Picture:
+) -> PictureFile:
     """Read an image file: PNG, JPEG, BMP, TIFF, WebP, GIF, or AVIF where pillow knows it; recognised by content.
 
     data: the file's bytes; name: the file's name for error messages. Pixels are those of utils.image.decode_image,
@@ -86,7 +103,7 @@ def read_picture(
         pixels = decode_image(data, name, channels, exif_orientation)
     else:
         pixels = turned(_of_channels(pixels, channels), header.orientation, exif_orientation)
-    return Picture(
+    return PictureFile(
         pixels,
         _alpha(data, name, header, exif_orientation),
         _is_grey(data, header, extras.mode),
@@ -106,25 +123,31 @@ def _is_read_by_pillow(data: bytes) -> bool:
     return data[8:16] == b"WEBPVP8X" and len(data) > 20 and bool(data[20] & 2)
 
 
-def _by_pillow(data: bytes, name: str, channels: Literal[1, 3], exif_orientation: ExifOrientation) -> Picture:
+def _by_pillow(data: bytes, name: str, channels: Literal[1, 3], exif_orientation: ExifOrientation) -> PictureFile:
     """Read the first frame as pillow decodes it. Raises ImageError."""
     try:
         with Image.open(io.BytesIO(data)) as file:
             extras = _extras_of(file)
-            frames, orientation = getattr(file, "n_frames", 1), file.getexif().get(ORIENTATION, 1)
+            frames, orientation = getattr(file, "n_frames", 1), file.getexif().get(ORIENTATION)
             grey, frame = file.mode in ("1", "L", "LA"), file.convert("RGBA")
     except Image.UnidentifiedImageError:
         raise ImageError(f"{name}: is of a kind that this pillow does not read; convert it to PNG") from None
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise ImageError(f"{name}: cannot be decoded ({error}); it is damaged, or convert it to PNG") from None
+    except _OF_PILLOW as error:
+        raise ImageError(
+            f"{name}: cannot be decoded ({first_line(error)}); it is damaged, or convert it to PNG"
+        ) from None
+    if orientation not in range(1, 9):
+        orientation = 1
     notes = extras.notes
     if frames > 1:
         notes += (f"is an animation of {frames} frames, of which the first is restored",)
     rgba = turned(np.asarray(frame), orientation, exif_orientation)
-    alpha = np.ascontiguousarray(rgba[..., 3:])
-    return Picture(
+    alpha: np.ndarray | None = np.ascontiguousarray(rgba[..., 3:])
+    if (rgba[..., 3] == 255).all():
+        alpha = None
+    return PictureFile(
         _of_channels(np.ascontiguousarray(rgba[..., :3]), channels),
-        alpha if (alpha < 255).any() else None,
+        alpha,
         grey,
         extras.icc,
         extras.exif,
@@ -147,8 +170,8 @@ def _extras(data: bytes, header: Header) -> _Extras:
             return _extras_of_tiff(data, header.page)
         with _any_size(), Image.open(io.BytesIO(data)) as file:
             return _extras_of(file)
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError, IndexError, EOFError) as error:
-        return _Extras(notes=(f"its colour profile and EXIF cannot be read ({error}) and are not copied",))
+    except _OF_PILLOW as error:
+        return _Extras(notes=(f"its colour profile and EXIF cannot be read ({first_line(error)}) and are not copied",))
 
 
 @contextmanager
@@ -218,8 +241,10 @@ def _alpha_by_pillow(data: bytes, name: str) -> np.ndarray:
     try:
         with _any_size(), Image.open(io.BytesIO(data)) as file:
             return np.asarray(file.convert("RGBA"))[..., 3:]
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ImageError(f"{name}: its transparency cannot be read ({error}); save it without alpha") from None
+    except _OF_PILLOW as error:
+        raise ImageError(
+            f"{name}: its transparency cannot be read ({first_line(error)}); save it without alpha"
+        ) from None
 
 
 def _from_cmyk(data: bytes, icc: bytes | None) -> tuple[np.ndarray | None, str]:
@@ -237,6 +262,6 @@ def _from_cmyk(data: bytes, icc: bytes | None) -> tuple[np.ndarray | None, str]:
             outputMode="RGB",
             flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
         )
-    except (OSError, ValueError, SyntaxError, ImageCms.PyCMSError) as error:
-        return None, f"is CMYK whose colour profile cannot be used ({error}); its colours are an estimate"
+    except _OF_PILLOW as error:
+        return None, f"is CMYK whose colour profile cannot be used ({first_line(error)}); its colours are an estimate"
     return np.asarray(picture), "is CMYK; its colours became sRGB by its colour profile"

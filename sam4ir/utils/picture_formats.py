@@ -16,7 +16,7 @@ from sam4ir.errors import UserError
 from sam4ir.utils.containers import PNG_MAGIC
 from sam4ir.utils.exif import CAMERA, DESCRIPTIVE, GPS, ICC_PROFILE, ORIENTATION, exif_of_restored, tiff_tags
 from sam4ir.utils.image import encode_png
-from sam4ir.utils.picture import Picture
+from sam4ir.utils.picture import PictureFile
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def check_format(key: str, quality: int | None) -> None:
         raise UserError(f"--format: the installed pillow does not write {form.name}; update it, or name another format")
 
 
-def encode_picture(picture: Picture, key: str, quality: int | None = None) -> tuple[bytes, tuple[str, ...]]:
+def encode_picture(picture: PictureFile, key: str, quality: int | None = None) -> tuple[bytes, tuple[str, ...]]:
     """Return a picture as the bytes of a file, and notes on what the format cannot hold.
 
     key: of FORMATS. quality: 1 to 100 for JPEG, WebP (where 100 has no loss) and AVIF, None for the format's own.
@@ -95,7 +95,7 @@ def encode_picture(picture: Picture, key: str, quality: int | None = None) -> tu
     return _ENCODERS[key](pixels, icc, exif, quality), tuple(notes)
 
 
-def _profile(picture: Picture, form: PictureFormat) -> tuple[bytes | None, list[str]]:
+def _profile(picture: PictureFile, form: PictureFormat) -> tuple[bytes | None, list[str]]:
     """Return the colour profile where the file can hold it, and a note where it cannot.
 
     A profile is of RGB or of grey images (ICC.1:2022, 7.2.6: its colour space).
@@ -112,7 +112,7 @@ def _profile(picture: Picture, form: PictureFormat) -> tuple[bytes | None, list[
     return picture.icc, []
 
 
-def _exif(picture: Picture, form: PictureFormat) -> tuple[bytes | None, list[str]]:
+def _exif(picture: PictureFile, form: PictureFormat) -> tuple[bytes | None, list[str]]:
     """Return the EXIF block of the new picture where the file can hold it, and a note where it cannot."""
     if not picture.exif:
         return None, []
@@ -240,7 +240,7 @@ def _describe(ifd: TiffImagePlugin.ImageFileDirectory_v2, exif: bytes) -> None:
     """Add the tags of an EXIF block that describe the picture; of a block that cannot be read none."""
     try:
         tags = tiff_tags(exif)
-    except (OSError, ValueError, SyntaxError, KeyError, TypeError, struct.error):
+    except (OSError, ValueError, SyntaxError, LookupError, TypeError, struct.error):
         return
     for tag, value in tags.items():
         if tag in (CAMERA, GPS):

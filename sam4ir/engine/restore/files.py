@@ -13,14 +13,14 @@ from tqdm import tqdm
 
 from sam4ir.engine.restore.images import ImageRestorer
 from sam4ir.engine.restore.pictures import AlphaMode, restore_picture
-from sam4ir.engine.restore.progress import Progress
+from sam4ir.engine.restore.progress import ItemProgress
 from sam4ir.engine.restore.video import restore_video
 from sam4ir.engine.restore.work import STREAM, STREAM_NAME, Work, is_video, planned
 from sam4ir.utils.faults import fault_of_item
 from sam4ir.utils.files import remove_left_over, write_bytes
 from sam4ir.utils.image import ExifOrientation, file_bytes
 from sam4ir.utils.memory import out_of_memory
-from sam4ir.utils.picture import Picture, read_picture
+from sam4ir.utils.picture import PictureFile, read_picture
 from sam4ir.utils.picture_formats import encode_picture
 
 _SHOWN = 3  # names that a line lists
@@ -77,7 +77,11 @@ class _Report:
 
 
 def restore_files(
-    work: Work, restorer: ImageRestorer, results: Results, progress: Sequence[Progress], stream: BinaryIO | None = None
+    work: Work,
+    restorer: ImageRestorer,
+    results: Results,
+    progress: Sequence[ItemProgress],
+    stream: BinaryIO | None = None,
 ) -> int:
     """Write every restored file; print how many there are, what is not kept of them, and which cannot be read.
 
@@ -148,7 +152,7 @@ def _image(
     return notes
 
 
-def _dropped(picture: Picture, results: Results) -> tuple[str, ...]:
+def _dropped(picture: PictureFile, results: Results) -> tuple[str, ...]:
     if picture.alpha is not None and results.alpha == "drop":
         return ("its transparency was dropped",)
     return ()
@@ -156,7 +160,7 @@ def _dropped(picture: Picture, results: Results) -> tuple[str, ...]:
 
 def _video(file: Path, target: Path, restorer: ImageRestorer, results: Results) -> tuple[str, ...]:
     """Restore a video; return notes on what is not kept."""
-    frames = Progress("frame")
+    frames = ItemProgress("frame")
     frames.begin(str(file))
 
     def restore_frame(frame: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from sam4ir.engine.restore.build import trained_diffusion
 from sam4ir.engine.restore.files import Results, restore_files
 from sam4ir.engine.restore.images import LARGEST_WHOLE, image_restorer
 from sam4ir.engine.restore.pictures import AlphaMode
-from sam4ir.engine.restore.progress import Progress
+from sam4ir.engine.restore.progress import ItemProgress
 from sam4ir.engine.restore.work import STREAM, find_work
 from sam4ir.engine.weights import flow, network_block
 from sam4ir.errors import UserError
@@ -76,7 +76,7 @@ def restore_folder(request: RestoreRequest, stream: BinaryIO | None = None) -> i
     formats = settle_restoring(options, choose_device(options.device))
     for line in (*formats.chosen, *formats.warnings):
         print(line)
-    steps, tiles = Progress("step"), Progress("tile")
+    steps, tiles = ItemProgress("step"), ItemProgress("tile")
     whole_up_to: int | None = LARGEST_WHOLE
     if request.tile == 0:
         whole_up_to = None

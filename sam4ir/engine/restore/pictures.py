@@ -9,15 +9,15 @@ from typing import Literal
 import numpy as np
 
 from sam4ir.utils.image import resize_smoothly, to_grey
-from sam4ir.utils.picture import Picture
+from sam4ir.utils.picture import PictureFile
 
 AlphaMode = Literal["carry", "network", "drop"]
 RestorePixels = Callable[[np.ndarray, str, int], np.ndarray]  # (h, w, c), the key, the sample number -> the same type
 
 
 def restore_picture(
-    restore_pixels: RestorePixels, picture: Picture, key: str, sample: int = 0, alpha: AlphaMode = "carry"
-) -> Picture:
+    restore_pixels: RestorePixels, picture: PictureFile, key: str, sample: int = 0, alpha: AlphaMode = "carry"
+) -> PictureFile:
     """Return the restored picture.
 
     restore_pixels: an ImageRestorer, for pixels of as many channels as the picture's. A grey file that went through a
@@ -37,7 +37,7 @@ def restore_picture(
     return replace(picture, pixels=pixels, alpha=transparency)
 
 
-def _restored_alpha(restore_pixels: RestorePixels, picture: Picture, key: str, sample: int) -> np.ndarray:
+def _restored_alpha(restore_pixels: RestorePixels, picture: PictureFile, key: str, sample: int) -> np.ndarray:
     """Restore the transparency as a grey image."""
     assert picture.alpha is not None
     channels = picture.pixels.shape[2]

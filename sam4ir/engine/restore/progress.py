@@ -11,7 +11,7 @@ from tqdm import tqdm
 _PATIENCE = 10.0  # seconds before the first line, and between lines
 
 
-class Progress:
+class ItemProgress:
     """The progress of the steps, tiles or frames of one item, below the bar of all items.
 
     unit: what is counted. name: of the item, which `begin` sets. In a terminal it is a bar. Elsewhere it is a line on

@@ -48,26 +48,26 @@ def find_work(places: list[str], output: str, image_format: str | None = None, s
     suffix: text behind the names of results.
     Raises UserError where there is nothing to restore, and where --output is no place for results.
     """
-    found = _listed(places, output)
+    listed = _listed(places, output)
     if output == STREAM:
-        if len(found.files) != 1 or found.unreadable:
-            raise UserError(f"--output: - takes one image, and --input names {len(found.files)}")
-        if is_video(found.files[0][0]):
-            raise UserError(f"--output: {found.files[0][0]} is a video, which needs a file or folder for its result")
-        return Work(None, [(found.files[0][0], Path("image"))], [], image_format or "png")
-    single = len(found.files) == 1 and len(places) == 1 and not Path(places[0]).is_dir()
-    if single and _is_file_name(output, found.files[0][0]):
-        return _one_file(found.files[0][0], Path(output), image_format, suffix)
+        if len(listed.files) != 1 or listed.unreadable:
+            raise UserError(f"--output: - takes one image, and --input names {len(listed.files)}")
+        if is_video(listed.files[0][0]):
+            raise UserError(f"--output: {listed.files[0][0]} is a video, which needs a file or folder for its result")
+        return Work(None, [(listed.files[0][0], Path("image"))], [], image_format or "png")
+    single = len(listed.files) == 1 and len(places) == 1 and not Path(places[0]).is_dir()
+    if single and _is_file_name(output, listed.files[0][0]):
+        return _one_file(listed.files[0][0], Path(output), image_format, suffix)
     folder = Path(output)
     if folder.suffix.lower() in _FILE_SUFFIXES and not folder.is_dir():
         if single:
-            raise UserError(f"--output: {_not_written(found.files[0][0], folder)}")
+            raise UserError(f"--output: {_not_written(listed.files[0][0], folder)}")
         raise UserError(f"--output: {output} is the name of an image, and {_several(places)}; name a folder")
     if folder.is_file():
         hint = ", or a file with the suffix of an image" if single else ""
         raise UserError(f"--output: {output} is a file; name a folder{hint}")
-    work = Work(folder, [], found.unreadable, image_format or "png")
-    work.files = _named(found.files, FORMATS[work.format].suffix, suffix)
+    work = Work(folder, [], listed.unreadable, image_format or "png")
+    work.files = _named(listed.files, FORMATS[work.format].suffix, suffix)
     refuse_inputs(work)
     return work
 
@@ -192,7 +192,10 @@ def planned(work: Work, samples: int, bad: list[str]) -> list[tuple[Path, dict[i
     plans = []
     for file, name in work.files:
         try:
-            targets = _targets(file, work.folder or Path(), name, samples)
+            count = samples
+            if is_video(file):
+                count = 1
+            targets = _targets(file, work.folder or Path(), name, count)
             for target in targets.values():
                 if owners.setdefault(target, file) != file:
                     raise UserError(f"{file}: and {owners[target]} would both be restored to {target}; rename one")
