@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 from conftest import photograph
 
 from sam4ir.cli import restore as script
-from sam4ir.engine.restore import folder
+from sam4ir.engine.restore import files as restoring
 from sam4ir.errors import FileError, UserError
 from sam4ir.priors.zoo import weights as zoo
 from sam4ir.priors.zoo.sources import Url
@@ -23,6 +24,7 @@ from sam4ir.priors.zoo.weights import Entry, ZooNetwork
 from sam4ir.registry import ARCHS
 from sam4ir.utils.files import write_error
 from sam4ir.utils.image import ExifOrientation, read_image, write_image
+from sam4ir.utils.picture import PictureFile, read_picture
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "restore.py"
 TINY = {"width": 4, "middle_blk_num": 1, "enc_blk_nums": [1], "dec_blk_nums": [1]}
@@ -205,12 +207,12 @@ def test_images_at_fault_are_listed_and_the_rest_is_restored(
         write_image(photos / name, photograph(1))
     (photos / "gone.png").symlink_to(photos / "nowhere.png")
 
-    def read(file: Path, channels: int, exif_orientation: ExifOrientation) -> np.ndarray:
-        if file.name in faults:
-            raise faults[file.name]
-        return read_image(file, channels, exif_orientation)
+    def read(data: bytes, name: str, channels: Literal[1, 3], exif_orientation: ExifOrientation) -> PictureFile:
+        if Path(name).name in faults:
+            raise faults[Path(name).name]
+        return read_picture(data, name, channels, exif_orientation)
 
-    monkeypatch.setattr(folder, "read_image", read)
+    monkeypatch.setattr(restoring, "read_picture", read)
     out = photos.parent / "out"
     status = script.main(["--weights", identity(photos), "--input", str(photos), "--output", str(out)])
     assert status == 1
@@ -282,11 +284,11 @@ def test_an_image_too_large_for_the_memory_is_restored_in_tiles_and_the_next_one
 def test_a_full_disk_ends_the_command_at_the_first_image(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files: list[Path] = []
 
-    def write(path: Path, image: np.ndarray) -> None:
+    def write(path: Path, data: bytes) -> None:
         files.append(path)
         raise write_error(path, OSError(28, "No space left on device"))
 
-    monkeypatch.setattr(folder, "write_image", write)
+    monkeypatch.setattr(restoring, "write_bytes", write)
     out = photos.parent / "out"
     with pytest.raises(FileError, match=r"cannot be written \(No space left.*free space"):
         script.main(["--weights", identity(photos), "--input", str(photos), "--output", str(out)])

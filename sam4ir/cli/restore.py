@@ -1,7 +1,8 @@
-"""Restore a folder of images with a trained network.
+"""Restore images and videos with a trained network.
 
 sam4ir restore --weights experiments/<name>/models/net_g_latest.pth --input FOLDER --output FOLDER
-sam4ir restore --weights restormer_deraining --input FOLDER --output FOLDER
+sam4ir restore --weights restormer_deraining --input a.jpg 'more/*.tif' clip.mp4 --output FOLDER --format webp
+sam4ir restore --weights restormer_deraining --input - --output - < rain.jpg > clear.png
 sam4ir restore -opt options/test/sr/samdiffsr_x4.yml --input FOLDER --output FOLDER --steps 15 --tile 64
 
 The network is described by -opt, by the option file of the run that the weights lie in, or else by the weights
@@ -15,12 +16,16 @@ network draws its noise from --seed and the file's name without suffix, so an im
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from sam4ir.utils import cli
 
 SAMPLERS = ("ddim", "ddpm", "dpm_solver_2m")  # of sam4ir.diffusion.samplers, repeated so that --help loads no torch
+FORMATS = ("png", "jpg", "webp", "tiff", "bmp", "avif")  # of sam4ir.utils.picture_formats, likewise
 
 
 def parser() -> cli.Parser:
@@ -34,19 +39,38 @@ def parser() -> cli.Parser:
     command.add_argument(
         "-opt", "--opt", type=Path, metavar="FILE", help="option file with network_g (default: see above)"
     )
-    command.add_argument("--input", type=Path, required=True, help="an image or a folder of images, subfolders too")
+    command.add_argument(
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="FILE|FOLDER|PATTERN",
+        help="images, videos, folders with their subfolders, patterns such as 'photos/*.jpg'; - is standard input",
+    )
     command.add_argument(
         "--output",
-        type=Path,
         required=True,
         metavar="FOLDER|FILE",
-        help="where the restored PNGs go; for one image also the file, such as restored.png",
+        help="where the results go; for one file also the file, such as restored.webp; - is standard output",
+    )
+    command.add_argument("--format", choices=FORMATS, help="of images (default: that of the --output file, else png)")
+    command.add_argument("--suffix", default="", metavar="TEXT", help="behind the names of results, such as _restored")
+    command.add_argument(
+        "--quality", type=cli.positive, help="1 to 100, of jpg (default 95), webp (90; 100 is lossless) and avif (80)"
+    )
+    command.add_argument(
+        "--alpha",
+        choices=("carry", "network", "drop"),
+        default="carry",
+        help="transparency: kept, and enlarged as the image is (default); restored too; left out",
+    )
+    command.add_argument(
+        "--crf", type=cli.count, default=16, help="quality of videos, 0 (without loss, large) to 51 (default 16)"
     )
     command.add_argument(
         "--tile",
-        type=cli.positive,
+        type=cli.count,
         metavar="PIXELS",
-        help="restore in blended tiles of this side (of input)",
+        help="blended tiles of this side (of input); 0 takes images whole (default: from 4 megapixels on)",
     )
     command.add_argument(
         "--overlap", type=cli.count, metavar="PIXELS", help="pixels that tiles share (default: an eighth of the tile)"
@@ -71,7 +95,16 @@ def parser() -> cli.Parser:
 def main(words: Sequence[str] | None = None) -> int:
     """Return the exit status: 1 where images cannot be read; they are listed and the rest is restored."""
     flags = parser().parse_args(words)
+    if flags.output == "-":  # nothing but the image may go to standard output
+        stream = sys.stdout.buffer
+        with contextlib.redirect_stdout(sys.stderr):
+            return _restore(flags, stream)
+    return _restore(flags)
+
+
+def _restore(flags: argparse.Namespace, stream: BinaryIO | None = None) -> int:
+    """Restore as the flags say."""
     from sam4ir.engine.restore.folder import RestoreRequest, restore_folder
 
     cli.show_log()
-    return restore_folder(RestoreRequest(**vars(flags)))
+    return restore_folder(RestoreRequest(**vars(flags)), stream)

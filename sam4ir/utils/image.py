@@ -51,7 +51,7 @@ def decode_image(
     Raises ImageError for empty, truncated or corrupt data and for kinds of pixels that would come out wrong. Damage
     inside a JPEG's entropy-coded data that leaves its end marker in place cannot be detected.
     """
-    header = _header(data, name)
+    header = image_header(data, name)
     grey = channels == 1
     with _decoding(name):
         if header.page is not None:
@@ -64,14 +64,36 @@ def decode_image(
             image = image.reshape(*image.shape[:2], 1)
         else:
             image = cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-    return _turned(image, header, exif_orientation)
+    return turned(image, header.orientation, exif_orientation)
 
 
 def read_image(
     path: str | Path, channels: Literal[1, 3] = 3, exif_orientation: ExifOrientation = "apply"
 ) -> np.ndarray:
     """Read an image file: (h, w, channels) RGB, uint8 or uint16; see decode_image."""
-    return decode_image(_file_bytes(path), str(path), channels, exif_orientation)
+    return decode_image(file_bytes(path), str(path), channels, exif_orientation)
+
+
+def decode_alpha(data: bytes, name: str, exif_orientation: ExifOrientation = "apply") -> np.ndarray | None:
+    """Decode the transparency of an image file: (h, w, 1) of the type of its pixels; None for a file without one.
+
+    A colour that a PNG calls transparent counts, and the alphas of a palette do. Turned as decode_image does.
+    Raises ImageError as decode_image does.
+    """
+    header = image_header(data, name)
+    with _decoding(name):
+        if header.page is not None:
+            stored = tiff.alpha_copy(data, header.page)
+        else:
+            stored = data
+        if stored is None:
+            return None
+        image = _decoded(stored, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if header.page is None or not header.page.planar:
+        if image.ndim < 3 or image.shape[2] not in (2, 4):
+            return None
+        image = image[..., -1]
+    return turned(np.ascontiguousarray(image).reshape(*image.shape[:2], 1), header.orientation, exif_orientation)
 
 
 def read_labels(path: str | Path) -> np.ndarray:
@@ -83,10 +105,10 @@ def read_labels(path: str | Path) -> np.ndarray:
     Raises ImageError naming the file where it cannot be read, for JPEG, which changes labels, and for a TIFF where 0
     is white.
     """
-    data = _file_bytes(path)
+    data = file_bytes(path)
     if data.startswith(JPEG_MAGIC):
         raise ImageError(f"{path}: JPEG changes labels; save label maps as PNG")
-    header = _header(data, str(path))
+    header = image_header(data, str(path))
     depth = _palette_depth(data)
     with _decoding(str(path)):
         if header.page is not None:
@@ -96,7 +118,7 @@ def read_labels(path: str | Path) -> np.ndarray:
             image = _decoded(stored, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if image.dtype not in _PIXEL_MAX:
         raise ImageError(f"{path}: cannot be decoded as a picture of 8 or 16 bits")
-    image = _turned(image, header, "apply")
+    image = turned(image, header.orientation, "apply")
     if image.ndim == 3:
         labels = image[:, :, 2::-1]  # BGR or BGRA
         if (labels == labels[:, :, :1]).all():
@@ -107,7 +129,7 @@ def read_labels(path: str | Path) -> np.ndarray:
     return image
 
 
-def _file_bytes(path: str | Path) -> bytes:
+def file_bytes(path: str | Path) -> bytes:
     """Return a file's bytes. Raises ImageError naming it."""
     try:
         return Path(path).read_bytes()
@@ -115,7 +137,7 @@ def _file_bytes(path: str | Path) -> bytes:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _header(data: containers.Bytes, name: str, check: bool = True) -> Header:
+def image_header(data: containers.Bytes, name: str, check: bool = True) -> Header:
     """Return an image file's header. Raises ImageError naming it where it is damaged or not read."""
     try:
         return containers.read_header(data, check)
@@ -178,9 +200,11 @@ def _refuse_transparent(copies: list[bytes], planar: bool) -> None:
         raise tiff.HeaderError("its colours are multiplied by its alpha; save it without alpha")
 
 
-def _turned(image: np.ndarray, header: Header, exif_orientation: ExifOrientation) -> np.ndarray:
-    """Turn an (h, w, ...) image as its EXIF orientation says (EXIF 2.32, 4.6.4: where the first row and column lie)."""
-    number = header.orientation
+def turned(image: np.ndarray, number: int, exif_orientation: ExifOrientation) -> np.ndarray:
+    """Turn an (h, w, ...) image as its EXIF orientation says (EXIF 2.32, 4.6.4: where the first row and column lie).
+
+    number: the orientation, 1 to 8.
+    """
     if number == 1 or exif_orientation == "ignore":
         return image
     if number >= 5:
@@ -220,7 +244,7 @@ def read_size(path: str | Path, exif_orientation: ExifOrientation = "apply") -> 
 
 def size_of(data: bytes, name: str, exif_orientation: ExifOrientation = "apply") -> tuple[int, int]:
     """Return (h, w) of an encoded image as decode_image gives it, from its header. Raises ImageError."""
-    return _shown_size(_header(data, name, check=False), exif_orientation)
+    return _shown_size(image_header(data, name, check=False), exif_orientation)
 
 
 def read_orientation(path: str | Path) -> int:
@@ -230,7 +254,7 @@ def read_orientation(path: str | Path) -> int:
 
 def orientation_of(data: bytes, name: str) -> int:
     """Return the EXIF orientation of an encoded image, 1 to 8; 1 without one. Raises ImageError."""
-    return _header(data, name, check=False).orientation
+    return image_header(data, name, check=False).orientation
 
 
 def _read_header(path: str | Path) -> Header:
@@ -238,9 +262,9 @@ def _read_header(path: str | Path) -> Header:
     try:
         with Path(path).open("rb") as file:
             if not file.read(1):
-                return _header(b"", str(path))
+                return image_header(b"", str(path))
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return dataclasses.replace(_header(data, str(path), check=False), page=None)
+                return dataclasses.replace(image_header(data, str(path), check=False), page=None)
     except OSError as error:
         raise ImageError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -293,7 +317,10 @@ def to_image(image: Tensor, dtype: np.dtype) -> np.ndarray:
 
 
 def encode_png(image: np.ndarray) -> bytes:
-    """Encode (h, w, c) RGB or grey, c = 1 or 3, uint8 or uint16, as PNG bytes."""
+    """Encode (h, w, c) RGB, RGB with alpha or grey, c = 3, 4 or 1, uint8 or uint16, as PNG bytes."""
+    if image.shape[2] == 4:
+        bgra: Any = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGBA2BGRA)
+        return cv2.imencode(".png", bgra)[1].tobytes()
     return _encode(image, ".png", "image")
 
 
@@ -335,6 +362,15 @@ def resize_for_display(image: np.ndarray, height: int, width: int) -> np.ndarray
         interpolation = cv2.INTER_AREA
     pixels: Any = np.ascontiguousarray(image)
     return cv2.resize(pixels, (width, height), interpolation=interpolation)
+
+
+def resize_smoothly(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize (h, w, c) uint8 or uint16 by cubic interpolation; the type's range is kept."""
+    if image.shape[:2] == (height, width):
+        return image
+    pixels: Any = np.ascontiguousarray(image)
+    resized = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_CUBIC)
+    return resized.reshape(height, width, image.shape[2])
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:

@@ -271,6 +271,16 @@ def plain_copies(data: bytes, page: FirstPage) -> list[bytes]:
     return [_with_directory(data, page, slice(i * parts, (i + 1) * parts), 1) for i in range(planes)]
 
 
+def alpha_copy(data: bytes, page: FirstPage) -> bytes | None:
+    """Return a TIFF whose last channel is the alpha of the page, or which is its plane of alpha; None without alpha."""
+    if page.samples == page.colours:
+        return None
+    if not page.planar:
+        return plain_copies(data, page)[0]
+    parts = len(page.offsets) // page.samples
+    return _with_directory(data, page, slice((page.samples - 1) * parts, None), 1)
+
+
 def _with_directory(data: bytes, page: FirstPage, parts: slice, samples: int) -> bytes:
     """Return the file with a new first directory: the chosen strips or tiles, `samples` channels, and no other page."""
     directory = page.directory

@@ -14,7 +14,7 @@ from sam4ir.diffusion.process import Process
 from sam4ir.diffusion.samplers import OnStep
 from sam4ir.diffusion.schedule import noise_schedule
 from sam4ir.engine.build import DIFFUSION_ENTRY, BuildError, naming
-from sam4ir.engine.restore.one_pass import Inference, PlainRestorer, Restorer
+from sam4ir.engine.restore.one_pass import Inference, OnTile, PlainRestorer, Restorer
 from sam4ir.engine.restore.sampling import DEFAULT_STEPS, DiffusionRestorer, Sampling
 from sam4ir.engine.weights import WeightsFileError, metadata_of
 
@@ -41,15 +41,20 @@ def restore_recipe(options: Options) -> RestoreRecipe:
     return RestoreRecipe(options.val or ValOptions(), options.scale, diffusion)
 
 
-def build_restorer(recipe: RestoreRecipe, net: nn.Module, on_step: OnStep | None = None) -> Restorer:
-    """Build the Restorer of a network. on_step: called with (steps done, all steps) by a diffusion network.
+def build_restorer(
+    recipe: RestoreRecipe, net: nn.Module, on_step: OnStep | None = None, on_tile: OnTile | None = None
+) -> Restorer:
+    """Build the Restorer of a network.
+
+    on_step: called with (steps done, all steps) by a diffusion network. on_tile: called with (tiles done, all tiles) by
+    another one that restores in tiles.
 
     Raises BuildError where the tiles of val.crop_size do not suit the network.
     """
     inference = build_inference(recipe)
     if recipe.diffusion is None:
         multiple = math.lcm(inference.multiple, getattr(net, "unshuffle", 1))  # RRDBNet of scale 2 and 1
-        return PlainRestorer(net, dataclasses.replace(inference, multiple=multiple))
+        return PlainRestorer(net, dataclasses.replace(inference, multiple=multiple, on_tile=on_tile))
     sampling = _fitted(build_sampling(recipe, recipe.diffusion), net)
     return DiffusionRestorer(net, build_process(recipe.diffusion), recipe.scale, sampling, on_step)
 

@@ -1,30 +1,29 @@
-"""Restore a folder of images, or one image, with a trained network and write the results (`sam4ir restore`)."""
+"""Restore images and videos with a trained network and write the results (`sam4ir restore`)."""
 
 from __future__ import annotations
 
-import sys
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO
 
 from pydantic import ValidationError
-from tqdm import tqdm
 
+from sam4ir import __version__
 from sam4ir.config.consistency import consistency
 from sam4ir.config.load import load_options
 from sam4ir.config.schema import DIFFUSION_MODEL, Block, DiffusionOptions, Options, SamplingOptions, ValOptions
 from sam4ir.engine.devices import choose_device
 from sam4ir.engine.precision import settle_restoring
 from sam4ir.engine.restore.build import trained_diffusion
-from sam4ir.engine.restore.images import ImageRestorer, image_restorer
+from sam4ir.engine.restore.files import Results, restore_files
+from sam4ir.engine.restore.images import LARGEST_WHOLE, image_restorer
+from sam4ir.engine.restore.pictures import AlphaMode
+from sam4ir.engine.restore.progress import ItemProgress
+from sam4ir.engine.restore.work import STREAM, find_work
 from sam4ir.engine.weights import flow, network_block
 from sam4ir.errors import UserError
-from sam4ir.utils.faults import fault_of_item
-from sam4ir.utils.files import output_path, remove_left_over
-from sam4ir.utils.folders import list_files, refuse_folder_of_images
-from sam4ir.utils.image import IMAGE_SUFFIXES, ExifOrientation, read_image, write_image
-from sam4ir.utils.memory import out_of_memory
+from sam4ir.utils.image import ExifOrientation
+from sam4ir.utils.picture_formats import check_format
 
 
 @dataclass(frozen=True)
@@ -32,11 +31,12 @@ class RestoreRequest:
     """What to restore and how: the flags of `sam4ir restore`, which has a sentence for each.
 
     weights: a file or a name of the zoo; None takes those of the option file. opt: the option file; None takes that of
-    the run that holds the weights, or finds the network by the weights. None in other fields leaves the option file's.
+    the run that holds the weights, or finds the network by the weights. None in other fields leaves the option file's,
+    or the format's. tile: 0 takes every image whole.
     """
 
-    input: Path
-    output: Path
+    input: list[str]
+    output: str
     weights: str | None = None
     opt: Path | None = None
     tile: int | None = None
@@ -51,11 +51,24 @@ class RestoreRequest:
     device: str | None = None
     ignore_exif: bool = False
     overwrite: bool = False
+    format: str | None = None
+    suffix: str = ""
+    quality: int | None = None
+    alpha: AlphaMode = "carry"
+    crf: int = 16
 
 
-def restore_folder(request: RestoreRequest) -> int:
-    """Restore the images; return the exit status: 1 where images cannot be read, which are listed, else 0."""
-    work = find_work(request.input, request.output)
+def restore_folder(request: RestoreRequest, stream: BinaryIO | None = None) -> int:
+    """Restore the files; return the exit status: 1 where some cannot be read, which are listed, else 0.
+
+    stream: standard output, which gets the image where request.output is `-`; messages must not go there then.
+    """
+    work = find_work(request.input, request.output, request.format, request.suffix)
+    check_format(work.format, request.quality)
+    if request.crf > 51:
+        raise UserError(f"--crf: {request.crf} is none; give 0 (without loss) to 51")
+    if request.output == STREAM and request.samples > 1:
+        raise UserError("--samples: standard output takes one image; name a folder")
     options = with_flags(run_options(request.weights, request.opt, request.device), request)
     weights = request.weights or options.path.pretrain_network_g
     if not weights:
@@ -63,11 +76,26 @@ def restore_folder(request: RestoreRequest) -> int:
     formats = settle_restoring(options, choose_device(options.device))
     for line in (*formats.chosen, *formats.warnings):
         print(line)
-    restored = image_restorer(formats.options, weights, StepBar())
+    steps, tiles = ItemProgress("step"), ItemProgress("tile")
+    whole_up_to: int | None = LARGEST_WHOLE
+    if request.tile == 0:
+        whole_up_to = None
+    restorer = image_restorer(formats.options, weights, steps, tiles, whole_up_to)
     exif: ExifOrientation = "apply"
     if request.ignore_exif:
         exif = "ignore"
-    return restore_all(work, request.output, restored, request.samples, request.overwrite, exif)
+    identity = _identity(formats.options, weights, whole_up_to)
+    results = Results(request.quality, request.alpha, request.samples, request.overwrite, exif, request.crf, identity)
+    return restore_files(work, restorer, results, (steps, tiles), stream)
+
+
+def _identity(options: Options, weights: str, whole_up_to: int | None) -> str:
+    """Return a text that changes with the network, its weights and the way in which it restores."""
+    state = ""
+    if Path(weights).is_file():
+        status = Path(weights).stat()
+        state = f"{status.st_size} {status.st_mtime_ns}"
+    return repr((__version__, weights, state, options.network_g, options.val, options.scale, whole_up_to))
 
 
 def run_options(weights: str | None, opt: Path | None, device: str | None) -> Options:
@@ -119,10 +147,12 @@ def with_flags(options: Options, request: RestoreRequest) -> Options:
     changes: dict[str, Any] = {"self_ensemble": request.self_ensemble or val.self_ensemble, "samples": request.samples}
     if request.tile:
         changes |= {"grids": True, "crop_size": request.tile, "overlap": request.overlap}
+    elif request.tile == 0:
+        changes["grids"] = False
     elif request.overlap is not None:
         changes["overlap"] = request.overlap
     tile = request.tile
-    if not tile and val.grids:
+    if tile is None and val.grids:
         tile = val.crop_size
     if request.overlap is not None and not tile:
         raise UserError("--overlap: there are no tiles; add --tile")
@@ -155,150 +185,3 @@ def _sampling(options: Options, request: RestoreRequest) -> dict[str, Any]:
     if "sampler" in sampling:  # steps and eta of the file are another sampler's
         sampling = {"steps": None, "eta": 0.0, **sampling}
     return sampling
-
-
-class Work(NamedTuple):
-    """The images to restore.
-
-    folder: of the results. images: (file, path of its result in the folder) of each. unreadable: folders that cannot be
-    read, with the reason.
-    """
-
-    folder: Path
-    images: list[tuple[Path, Path]]
-    unreadable: list[str]
-
-
-def find_work(place: Path, output: Path) -> Work:
-    """Return the images of --input with the paths of their results; `a.jpg` beside `a.png` keeps its suffix.
-
-    output: a folder, or for one image also a file with the suffix of an image. Raises UserError where there is no
-    image, and where --output is no place for results.
-    """
-    if place.is_file():
-        target = _target_of(place, output)
-        return Work(target.parent, [(place, Path(target.name))], [])
-    if not place.is_dir():
-        raise UserError(f"{place}: no such image or folder")
-    if output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
-        raise UserError(f"--output: {output} is the name of an image, and {place} is a folder; name a folder")
-    if output.is_file():
-        raise UserError(f"--output: {output} is a file; name a folder")
-    refuse_folder_of_images(output, place, "--output")
-    listing = list_files(place, IMAGE_SUFFIXES, output=[output])
-    listing.report()
-    if not listing.files and not listing.unreadable:
-        raise UserError(f"{place}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-    files = sorted(map(Path, listing.files))
-    owners = Counter(file.with_suffix("") for file in files)
-    work = []
-    for file in files:
-        name = file.stem
-        if owners[file.with_suffix("")] > 1:
-            name = file.name
-        work.append((place / file, file.with_name(f"{name}.png")))
-    return Work(output, work, listing.unreadable)
-
-
-def _target_of(image: Path, output: Path) -> Path:
-    """Return the path of the result of a single image."""
-    target = output / f"{image.stem}.png"
-    if output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir():
-        target = output
-    elif output.is_file():
-        raise UserError(f"--output: {output} is a file; name a folder, or a file with the suffix of an image")
-    if target.exists() and target.samefile(image):
-        raise UserError(f"--output: {target} is the image itself; name another folder or file")
-    return target
-
-
-class StepBar:
-    """A progress bar of the steps of a diffusion network, below that of the images; shown in a terminal only."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-
-    def __call__(self, done: int, total: int) -> None:
-        if self.bar is None:
-            self.bar = tqdm(total=total, unit="step", position=1, leave=False, disable=None)
-        elif done == 1:
-            self.bar.reset(total)
-        self.bar.update(done - self.bar.n)
-
-
-def restore_all(
-    work: Work,
-    output: Path,
-    restored: ImageRestorer,
-    samples: int,
-    overwrite: bool,
-    exif_orientation: ExifOrientation = "apply",
-) -> int:
-    """Write every restored image; print how many were there and which cannot be read. Return the exit status."""
-    old, bad = 0, list(work.unreadable)
-    if output.is_dir():
-        remove_left_over(output)
-    planned = _planned(work, samples, bad)
-    for file, wanted in tqdm(planned, unit="image", disable=None):
-        targets = wanted
-        if not overwrite:
-            targets = {number: target for number, target in wanted.items() if not target.exists()}
-        if not targets:
-            old += 1
-            continue
-        try:
-            image = read_image(file, restored.channels, exif_orientation)
-            for number, target in targets.items():
-                write_image(target, restored(image, file.stem, number))
-        except Exception as error:
-            message = _message_of(file, error)
-            if message is None:
-                raise
-            bad.append(message)
-    count = len(work.images) + len(work.unreadable) - old - len(bad)
-    print(f"{count} images restored to {output}")
-    if old:
-        print(f"{old} were there already and were kept; --overwrite replaces them")
-    for message in bad:
-        print(f"skipped: {message}", file=sys.stderr)
-    return int(bool(bad))
-
-
-def _message_of(file: Path, error: Exception) -> str | None:
-    """Return the sentence that lists an image with its error; None for a bug."""
-    message = fault_of_item(error)
-    if message is None:
-        return None
-    if out_of_memory(error):
-        message += "; --tile 256 needs less"
-    if str(file) not in message:
-        message = f"{file}: {message}"
-    return message
-
-
-def _planned(work: Work, samples: int, bad: list[str]) -> list[tuple[Path, dict[int, Path]]]:
-    """Return (file, its targets) of each image; add a sentence to `bad` for one that cannot have its own."""
-    owners: dict[Path, Path] = {}
-    planned = []
-    for file, name in work.images:
-        try:
-            targets = _targets(file, work.folder, name, samples)
-            for target in targets.values():
-                if owners.setdefault(target, file) != file:
-                    raise UserError(f"{file}: and {owners[target]} would both be restored to {target}; rename one")
-        except UserError as error:
-            bad.append(str(error))
-        else:
-            planned.append((file, targets))
-    return planned
-
-
-def _targets(file: Path, folder: Path, name: Path, samples: int) -> dict[int, Path]:
-    """Return sample number -> path of the result in the folder, NAME_s0.png and so on; UserError for a bad name."""
-    key, targets = name.with_suffix("").as_posix(), {}
-    for number in range(samples):
-        suffix = name.suffix
-        if samples > 1:
-            suffix = f"_s{number}{name.suffix}"
-        targets[number] = output_path(folder, key, suffix, file)
-    return targets

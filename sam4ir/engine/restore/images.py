@@ -16,7 +16,7 @@ from sam4ir.diffusion.samplers import OnStep
 from sam4ir.engine import build
 from sam4ir.engine.devices import choose_device
 from sam4ir.engine.restore import build as restore_build
-from sam4ir.engine.restore.one_pass import Restorer
+from sam4ir.engine.restore.one_pass import OnTile, PlainRestorer, Restorer
 from sam4ir.engine.restore.within_memory import WithinMemory
 from sam4ir.engine.weights import load_weights
 from sam4ir.errors import UserError
@@ -25,18 +25,24 @@ from sam4ir.utils.memory import out_of_memory
 
 log = logging.getLogger(__name__)
 
+LARGEST_WHOLE = 4_000_000  # pixels that scripts/restore.py gives to a network at once; NAFNet of width 32 needs 5 GB
+LARGE_TILE = 512  # side of the tiles of larger images
+
 
 @dataclass(frozen=True)
 class ImageRestorer:
     """A Restorer for uint8 and uint16 arrays. channels: 3 for a network of RGB images, 1 for one of grey images.
 
-    within_memory: takes smaller tiles where memory runs out.
+    within_memory: takes smaller tiles where memory runs out. whole_up_to: the most pixels (height times width) that a
+    network of one pass takes at once where no tiles were asked for; a larger image is restored in tiles of LARGE_TILE.
+    None: there is no such limit.
     """
 
     restorer: Restorer
     device: torch.device
     channels: Literal[1, 3]
     within_memory: WithinMemory = field(default_factory=WithinMemory)
+    whole_up_to: int | None = None
 
     @torch.inference_mode()
     def __call__(self, image: np.ndarray, key: str = "", sample: int = 0) -> np.ndarray:
@@ -47,16 +53,43 @@ class ImageRestorer:
         as_grey = self.channels == 1 and image.shape[2] == 3
         pixels = to_grey(image) if as_grey else image
         lq = to_float_tensor(pixels).unsqueeze(0).to(self.device)
-        restored = to_image(self.within_memory(self.restorer, lq, key, sample)[0].cpu(), image.dtype)
+        restorer = self._for_size(image.shape[0] * image.shape[1], key)
+        restored = to_image(self.within_memory(restorer, lq, key, sample)[0].cpu(), image.dtype)
         if as_grey:
             return np.repeat(restored, 3, axis=2)
         return restored
 
+    def _for_size(self, pixels: int, key: str) -> Restorer:
+        """Return the Restorer of an image of so many pixels."""
+        restorer = self.restorer
+        if self.whole_up_to is None or pixels <= self.whole_up_to:
+            return restorer
+        if not isinstance(restorer, PlainRestorer) or restorer.tile is not None:
+            return restorer
+        tiled = restorer.in_tiles(LARGE_TILE)
+        if tiled is None:
+            return restorer
+        log.info(
+            "%s: %.1f megapixels are more than %.1f, so it is restored in blended tiles of %d; --tile 0 takes it whole",
+            key,
+            pixels / 1e6,
+            self.whole_up_to / 1e6,
+            LARGE_TILE,
+        )
+        return tiled
 
-def image_restorer(options: Options, weights: str, on_step: OnStep | None = None) -> ImageRestorer:
+
+def image_restorer(
+    options: Options,
+    weights: str,
+    on_step: OnStep | None = None,
+    on_tile: OnTile | None = None,
+    whole_up_to: int | None = None,
+) -> ImageRestorer:
     """Build the option file's network with these weights (a file or a name of the zoo); it restores as `val` says.
 
-    on_step: called with (steps done, all steps) after each step of a diffusion network.
+    on_step: called with (steps done, all steps) after each step of a diffusion network. on_tile: the same for the tiles
+    of other networks. whole_up_to: see ImageRestorer.
     Raises ValueError where weights or images do not fit the network.
     """
     device = choose_device(options.device)
@@ -76,7 +109,8 @@ def image_restorer(options: Options, weights: str, on_step: OnStep | None = None
     if scale != options.scale:
         log.info("scale: %d, as the network's images show; the option file names none", scale)
     recipe = dataclasses.replace(recipe, scale=scale)
-    return ImageRestorer(restore_build.build_restorer(recipe, network, on_step), device, channels)
+    restorer = restore_build.build_restorer(recipe, network, on_step, on_tile)
+    return ImageRestorer(restorer, device, channels, whole_up_to=whole_up_to)
 
 
 def image_form(

@@ -20,6 +20,7 @@ from sam4ir.models.restoration import restore
 
 Forward = Callable[[Tensor], Tensor]
 Area = tuple[slice, slice]
+OnTile = Callable[[int, int], None]  # (tiles done, all tiles)
 
 
 class Restorer(Protocol):
@@ -76,7 +77,8 @@ class Inference:
     tiles share at least; they are blended linearly. 0 gives the tiles of HINet and NAFNet: as few as cover the image,
     with the plain mean where they overlap. batch: tiles that the network takes at once. multiple: the image is padded
     by reflection to a multiple of it. self_ensemble: take the mean over the eight flips and rotations, of each tile
-    where overlap is 0, otherwise of the whole image. scale: output pixels per input pixel.
+    where overlap is 0, otherwise of the whole image. scale: output pixels per input pixel. on_tile: called after each
+    pass over tiles, from the first to the last of each run over the image.
     """
 
     tile: int | None = None
@@ -85,6 +87,7 @@ class Inference:
     multiple: int = 1
     self_ensemble: bool = False
     scale: int = 1
+    on_tile: OnTile | None = None
 
     @torch.no_grad()
     def __call__(self, forward: Forward, image: Tensor) -> Tensor:
@@ -124,7 +127,7 @@ class Inference:
         def run(image: Tensor) -> Tensor:
             if max(image.shape[-2:]) <= tile:
                 return forward(image)
-            return blend_tiles(forward, image, tile, self.overlap, self.batch, self.scale)
+            return blend_tiles(forward, image, tile, self.overlap, self.batch, self.scale, self.on_tile)
 
         return run
 
@@ -166,13 +169,21 @@ def _ramp(length: int, overlap: int, device: torch.device) -> Tensor:
     return torch.minimum(position, length + 1 - position).clamp(max=overlap + 1)
 
 
-def blend_tiles(forward: Forward, image: Tensor, tile: int, overlap: int, batch: int, scale: int = 1) -> Tensor:
+def blend_tiles(
+    forward: Forward,
+    image: Tensor,
+    tile: int,
+    overlap: int,
+    batch: int,
+    scale: int = 1,
+    on_tile: OnTile | None = None,
+) -> Tensor:
     """Restore (1, c, h, w) tile by tile, blended linearly in float32 where tiles overlap."""
 
     def restored(areas: list[Area]) -> Tensor:
         return forward(torch.cat([image[..., rows, columns] for rows, columns in areas]))
 
-    return blended(restored, (image.shape[-2], image.shape[-1]), tile, overlap, batch, image.device, scale)
+    return blended(restored, (image.shape[-2], image.shape[-1]), tile, overlap, batch, image.device, scale, on_tile)
 
 
 def blended(
@@ -183,11 +194,12 @@ def blended(
     batch: int,
     device: torch.device,
     scale: int = 1,
+    on_tile: OnTile | None = None,
 ) -> Tensor:
     """Compute (1, c, h scale, w scale) float32 from tiles of (h, w), blended linearly where they overlap.
 
     compute: n areas of the grid (h, w), all of one size -> (n, c, their height scale, their width scale). tile, overlap
-    in pixels of that grid; batch: areas at once.
+    in pixels of that grid; batch: areas at once. on_tile: called after each of these.
     """
     height, width = size
     side = (min(tile, height), min(tile, width))
@@ -198,6 +210,7 @@ def blended(
     )
     total: Tensor | None = None
     weight = torch.zeros(height * scale, width * scale, device=device)
+    done = 0
     for group in _groups(corners, batch):
         areas = [(slice(y, y + side[0]), slice(x, x + side[1])) for y, x in group]
         for area, values in zip(areas, compute(areas), strict=True):
@@ -206,6 +219,9 @@ def blended(
             rows, columns = enlarged(area, scale)
             total[0, :, rows, columns] += values.float() * window
             weight[rows, columns] += window
+        done += len(areas)
+        if on_tile is not None:
+            on_tile(done, len(corners))
     assert total is not None
     return total.div_(weight)  # a second canvas might be more than the memory holds
 
