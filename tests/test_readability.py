@@ -20,6 +20,7 @@ from readability import (
 SHARED: dict[str, str] = {
     "main": "every command module has one; sam4ir.cli.main calls it",
     "parser": "every command module has one; completion asks for it",
+    "score": "the class is one value of a metric; the function of the Python interface scores",
 }
 COMPREHENSIONS, CONDITIONALS = 14.0, 10.0  # for each 1,000 lines; code bases that we admire have 1 to 14 and 0.5 to 17
 

@@ -47,6 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
     from sam4ir.engine.evaluate.candidates import checkpoints
     from sam4ir.engine.evaluate.report import printable
     from sam4ir.engine.evaluate.score import score_all, score_network, with_published, with_weights
+    from sam4ir.engine.log import console
     from sam4ir.utils import dist
 
     options = load_options(arguments.opt, arguments.force_yml, named_by_user=True)
@@ -60,6 +61,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if sources and not several:
         options = with_weights(options, sources[0])
     with dist.world(arguments.launcher, wants_cuda(options.device)) as world:
+        if world.main:
+            console()
         if several:
             text = score_all(options, sources, arguments.overwrite, world, faults)
         else:

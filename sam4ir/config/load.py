@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from sam4ir.config.consistency import consistency
 from sam4ir.config.notices import notices as notices
@@ -47,12 +47,27 @@ class OptionsError(UserError):
         super().__init__("\n  ".join([f"{path}: {count}", *map(str, self.problems)]))
 
 
+class Override(NamedTuple):
+    """A value that a program sets in place of an option file's.
+
+    keys: the path of the key. value: plain, as YAML gives it. by: what set it, for messages.
+    """
+
+    keys: tuple[str, ...]
+    value: Any
+    by: str = "the call"
+
+
 def load_options(
-    path: str | os.PathLike[str], overrides: Iterable[str] = (), training: bool = True, *, named_by_user: bool = True
+    path: str | os.PathLike[str],
+    overrides: Iterable[str | Override] = (),
+    training: bool = True,
+    *,
+    named_by_user: bool = True,
 ) -> Options:
     """Return the options of a YAML file.
 
-    overrides: 'a:b=c' sets key b of block a to the YAML value c, as BasicSR's --force_yml.
+    overrides: 'a:b=c' sets key b of block a to the YAML value c, as BasicSR's --force_yml; or an Override.
     $VAR, ${VAR} and a leading ~ are expanded in every text; $$ is a dollar sign. Modules named under `plugins:` are
     imported first, so that the parts they register are checked like ours.
     training: False leaves the keys of training out, so that a program which only restores needs none of their parts.
@@ -64,10 +79,15 @@ def load_options(
     values, lines, problems = parse(_text(name))
     if not isinstance(values, dict):
         raise OptionsError(name, problems or [Problem((), "does not hold `key: value` lines")])
-    forced: list[Path] = []
+    forced: dict[Path, str] = {}
     for override in overrides:
-        place, override_problems = _override(values, override)
-        forced.append(place)
+        if isinstance(override, Override):
+            by = override.by
+            place, override_problems = _set(values, override.keys, override.value)
+        else:
+            by = "--force_yml"
+            place, override_problems = _override(values, override)
+        forced[place] = by
         problems += override_problems
     values = _expand(values, (), problems)
     reported = {problem.path for problem in problems}
@@ -173,14 +193,14 @@ def _items(values: Any) -> Iterable[tuple[Any, Any]]:
     return ()
 
 
-def _located(problem: Problem, lines: Mapping[Path, int], forced: Iterable[Path]) -> Problem:
-    """Add the line of the key, or of the closest block around it; keys of --force_yml have no line."""
+def _located(problem: Problem, lines: Mapping[Path, int], forced: Mapping[Path, str]) -> Problem:
+    """Add the line of the key, or of the closest block around it; keys of overrides have no line."""
     place = problem.path
     if problem.line:
         return problem
-    for path in forced:
+    for path, by in forced.items():
         if path and place[: len(path)] == path:
-            return Problem(place, f"{problem.message} (set by --force_yml)")
+            return Problem(place, f"{problem.message} (set by {by})")
     while place and place not in lines:
         place = place[:-1]
     if not place:
@@ -197,6 +217,11 @@ def _override(values: dict[str, Any], override: str) -> tuple[Path, list[Problem
     value, _, problems = parse(text)
     if problems:
         return keys, [Problem(keys, p.message) for p in problems]
+    return _set(values, keys, value)
+
+
+def _set(values: dict[str, Any], keys: tuple[str, ...], value: Any) -> tuple[Path, list[Problem]]:
+    """Set the key of `values` with this path; return the path and the problems."""
     block = values
     for i, key in enumerate(keys[:-1]):
         if block.get(key) is None:

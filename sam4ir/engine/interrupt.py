@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from types import FrameType
 from typing import Any
 
@@ -12,6 +13,7 @@ class Interrupted(Exception):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
+        self.number = number
         self.exit_code = 128 + number
 
 
@@ -19,7 +21,8 @@ class Signals:
     """The SIGTERM and SIGINT that have arrived, remembered until the loop asks for them.
 
     patient: a second signal is ignored, since torchrun repeats what the whole group got already, and kills on its own
-    after half a minute; otherwise it ends the process at once.
+    after half a minute; otherwise it ends the process at once. Python hands signals to the main thread alone, so that
+    in another thread none arrives.
     """
 
     def __init__(self, patient: bool = False) -> None:
@@ -28,6 +31,8 @@ class Signals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in (signal.SIGTERM, signal.SIGINT):
             self._previous[number] = signal.signal(number, self._remember)
         return self

@@ -19,21 +19,59 @@ from sam4ir.utils.streams import Console
 from sam4ir.utils.tables import RawRow, csv_head, csv_rows, json_line, text_lines, whole_rows
 
 
-def console(log_file: Path | None = None) -> logging.Logger:
-    """Set up the logger `sam4ir`: it writes to stdout and appends to log_file, if there is one, in BasicSR's format."""
+def console(log_file: Path | None = None, shown: logging.Handler | None = None) -> logging.Logger:
+    """Set up the logger `sam4ir`: it writes to stdout and appends to log_file, if there is one, in BasicSR's format.
+
+    shown: takes the lines in place of stdout.
+    """
     logger = logging.getLogger("sam4ir")
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
         handler.close()
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    handlers: list[logging.Handler] = [Console(sys.stdout)]
+    handlers: list[logging.Handler] = [shown or Console(sys.stdout)]
     if log_file is not None:
         handlers.append(LogFile(log_file))
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s: %(message)s"))
         logger.addHandler(handler)
     return logger
+
+
+class ProgramLog(logging.Handler):
+    """The handler that gives log lines to the program that called sam4ir, as its own set-up of logging asks.
+
+    It keeps the logger's handlers, level and propagation of the time when it is made, so that a run may set the logger
+    up for its log file meanwhile; `give_back` undoes that.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._logger = logging.getLogger("sam4ir")
+        self._handlers = list(self._logger.handlers)
+        self._set_level = self._logger.level
+        self._propagate = self._logger.propagate
+        self._least = self._logger.getEffectiveLevel()
+        self._logger.handlers = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Hand a line on, unless the program has set a higher level."""
+        if record.levelno < self._least:
+            return
+        for handler in self._handlers:
+            if record.levelno >= handler.level:
+                handler.handle(record)
+        if self._propagate and self._logger.parent is not None:
+            self._logger.parent.callHandlers(record)
+
+    def give_back(self) -> None:
+        """Set the logger up as it was, and close the handlers of the run."""
+        for handler in self._logger.handlers:
+            handler.close()
+        self._logger.handlers = self._handlers
+        self._logger.setLevel(self._set_level)
+        self._logger.propagate = self._propagate
 
 
 class LogFile(logging.Handler):

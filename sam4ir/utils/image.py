@@ -27,6 +27,7 @@ from sam4ir.utils.files import atomic
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
 ExifOrientation = Literal["apply", "ignore"]
+NOT_FINITE = "the restored image has values that are not finite; are the weights whole?"
 
 _WRITTEN_SUFFIXES = IMAGE_SUFFIXES - {".webp"}
 _PIXEL_MAX = {np.dtype(np.uint8): 255.0, np.dtype(np.uint16): 65535.0}
@@ -300,6 +301,12 @@ def to_grey(image: np.ndarray) -> np.ndarray:
     return luma[:, :, None]
 
 
+def grey_of(images: Tensor) -> Tensor:
+    """Convert (b, 3, h, w) float RGB to (b, 1, h, w) luma as `to_grey` does, without rounding."""
+    red, green, blue = images.unbind(1)
+    return (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
+
+
 def to_uint8(image: Tensor) -> np.ndarray:
     """Convert (c, h, w) float, clamped to [0, 1], to (h, w, c) uint8 RGB; halves round to even."""
     return to_image(image, np.dtype(np.uint8))
@@ -311,7 +318,7 @@ def to_image(image: Tensor, dtype: np.dtype) -> np.ndarray:
     Raises ImageError for values that are not finite.
     """
     if not image.isfinite().all():
-        raise ImageError("the restored image has values that are not finite; are the weights whole?")
+        raise ImageError(NOT_FINITE)
     scaled = image.detach().float().clamp(0, 1).mul_(_PIXEL_MAX[dtype]).round_()
     return scaled.permute(1, 2, 0).contiguous().cpu().numpy().astype(dtype)
 

@@ -31,7 +31,6 @@ from sam4ir.engine.evaluate.result_folder import (
 )
 from sam4ir.engine.evaluate.results import read_summary
 from sam4ir.engine.evaluate.testbed import Scores, TestBed
-from sam4ir.engine.log import console
 from sam4ir.engine.precision import settle_restoring
 from sam4ir.utils.dist import ALONE, World
 from sam4ir.utils.files import remove_left_over, write_text
@@ -147,9 +146,8 @@ def _begin(
     if val is not None:
         table = published_table(val.published)
     if world.main:
-        logger = console()
         for warning in warnings:
-            logger.warning(warning)
+            log.warning(warning)
     return table
 
 

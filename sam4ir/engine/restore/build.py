@@ -28,11 +28,18 @@ class RestoreRecipe:
 
     val: tiles, self-ensemble, sampling. scale: output pixels per input pixel.
     diffusion: the process of a diffusion network; None for a network that restores in one pass.
+    precision: the number format of a network that restores in one pass; no option file sets it, so that validation and
+    tests have fp32.
     """
 
     val: ValOptions
     scale: int = 1
     diffusion: DiffusionOptions | None = None
+    precision: str = "fp32"
+
+    def in_format(self, precision: str) -> RestoreRecipe:
+        """Return the recipe with another number format: fp32, bf16 or fp16."""
+        return dataclasses.replace(self, precision=precision)
 
 
 def restore_recipe(options: Options) -> RestoreRecipe:
@@ -54,7 +61,8 @@ def build_restorer(
     inference = build_inference(recipe)
     if recipe.diffusion is None:
         multiple = math.lcm(inference.multiple, getattr(net, "unshuffle", 1))  # RRDBNet of scale 2 and 1
-        return PlainRestorer(net, dataclasses.replace(inference, multiple=multiple, on_tile=on_tile))
+        inference = dataclasses.replace(inference, multiple=multiple, on_tile=on_tile)
+        return PlainRestorer(net, inference, recipe.precision)
     sampling = _fitted(build_sampling(recipe, recipe.diffusion), net)
     return DiffusionRestorer(net, build_process(recipe.diffusion), recipe.scale, sampling, on_step)
 

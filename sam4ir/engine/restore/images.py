@@ -1,15 +1,16 @@
-"""Restore images with a trained network, for sam4ir restore and sam4ir make-masks."""
+"""Restore images with a trained network, for sam4ir restore, sam4ir make-masks and sam4ir.load."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sam4ir.config.schema import Options
 from sam4ir.diffusion.samplers import OnStep
@@ -19,9 +20,9 @@ from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.restore.one_pass import OnTile, PlainRestorer, Restorer
 from sam4ir.engine.restore.within_memory import WithinMemory
 from sam4ir.engine.weights import load_weights
-from sam4ir.errors import UserError
-from sam4ir.utils.image import to_float_tensor, to_grey, to_image
-from sam4ir.utils.memory import out_of_memory
+from sam4ir.errors import UserError, first_line
+from sam4ir.utils.image import NOT_FINITE, ImageError, grey_of, to_float_tensor, to_grey, to_image
+from sam4ir.utils.memory import out_of_memory, release
 
 log = logging.getLogger(__name__)
 
@@ -44,20 +45,81 @@ class ImageRestorer:
     within_memory: WithinMemory = field(default_factory=WithinMemory)
     whole_up_to: int | None = None
 
-    @torch.inference_mode()
     def __call__(self, image: np.ndarray, key: str = "", sample: int = 0) -> np.ndarray:
         """Restore an image (h, w, 3) RGB or (h, w, 1), uint8 or uint16, to one of the same type.
 
-        An RGB image goes through a grey network as its luma, and comes back as RGB. key, sample: as for a Restorer.
+        An RGB image goes through a grey network as its luma, and comes back as RGB; a grey image goes through a network
+        of RGB images three times repeated, and comes back as luma. key, sample: as for a Restorer.
         """
-        as_grey = self.channels == 1 and image.shape[2] == 3
-        pixels = to_grey(image) if as_grey else image
-        lq = to_float_tensor(pixels).unsqueeze(0).to(self.device)
-        restorer = self._for_size(image.shape[0] * image.shape[1], key)
-        restored = to_image(self.within_memory(restorer, lq, key, sample)[0].cpu(), image.dtype)
-        if as_grey:
-            return np.repeat(restored, 3, axis=2)
+        return self.arrays([image], key, sample)[0]
+
+    @torch.inference_mode()
+    def arrays(self, images: Sequence[np.ndarray], key: str = "", sample: int = 0) -> list[np.ndarray]:
+        """Restore images of one size, channels and type, as a call does for one; keys are those of `tensors`."""
+        dtype, channels = images[0].dtype, images[0].shape[2]
+        pixels = []
+        for image in images:
+            pixels.append(to_float_tensor(self._of_own_channels(image)))
+        restored = []
+        for values in self.tensors(torch.stack(pixels), key, sample):
+            image = to_image(values.cpu(), dtype)
+            if channels > self.channels:
+                image = np.repeat(image, 3, axis=2)
+            elif channels < self.channels:
+                image = to_grey(image)
+            restored.append(image)
         return restored
+
+    def _of_own_channels(self, image: np.ndarray) -> np.ndarray:
+        """Return an image (h, w, 1 or 3) with the channels of the network's images."""
+        if image.shape[2] > self.channels:
+            return to_grey(image)
+        if image.shape[2] < self.channels:
+            return np.repeat(image, 3, axis=2)
+        return image
+
+    @torch.inference_mode()
+    def floats(self, images: Tensor, key: str = "", sample: int = 0) -> Tensor:
+        """Restore (b, 1 or 3, h, w) in [0, 1] to (b, the same, h scale, w scale) float32, clamped, on the device.
+
+        Channels are changed as in a call, without rounding. Raises ImageError for values that are not finite.
+        """
+        channels = images.shape[1]
+        if channels > self.channels:
+            images = grey_of(images)
+        restored = self.tensors(images.expand(-1, self.channels, -1, -1), key, sample)
+        if not restored.isfinite().all():
+            raise ImageError(NOT_FINITE)
+        restored = restored.clamp(0, 1)
+        if channels < self.channels:
+            return grey_of(restored)
+        return restored.expand(-1, channels, -1, -1)
+
+    @torch.inference_mode()
+    def tensors(self, images: Tensor, key: str = "", sample: int = 0) -> Tensor:
+        """Restore (b, channels, h, w) in [0, 1] to (b, channels, h scale, w scale) float32, unclamped, on the device.
+
+        A batch goes through a plain network at once where it needs no tiles and memory suffices, else image by image.
+        Image i of several has the key <key>_<i>, so that a diffusion network draws other noise for it.
+        """
+        images = images.to(self.device)
+        restorer = self._for_size(images.shape[2] * images.shape[3], key)
+        if len(images) == 1:
+            return self.within_memory(restorer, images, key, sample)
+        if isinstance(restorer, PlainRestorer) and restorer.takes_batch(*images.shape[-2:]):
+            try:
+                return restorer(images, key, sample)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                log.info(
+                    "memory ran out for %d images at once (%s); they go one by one", len(images), first_line(error)
+                )
+            release()
+        restored = []
+        for number, image in enumerate(images):
+            restored.append(self.within_memory(restorer, image.unsqueeze(0), f"{key}_{number}", sample))
+        return torch.cat(restored)
 
     def _for_size(self, pixels: int, key: str) -> Restorer:
         """Return the Restorer of an image of so many pixels."""
@@ -79,18 +141,27 @@ class ImageRestorer:
         return tiled
 
 
-def image_restorer(
-    options: Options,
-    weights: str,
-    on_step: OnStep | None = None,
-    on_tile: OnTile | None = None,
-    whole_up_to: int | None = None,
-) -> ImageRestorer:
-    """Build the option file's network with these weights (a file or a name of the zoo); it restores as `val` says.
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network with its weights on its device. channels: of its images, 3 (RGB) or 1 (grey). scale: of its images."""
 
-    on_step: called with (steps done, all steps) after each step of a diffusion network. on_tile: the same for the tiles
-    of other networks. whole_up_to: see ImageRestorer.
-    Raises ValueError where weights or images do not fit the network.
+    network: nn.Module
+    device: torch.device
+    channels: Literal[1, 3]
+    scale: int
+
+    def restorer(
+        self, recipe: restore_build.RestoreRecipe, on_step: OnStep | None = None, on_tile: OnTile | None = None
+    ) -> Restorer:
+        """Return the Restorer that follows a recipe. on_step, on_tile: as for image_restorer."""
+        recipe = dataclasses.replace(recipe, scale=self.scale)
+        return restore_build.build_restorer(recipe, self.network, on_step, on_tile)
+
+
+def load_network(options: Options, weights: str) -> LoadedNetwork:
+    """Build the option file's network with these weights (a file or a name of the zoo), and try it on a small image.
+
+    Raises UserError where weights do not fit the network, and for a network that restores no images of 3 channels or 1.
     """
     device = choose_device(options.device)
     network = build.build_network(
@@ -108,9 +179,26 @@ def image_restorer(
         raise build.BuildError(build.other_scale(network, scale, options.scale))
     if scale != options.scale:
         log.info("scale: %d, as the network's images show; the option file names none", scale)
-    recipe = dataclasses.replace(recipe, scale=scale)
-    restorer = restore_build.build_restorer(recipe, network, on_step, on_tile)
-    return ImageRestorer(restorer, device, channels, whole_up_to=whole_up_to)
+    return LoadedNetwork(network, device, channels, scale)
+
+
+def image_restorer(
+    options: Options,
+    weights: str,
+    on_step: OnStep | None = None,
+    on_tile: OnTile | None = None,
+    whole_up_to: int | None = None,
+    recipe: restore_build.RestoreRecipe | None = None,
+) -> ImageRestorer:
+    """Build the option file's network with these weights (a file or a name of the zoo); it restores as `val` says.
+
+    on_step: called with (steps done, all steps) after each step of a diffusion network. on_tile: the same for the tiles
+    of other networks. whole_up_to: see ImageRestorer. recipe: in place of the option file's, in another number format.
+    Raises ValueError where weights or images do not fit the network.
+    """
+    loaded = load_network(options, weights)
+    restorer = loaded.restorer(recipe or restore_build.restore_recipe(options), on_step, on_tile)
+    return ImageRestorer(restorer, loaded.device, loaded.channels, whole_up_to=whole_up_to)
 
 
 def image_form(

@@ -22,6 +22,8 @@ Forward = Callable[[Tensor], Tensor]
 Area = tuple[slice, slice]
 OnTile = Callable[[int, int], None]  # (tiles done, all tiles)
 
+_FORMATS = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class Restorer(Protocol):
     """A network that restores images, in one pass or by sampling."""
@@ -39,10 +41,14 @@ class Restorer(Protocol):
 
 @dataclass(frozen=True)
 class PlainRestorer:
-    """A Restorer by one forward pass of a network, or one for each tile."""
+    """A Restorer by one forward pass of a network, or one for each tile.
+
+    precision: the number format of the passes, fp32, bf16 or fp16; tiles are blended in fp32.
+    """
 
     network: nn.Module
     inference: Inference
+    precision: str = "fp32"
 
     @property
     def tile(self) -> int | None:
@@ -55,11 +61,26 @@ class PlainRestorer:
         if not side:
             return None
         overlap = smaller_overlap(self.tile, self.inference.overlap, side)
-        return PlainRestorer(self.network, replace(self.inference, tile=side, overlap=overlap, batch=1))
+        return replace(self, inference=replace(self.inference, tile=side, overlap=overlap, batch=1))
+
+    def takes_batch(self, height: int, width: int) -> bool:
+        """Return whether several images of this size may be given at once: they are not cut into tiles."""
+        multiple = self.inference.multiple
+        side = -(-max(height, width) // multiple) * multiple
+        return not self.tile or side <= self.tile
 
     def __call__(self, lq: Tensor, key: str, sample: int = 0) -> Tensor:
-        """Restore lq (1, c, h, w); see Restorer. key and sample change nothing here."""
-        return self.inference(lambda x: restore(self.network, x), lq)
+        """Restore lq (1, c, h, w), or (b, c, h, w) where takes_batch says so; see Restorer.
+
+        key and sample change nothing here.
+        """
+        return self.inference(self._pass, lq)
+
+    def _pass(self, lq: Tensor) -> Tensor:
+        if self.precision == "fp32":
+            return restore(self.network, lq)
+        with torch.autocast(lq.device.type, _FORMATS[self.precision]):
+            return restore(self.network, lq)
 
 
 def smaller_overlap(tile: int | None, overlap: int, smaller: int) -> int:
@@ -91,7 +112,10 @@ class Inference:
 
     @torch.no_grad()
     def __call__(self, forward: Forward, image: Tensor) -> Tensor:
-        """Restore image (1, c, h, w) in [0, 1] to (1, c, h scale, w scale) float32, unclamped."""
+        """Restore image (1, c, h, w) in [0, 1] to (1, c, h scale, w scale) float32, unclamped.
+
+        An image that needs no tiles may be a batch (b, c, h, w).
+        """
         height, width = image.shape[-2:]
         whole = padded(image, self.multiple)
         forward = self._of_full_size(forward)

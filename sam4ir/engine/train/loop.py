@@ -50,10 +50,12 @@ class Trainer:
 
     resume: go on from the newest checkpoint, if there is one. A process that torchrun started again resumes the run
     that its own launch began. world: the processes that train together; the main one alone writes logs, tables and
-    checkpoints.
+    checkpoints. shown: takes the lines of the log in place of stdout.
     """
 
-    def __init__(self, options: Options, resume: bool, world: World = ALONE) -> None:
+    def __init__(
+        self, options: Options, resume: bool, world: World = ALONE, shown: logging.Handler | None = None
+    ) -> None:
         train = build_train.train_options(options)
         agree(world, *run_facts(options))
         self.name = options.name
@@ -62,8 +64,8 @@ class Trainer:
         self.world = world
         self.paths = build.run_paths(options.path, options.name)
         self.device = choose_device(options.device, world)
-        formats = settle_training(options, self.device, world)
-        options = formats.options
+        self.formats = settle_training(options, self.device, world)
+        options = self.formats.options
         if options.deterministic:
             make_deterministic()
         resume = resuming.agree_to_resume(self.paths, resume, world)
@@ -76,8 +78,17 @@ class Trainer:
         self.parts = build_train.build_parts(options, self.device, world, self.sets.channels)
         self.metrics = prepare_metrics(build_metrics(options.val, options.basicsr), self.device)
         self.lock = resuming.claim_run(self.paths, world)
-        self.log = self._console()
-        formats.log(self.log)
+        try:
+            self._set_up(options, resume, shown)
+        except BaseException:
+            self._unlock()
+            raise
+
+    def _set_up(self, options: Options, resume: bool, shown: logging.Handler | None) -> None:
+        """Open the files of the run, which is locked, and load what it goes on from."""
+        train, world = build_train.train_options(options), self.world
+        self.log = self._console(shown)
+        self.formats.log(self.log)
         self.progress, options = self._begin(options, resume)
         options_text = dump_options(options)
         self.journal = self._journal(options_text, options.logger.use_tb_logger)
@@ -152,13 +163,13 @@ class Trainer:
         if line is not None:
             self.log.info(line)
 
-    def _console(self) -> logging.Logger:
+    def _console(self, shown: logging.Handler | None) -> logging.Logger:
         """Return the log: the main process writes a file too, the others show errors alone."""
         if self.world.main:
-            log = console(self.paths.run / f"train_{self.name}.log")
+            log = console(self.paths.run / f"train_{self.name}.log", shown)
             log.setLevel(logging.INFO)
         else:
-            log = console(None)
+            log = console(None, shown)
             log.setLevel(logging.ERROR)
         return log
 
@@ -227,8 +238,11 @@ class Trainer:
         try:
             self.journal.close()
         finally:
-            if self.lock is not None:
-                self.lock.release()
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self.lock is not None:
+            self.lock.release()
 
     def _train(self) -> None:
         self.milestones.catch_up()

@@ -13,7 +13,7 @@ import torch
 from sam4ir.config.paths import RunPaths
 from sam4ir.data.sample import Dataset
 from sam4ir.engine.evaluate.metric import Metric
-from sam4ir.engine.evaluate.report import BASELINES, Score, SetScore, means
+from sam4ir.engine.evaluate.report import BASELINES, Means, Score, SetScore, means
 from sam4ir.engine.evaluate.validate import SHOWN_FAULTS, Outputs, evaluate
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.restore import build as restore_build
@@ -99,6 +99,7 @@ class Milestones:
 
     validation: None for a run that does not validate. total_iter: the last iteration, which is always a milestone.
     save_freq: iterations between checkpoints. options_text: the options as YAML, for checkpoints.
+    means: of the last validation; empty before the first one of this process.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Milestones:
         self.save_freq = save_freq
         self.options_text = options_text
         self.main = main
+        self.means: Means = {}
 
     def reach(self) -> None:
         """Validate and save where the present iteration is due for it; the checkpoint holds the best records."""
@@ -161,7 +163,8 @@ class Milestones:
     def _report(self, scores: Sequence[Score], sets: Sequence[SetScore], metrics: Mapping[str, Metric]) -> None:
         """Write means to console, TensorBoard and JSON, and update the best records of the deployed network."""
         iteration, values_by_tag = self.progress.iteration, dict[str, float]()
-        for (dataset, output), values in means(scores, sets).items():
+        self.means = means(scores, sets)
+        for (dataset, output), values in self.means.items():
             if output in BASELINES:
                 continue
             head, suffix = f"Validation {dataset}", ""

@@ -1,0 +1,302 @@
+"""A trained network that restores images: `sam4ir.load`.
+
+>>> import numpy as np, torch, sam4ir
+>>> from sam4ir.archs.nafnet import NAFNet
+>>> tiny = NAFNet(width=4, enc_blk_nums=[1], middle_blk_num=1, dec_blk_nums=[1])
+>>> torch.save({"params": tiny.state_dict()}, "tiny.pth")
+>>> network = sam4ir.load("tiny.pth", device="cpu")
+>>> network
+TrainedNetwork('tiny.pth', NAFNet, scale=1, channels=3, device=cpu)
+>>> network(np.zeros((20, 30, 3), np.uint8)).shape
+(20, 30, 3)
+>>> network(torch.rand(2, 3, 20, 30)).dtype
+torch.float32
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sam4ir.api.images import Picture, restore_picture
+from sam4ir.config.schema import Options
+from sam4ir.engine.evaluate.candidates import checkpoints
+from sam4ir.engine.restore.images import ImageRestorer, LoadedNetwork, load_network
+from sam4ir.engine.restore.settings import (
+    RestoreSettings,
+    network_options,
+    settled_recipe,
+    with_settings,
+)
+from sam4ir.engine.restore.within_memory import WithinMemory
+from sam4ir.errors import UserError
+from sam4ir.utils.faults import fault_of_item
+from sam4ir.utils.folders import list_files
+from sam4ir.utils.image import IMAGE_SUFFIXES, ExifOrientation, decode_image, encode_png, read_image, size_of
+
+log = logging.getLogger(__name__)
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+_OPTION_FILES = (".yml", ".yaml")
+_EXPORTED = (".onnx",)
+
+
+class TrainedNetwork:
+    """A network with its weights, which restores images; `load` makes it.
+
+    It may be called from any thread. At most `concurrency` calls compute at a time and the others wait, so that memory
+    is bounded. Restored images depend on the image, the settings and the device alone.
+
+    weights: the file or name that it was loaded from. architecture: the type of the network, such as NAFNet. scale:
+    output pixels per input pixel. channels: of the images of the network, 3 (RGB) or 1 (grey). device: that of the
+    network.
+    options: the options that describe it, frozen. settings: tiles, number format and sampling that were asked for.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedNetwork,
+        options: Options,
+        weights: str,
+        settings: RestoreSettings,
+        places: threading.Semaphore,
+        memory: WithinMemory,
+    ) -> None:
+        self.weights = weights
+        self.architecture = options.network_g.type
+        self.scale = loaded.scale
+        self.channels = loaded.channels
+        self.device: torch.device = loaded.device
+        self.settings = settings
+        self._described = options
+        self._loaded = loaded
+        self._places = places
+        self._memory = memory
+        self.options = with_settings(options, settings)
+        settled = settled_recipe(self.options, settings.precision, loaded.device)
+        for line in settled.lines:
+            log.info(line)
+        self._restorer = ImageRestorer(loaded.restorer(settled.recipe), loaded.device, loaded.channels, memory)
+
+    def __repr__(self) -> str:
+        return (
+            f"TrainedNetwork({self.weights!r}, {self.architecture}, scale={self.scale}, channels={self.channels}, "
+            f"device={self.device})"
+        )
+
+    def __call__(
+        self,
+        image: Picture,
+        *,
+        name: str = "",
+        sample: int = 0,
+        sampler: str | None = None,
+        steps: int | None = None,
+        eta: float | None = None,
+        seed: int | None = None,
+    ) -> Picture:
+        """Restore an image; the result has the kind, the type of numbers, the channels and the device of the image.
+
+        image: an array (h, w), (h, w, 1) or (h, w, 3) RGB; a tensor (c, h, w) or (b, c, h, w) with 1 or 3 channels; or
+        a PIL image of mode RGB, L or I;16. Pixels are uint8, uint16, or float in [0, 1]; floats come back clamped.
+        A batch goes through the network at once where it needs no tiles and memory suffices. A grey network restores
+        the luma of an RGB image; a network of RGB images restores a grey one three times repeated.
+        name, sample: a diffusion network draws its noise from the seed, this name and this number; name is the file
+        name without suffix in sam4ir restore. Image i of a batch is called <name>_<i>.
+        sampler, steps, eta, seed: of a diffusion network, in place of those of `load`, for this call.
+        Raises UserError for an image that cannot be restored; where memory runs out, smaller tiles are tried first.
+        """
+        if (sampler, steps, eta, seed) != (None, None, None, None):
+            changed = self.with_settings(sampler=sampler, steps=steps, eta=eta, seed=seed)
+            return changed(image, name=name, sample=sample)
+        with self._places:
+            return restore_picture(self._restorer, image, name, sample)
+
+    def samples(self, image: Picture, count: int, *, name: str = "") -> list[Picture]:
+        """Return several results of a diffusion network, with sample numbers 0 to count - 1; see a call."""
+        if count > 1 and not self.options.diffuses:
+            raise UserError(f"samples: are for diffusion networks; {self.architecture} restores in one pass")
+        results = []
+        for sample in range(count):
+            results.append(self(image, name=name, sample=sample))
+        return results
+
+    def with_settings(
+        self,
+        *,
+        tile: int | None = None,
+        overlap: int | None = None,
+        self_ensemble: bool | None = None,
+        precision: Precision | None = None,
+        sampler: str | None = None,
+        steps: int | None = None,
+        eta: float | None = None,
+        seed: int | None = None,
+    ) -> TrainedNetwork:
+        """Return the same network with other settings; it shares weights, memory and places for calls with this one.
+
+        None leaves a setting as it is; other tiles share an eighth again. The arguments are those of `load`.
+        """
+        changes: dict[str, Any] = {
+            "tile": tile,
+            "overlap": overlap,
+            "self_ensemble": self_ensemble,
+            "precision": precision,
+            "sampler": sampler,
+            "steps": steps,
+            "eta": eta,
+            "seed": seed,
+        }
+        given = {name: value for name, value in changes.items() if value is not None}
+        if tile is not None:
+            given["overlap"] = overlap  # that of other tiles has no meaning for these
+        settings = _checked(dataclasses.replace(self.settings, **given))
+        return TrainedNetwork(self._loaded, self._described, self.weights, settings, self._places, self._memory)
+
+    def folder(
+        self, place: str | os.PathLike[str], *, skip_faulty: bool = False, exif_orientation: ExifOrientation = "apply"
+    ) -> Iterator[tuple[Path, np.ndarray]]:
+        """Yield (path, restored image) of each image below a folder, sorted by path, as sam4ir restore restores it.
+
+        A restored image is (h, w, channels) of the file's type of numbers; channels are those of the network.
+        skip_faulty: log an image that cannot be read or restored as a warning, and go on with the next.
+        Raises UserError for a folder without images, and for an image at fault.
+        """
+        root = Path(place)
+        listing = list_files(root, IMAGE_SUFFIXES)
+        listing.report()
+        faults = list(listing.unreadable)
+        if not listing.files and not faults:
+            raise UserError(f"{root}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        if faults and not skip_faulty:
+            raise UserError(faults[0])
+        for fault in faults:
+            log.warning("skipped: %s", fault)
+        for file in sorted(map(Path, listing.files)):
+            restored = self._of_file(root / file, skip_faulty, exif_orientation)
+            if restored is not None:
+                yield root / file, restored
+
+    def _of_file(self, file: Path, skip_faulty: bool, exif_orientation: ExifOrientation) -> np.ndarray | None:
+        """Return the restored image of a file; None where it is at fault and may be skipped."""
+        try:
+            with self._places:
+                return self._restorer(read_image(file, self.channels, exif_orientation), file.stem)
+        except Exception as error:
+            fault = fault_of_item(error)
+            if fault is None:
+                raise
+            if str(file) not in fault:
+                fault = f"{file}: {fault}"
+            if not skip_faulty:
+                raise UserError(fault) from error
+            log.warning("skipped: %s", fault)
+        return None
+
+    def restore_file(self, data: bytes, *, name: str = "image", most_pixels: int | None = None) -> bytes:
+        """Restore the bytes of an image file (PNG, JPEG, BMP, TIFF, WebP) to the bytes of a PNG.
+
+        The image is decoded within the places for calls, so that a service holds no more decoded images than that.
+        name: of the image in messages, and for the noise of a diffusion network. most_pixels: the largest height times
+        width to take. Raises UserError for data that is no image, and for an image that is too large.
+        """
+        if most_pixels is not None:
+            height, width = size_of(data, name)
+            if height * width > most_pixels:
+                raise UserError(f"{name}: {height}x{width} pixels are more than the {most_pixels} that are taken here")
+        with self._places:
+            return encode_png(self._restorer(decode_image(data, name, self.channels), Path(name).stem))
+
+
+def load(
+    source: str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    device: str = "auto",
+    precision: Precision | None = None,
+    tile: int | None = None,
+    overlap: int | None = None,
+    self_ensemble: bool | None = None,
+    sampler: str | None = None,
+    steps: int | None = None,
+    eta: float | None = None,
+    seed: int | None = None,
+    concurrency: int = 1,
+) -> TrainedNetwork:
+    """Load a trained network.
+
+    source: a weights file (.pth, .safetensors), a name of the zoo, the folder of a run (experiments/<name>: its latest
+    weights), or an option file (.yml), whose plugins are then imported.
+    weights: with an option file, in place of its path.pretrain_network_g.
+    device: auto, cpu, cuda, cuda:1 ... or mps. precision: fp32, bf16, fp16 (CUDA), or auto for bf16 where the device is
+    fast in it; None is fp32, and for a diffusion network what its option file says.
+    tile: restore in blended tiles of this side in pixels of the input; 0 takes whole images; None does as the option
+    file says, which is whole images where it says nothing. overlap: pixels that tiles share, an eighth by default.
+    self_ensemble: take the mean over the eight flips and rotations.
+    sampler, steps, eta, seed: of a diffusion network, as in sam4ir restore.
+    concurrency: calls that may compute at a time. One image already uses all cores, or the whole GPU, and each further
+    one needs as much memory again, so the default is 1.
+    Raises UserError where source names no network that can be loaded, or a setting does not suit it.
+    """
+    settings = _checked(RestoreSettings(tile, overlap, self_ensemble, precision, sampler, steps, eta, seed))
+    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+        raise UserError(f"concurrency: {concurrency!r} must be a whole number above 0")
+    if Path(source).suffix in _EXPORTED:  # a whole network in another form would become a LoadedNetwork here
+        raise UserError(f"{source}: an exported network cannot be loaded; give the weights that it was made of")
+    file, option_file = _weights_and_options(os.fspath(source), weights)
+    described = network_options(file, option_file, device)
+    for line in described.notes:
+        log.info(line)
+    options = described.options
+    file = file or options.path.pretrain_network_g
+    if not file:
+        raise UserError(f"{source}: path.pretrain_network_g names no weights; give `weights`")
+    with_settings(options, settings)  # before the weights are read
+    places = threading.Semaphore(concurrency)
+    return TrainedNetwork(load_network(options, file), options, file, settings, places, WithinMemory())
+
+
+def _weights_and_options(source: str, weights: str | os.PathLike[str] | None) -> tuple[str | None, Path | None]:
+    """Return the weights and the option file that a source means; None for what it leaves open."""
+    path = Path(source)
+    if path.suffix in _OPTION_FILES:
+        if weights is None:
+            return None, path
+        return os.fspath(weights), path
+    if weights is not None:
+        raise UserError(f"weights: go with an option file (.yml), and {source} is none; give one of the two")
+    if path.is_dir():
+        return _latest_weights(path), None
+    return source, None
+
+
+def _latest_weights(run: Path) -> str:
+    """Return the weights of a run's folder: the latest, or the last checkpoint of a run that has not ended."""
+    latest = run / "models" / "net_g_latest.pth"
+    if latest.is_file():
+        return str(latest)
+    with contextlib.suppress(UserError):
+        last = checkpoints(run)[-1]
+        log.info("%s: the run has not ended; its last checkpoint is %s", run, last)
+        return last
+    raise UserError(f"{run}: is no folder of a run: it holds no models/net_g_latest.pth and no checkpoint")
+
+
+def _checked(settings: RestoreSettings) -> RestoreSettings:
+    """Return the settings; raise UserError for values of another type, which no other check would find."""
+    for name in ("tile", "overlap"):
+        value = getattr(settings, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise UserError(f"{name}: {value!r} must be a whole number of pixels")
+    if settings.precision not in (None, "auto", "fp32", "bf16", "fp16"):
+        raise UserError(f"precision: {settings.precision!r} is none; give auto, fp32, bf16 or fp16")
+    return settings
