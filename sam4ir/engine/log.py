@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sam4ir.utils.files import AppendedFile, encode_text, read_text, write_bytes, writing
-from sam4ir.utils.streams import Console
+from sam4ir.utils.streams import ConsoleHandler
 from sam4ir.utils.tables import RawRow, csv_head, csv_rows, json_line, text_lines, whole_rows
 
 
@@ -30,7 +30,7 @@ def console(log_file: Path | None = None, shown: logging.Handler | None = None) 
         handler.close()
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    handlers: list[logging.Handler] = [shown or Console(sys.stdout)]
+    handlers: list[logging.Handler] = [shown or ConsoleHandler(sys.stdout)]
     if log_file is not None:
         handlers.append(LogFile(log_file))
     for handler in handlers:

@@ -20,7 +20,7 @@ from typing import Any
 from sam4ir.errors import UserError
 from sam4ir.utils.files import takes_no_more, write_error
 from sam4ir.utils.shell import command_words
-from sam4ir.utils.streams import Console, guard_streams, output_was_cut
+from sam4ir.utils.streams import ConsoleHandler, guard_streams, output_was_cut
 
 BUG = 1
 USER_ERROR = 2
@@ -149,7 +149,7 @@ def show_log() -> None:
     """Print the log of sam4ir, such as the entry that was read of a weights file, in a script without a log file."""
     logger = logging.getLogger("sam4ir")
     if not logger.handlers:
-        handler = Console(sys.stdout)
+        handler = ConsoleHandler(sys.stdout)
         handler.setFormatter(logging.Formatter("%(message)s"))
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)

@@ -48,7 +48,7 @@ def _to_nowhere(descriptor: int) -> None:
         os.close(null)
 
 
-class Console(logging.StreamHandler[TextIO]):
+class ConsoleHandler(logging.StreamHandler[TextIO]):
     """The handler that prints log lines. An error of the system ends the run, as it does for a log file."""
 
     def handleError(self, record: logging.LogRecord) -> None:

@@ -16,7 +16,7 @@ import pytest
 from sam4ir.engine.log import GrowingTable, JsonLines, LogFile, TensorBoardScalars, console, set_aside_journal
 from sam4ir.errors import FileError
 from sam4ir.utils import files
-from sam4ir.utils.streams import Console
+from sam4ir.utils.streams import ConsoleHandler
 from sam4ir.utils.tables import read_csv
 
 IMAGES = ("a", "=1+1", "b\nc", "d\u2028e", "'f", "caf\udce9")
@@ -119,7 +119,7 @@ def test_a_log_file_takes_file_names_that_are_no_text(tmp_path: Path) -> None:
 
 def test_a_console_on_a_full_disk_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     with open("/dev/full", "w") as stream:
-        handler = Console(stream)
+        handler = ConsoleHandler(stream)
         record = logging.LogRecord("a", logging.INFO, "", 0, "x", None, None)
         with pytest.raises(OSError, match="No space left"):
             handler.emit(record)
