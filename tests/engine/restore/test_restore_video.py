@@ -211,7 +211,7 @@ def test_a_video_is_skipped_with_a_hint_where_ffmpeg_is_missing(
 @needs_ffmpeg
 def test_an_encoder_that_ends_early_is_named(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ffmpeg, "_codec", lambda *_: ["-c:v", "nonesuch"])
-    with pytest.raises(VideoError, match="ffmpeg ended with an error .*nonesuch"):
+    with pytest.raises(VideoError, match=r"ffmpeg ended with an error .*nonesuch"):
         restore_video(clip, tmp_path / "out.mp4", same, 0, "")
 
 
