@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from sam4ir.errors import UserError
+from sam4ir.utils.files import refuse_full
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv"})
 _MUXERS = {".mp4": "mp4", ".mov": "mov", ".m4v": "mp4", ".mkv": "matroska", ".webm": "webm"}  # what is written
@@ -189,8 +190,7 @@ def writing_frames(
         assert pipe is not None
 
         def write(frame: np.ndarray) -> None:
-            with contextlib.suppress(BrokenPipeError):  # the end of the block gives ffmpeg's reason
-                pipe.write(np.ascontiguousarray(frame).data)
+            pipe.write(np.ascontiguousarray(frame).data)
 
         yield write
 
@@ -250,7 +250,7 @@ def join(
         return ()
     second = subprocess.run([*words, *anew, *end], capture_output=True, check=False)
     if second.returncode:
-        raise VideoError(f"{target}: cannot be written ({_reason(second.stderr)})")
+        raise _failure(target, f"cannot be written ({_reason(second.stderr)})")
     return (f"{suffix} does not hold its sound or subtitles; sound was encoded anew, and subtitles are left out",)
 
 
@@ -265,6 +265,8 @@ def _running(words: list[str], path: Path, stdin: int, stdout: int) -> Iterator[
         with subprocess.Popen(words, stderr=said, stdin=stdin, stdout=stdout) as process:
             try:
                 yield process
+            except BrokenPipeError:
+                pass  # ffmpeg has ended, and says why
             except BaseException:
                 process.kill()
                 raise
@@ -274,7 +276,14 @@ def _running(words: list[str], path: Path, stdin: int, stdout: int) -> Iterator[
             code = process.wait()
         said.seek(0)
         if code:
-            raise VideoError(f"{path}: ffmpeg ended with an error ({_reason(said.read())})")
+            raise _failure(path, f"ffmpeg ended with an error ({_reason(said.read())})")
+
+
+def _failure(path: Path, reason: str) -> VideoError:
+    """Return the error of a video. Raises FileError where the reason is a full disk, which ends the command."""
+    error = VideoError(f"{path}: {reason}")
+    refuse_full(path, error)
+    return error
 
 
 def _place(path: Path) -> str:

@@ -88,8 +88,10 @@ def test_choices_of_flags_are_those_of_the_code() -> None:
     from sam4ir.data.masks.meta import SOURCES
     from sam4ir.data.prepare.recipes import RECIPES
     from sam4ir.diffusion.samplers import SAMPLERS
+    from sam4ir.utils.picture_formats import FORMATS as IMAGE_FORMATS
 
     assert tuple(sorted(SAMPLERS)) == restore.SAMPLERS
+    assert tuple(IMAGE_FORMATS) == restore.FORMATS
     assert masks.FORMATS == FORMATS
     assert tuple(EXPORT_SUFFIXES) == masks.EXPORT_FORMATS
     assert masks.SOURCES == SOURCES

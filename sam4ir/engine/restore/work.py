@@ -33,6 +33,10 @@ class Work:
     unreadable: list[str] = field(default_factory=list)
     format: str = "png"
 
+    def sources(self) -> set[Path]:
+        """Return the files by their real paths."""
+        return {file.resolve() for file, _ in self.files if str(file) != STREAM}
+
 
 def is_video(file: Path) -> bool:
     """Return whether a file is restored as a video, by its suffix."""
@@ -68,14 +72,14 @@ def find_work(places: list[str], output: str, image_format: str | None = None, s
         raise UserError(f"--output: {output} is a file; name a folder{hint}")
     work = Work(folder, [], listed.unreadable, image_format or "png")
     work.files = _named(listed.files, FORMATS[work.format].suffix, suffix)
-    refuse_inputs(work)
+    _refuse_inputs(work)
     return work
 
 
-def refuse_inputs(work: Work) -> None:
+def _refuse_inputs(work: Work) -> None:
     """Raise UserError where a result would replace one of the images."""
     assert work.folder is not None
-    sources = {file.resolve() for file, _ in work.files if str(file) != STREAM}
+    sources = work.sources()
     for _, name in work.files:
         target = work.folder / name
         if target.exists() and target.resolve() in sources:
@@ -118,7 +122,7 @@ def _one_file(source: Path, target: Path, image_format: str | None, suffix: str)
         work.format = format_of(target.suffix)
         if image_format not in (None, work.format):
             raise UserError(f"--format: {image_format} does not fit {target}; leave one of them out")
-    refuse_inputs(work)
+    _refuse_inputs(work)
     return work
 
 
@@ -189,7 +193,7 @@ def _of_folder(folder: Path, output: Path, unreadable: list[str]) -> list[tuple[
 def planned(work: Work, samples: int, bad: list[str]) -> list[tuple[Path, dict[int, Path]]]:
     """Return (file, its targets) of each file; add a sentence to `bad` for one that cannot have its own."""
     owners: dict[Path, Path] = {}
-    plans = []
+    plans, sources = [], work.sources()
     for file, name in work.files:
         try:
             count = samples
@@ -199,6 +203,8 @@ def planned(work: Work, samples: int, bad: list[str]) -> list[tuple[Path, dict[i
             for target in targets.values():
                 if owners.setdefault(target, file) != file:
                     raise UserError(f"{file}: and {owners[target]} would both be restored to {target}; rename one")
+                if target.exists() and target.resolve() in sources:
+                    raise UserError(f"{file}: would be restored to {target}, which is one of the images; rename it")
         except UserError as error:
             bad.append(str(error))
         else:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from sam4ir.cli.restore import main
 from sam4ir.engine.restore import video
 from sam4ir.engine.restore.video import restore_video
+from sam4ir.registry import ARCHS
 from sam4ir.utils import ffmpeg
 from sam4ir.utils.ffmpeg import VideoError
+from sam4ir.utils.image import write_image
 
 FRAMES, RATE = 26, "30000/1001"
 needs_ffmpeg = pytest.mark.skipif(
@@ -28,8 +34,11 @@ def run_ffmpeg(*words: object) -> None:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A video of 26 different frames, with a tone."""
+    """A video of 26 different frames, with a tone; an empty file where there is no ffmpeg."""
     path = tmp_path_factory.mktemp("video") / "clip.mp4"
+    if shutil.which("ffmpeg") is None:
+        path.touch()
+        return path
     source = f"testsrc=size=64x48:rate={RATE}:duration=0.86"
     run_ffmpeg("-f", "lavfi", "-i", source, "-f", "lavfi", "-i", "sine=duration=0.86", "-c:a", "aac", path)
     return path
@@ -165,6 +174,74 @@ def test_a_file_that_is_no_video_is_named(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"a\.mp4: cannot be read as a video"):
         restore_video(tmp_path / "a.mp4", tmp_path / "out.mp4", same, 0, "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4"]
+
+
+@pytest.fixture
+def words(clip: Path, tmp_path: Path) -> list[str]:
+    """The words of a command with a network that changes nothing, for a folder with a video and an image."""
+    network = ARCHS.get("NAFNet")(img_channel=3, width=4, middle_blk_num=1, enc_blk_nums=[1], dec_blk_nums=[1])
+    torch.save({key: torch.zeros_like(value) for key, value in network.state_dict().items()}, tmp_path / "w.pth")
+    write_image(tmp_path / "in" / "a.png", np.full((8, 9, 3), 7, np.uint8))
+    shutil.copy(clip, tmp_path / "in" / "clip.mp4")
+    flags = ["--weights", str(tmp_path / "w.pth"), "--device", "cpu", "--crf", "0"]
+    return [*flags, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+
+
+@needs_ffmpeg
+def test_a_folder_may_hold_videos(
+    words: list[str], clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for again in ("restored to", "2 were there already and were kept"):
+        assert main(words) == 0
+        assert again in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "clip.mp4"]
+    assert np.array_equal(frames_of(tmp_path / "out" / "clip.mp4"), frames_of(clip))
+
+
+def test_a_video_is_skipped_with_a_hint_where_ffmpeg_is_missing(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ffmpeg.shutil, "which", lambda program: None)
+    (tmp_path / "in" / "clip.mp4").touch()
+    assert main(words) == 1
+    assert f"skipped: {tmp_path}/in/clip.mp4: videos are read by ffmpeg, which is not" in capsys.readouterr().err
+    assert (tmp_path / "out" / "a.png").is_file()
+
+
+@needs_ffmpeg
+def test_an_encoder_that_ends_early_is_named(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ffmpeg, "_codec", lambda *_: ["-c:v", "nonesuch"])
+    with pytest.raises(VideoError, match=r"ffmpeg ended with an error .*nonesuch"):
+        restore_video(clip, tmp_path / "out.mp4", same, 0, "")
+
+
+@needs_ffmpeg
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_command_that_kill_9_ends_goes_on(clip: Path, tmp_path: Path) -> None:
+    """The command itself, killed while its ffmpeg runs, whenever a part was saved."""
+    torch.manual_seed(0)
+    network = ARCHS.get("NAFNet")(img_channel=3, width=4, middle_blk_num=1, enc_blk_nums=[1], dec_blk_nums=[1])
+    torch.save({"params": network.state_dict()}, tmp_path / "w.pth")
+    long, out = tmp_path / "long.mkv", tmp_path / "out"
+    run_ffmpeg("-stream_loop", "19", "-i", clip, "-c", "copy", long)
+    words = ["--weights", tmp_path / "w.pth", "--device", "cpu", "--crf", "0", "--input", long, "--output"]
+    command = [sys.executable, "-m", "sam4ir", "restore", *map(str, words)]
+    subprocess.run([*command, str(tmp_path / "straight")], check=True)
+    parts, saved = out / ".long.mkv.parts", 0
+    for _ in range(2):
+        process = subprocess.Popen([*command, str(out)])
+        while process.poll() is None and len(list(parts.glob("*.nut"))) <= saved:
+            time.sleep(0.02)
+        process.kill()
+        process.wait()
+        saved = len(list(parts.glob("*.nut")))
+        assert saved
+    done = subprocess.run([*command, str(out)], check=True, capture_output=True, text=True)
+    assert "0 images and 1 videos restored" in done.stdout
+    assert np.array_equal(frames_of(out / "long.mkv"), frames_of(tmp_path / "straight" / "long.mkv"))
+    assert sound(out / "long.mkv") == sound(tmp_path / "straight" / "long.mkv")
+    assert [path.name for path in out.iterdir()] == ["long.mkv"]
 
 
 def test_without_ffmpeg_the_message_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
