@@ -58,6 +58,7 @@ setup(
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5"],  # the site of docs/
         "fid": ["torch-fidelity>=0.3"],  # the network of the metric fid
         "mutation": ["cosmic-ray>=8.4"],  # tests/mutation
+        "spandrel": ["spandrel>=0.4"],  # networks spandrel:NAME, and weights that belong to them
         "test": [
             "pytest>=7",
             "pytest-timeout>=2.2",
@@ -69,6 +70,7 @@ setup(
             "types-tqdm",
             "setuptools>=71",  # builds wheels by itself
             "onnx>=1.15",
+            "spandrel>=0.4",  # brings einops beside what is needed anyway
         ],
     },
 )

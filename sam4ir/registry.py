@@ -2,7 +2,7 @@
 
 A table maps a name to 'module:attribute'. The module is imported when the name is looked up, so importing sam4ir stays
 cheap and a plain network never imports SAM or VGG. A user adds parts with ``@ARCHS.register()`` in a module that the
-option file lists under ``plugins:``.
+option file lists under ``plugins:``. A name with a prefix, such as spandrel:SCUNet, is one of another library's parts.
 """
 
 from __future__ import annotations
@@ -40,6 +40,8 @@ class Registry:
     entries: name -> 'module:attribute'.
     handed: constructor arguments that the engine hands over; an option file may not give them.
     refused: names of other code bases that sam4ir does not offer -> the reason.
+    families: prefix -> 'module:function' that returns the part of another library called PREFIX:NAME, for a NAME, and
+    raises UnknownNameError for one that the library does not have.
     """
 
     def __init__(
@@ -48,9 +50,11 @@ class Registry:
         entries: Mapping[str, str],
         handed: Iterable[str] = (),
         refused: Mapping[str, str] | None = None,
+        families: Mapping[str, str] | None = None,
     ) -> None:
         self.kind = kind
         self.refused = dict(refused or {})
+        self.families = dict(families or {})
         self.handed = frozenset(handed)
         self._entries: dict[str, str | Callable[..., Any]] = dict(entries)
 
@@ -59,19 +63,25 @@ class Registry:
         return sorted(self._entries)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self._entries  # an option file may give a list or a block
+        if not isinstance(name, str):  # an option file may give a list or a block
+            return False
+        return name in self._entries or _prefix(name) in self.families
 
     def get(self, name: str) -> Callable[..., Any]:
         """Return the class or function called `name`. Raises UnknownNameError with the nearest name."""
+        prefix = _prefix(name)
+        if prefix in self.families:
+            part: Callable[..., Any] = _imported(self.families[prefix])(name.removeprefix(f"{prefix}:"))
+            return part
         if name not in self._entries and name in self.refused:
             raise UnknownNameError(f"{self.kind} {name!r} is not offered: {self.refused[name]}")
         if name not in self._entries:
             hint = near_miss(name, self._entries) or ";"
-            raise UnknownNameError(f"no {self.kind} is called {name!r}{hint} known: {', '.join(self.names())}")
+            known = self.names() + [f"{prefix}:NAME" for prefix in sorted(self.families)]
+            raise UnknownNameError(f"no {self.kind} is called {name!r}{hint} known: {', '.join(known)}")
         entry = self._entries[name]
         if isinstance(entry, str):
-            module, attribute = entry.split(":")
-            entry = getattr(importlib.import_module(module), attribute)
+            return _imported(entry)
         return entry
 
     def register(self, name: str | None = None) -> Callable[[T], T]:
@@ -89,6 +99,19 @@ class Registry:
             return part
 
         return add
+
+
+def _prefix(name: str) -> str:
+    """Return what stands before the first colon of a name; '' for a name without one."""
+    prefix, colon, _ = name.partition(":")
+    return prefix if colon else ""
+
+
+def _imported(row: str) -> Callable[..., Any]:
+    """Return the class or function of a row 'module:attribute'."""
+    module, attribute = row.split(":")
+    part: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    return part
 
 
 def _origin(part: str | Callable[..., Any]) -> str:
@@ -114,6 +137,7 @@ ARCHS = Registry(
         "DiffSR": "sam4ir.archs.diffusion_sr:DiffSR",
     },
     refused={"NAFSSR": STEREO},
+    families={"spandrel": "sam4ir.engine.foreign.network:network"},
 )
 LOSSES = Registry(
     "loss",

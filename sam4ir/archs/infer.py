@@ -82,6 +82,14 @@ def restoring(fit: Fit) -> Fit:
     return Fit(RRDBNet, arguments, fit.undetermined)
 
 
+def shared_keys(fit: Fit) -> bool:
+    """Return whether another network has the keys and shapes of `fit`, and ours does not restore as that one does.
+
+    ESRGAN of scale 8 (BSRGAN's code) takes images in [0, 1], DiffSRRRDBNet those in [-1, 1].
+    """
+    return restoring(fit).network is DiffSRRRDBNet
+
+
 def stereo(shapes: Shapes) -> bool:
     """Return whether a state dict is that of NAFSSR, which restores two views at once."""
     return any(key.startswith("body.0.module.blk.") for key in shapes)

@@ -12,13 +12,15 @@ from sam4ir.registry import DATASETS, SCHEDULES, Registry
 
 
 def block_schema(registry: Registry, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return a choice between the parts of a table, and a branch for the names that plugins add.
+    """Return a choice between the parts of a table, and a branch for names of plugins and of other libraries.
 
     extra: properties that every part of the table has beside its arguments.
     """
     branches = [part_schema(registry, name, extra or {}) for name in registry.names()]
-    unknown = {"type": "string", "not": {"enum": registry.names()}}
-    unknown["description"] = f"Name of a {registry.kind} that one of your plugins registers."
+    description = f"Name of a {registry.kind} that one of your plugins registers."
+    for prefix in registry.families:
+        description += f" Or {prefix}:NAME for one of the library {prefix}, with its arguments there."
+    unknown = {"type": "string", "not": {"enum": registry.names()}, "description": description}
     branches.append({"type": "object", "properties": {"type": unknown}, "required": ["type"]})
     return {"anyOf": branches}
 

@@ -485,7 +485,7 @@ class Options(_Options):
     datasets: dict[str, DatasetOptions] = {}
     """Data sets by key: train, and any number of keys that begin with val or test."""
     network_g: Block
-    """The deployed network, which is the student in SAM4IR."""
+    """The deployed network, which is the student in SAM4IR: one of those below, of a plugin, or spandrel:NAME."""
     network_r: Block | None = None
     """Second network of the refiner; without it the same as network_g."""
     spf: Block | None = None

@@ -18,6 +18,7 @@ from sam4ir.config.paths import RunPaths
 from sam4ir.config.schema import DIFFUSION_MODEL, Block, DatasetOptions, PathOptions
 from sam4ir.config.signature import accepts, block_arguments
 from sam4ir.data.sample import Dataset, Multichannel
+from sam4ir.engine.foreign.network import ForeignNetwork
 from sam4ir.engine.weights import WeightsFileError, load_weights, locate
 from sam4ir.errors import UserError, first_line
 from sam4ir.models.restoration import eval_mode, restore
@@ -167,10 +168,14 @@ def to_device(module: M, device: torch.device, channels_last: bool = True) -> M:
 def build_network(
     block: Block, label: str, device: torch.device, *, seed: int, channels_last: bool = True
 ) -> nn.Module:
-    """Build network_<label>; its initial weights are a function of (seed, label) alone."""
+    """Build network_<label>; its initial weights are a function of (seed, label) alone.
+
+    channels_last: the layout of its weights; networks of other libraries keep the usual one, as many of them make
+    views that no other layout allows.
+    """
     with torch_stream(seed, "init", label):
         net: nn.Module = build_part(ARCHS, block, f"network_{label}")
-    return to_device(net, device, channels_last)
+    return to_device(net, device, channels_last and not isinstance(net, ForeignNetwork))
 
 
 def load_pretrained(net: nn.Module, path: PathOptions, average: bool = True) -> bool:

@@ -10,7 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sam4ir.archs.infer import infer, restoring, shapes_of, stereo
+from sam4ir.archs.infer import Fit, infer, restoring, shapes_of, shared_keys, stereo
+from sam4ir.engine.foreign.library import INSTALL, installed
+from sam4ir.engine.foreign.recognise import announce, foreign_block
 from sam4ir.registry import STEREO, near_miss
 from sam4ir.utils.weights import Weights, WeightsFileError, read_file, read_weights, reading
 
@@ -71,7 +73,9 @@ def load_weights(
             fitting[name] = tensor
     complete = len(fitting) == len(own) == len(state)
     if not fitting or (strict and not complete):
-        raise WeightsFileError(f"{weights}: does not fit {type(network).__name__}: {_misfit(network, own, state)}")
+        raise WeightsFileError(
+            f"{weights}: does not fit {type(network).__name__}: {_misfit(network, own, state, weights)}"
+        )
     if not complete:
         rest = _difference(own, state)
         log.warning("%s: %d of the network's %d tensors were taken; %s", weights, len(fitting), len(own), rest)
@@ -105,7 +109,8 @@ def metadata_of(source: str | Path, entry: str) -> Mapping[str, Any]:
 def network_block(source: str | Path) -> dict[str, Any]:
     """Return {type, argument ...} of the network that weights belong to, by the zoo's entry or by their shapes.
 
-    Raises WeightsFileError where no network of ours fits, and what `locate` raises.
+    A network of spandrel is returned where none of ours fits, and a line of the log says so.
+    Raises WeightsFileError where none fits, and what `locate` raises.
     """
     name, path = zoo_name(source), locate(source)
     if name is not None:
@@ -116,13 +121,31 @@ def network_block(source: str | Path) -> dict[str, Any]:
             return network.block
     weights = read_weights(path, mapped=True)
     fit = infer(shapes_of(weights.state))
-    if fit is None and stereo(shapes_of(weights.state)):
+    if fit is not None and not shared_keys(fit):
+        return _block_of(fit)
+    block = foreign_block(weights)
+    if block is not None:
+        announce(block)
+        return block
+    if fit is not None:
+        return _block_of(fit)
+    if stereo(shapes_of(weights.state)):
         raise WeightsFileError(f"{weights}: holds NAFSSR, and {STEREO}")
-    if fit is None:
-        reason = "its keys and shapes are those of no network that is known here; give an option file with network_g"
-        raise WeightsFileError(f"{weights}: {reason}")
+    raise WeightsFileError(f"{weights}: its keys and shapes are those of no network that is known here; {_advice()}")
+
+
+def _block_of(fit: Fit) -> dict[str, Any]:
+    """Return {type, argument ...} of one of our networks."""
     fit = restoring(fit)
     return {"type": fit.network.__name__, **fit.arguments}
+
+
+def _advice() -> str:
+    """Return what helps where the network of weights is not known."""
+    advice = "give an option file with network_g"
+    if not installed():
+        advice += f", or install spandrel, which knows many more: {INSTALL}"
+    return advice
 
 
 def flow(block: Mapping[str, Any]) -> str:
@@ -149,10 +172,13 @@ def _difference(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
     return "; ".join(filter(None, parts))
 
 
-def _misfit(network: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
+def _misfit(network: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], weights: Weights) -> str:
     """Return the difference between network and weights, and the network that would fit."""
     fit = infer(shapes_of(state))
     if fit is None:
+        block = foreign_block(weights)
+        if block is not None:
+            return f"the weights are those of {block['type']}; network_g: {flow(block)} would fit"
         return f"{_difference(own, state)}; network_g of the option file must be the network that was trained"
     if isinstance(network, fit.network):  # NAFNetLocal has NAFNet's weights
         name = type(network).__name__

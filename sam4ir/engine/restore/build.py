@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from dataclasses import dataclass
 
@@ -14,9 +15,12 @@ from sam4ir.diffusion.process import Process
 from sam4ir.diffusion.samplers import OnStep
 from sam4ir.diffusion.schedule import noise_schedule
 from sam4ir.engine.build import DIFFUSION_ENTRY, BuildError, naming
+from sam4ir.engine.foreign.network import ForeignNetwork
 from sam4ir.engine.restore.one_pass import Inference, OnTile, PlainRestorer, Restorer
 from sam4ir.engine.restore.sampling import DEFAULT_STEPS, DiffusionRestorer, Sampling
 from sam4ir.engine.weights import WeightsFileError, metadata_of
+
+log = logging.getLogger(__name__)
 
 TILES_AT_ONCE = 8  # where val.max_minibatch is left out, as in BasicSR's forks ...
 DIFFUSION_TILE = 128  # ... and of a diffusion network no more LR pixels at once than a tile of this side has
@@ -61,10 +65,30 @@ def build_restorer(
     inference = build_inference(recipe)
     if recipe.diffusion is None:
         multiple = math.lcm(inference.multiple, getattr(net, "unshuffle", 1))  # RRDBNet of scale 2 and 1
-        inference = dataclasses.replace(inference, multiple=multiple, on_tile=on_tile)
-        return PlainRestorer(net, inference, recipe.precision)
+        inference = dataclasses.replace(inference, on_tile=on_tile)
+        if isinstance(net, ForeignNetwork):
+            return PlainRestorer(net, _suited(inference, net), recipe.precision)
+        return PlainRestorer(net, dataclasses.replace(inference, multiple=multiple), recipe.precision)
     sampling = _fitted(build_sampling(recipe, recipe.diffusion), net)
     return DiffusionRestorer(net, build_process(recipe.diffusion), recipe.scale, sampling, on_step)
+
+
+def _suited(inference: Inference, net: ForeignNetwork) -> Inference:
+    """Return the inference with tiles that a network of another library takes without padding each of them."""
+    traits = net.traits
+    multiple = math.lcm(inference.multiple, traits.multiple)
+    if inference.tile is None:
+        return dataclasses.replace(inference, multiple=multiple)
+    name = type(net).__name__
+    if not traits.tiles_advised:
+        log.warning("%s looks at the whole image; in tiles its result may differ from that without", name)
+    tile = max(inference.tile // multiple, 1) * multiple
+    if tile < traits.minimum or inference.overlap >= tile:
+        raise BuildError(
+            f"val.crop_size: tiles of {inference.tile} become {tile}, as {name} needs multiples of {multiple}; they "
+            f"must be {max(traits.minimum, 1)} at least and larger than the overlap of {inference.overlap}"
+        )
+    return dataclasses.replace(inference, multiple=multiple, tile=tile)
 
 
 def build_inference(recipe: RestoreRecipe) -> Inference:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
 import warnings
@@ -35,6 +36,7 @@ from sam4ir.engine.build import (
     naming,
     to_device,
 )
+from sam4ir.engine.foreign.network import ForeignNetwork
 from sam4ir.engine.restore.build import build_process
 from sam4ir.engine.train.data import measured_spe
 from sam4ir.engine.train.ema import Ema
@@ -52,6 +54,8 @@ from sam4ir.registry import FUSIONS, SCHEDULES
 from sam4ir.utils.dist import ALONE, World, peers
 from sam4ir.utils.precision import number_format
 from sam4ir.utils.rng import torch_stream
+
+log = logging.getLogger(__name__)
 
 
 def train_options(options: Options) -> TrainOptions:
@@ -100,6 +104,10 @@ def _networks(options: Options, train: TrainOptions, device: torch.device, chann
     has_weights = load_pretrained(student, options.path, average=not options.official)
     window = options.val.window_size if options.val is not None else None
     check_images(student, options.scale, device, channels, diffusion=options.diffuses, multiple=window or 1)
+    if options.precision == "fp16" and isinstance(student, ForeignNetwork) and not student.traits.half:
+        log.warning(
+            "precision: fp16: by spandrel %s does not do well in it; bf16 or fp32 is safe", options.network_g.type
+        )
     if not options.distills:
         return {"g": student}
     second = build_network(options.network_r or options.network_g, "r", device, seed=seed, channels_last=channels_last)
