@@ -252,7 +252,7 @@ def load(
         raise UserError(f"concurrency: {concurrency!r} must be a whole number above 0")
     if Path(source).suffix in _EXPORTED:  # a whole network in another form would become a LoadedNetwork here
         raise UserError(f"{source}: an exported network cannot be loaded; give the weights that it was made of")
-    file, option_file = _weights_and_options(os.fspath(source), weights)
+    file, option_file = weights_and_options(os.fspath(source), weights)
     described = network_options(file, option_file, device)
     for line in described.notes:
         log.info(line)
@@ -265,7 +265,7 @@ def load(
     return TrainedNetwork(load_network(options, file), options, file, settings, places, WithinMemory())
 
 
-def _weights_and_options(source: str, weights: str | os.PathLike[str] | None) -> tuple[str | None, Path | None]:
+def weights_and_options(source: str, weights: str | os.PathLike[str] | None) -> tuple[str | None, Path | None]:
     """Return the weights and the option file that a source means; None for what it leaves open."""
     path = Path(source)
     if path.suffix in _OPTION_FILES:

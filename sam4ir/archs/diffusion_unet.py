@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam4ir.archs.layers import NetworkBlock, Pointwise, run_block
+from sam4ir.archs.layers import NetworkBlock, Pointwise, run_block, without_autocast
 from sam4ir.archs.mish import mish
 
 MAPS = 3  # each third map of the RRDB network is a condition
@@ -30,7 +30,7 @@ class ReflectConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the convolution of the reflected map."""
-        with torch.autocast(x.device.type, enabled=False):  # a CPU's autocast would pad in float32
+        with without_autocast(x):  # a CPU's autocast would pad in float32
             padded = _reflected(x)
         return super().forward(padded)
 
@@ -70,7 +70,7 @@ class ResnetBlock(NetworkBlock):
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         """Return (b, after, h, w). time: mish of the time embedding, (b, time_dim)."""
         y = self.block1(x)
-        with torch.autocast(time.device.type, enabled=False):
+        with without_autocast(time):
             shift = self.mlp[1](time)
         y = self.block2(y.add_(shift[:, :, None, None].to(y.dtype)))
         return y.add_(self.res_conv(x))
@@ -274,7 +274,7 @@ class DiffSRUnet(nn.Module):
         precision = self.cond_proj.weight.dtype
         steps = torch.arange(half, device=time.device, dtype=torch.float32)
         angles = time[:, None] * torch.exp(steps * (-math.log(10000) / (half - 1)))
-        with torch.autocast(time.device.type, enabled=False):
+        with without_autocast(time):
             out: Tensor = self.mlp(torch.cat([angles.sin(), angles.cos()], 1).to(precision))
         return out
 

@@ -61,6 +61,14 @@ def _outermost_blocks(module: nn.Module) -> Iterator[NetworkBlock]:
             yield from _outermost_blocks(child)
 
 
+def without_autocast(x: Tensor) -> torch.autocast:
+    """Return the context in which operations on x keep its precision. Tensors of the meta device may go through it."""
+    device = x.device.type
+    if device == "meta":
+        device = "cpu"  # torch knows no autocast of the meta device
+    return torch.autocast(device, enabled=False)
+
+
 def channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Return (x - mean) / sqrt(var + eps) * weight + bias over the channels of (b, c, h, w).
 
@@ -70,7 +78,7 @@ def channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> T
     rows = x.permute(0, 2, 3, 1)
     if x.dtype is torch.float32:
         return F.layer_norm(rows, weight.shape, weight, bias, eps).permute(0, 3, 1, 2)
-    with torch.autocast(x.device.type, enabled=False):
+    with without_autocast(x):
         weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         return F.layer_norm(rows, weight.shape, weight, bias, eps).permute(0, 3, 1, 2)
 

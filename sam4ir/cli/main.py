@@ -29,6 +29,7 @@ COMMANDS = {
     "make-masks": Command("make_masks", "make the masks of a folder of images with Segment Anything"),
     "masks": Command("masks", "inspect, verify, view, import, export and cut mask stores"),
     "prepare": Command("prepare", "make training and test sets of the files that you downloaded"),
+    "info": Command("info", "describe a network: its size, cost, training and scores"),
     "weights": Command("weights", "list and fetch pretrained weights"),
     "compare": Command("compare", "compare results of tests, paired image by image"),
     "benchmark": Command("benchmark", "measure what training, inference and loading cost here"),

@@ -25,6 +25,7 @@ from sam4ir.config.schema import Options, PathOptions, TrainOptions
 from sam4ir.data.sample import Dataset, Examinable, Sample
 from sam4ir.engine import build
 from sam4ir.engine.agreement import agree, run_facts
+from sam4ir.engine.cost import parameter_count
 from sam4ir.engine.devices import choose_device
 from sam4ir.engine.evaluate.build import build_metrics
 from sam4ir.engine.evaluate.metric import Metric, prepare_metrics
@@ -251,14 +252,9 @@ def _examine_images(name: str, data: Dataset, findings: Findings) -> None:
 def _report_networks(parts: TrainingParts, path: PathOptions, findings: Findings) -> None:
     """Report the size of each network, and the weights that fit."""
     for label, network in parts.model.networks.items():
-        findings.line(f"network  net_{label}: {_count(network) / 1e6:.3f} M parameters")
+        findings.line(f"network  net_{label}: {parameter_count(network) / 1e6:.3f} M parameters")
     if path.pretrain_network_g:
         findings.line(f"weights  {path.pretrain_network_g} fits network_g")
-
-
-def _count(network: nn.Module) -> int:
-    """Return the number of a network's parameters."""
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _check_disk(train: TrainOptions, save_freq: int, root: Path, parts: TrainingParts, findings: Findings) -> None:
@@ -266,7 +262,7 @@ def _check_disk(train: TrainOptions, save_freq: int, root: Path, parts: Training
     copies = 3  # two moments and the weights
     if train.ema_decay:
         copies += 1  # the average of the weights
-    one = sum(4 * copies * _count(network) for network in parts.model.networks.values())
+    one = sum(4 * copies * parameter_count(network) for network in parts.model.networks.values())
     number = -(-train.total_iter // save_freq)
     folder = _existing(root)
     free = shutil.disk_usage(folder).free

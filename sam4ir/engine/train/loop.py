@@ -16,6 +16,7 @@ from sam4ir.data.loader import WorkerDiedError
 from sam4ir.data.sample import Batch
 from sam4ir.engine import build
 from sam4ir.engine.agreement import agree, network_facts, run_facts
+from sam4ir.engine.cost import cost_of, network_line, parameter_count
 from sam4ir.engine.devices import choose_device, make_deterministic
 from sam4ir.engine.evaluate.build import build_metrics
 from sam4ir.engine.evaluate.metric import prepare_metrics, protocols_of
@@ -90,6 +91,8 @@ class Trainer:
         self.log = self._console(shown)
         self.formats.log(self.log)
         self.progress, options = self._begin(options, resume)
+        if world.main:
+            self._report_cost(options)
         options_text = dump_options(options)
         self.journal = self._journal(options_text, options.logger.use_tb_logger)
         self.step = build_train.build_step(options, self.parts, self.device, world)
@@ -122,6 +125,11 @@ class Trainer:
             options_text=options_text,
             main=world.main,
         )
+
+    def _report_cost(self, options: Options) -> None:
+        """Log architecture, parameters and multiply-adds of the deployed network."""
+        parameters = parameter_count(self.parts.model.networks["g"])
+        self.log.info(network_line(options.network_g, parameters, cost_of(options, self.sets.channels)))
 
     def _begin(self, options: Options, resume: bool) -> tuple[Progress, Options]:
         """Load the checkpoint that the run goes on from, if any, and log how the run begins.
