@@ -26,7 +26,7 @@ LAYERS = (
     ("models",),
     ("engine",),
     ("api",),
-    ("benchmarks",),
+    ("benchmarks", "demo"),
     ("cli",),
     ("__main__",),
 )

@@ -30,6 +30,8 @@ COMMANDS = {
     "masks": Command("masks", "inspect, verify, view, import, export and cut mask stores"),
     "prepare": Command("prepare", "make training and test sets of the files that you downloaded"),
     "info": Command("info", "describe a network: its size, cost, training and scores"),
+    "demo": Command("demo", "serve a web page that restores images"),
+    "push": Command("push", "publish a network on a model hub"),
     "weights": Command("weights", "list and fetch pretrained weights"),
     "compare": Command("compare", "compare results of tests, paired image by image"),
     "benchmark": Command("benchmark", "measure what training, inference and loading cost here"),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sam4ir.archs.infer import Fit, infer, restoring, shapes_of, shared_keys, stereo
 from sam4ir.engine.foreign.library import INSTALL, installed
 from sam4ir.engine.foreign.recognise import announce, foreign_block
+from sam4ir.priors.zoo.hub import hub_weights, is_hub_name
 from sam4ir.registry import STEREO, near_miss
 from sam4ir.utils.weights import Weights, WeightsFileError, read_file, read_weights, reading
 
@@ -25,11 +26,14 @@ WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors", ".state", ".ckpt")
 
 
 def locate(source: str | Path) -> Path:
-    """Return the file that `source` names: a path, `zoo:NAME`, or a bare NAME of the zoo where no such file is there.
+    """Return the file that `source` names: a path, `zoo:NAME`, `hf:OWNER/NAME`, or a bare NAME of the zoo.
 
-    Weights of the zoo are fetched unless the cache holds them. Raises WeightsFileError for any other name, and
+    A bare name is one of the zoo where no such file is there. Weights of the zoo and of a hub are fetched unless the
+    cache holds them. Raises WeightsFileError for any other name, and
     priors.zoo.weights.WeightsError where the zoo cannot give them.
     """
+    if is_hub_name(source):
+        return hub_weights(source)
     name = zoo_name(source)
     if name is None:
         return Path(source)
@@ -43,8 +47,10 @@ def locate(source: str | Path) -> Path:
 
 
 def zoo_name(source: str | Path) -> str | None:
-    """Return the name that `source` may have in the zoo; None where it is a file or a path."""
+    """Return the name that `source` may have in the zoo; None where it is a file, a path or a name of a hub."""
     text = str(source)
+    if is_hub_name(text):
+        return None
     if text.startswith(ZOO):
         return text.removeprefix(ZOO)
     path = Path(text)

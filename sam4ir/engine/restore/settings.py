@@ -20,6 +20,7 @@ from sam4ir.engine.precision import settle_format, settle_restoring
 from sam4ir.engine.restore.build import RestoreRecipe, restore_recipe, trained_diffusion
 from sam4ir.engine.weights import flow, network_block
 from sam4ir.errors import UserError
+from sam4ir.priors.zoo.hub import hub_options, is_hub_name
 
 Naming = Callable[[str], str]  # the name of a setting -> how messages write it, such as --self-ensemble
 
@@ -86,7 +87,9 @@ def network_options(weights: str | None, file: Path | None, device: str | None, 
 
 
 def _file_of_run(weights: str | None) -> Path | None:
-    """Return the option file of the run that a weights file lies in; None without such a file."""
+    """Return the option file of the run that a weights file lies in, or of a model of a hub; None without one."""
+    if weights and is_hub_name(weights):
+        return hub_options(weights)
     if not weights or not Path(weights).is_file():
         return None
     options_file = Path(weights).resolve().parent.parent / "options.yml"

@@ -1,0 +1,1 @@
+"""A web page that restores images: `sam4ir demo`."""
