@@ -113,10 +113,8 @@ def named(sources: Sequence[str]) -> dict[str, str]:
 
 def _shared(name: str, source: str, sources: Sequence[str]) -> bool:
     """Return whether another source ends with the same parts."""
-    for other in sources:
-        if other != source and f"/{other}".endswith(f"/{name}"):
-            return True
-    return False
+    others = [f"/{other}" for other in sources if other != source]
+    return any(other.endswith(f"/{name}") for other in others)
 
 
 def zoo_networks() -> list[str]:

@@ -28,10 +28,11 @@ Size = tuple[int, int]  # height, width
 class NetworkFacts:
     """What is known of a network.
 
-    architecture: its type and arguments. scale: output pixels per input pixel. channels: of its images.
-    multiply_adds: of one image. restored: what restoring an image took here; None where it was not measured, `unmeasured`
-    says why. device: of the measurement, in words. file, size, entry: of its weights; None without weights. licence: of
-    weights of the zoo. notes: what was assumed. run: the record of the training; None without one.
+    options: of the network; network_g is its architecture. scale: output pixels per input pixel.
+    channels: of its images. multiply_adds: of one image. device: of the measurement, in words.
+    restored: what restoring an image took here; None where it was not measured, and `unmeasured` says why.
+    file, size, entry: of its weights; None without weights. licence: of weights of the zoo. notes: what was assumed.
+    run: the record of the training; None without one.
     """
 
     options: Options

@@ -149,6 +149,13 @@ def hub_errors(model: str) -> Iterator[None]:
         raise WeightsError(f"{HUB}{model}: the hub refuses ({reason})") from None
 
 
+def unreachable_errors() -> tuple[type[BaseException], ...]:
+    """Return the exceptions of a hub that cannot be reached; hub_errors turns answers that refuse into others first."""
+    from huggingface_hub import errors
+
+    return OSError, errors.HTTPError  # the base of all errors of its HTTP library
+
+
 def _snapshot(name: HubName) -> _Snapshot:
     """Return the commit that a name means, with the files that the hub states for it."""
     folder = hub_folder() / name.owner / name.name
@@ -158,7 +165,7 @@ def _snapshot(name: HubName) -> _Snapshot:
             return _Snapshot(name.revision, listed, folder / name.revision)
     try:
         commit, files = _asked(name)
-    except (OSError, _Unreachable) as error:
+    except _Unreachable as error:
         commit = _last_commit(folder, name.revision)
         listed = _recorded(folder, commit) if commit else None
         if commit is None or listed is None:
@@ -182,8 +189,7 @@ class _Unreachable(Exception):
 def _asked(name: HubName) -> tuple[str, dict[str, HubFile]]:
     """Ask the hub for a commit and its files."""
     try:
-        import httpx
-        from huggingface_hub import HfApi, errors
+        from huggingface_hub import HfApi
     except ImportError:
         raise WeightsError(EXTRA) from None
     try:
@@ -191,7 +197,7 @@ def _asked(name: HubName) -> tuple[str, dict[str, HubFile]]:
             info: Any = HfApi(endpoint=endpoint()).model_info(
                 name.model, revision=name.revision, files_metadata=True, timeout=30
             )
-    except (httpx.TransportError, errors.OfflineModeIsEnabled) as error:
+    except unreachable_errors() as error:
         raise _Unreachable(str(error)) from error
     commit = str(info.sha)
     if _COMMIT.fullmatch(commit) is None:
@@ -238,8 +244,7 @@ def _fetched(name: HubName, files: _Snapshot, file: str) -> Path:
 
 def _transfer(name: HubName, files: _Snapshot, file: str) -> None:
     try:
-        import httpx
-        from huggingface_hub import errors, hf_hub_download
+        from huggingface_hub import hf_hub_download
     except ImportError:
         raise WeightsError(EXTRA) from None
     log.info("fetching %s of %s%s, commit %s", file, HUB, name.model, files.commit[:12])
@@ -248,7 +253,7 @@ def _transfer(name: HubName, files: _Snapshot, file: str) -> None:
             hf_hub_download(
                 name.model, file, revision=files.commit, local_dir=files.folder, endpoint=endpoint(), etag_timeout=30
             )
-    except (httpx.TransportError, errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
+    except unreachable_errors() as error:
         reason = without_tokens(first_line(error))
         raise WeightsError(f"{HUB}{name.model}: {file} could not be fetched ({reason}); try again") from None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sam4ir.errors import first_line
 from sam4ir.priors.zoo.download import WeightsError
-from sam4ir.priors.zoo.hub import EXTRA, endpoint, hub_errors, without_tokens
+from sam4ir.priors.zoo.hub import EXTRA, endpoint, hub_errors, unreachable_errors, without_tokens
 
 
 def upload(files: Sequence[Path], model: str, *, private: bool, message: str) -> str:
@@ -17,8 +17,7 @@ def upload(files: Sequence[Path], model: str, *, private: bool, message: str) ->
     refuses or cannot be reached; no message holds the token.
     """
     try:
-        import httpx
-        from huggingface_hub import CommitOperationAdd, HfApi, errors, get_token
+        from huggingface_hub import CommitOperationAdd, HfApi, get_token
     except ImportError:
         raise WeightsError(EXTRA) from None
     if get_token() is None:
@@ -33,7 +32,7 @@ def upload(files: Sequence[Path], model: str, *, private: bool, message: str) ->
         with hub_errors(model):
             hub.create_repo(model, private=private, exist_ok=True)
             commit = hub.create_commit(model, operations, commit_message=message)
-    except (httpx.TransportError, errors.OfflineModeIsEnabled) as error:
+    except unreachable_errors() as error:
         reason = without_tokens(first_line(error))
         raise WeightsError(f"hf:{model}: the hub cannot be reached ({reason}); nothing was published") from None
     return str(commit.commit_url)
