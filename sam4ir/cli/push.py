@@ -4,7 +4,7 @@ sam4ir push experiments/<name> owner/name --licence apache-2.0
 sam4ir push net_g_latest.pth owner/name --private --dry-run
 
 It uploads model.safetensors, options.yml and README.md; the card is written from the options and scores of the run.
-Others then load it by sam4ir.load("hf:owner/name"). The token is that of `hf auth login` or of HF_TOKEN, the hub that of
+Others then load it by sam4ir.load("hf:owner/name"). The token is that of `hf auth login` or HF_TOKEN, the hub that of
 HF_ENDPOINT. It needs huggingface_hub: pip install "sam4ir[hub]".
 """
 
