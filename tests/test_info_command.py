@@ -114,7 +114,7 @@ def test_an_option_file_without_weights_describes_the_initial_network(
 @pytest.mark.parametrize("text", ["40", "0x3", "1280*720", "x", "-1x2"])
 def test_a_size_that_is_none_is_refused(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        info.parse(["some.pth", f"--size={text}"])
+        info.parser().parse_args(["some.pth", f"--size={text}"])
     assert "1280x720" in capsys.readouterr().err
 
 

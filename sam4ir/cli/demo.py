@@ -23,34 +23,34 @@ MOST_PIXELS = 12_000_000
 PORTS = 65535
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the command line's flags."""
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+def parser() -> cli.Parser:
+    """Return the parser of the command."""
+    command = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument(
         "--weights",
         nargs="+",
         default=[],
         metavar="FILE|RUN|NAME",
         help="first in the list of weights; names of the zoo follow",
     )
-    parser.add_argument("--host", default=HOST, help=f"address to answer at (default {HOST}: this machine alone)")
-    parser.add_argument("--port", type=port, help="port (default: the first that is free from 7860 on)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)")
-    parser.add_argument(
+    command.add_argument("--host", default=HOST, help=f"address to answer at (default {HOST}: this machine alone)")
+    command.add_argument("--port", type=port, help="port (default: the first that is free from 7860 on)")
+    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)")
+    command.add_argument(
         "--tile",
         type=cli.count,
         default=TILE,
         metavar="PIXELS",
         help=f"tiles that the page begins with (default {TILE}; 0: whole images)",
     )
-    parser.add_argument(
+    command.add_argument(
         "--most-pixels",
         type=cli.positive,
         default=MOST_PIXELS,
         metavar="N",
         help=f"largest height times width of an image (default {MOST_PIXELS:,})",
     )
-    return parser.parse_args(arguments)
+    return command
 
 
 def port(text: str) -> int:
@@ -61,9 +61,9 @@ def port(text: str) -> int:
     return number
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Serve the page until Ctrl-C; return the exit status."""
-    flags = parse(arguments)
+    flags = parser().parse_args(words)
     if importlib.util.find_spec("gradio") is None:
         raise UserError('the page needs gradio, which is not installed: pip install "sam4ir[demo]"')
     from sam4ir.api.network import load

@@ -21,22 +21,22 @@ from sam4ir.utils import cli
 SIZE = re.compile(r"(\d{1,5})x(\d{1,5})", re.IGNORECASE)
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the command line's flags."""
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("network", metavar="FILE|RUN|OPTION_FILE|NAME", help="what to describe; see above")
-    parser.add_argument(
+def parser() -> cli.Parser:
+    """Return the parser of the command."""
+    command = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument("network", metavar="FILE|RUN|OPTION_FILE|NAME", help="what to describe; see above")
+    command.add_argument(
         "-opt", "--opt", metavar="FILE", help="option file with network_g, for weights that do not show their network"
     )
-    parser.add_argument(
+    command.add_argument(
         "--size",
         type=size,
         metavar="WIDTHxHEIGHT",
         help="of the input in pixels (default: what gives an output of 256x256)",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)")
-    parser.add_argument("--json", action="store_true", help="print JSON in place of lines")
-    return parser.parse_args(arguments)
+    command.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 ... (default: CUDA where there is one)")
+    command.add_argument("--json", action="store_true", help="print JSON in place of lines")
+    return command
 
 
 def size(text: str) -> tuple[int, int]:
@@ -47,9 +47,9 @@ def size(text: str) -> tuple[int, int]:
     return int(match[2]), int(match[1])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Print what is known of a network; return the exit status."""
-    flags = parse(arguments)
+    flags = parser().parse_args(words)
     from pathlib import Path
 
     from sam4ir.api.network import weights_and_options

@@ -20,21 +20,21 @@ from sam4ir.utils import cli
 MODEL = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the command line's flags."""
-    parser = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", metavar="RUN|FILE", help="the folder of a run, or a weights file")
-    parser.add_argument(
+def parser() -> cli.Parser:
+    """Return the parser of the command."""
+    command = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument("weights", metavar="RUN|FILE", help="the folder of a run, or a weights file")
+    command.add_argument(
         "model", type=model, metavar="OWNER/NAME", help="of the model on the hub; it is made if missing"
     )
-    parser.add_argument(
+    command.add_argument(
         "-opt", "--opt", type=Path, metavar="FILE", help="option file with network_g, for weights outside a run"
     )
-    parser.add_argument("--licence", "--license", metavar="ID", help="of the weights, such as apache-2.0 or cc-by-4.0")
-    parser.add_argument("--private", action="store_true", help="make the model visible to its owner alone")
-    parser.add_argument("--message", default="Upload a network of sam4ir", help="of the commit")
-    parser.add_argument("--dry-run", action="store_true", help="print the files and the card; upload nothing")
-    return parser.parse_args(arguments)
+    command.add_argument("--licence", "--license", metavar="ID", help="of the weights, such as apache-2.0 or cc-by-4.0")
+    command.add_argument("--private", action="store_true", help="make the model visible to its owner alone")
+    command.add_argument("--message", default="Upload a network of sam4ir", help="of the commit")
+    command.add_argument("--dry-run", action="store_true", help="print the files and the card; upload nothing")
+    return command
 
 
 def model(text: str) -> str:
@@ -44,9 +44,9 @@ def model(text: str) -> str:
     return text.removeprefix("hf:")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Write the files of a model and upload them; return the exit status."""
-    flags = parse(arguments)
+    flags = parser().parse_args(words)
     import tempfile
 
     from sam4ir.api.network import weights_and_options

@@ -122,7 +122,7 @@ def test_without_gradio_the_message_names_the_extra() -> None:
 
 
 def test_the_page_answers_this_machine_alone_by_default() -> None:
-    assert demo.parse([]).host == "127.0.0.1"
-    assert demo.parse(["--port", "8000"]).port == 8000
+    assert demo.parser().parse_args([]).host == "127.0.0.1"
+    assert demo.parser().parse_args(["--port", "8000"]).port == 8000
     with pytest.raises(SystemExit):
-        demo.parse(["--port", "70000"])
+        demo.parser().parse_args(["--port", "70000"])
