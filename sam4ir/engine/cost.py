@@ -27,23 +27,23 @@ _SECONDS = 20.0  # after which no further pass begins
 class MultiplyAdds(NamedTuple):
     """The multiply-adds of one image, as torch.utils.flop_counter counts them: half of its FLOPs.
 
-    height, width: of the input. count: None where the network does not run without values. condition: for a diffusion
-    network, those of its condition, which comes before the steps; `count` is one step. reason: why there is no count.
+    height, width: of the input. macs: None where the network does not run without values. condition: for a diffusion
+    network, those of its condition, which comes before the steps; `macs` are those of one step. reason: why there is no count.
     """
 
     height: int
     width: int
-    count: int | None
+    macs: int | None
     condition: int | None = None
     reason: str = ""
 
     def __str__(self) -> str:
         size = f"at {self.height} x {self.width}"
-        if self.count is None:
+        if self.macs is None:
             return f"unknown multiply-adds ({self.reason})"
         if self.condition is None:
-            return f"{in_giga(self.count)} multiply-adds {size}"
-        return f"{in_giga(self.count)} multiply-adds a step and {in_giga(self.condition)} before them {size}"
+            return f"{in_giga(self.macs)} multiply-adds {size}"
+        return f"{in_giga(self.macs)} multiply-adds a step and {in_giga(self.condition)} before them {size}"
 
 
 class Pass(NamedTuple):

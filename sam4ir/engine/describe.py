@@ -129,7 +129,7 @@ def fact_values(facts: NetworkFacts) -> dict[str, Any]:
         "scale": facts.scale,
         "channels": facts.channels,
         "input": {"height": facts.multiply_adds.height, "width": facts.multiply_adds.width},
-        "multiply_adds": facts.multiply_adds.count,
+        "multiply_adds": facts.multiply_adds.macs,
         "multiply_adds_of_the_condition": facts.multiply_adds.condition,
         "device": facts.device,
         "seconds": None,
@@ -208,9 +208,9 @@ def metric_in_words(metric: str) -> str:
 
 
 def _multiply_adds_text(cost: MultiplyAdds) -> str:
-    if cost.count is None:
+    if cost.macs is None:
         return f"unknown: {cost.reason}"
-    text = f"{cost.count:,} ({in_giga(cost.count)}, MACs = FLOPs / 2) at {cost.height} x {cost.width}"
+    text = f"{cost.macs:,} ({in_giga(cost.macs)}, MACs = FLOPs / 2) at {cost.height} x {cost.width}"
     if cost.condition is not None:
         text += f" for a step, {cost.condition:,} ({in_giga(cost.condition)}) before the steps"
     return text

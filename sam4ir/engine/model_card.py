@@ -120,8 +120,8 @@ def card(options: Options, loaded: LoadedNetwork, record: RunRecord | None, mode
         "",
         *_table({"architecture": block_line(options.network_g), "parameters": f"{parameter_count(loaded.network):,}"}),
     ]
-    if cost.count is not None:
-        lines += _rows({"multiply-adds": f"{in_giga(cost.count)} at {cost.height} x {cost.width}"})
+    if cost.macs is not None:
+        lines += _rows({"multiply-adds": f"{in_giga(cost.macs)} at {cost.height} x {cost.width}"})
     lines += _rows({"images": f"{loaded.channels} channels, scale {loaded.scale}"})
     base = base_size(options, record)
     if base:

@@ -38,7 +38,7 @@ class ModuleCount:
 @pytest.mark.parametrize(("width", "published"), [(32, 16.25e9), (64, 63.33e9)])
 def test_nafnet_costs_what_its_authors_publish(width: int, published: float) -> None:
     """Table 6 of the paper, SIDD's networks at 256 x 256; it counts element-wise operations too."""
-    count = multiply_adds(Block(**NAFNET, width=width), 256, 256).count
+    count = multiply_adds(Block(**NAFNET, width=width), 256, 256).macs
     assert count == pytest.approx(published, rel=0.015)
 
 
@@ -56,7 +56,7 @@ def test_restormer_costs_what_its_authors_publish_and_the_products_of_attention(
         (96, 1, 256**2, 4 + 4),
     ):
         products += channels**2 // heads * pixels * blocks
-    count = multiply_adds(Block(type="Restormer"), 256, 256).count
+    count = multiply_adds(Block(type="Restormer"), 256, 256).macs
     assert count is not None
     assert count - products == pytest.approx(140.99e9, rel=0.005)
 
@@ -68,7 +68,7 @@ def test_hinet_costs_what_its_authors_publish_where_up_sampling_is_counted_once(
     Four of them in each of two U-Nets have the same cost, since width doubles where the side halves.
     """
     up_sampling = 2 * 4 * (16 * width * 8 * width * 4) * 16**2
-    count = multiply_adds(Block(type="HINet", wf=width), 256, 256).count
+    count = multiply_adds(Block(type="HINet", wf=width), 256, 256).macs
     assert count is not None
     assert count + 3 * up_sampling == pytest.approx(published, rel=0.01)
 
@@ -86,20 +86,20 @@ def test_a_network_of_convolutions_has_the_count_of_its_modules(arguments: dict[
         network = ARCHS.get(block.type)(**block.arguments).train()  # in training no convolutions are joined
         by_modules = ModuleCount(network)
         network(torch.zeros(1, 3, 64, 64))
-    assert multiply_adds(block, 64, 64).count == pytest.approx(by_modules.total, rel=0.02)
+    assert multiply_adds(block, 64, 64).macs == pytest.approx(by_modules.total, rel=0.02)
 
 
 def test_the_count_is_proportional_to_the_pixels() -> None:
     block = Block(type="HINet", wf=4, depth=2)
     small, large = multiply_adds(block, 32, 48), multiply_adds(block, 64, 96)
-    assert small.count is not None
-    assert large.count == 4 * small.count
+    assert small.macs is not None
+    assert large.macs == 4 * small.macs
 
 
 def test_a_diffusion_network_has_a_condition_and_steps() -> None:
     block = Block(type="DiffSR", hidden_size=8, dim_mults=[1, 2], rrdb_num_feat=8, rrdb_num_block=3)
     cost = multiply_adds(block, 30, 30, diffusion=True)
-    assert cost.count
+    assert cost.macs
     assert cost.condition
     assert "a step" in str(cost)
 
@@ -113,7 +113,7 @@ def test_a_network_that_reads_values_has_no_count(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setitem(ARCHS._entries, "Reading", Reading)
     cost = multiply_adds(Block(type="Reading"), 8, 8)
-    assert cost.count is None
+    assert cost.macs is None
     assert "does not run without values" in str(cost)
 
 

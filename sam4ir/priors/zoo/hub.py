@@ -166,17 +166,19 @@ def _snapshot(name: HubName) -> _Snapshot:
     try:
         commit, files = _asked(name)
     except _Unreachable as error:
-        commit = _last_commit(folder, name.revision)
-        listed = _recorded(folder, commit) if commit else None
-        if commit is None or listed is None:
+        last = _last_commit(folder, name.revision)
+        listed = None
+        if last is not None:
+            listed = _recorded(folder, last)
+        if last is None or listed is None:
             reason = without_tokens(first_line(error))
             raise WeightsError(
                 f"{HUB}{name.model}: the hub cannot be reached ({reason}), and nothing of it is in {folder}"
             ) from None
         log.warning(
-            "%s%s: the hub cannot be reached; commit %s is taken, which it had last", HUB, name.model, commit[:12]
+            "%s%s: the hub cannot be reached; commit %s is taken, which it had last", HUB, name.model, last[:12]
         )
-        return _Snapshot(commit, listed, folder / commit)
+        return _Snapshot(last, listed, folder / last)
     make_folder(folder / commit)
     _record(folder, name.revision, commit, files)
     return _Snapshot(commit, files, folder / commit)
