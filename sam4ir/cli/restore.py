@@ -60,6 +60,9 @@ def parser() -> cli.Parser:
         "--samples", type=cli.positive, default=1, help="diffusion: results an image, NAME_s0.png, ..."
     )
     command.add_argument("--precision", choices=("auto", "fp32", "bf16"), help="diffusion: of the network")
+    command.add_argument(
+        "--compile", action="store_true", help="compile the network first, which takes a minute or more"
+    )
     command.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ... (default: the option file's)")
     command.add_argument("--ignore-exif", action="store_true", help="do not turn images by their EXIF orientation")
     command.add_argument(

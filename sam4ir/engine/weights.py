@@ -11,8 +11,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from sam4ir.archs.infer import infer, restoring, shapes_of, stereo
-from sam4ir.registry import STEREO, near_miss
-from sam4ir.utils.weights import Weights, WeightsFileError, read_file, read_weights, reading
+from sam4ir.registry import ARCHS, STEREO, near_miss
+from sam4ir.utils.weights import (
+    Weights,
+    WeightsFileError,
+    is_safetensors,
+    read_file,
+    read_weights,
+    reading,
+    safetensors_description,
+)
 
 __all__ = ["WeightsFileError", "flow", "load_weights", "locate", "network_block", "read_file", "reading"]
 
@@ -93,7 +101,12 @@ def _require_fractions(state: Mapping[str, Tensor], own: Mapping[str, Tensor], w
 
 def metadata_of(source: str | Path, entry: str) -> Mapping[str, Any]:
     """Return the plain values that a weights file holds under `entry`, beside its weights; {} where it holds none."""
-    content = read_file(locate(source), mapped=True)
+    path = locate(source)
+    content: Any
+    if is_safetensors(path):
+        content = safetensors_description(path)
+    else:
+        content = read_file(path, mapped=True)
     if not isinstance(content, Mapping):
         return {}
     metadata = content.get(entry)
@@ -103,8 +116,9 @@ def metadata_of(source: str | Path, entry: str) -> Mapping[str, Any]:
 
 
 def network_block(source: str | Path) -> dict[str, Any]:
-    """Return {type, argument ...} of the network that weights belong to, by the zoo's entry or by their shapes.
+    """Return {type, argument ...} of the network that weights belong to.
 
+    The zoo's entry names it, or the description that a .safetensors file of ours holds, or the shapes of the weights.
     Raises WeightsFileError where no network of ours fits, and what `locate` raises.
     """
     name, path = zoo_name(source), locate(source)
@@ -114,6 +128,9 @@ def network_block(source: str | Path) -> dict[str, Any]:
         network = find(name).network
         if network is not None:
             return network.block
+    described = metadata_of(path, "network") if is_safetensors(path) else {}
+    if described.get("type") in ARCHS.names():
+        return dict(described)
     weights = read_weights(path, mapped=True)
     fit = infer(shapes_of(weights.state))
     if fit is None and stereo(shapes_of(weights.state)):

@@ -28,17 +28,28 @@ class RestoreRecipe:
 
     val: tiles, self-ensemble, sampling. scale: output pixels per input pixel.
     diffusion: the process of a diffusion network; None for a network that restores in one pass.
+    compiled: whether the network is compiled for inference (`compile: inference`), see `for_inference`.
     """
 
     val: ValOptions
     scale: int = 1
     diffusion: DiffusionOptions | None = None
+    compiled: bool = False
 
 
 def restore_recipe(options: Options) -> RestoreRecipe:
     """Return the keys of an option file by which its network restores images."""
     diffusion = options.process if options.diffuses else None
-    return RestoreRecipe(options.val or ValOptions(), options.scale, diffusion)
+    return RestoreRecipe(options.val or ValOptions(), options.scale, diffusion, options.compile == "inference")
+
+
+def for_inference(recipe: RestoreRecipe, net: nn.Module) -> nn.Module:
+    """Return the network, compiled where the recipe says so; its weights must not change any more."""
+    if not recipe.compiled or recipe.diffusion is not None:
+        return net
+    from sam4ir.engine.restore.compiled import CompiledNetwork  # torch's compiler takes seconds to import
+
+    return CompiledNetwork(net, in_tiles=build_inference(recipe).tile is not None)
 
 
 def build_restorer(recipe: RestoreRecipe, net: nn.Module, on_step: OnStep | None = None) -> Restorer:

@@ -51,6 +51,7 @@ class RestoreRequest:
     device: str | None = None
     ignore_exif: bool = False
     overwrite: bool = False
+    compile: bool = False
 
 
 def restore_folder(request: RestoreRequest) -> int:
@@ -134,7 +135,12 @@ def with_flags(options: Options, request: RestoreRequest) -> Options:
         first = error.errors()[0]
         raise UserError(f"--{first['loc'][0]}: {first['input']!r}: {first['msg']}") from error
     # training sets and their masks are of no concern here
-    changed = options.model_copy(update={"val": val.model_copy(update=changes), "train": None, "datasets": {}})
+    compiling: bool | str = options.compile
+    if request.compile:
+        compiling = "inference"
+    changed = options.model_copy(
+        update={"val": val.model_copy(update=changes), "train": None, "datasets": {}, "compile": compiling}
+    )
     for problem in consistency(changed):
         raise UserError(f"--{problem.path[-1]!s}: {problem.message}")
     return changed

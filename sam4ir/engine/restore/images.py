@@ -76,6 +76,7 @@ def image_restorer(options: Options, weights: str, on_step: OnStep | None = None
     if scale != options.scale:
         log.info("scale: %d, as the network's images show; the option file names none", scale)
     recipe = dataclasses.replace(recipe, scale=scale)
+    network = restore_build.for_inference(recipe, network)
     return ImageRestorer(restore_build.build_restorer(recipe, network, on_step), device, channels)
 
 
