@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import torch
 
-from sam4ir.benchmarks import data, diffusion, networks, sam
+from sam4ir.benchmarks import data, diffusion, exported, networks, sam
 from sam4ir.benchmarks.networks import RECIPES, Setting
 from sam4ir.benchmarks.sam import SamSetting
 from sam4ir.benchmarks.timing import Contest, Plan, environment, measure
@@ -21,7 +21,7 @@ from sam4ir.utils.files import write_text
 from sam4ir.utils.precision import number_format
 
 SUBJECTS = ("train", "infer", "data", "masks", "spe")
-APART = ("diffusion", "sam", "bookkeeping")
+APART = ("diffusion", "export", "sam", "bookkeeping")
 QUICK = Plan(rounds=2, warmup=1)
 
 
@@ -106,6 +106,9 @@ def _contests(request: BenchmarkRequest, command: str) -> Iterator[Contest]:
             yield networks.inference(network, _setting(request))
     elif command == "diffusion":
         yield from diffusion.contests(_setting(request))
+    elif command == "export":
+        with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
+            yield exported.contest(_setting(request), Path(folder))
     elif command == "sam":
         device = choose_device(request.device, place="--device")
         yield sam.contest(

@@ -21,9 +21,7 @@ FORMATS = ("onnx", "torch-export", "safetensors")
 
 def parser() -> cli.Parser:
     """Return the parser of the command."""
-    command = cli.Parser(
-        prog="sam4ir export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    command = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("weights", metavar="FILE|NAME", help="weights file of the network, or a name of the zoo")
     command.add_argument("--to", choices=FORMATS, required=True, help="the format to write")
     command.add_argument(
