@@ -106,20 +106,24 @@ def _contests(request: BenchmarkRequest, command: str) -> Iterator[Contest]:
             yield networks.inference(network, _setting(request))
     elif command == "diffusion":
         yield from diffusion.contests(_setting(request))
-    elif command == "export":
-        with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-            yield exported.contest(_setting(request), Path(folder))
     elif command == "sam":
         device = choose_device(request.device, place="--device")
         yield sam.contest(
             SamSetting(request.sam, device, request.images, request.number, request.points_per_side, request.quick)
         )
-    elif command == "spe":
-        with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-            yield from data.spe_contests(Path(folder), request.quick, request.masks)
     else:
         with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-            yield from data.contests(command, Path(folder), request.quick)
+            yield from _contests_with_files(request, command, Path(folder))
+
+
+def _contests_with_files(request: BenchmarkRequest, command: str, folder: Path) -> Iterator[Contest]:
+    """Yield the contests of a command that writes files into a folder."""
+    if command == "export":
+        yield exported.contest(_setting(request), folder)
+    elif command == "spe":
+        yield from data.spe_contests(folder, request.quick, request.masks)
+    else:
+        yield from data.contests(command, folder, request.quick)
 
 
 def _measure_bookkeeping(request: BenchmarkRequest, report: dict[str, Any]) -> int:
