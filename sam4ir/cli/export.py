@@ -45,14 +45,9 @@ def parser() -> cli.Parser:
     return command
 
 
-def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return the command line's flags."""
-    return parser().parse_args(arguments)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Export a network; return the exit status 0. Raises UserError where nothing was written."""
-    flags = parse(arguments)
+    flags = parser().parse_args(words)
     from sam4ir.export.formats import SUFFIXES
     from sam4ir.export.source import export_source
     from sam4ir.export.write import ExportSettings, export

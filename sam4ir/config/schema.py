@@ -474,8 +474,8 @@ class Options(_Options):
     """Number format of training: bf16 and fp16 mean autocast, while weights and losses stay float32; fp16 scales the
     loss. auto means bf16 where it is fast (CUDA 8.0 and later, CPUs with AMX or AVX512-BF16) and fp32 elsewhere."""
     compile: bool | Literal["inference"] = False
-    """Whether torch.compile is timed at the start of the run and kept where it is faster. inference compiles nothing in
-    a training; restore.py and test.py then run code in which the weights are constants, made in a minute or more."""
+    """Whether torch.compile is timed at the start of the run and kept where it is faster. `inference` compiles nothing in
+    a training; `sam4ir restore` and `sam4ir test` then run code in which the weights are constants."""
     channels_last: bool = True
     """Whether weights and images lie in memory format channels_last, the fastest one for our networks."""
     checkpoint_activations: bool = False

@@ -16,7 +16,7 @@ from sam4ir.utils.files import sha256_of
 from sam4ir.utils.tables import read_csv
 from sam4ir.utils.weights import DESCRIPTION, safetensors_description
 
-TORCH_EXPORT_ENTRY = "sam4ir.json"  # the name of the description among the extra files of a .pt2 file
+TORCH_EXPORT_ENTRY = "description"  # the name of the description among the extra files of a .pt2 file
 _LARGEST = 1 << 20  # bytes of a description that is read
 _NO_METRICS = ("dataset", "stage", "image", "sample", "iter")
 
@@ -83,7 +83,7 @@ def missing_package(package: str, extra: str = "onnx") -> ExportError:
     return ExportError(f"{package} is not installed; run: pip install 'sam4ir[{extra}]'")
 
 
-def origin(weights: Path, source: str, options_file: Path | None) -> dict[str, Any]:
+def facts_of(weights: Path, source: str, options_file: Path | None) -> dict[str, Any]:
     """Return where weights come from: their file and hash, that of the option file, the licence, and their scores.
 
     source: the weights as the user names them, a file or a name of the zoo. Without a known value a key is left out.

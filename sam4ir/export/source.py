@@ -19,7 +19,7 @@ from sam4ir.engine.restore.build import build_inference, restore_recipe, trained
 from sam4ir.engine.restore.images import image_form
 from sam4ir.engine.weights import load_weights, locate, network_block
 from sam4ir.export.graph import ExportError
-from sam4ir.export.metadata import origin
+from sam4ir.export.metadata import facts_of
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ExportSource:
     """A trained network on the CPU in evaluation mode, in float32.
 
     network_g: its type and arguments. channels: of the images that it takes. scale: output pixels per input pixel.
-    window: images are padded to a multiple of it. facts: where the weights come from (export.metadata.origin).
+    window: images are padded to a multiple of it. facts: where the weights come from (export.metadata.facts_of).
     """
 
     network: nn.Module
@@ -58,7 +58,7 @@ def export_source(weights: str, options_file: Path | None = None) -> ExportSourc
         channels, scale = image_form(network, device, recipe)
     window = math.lcm(build_inference(recipe).multiple, int(getattr(network, "unshuffle", 1)))
     block = {"type": options.network_g.type, **options.network_g.arguments}
-    facts = origin(path, weights, file)
+    facts = facts_of(path, weights, file)
     if recipe.diffusion is not None:
         facts[DIFFUSION_ENTRY] = recipe.diffusion.model_dump()
     return ExportSource(network, block, channels, scale, window, facts)

@@ -17,14 +17,14 @@ from sam4ir.models.restoration import restore
 TOLERANCES = {"fp32": 1e-4, "fp16": 2e-2}  # largest absolute difference, where images are in [0, 1]
 
 
-class Comparison(NamedTuple):
+class Difference(NamedTuple):
     """The largest absolute difference of an export and its network on images (b, c, h, w)."""
 
     shape: tuple[int, ...]
-    difference: float
+    largest: float
 
     def __str__(self) -> str:
-        return f"{' x '.join(map(str, self.shape)):18} largest difference {self.difference:.1e}"
+        return f"{' x '.join(map(str, self.shape)):18} largest difference {self.largest:.1e}"
 
 
 def image_shapes(channels: int, multiple: int) -> list[tuple[int, int, int, int]]:
@@ -45,23 +45,25 @@ def step_shapes(multiple: int) -> list[tuple[int, int, int, int]]:
     return [(1 + number % 2, 3, multiple * h, multiple * w) for number, (h, w) in enumerate(sides)]
 
 
-def compare(run: Run, inputs: Sequence[tuple[Tensor, ...]], expected: Callable[..., Tensor]) -> Iterator[Comparison]:
+def differences(
+    run: Run, inputs: Sequence[tuple[Tensor, ...]], expected: Callable[..., Tensor]
+) -> Iterator[Difference]:
     """Yield how an export differs from `expected` on each tuple of inputs; infinity where the shapes differ."""
     for tensors in inputs:
         wanted, got = expected(*tensors), run(*tensors)
-        difference = float("inf")
+        largest = float("inf")
         if got.shape == wanted.shape:
-            difference = float((got.float() - wanted).abs().max())
-        yield Comparison(tuple(tensors[0].shape), difference)
+            largest = float((got.float() - wanted).abs().max())
+        yield Difference(tuple(tensors[0].shape), largest)
 
 
-def refuse_differing(comparisons: Sequence[Comparison], tolerance: float) -> None:
+def refuse_differing(measured: Sequence[Difference], tolerance: float) -> None:
     """Raise ExportError where a difference is beyond the tolerance, or no number."""
-    for comparison in comparisons:
-        if not comparison.difference <= tolerance:
+    for difference in measured:
+        if not difference.largest <= tolerance:
             raise ExportError(
-                f"the export differs from the network by {comparison.difference:.2e} on an image of "
-                f"{' x '.join(map(str, comparison.shape))}, more than the tolerance of {tolerance:g}; no file was "
+                f"the export differs from the network by {difference.largest:.2e} on an image of "
+                f"{' x '.join(map(str, difference.shape))}, more than the tolerance of {tolerance:g}; no file was "
                 "written. --tolerance allows more; in fp16 a network may need it, in fp32 this is a fault to report"
             )
 

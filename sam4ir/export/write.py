@@ -111,14 +111,14 @@ def _check(
     """Compare a graph with its network and report each comparison; raise ExportError where they differ."""
     inputs = verify.inputs_for(graph, source.network, source.channels)
     expected = verify.expected_of(graph, source.network, source.scale, source.window, settings.clamp)
-    comparisons = []
-    for comparison in verify.compare(run, inputs, expected):
-        report(f"  {comparison}")
-        comparisons.append(comparison)
+    measured = []
+    for difference in verify.differences(run, inputs, expected):
+        report(f"  {difference}")
+        measured.append(difference)
     tolerance = settings.tolerance
     if tolerance is None:
         tolerance = verify.TOLERANCES[settings.precision]
-    verify.refuse_differing(comparisons, tolerance)
+    verify.refuse_differing(measured, tolerance)
 
 
 def _weights(source: ExportSource, settings: ExportSettings) -> bytes:

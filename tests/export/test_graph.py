@@ -31,9 +31,9 @@ def differences(graph, network, scale, window=1, clamp=False):
     inputs = verify.inputs_for(graph, network, 3)
     expected = verify.expected_of(graph, network, scale, window, clamp)
     with torch.no_grad():
-        comparisons = list(verify.compare(graph.eval(), inputs, expected))
-    assert len(comparisons) == 5
-    return [comparison.difference for comparison in comparisons]
+        measured = list(verify.differences(graph.eval(), inputs, expected))
+    assert len(measured) == 5
+    return [difference.largest for difference in measured]
 
 
 @pytest.mark.parametrize(("role", "arguments", "scale"), NETWORKS)
@@ -83,7 +83,7 @@ def test_a_fast_local_network_is_refused_with_the_reason():
 
 def test_a_difference_beyond_the_tolerance_is_refused():
     for wrong in (2e-4, float("nan"), float("inf")):
-        comparisons = [verify.Comparison((1, 3, 4, 4), 0.0), verify.Comparison((1, 3, 1, 1), wrong)]
+        measured = [verify.Difference((1, 3, 4, 4), 0.0), verify.Difference((1, 3, 1, 1), wrong)]
         with pytest.raises(ExportError, match="1 x 3 x 1 x 1"):
-            verify.refuse_differing(comparisons, 1e-4)
-    verify.refuse_differing(comparisons[:1], 1e-4)
+            verify.refuse_differing(measured, 1e-4)
+    verify.refuse_differing(measured[:1], 1e-4)
