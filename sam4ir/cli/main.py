@@ -26,6 +26,7 @@ COMMANDS = {
     "train": Command("train", "train a network, plain or with SAM4IR; or check an option file", logged=True),
     "test": Command("test", "restore test sets with networks and score them"),
     "restore": Command("restore", "restore images with a trained network"),
+    "export": Command("export", "write a trained network as ONNX, torch.export or safetensors"),
     "make-masks": Command("make_masks", "make the masks of a folder of images with Segment Anything"),
     "masks": Command("masks", "inspect, verify, view, import, export and cut mask stores"),
     "prepare": Command("prepare", "make training and test sets of the files that you downloaded"),

@@ -86,6 +86,9 @@ def parser() -> cli.Parser:
     command.add_argument(
         "--precision", choices=("auto", "fp32", "bf16", "fp16"), help="number format of the network (default: fp32)"
     )
+    command.add_argument(
+        "--compile", action="store_true", help="compile the network first, which takes a minute or more"
+    )
     command.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ... (default: the option file's)")
     command.add_argument("--ignore-exif", action="store_true", help="do not turn images by their EXIF orientation")
     command.add_argument(

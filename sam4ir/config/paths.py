@@ -44,9 +44,9 @@ class RunPaths:
         """Folder of the results of sam4ir test."""
         return self.root / "results" / self.name
 
-    def network(self, label: str, iteration: int | str) -> Path:
-        """Return the path of net_<label>_<iteration>.pth, with the weights of one network."""
-        return self.models / f"net_{label}_{iteration}.pth"
+    def network(self, label: str, iteration: int | str, save_format: str = "pth") -> Path:
+        """Return the path of net_<label>_<iteration>.<save_format>, with the weights of one network."""
+        return self.models / f"net_{label}_{iteration}.{save_format}"
 
     def state(self, iteration: int) -> Path:
         """Return the path of training_states/<iteration>.state."""

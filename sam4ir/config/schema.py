@@ -444,6 +444,10 @@ class LoggerOptions(_Options):
     """Iterations between two lines of the console and the log file; log.jsonl has every iteration."""
     save_checkpoint_freq: Positive = 5000
     """Iterations between two checkpoints (weights and training state); the last iteration is always saved."""
+    save_format: Literal["pth", "safetensors"] = "pth"
+    """Format of the weights of a checkpoint. A pth file holds the weights and their average (EMA). A safetensors file
+    holds what is deployed, the average where there is one, and describes its network; the weights that were averaged
+    are then in net_g_ITERATION_params.safetensors beside it."""
     use_tb_logger: bool = False
     """Whether losses, learning rates and scores go to TensorBoard."""
     wandb: Any = None
@@ -469,8 +473,9 @@ class Options(_Options):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     """Number format of training: bf16 and fp16 mean autocast, while weights and losses stay float32; fp16 scales the
     loss. auto means bf16 where it is fast (CUDA 8.0 and later, CPUs with AMX or AVX512-BF16) and fp32 elsewhere."""
-    compile: bool = False
-    """Whether torch.compile is timed at the start of the run and kept where it is faster."""
+    compile: bool | Literal["inference"] = False
+    """Whether torch.compile is timed at the start of the run and kept where it is faster. `inference` compiles nothing
+    in a training; `sam4ir restore` and `sam4ir test` then run code in which the weights are constants."""
     channels_last: bool = True
     """Whether weights and images lie in memory format channels_last, the fastest one for our networks."""
     checkpoint_activations: bool = False

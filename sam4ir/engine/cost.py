@@ -28,7 +28,8 @@ class MultiplyAdds(NamedTuple):
     """The multiply-adds of one image, as torch.utils.flop_counter counts them: half of its FLOPs.
 
     height, width: of the input. macs: None where the network does not run without values. condition: for a diffusion
-    network, those of its condition, which comes before the steps; `macs` are those of one step. reason: why there is no count.
+    network, those of its condition, which comes before the steps; `macs` are those of one step. reason: why there is no
+    count.
     """
 
     height: int

@@ -14,8 +14,16 @@ from sam4ir.archs.infer import Fit, infer, restoring, shapes_of, shared_keys, st
 from sam4ir.engine.foreign.library import INSTALL, installed
 from sam4ir.engine.foreign.recognise import announce, foreign_block
 from sam4ir.priors.zoo.hub import hub_weights, is_hub_name
-from sam4ir.registry import STEREO, near_miss
-from sam4ir.utils.weights import Weights, WeightsFileError, read_file, read_weights, reading
+from sam4ir.registry import ARCHS, STEREO, near_miss
+from sam4ir.utils.weights import (
+    Weights,
+    WeightsFileError,
+    is_safetensors,
+    read_file,
+    read_weights,
+    reading,
+    safetensors_description,
+)
 
 __all__ = ["WeightsFileError", "flow", "load_weights", "locate", "network_block", "read_file", "reading"]
 
@@ -103,7 +111,12 @@ def _require_fractions(state: Mapping[str, Tensor], own: Mapping[str, Tensor], w
 
 def metadata_of(source: str | Path, entry: str) -> Mapping[str, Any]:
     """Return the plain values that a weights file holds under `entry`, beside its weights; {} where it holds none."""
-    content = read_file(locate(source), mapped=True)
+    path = locate(source)
+    content: Any
+    if is_safetensors(path):
+        content = safetensors_description(path)
+    else:
+        content = read_file(path, mapped=True)
     if not isinstance(content, Mapping):
         return {}
     metadata = content.get(entry)
@@ -113,9 +126,10 @@ def metadata_of(source: str | Path, entry: str) -> Mapping[str, Any]:
 
 
 def network_block(source: str | Path) -> dict[str, Any]:
-    """Return {type, argument ...} of the network that weights belong to, by the zoo's entry or by their shapes.
+    """Return {type, argument ...} of the network that weights belong to.
 
-    A network of spandrel is returned where none of ours fits, and a line of the log says so.
+    The zoo's entry names it, or the description that a .safetensors file of ours holds, or the shapes of the weights. A
+    network of spandrel is returned where none of ours fits, and a line of the log says so.
     Raises WeightsFileError where none fits, and what `locate` raises.
     """
     name, path = zoo_name(source), locate(source)
@@ -125,6 +139,9 @@ def network_block(source: str | Path) -> dict[str, Any]:
         network = find(name).network
         if network is not None:
             return network.block
+    described = metadata_of(path, "network") if is_safetensors(path) else {}
+    if described.get("type") in ARCHS.names():
+        return dict(described)
     weights = read_weights(path, mapped=True)
     fit = infer(shapes_of(weights.state))
     if fit is not None and not shared_keys(fit):

@@ -7,9 +7,10 @@ safetensors have none, so only their structure is verified.
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from sam4ir.utils.file_kinds import foreign_kind, zip_kind
 from sam4ir.utils.state_dicts import Weights, WeightsFileError, find_state
 
 __all__ = ["Weights", "WeightsFileError", "find_state", "read_file", "read_weights", "reading"]
+
+DESCRIPTION = "sam4ir"  # the entry of a file's metadata that describes its network, as JSON
 
 # A tensor may repeat its values (torch's expand), and several may share them; these bound what a small file can claim.
 REPEATED = 1 << 20  # bytes that all tensors of a file may take beyond their own storages
@@ -74,6 +77,32 @@ def reading(path: Path, mapped: bool = False) -> Iterator[Any]:
             yield content
     except ArchiveError as error:
         raise WeightsFileError(f"{path}: {error}; copy or fetch it again") from None
+
+
+def safetensors_description(path: Path) -> Mapping[str, Any]:
+    """Return what the metadata of a .safetensors file says of its network; {} where it says nothing.
+
+    Its keys are those of sam4ir.export.metadata.read_metadata. Raises WeightsFileError for a file of another kind.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(path), "pt") as file:
+            metadata = file.metadata() or {}
+    except Exception as error:  # its errors have several classes
+        raise WeightsFileError(f"{path}: is truncated or no safetensors file ({_short(error)})") from error
+    try:
+        description = json.loads(metadata.get(DESCRIPTION, "{}"))
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(description, Mapping):
+        return {}
+    return description
+
+
+def is_safetensors(path: Path) -> bool:
+    """Return whether a file is one of safetensors: by its suffix, or by its content under another name."""
+    return path.is_file() and _is_safetensors(path)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from sam4ir.engine.weights import locate
 from sam4ir.errors import UserError
 from sam4ir.utils.files import sha256_of
 
-_CHECKPOINT = re.compile(r"net_g_(\d+)\.pth")
+_CHECKPOINT = re.compile(r"net_g_(\d+)\.(?:pth|safetensors)")
 _ITERATION = re.compile(r"(?:net_\w+|iter|model|model_ckpt_steps)_(\d+)")
 
 
@@ -38,21 +38,22 @@ class Candidate:
 
 
 def checkpoints(folder: Path) -> list[str]:
-    """Return net_g_<iteration>.pth of a run, sorted by iteration. folder: experiments/<name> or its models folder.
+    """Return the weights of a run, net_g_<iteration>.pth or .safetensors, sorted by iteration.
 
+    folder: experiments/<name> or its models folder. Of two formats of an iteration the .pth file is taken.
     Raises WeightsListError where the folder holds no such file.
     """
     models = folder / "models"
     if not models.is_dir():
         models = folder
     by_iteration: dict[int, Path] = {}
-    for path in models.glob("net_g_*.pth"):
+    for path in sorted(models.glob("net_g_*"), reverse=True):  # .safetensors before .pth, which replaces it
         match = _CHECKPOINT.fullmatch(path.name)
         if match:
             by_iteration[int(match.group(1))] = path
     if not by_iteration:
         raise WeightsListError(
-            f"--checkpoints {folder}: holds no net_g_<iteration>.pth; name experiments/<name> of a run"
+            f"--checkpoints {folder}: holds no net_g_<iteration>.pth or .safetensors; name experiments/<name> of a run"
         )
     return [str(path) for _, path in sorted(by_iteration.items())]
 

@@ -109,4 +109,5 @@ class TestBed:
                 diffusion=diffusion is not None,
                 multiple=self.recipe.val.window_size or 1,
             )
+        network = restore_build.for_inference(self.recipe, network)
         return Outputs(restore_build.build_restorer(self.recipe, network), self.device)

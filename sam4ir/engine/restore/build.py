@@ -34,12 +34,14 @@ class RestoreRecipe:
     diffusion: the process of a diffusion network; None for a network that restores in one pass.
     precision: the number format of a network that restores in one pass; no option file sets it, so that validation and
     tests have fp32.
+    compiled: whether the network is compiled for inference (`compile: inference`), see `for_inference`.
     """
 
     val: ValOptions
     scale: int = 1
     diffusion: DiffusionOptions | None = None
     precision: str = "fp32"
+    compiled: bool = False
 
     def in_format(self, precision: str) -> RestoreRecipe:
         """Return the recipe with another number format: fp32, bf16 or fp16."""
@@ -49,7 +51,16 @@ class RestoreRecipe:
 def restore_recipe(options: Options) -> RestoreRecipe:
     """Return the keys of an option file by which its network restores images."""
     diffusion = options.process if options.diffuses else None
-    return RestoreRecipe(options.val or ValOptions(), options.scale, diffusion)
+    return RestoreRecipe(options.val or ValOptions(), options.scale, diffusion, compiled=options.compile == "inference")
+
+
+def for_inference(recipe: RestoreRecipe, net: nn.Module) -> nn.Module:
+    """Return the network, compiled where the recipe says so; its weights must not change any more."""
+    if not recipe.compiled or recipe.diffusion is not None:
+        return net
+    from sam4ir.engine.restore.compiled import CompiledNetwork  # torch's compiler takes seconds to import
+
+    return CompiledNetwork(net, in_tiles=build_inference(recipe).tile is not None)
 
 
 def build_restorer(

@@ -51,6 +51,7 @@ class RestoreRequest:
     quality: int | None = None
     alpha: AlphaMode = "carry"
     crf: int = 16
+    compile: bool = False
 
     @property
     def settings(self) -> RestoreSettings:
@@ -65,6 +66,7 @@ class RestoreRequest:
             eta=self.eta,
             seed=self.seed,
             samples=self.samples,
+            compile=self.compile,
         )
 
 

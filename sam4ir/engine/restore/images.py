@@ -155,7 +155,8 @@ class LoadedNetwork:
     ) -> Restorer:
         """Return the Restorer that follows a recipe. on_step, on_tile: as for image_restorer."""
         recipe = dataclasses.replace(recipe, scale=self.scale)
-        return restore_build.build_restorer(recipe, self.network, on_step, on_tile)
+        network = restore_build.for_inference(recipe, self.network)
+        return restore_build.build_restorer(recipe, network, on_step, on_tile)
 
 
 def load_network(options: Options, weights: str) -> LoadedNetwork:

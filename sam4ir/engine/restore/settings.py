@@ -35,7 +35,7 @@ class RestoreSettings:
     self_ensemble: the mean over the eight flips and rotations. precision: auto, fp32, bf16, or fp16 on CUDA; None is
     fp32, and for a diffusion network what the option file says. The others are for diffusion networks.
     sampler: a name of diffusion.samplers. steps: passes of the network. eta: from 0 to 1, for ddim. seed: of the noise.
-    samples: results of an image.
+    samples: results of an image. compile: compile the network first; for networks that restore in one pass.
     """
 
     tile: int | None = None
@@ -47,6 +47,7 @@ class RestoreSettings:
     eta: float | None = None
     seed: int | None = None
     samples: int = 1
+    compile: bool = False
 
 
 class Described(NamedTuple):
@@ -124,7 +125,10 @@ def with_settings(options: Options, settings: RestoreSettings, named: Naming = s
         first = error.errors()[0]
         raise UserError(f"{named(str(first['loc'][0]))}: {first['input']!r}: {first['msg']}") from error
     # training sets and their masks are of no concern here
-    changed = options.model_copy(update={"val": val.model_copy(update=changes), "train": None, "datasets": {}})
+    whole: dict[str, Any] = {"val": val.model_copy(update=changes), "train": None, "datasets": {}}
+    if settings.compile:
+        whole["compile"] = "inference"
+    changed = options.model_copy(update=whole)
     for problem in consistency(changed):
         raise UserError(f"{named(str(problem.path[-1]))}: {problem.message}")
     return changed

@@ -94,7 +94,8 @@ def build_parts(options: Options, device: torch.device, world: World = ALONE, ch
         model = _distilling_model(shared, train, emas, seed, builder)
     else:
         model = Restoration(shared["g"], build_reconstruction(train, builder), seed)
-    return TrainingParts(model, optimisers, emas, scaler, tuple(shared.values()), metadata)
+    save_format = options.logger.save_format
+    return TrainingParts(model, optimisers, emas, scaler, tuple(shared.values()), metadata, save_format)
 
 
 def _networks(options: Options, train: TrainOptions, device: torch.device, channels: int) -> dict[str, nn.Module]:

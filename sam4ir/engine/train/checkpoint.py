@@ -1,12 +1,15 @@
 """Checkpoints: whole files, read with weights_only, that hold everything a bit-exact continuation needs.
 
-models/net_<label>_<iteration>.pth = {params, params_ema} holds the weights that users take away;
+models/net_<label>_<iteration>.pth = {params, params_ema} holds the weights that users take away, or, with
+logger.save_format: safetensors, net_<label>_<iteration>.safetensors the deployed ones (the average where there is one)
+and net_<label>_<iteration>_params.safetensors those that were averaged;
 training_states/<iteration>.state holds the rest and is written last, so that a state always has its weights. It also
 holds a digest of each weights file, so that the files of one checkpoint are not taken for those of another.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -17,14 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from sam4ir.config.paths import RunPaths
+from sam4ir.config.yaml_text import parse
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.weights import reading
 from sam4ir.errors import UserError
 from sam4ir.utils.archive import ArchiveError, contents_digest
-from sam4ir.utils.files import atomic
+from sam4ir.utils.files import atomic, sha256_of, write_bytes
+from sam4ir.utils.weights import DESCRIPTION
 
 STATE_FORMAT = 2
 NO_DIGESTS = 1  # the format before the digests, which is still read
+SAVE_FORMATS = ("pth", "safetensors")
+PARAMS = "_params"  # in the name of a file of the weights that were averaged
 _MISSHAPED = (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError)
 
 
@@ -79,15 +86,12 @@ def _cpu_state(network: nn.Module) -> dict[str, Tensor]:
 
 def save_checkpoint(paths: RunPaths, parts: TrainingParts, progress: Progress, options_text: str) -> Path:
     """Write the checkpoint of progress.iteration; return its state file. options_text: the options as YAML."""
-    digests = {}
-    for label, network in parts.model.networks.items():
-        weights: dict[str, Any] = {"params": _cpu_state(network), **parts.metadata}
-        if parts.emas[label].on:
-            weights["params_ema"] = _cpu_state(parts.emas[label].module)
-        save_tensors(weights, paths.network(label, progress.iteration))
-        digests[label] = contents_digest(paths.network(label, progress.iteration))
+    digests: dict[str, str] = {}
+    for label in parts.model.networks:
+        digests |= _save_network(paths, parts, label, progress.iteration, options_text)
     state = {
         "format": STATE_FORMAT,
+        "save_format": parts.save_format,
         "progress": vars(progress),
         "weights": digests,
         "optimizers": {label: optimiser.state_dict() for label, optimiser in parts.optimisers.items()},
@@ -102,12 +106,70 @@ def save_checkpoint(paths: RunPaths, parts: TrainingParts, progress: Progress, o
     return paths.state(progress.iteration)
 
 
+def _save_network(
+    paths: RunPaths, parts: TrainingParts, label: str, iteration: int, options_text: str
+) -> dict[str, str]:
+    """Write the weights of a network; return {label: digest}, and {label_params: digest} for a second file."""
+    network, ema = parts.model.networks[label], parts.emas[label]
+    path = paths.network(label, iteration, parts.save_format)
+    if parts.save_format == "pth":
+        weights: dict[str, Any] = {"params": _cpu_state(network), **parts.metadata}
+        if ema.on:
+            weights["params_ema"] = _cpu_state(ema.module)
+        save_tensors(weights, path)
+        return {label: contents_digest(path)}
+    description = _description(parts, label, iteration, options_text)
+    digests = {label: _save_safetensors(ema.module if ema.on else network, path, description)}
+    if ema.on:
+        beside = _beside(path)
+        digests[f"{label}{PARAMS}"] = _save_safetensors(network, beside, description)
+    return digests
+
+
+def _beside(path: Path) -> Path:
+    """Return the file of the weights that were averaged, beside that of their average."""
+    return path.with_name(f"{path.stem}{PARAMS}{path.suffix}")
+
+
+def _save_safetensors(network: nn.Module, path: Path, description: Mapping[str, Any]) -> str:
+    """Write a network's weights under their own keys; return the file's SHA-256."""
+    from safetensors.torch import save
+
+    metadata = {"format": "pt", DESCRIPTION: json.dumps(description, sort_keys=True)}
+    state = {}
+    for name, tensor in _cpu_state(network).items():
+        state[name] = tensor.clone()  # the format refuses tensors that share memory
+    write_bytes(path, save(state, metadata))
+    return sha256_of(path)
+
+
+def _description(parts: TrainingParts, label: str, iteration: int, options_text: str) -> dict[str, Any]:
+    """Return what a safetensors file says of its weights, with the keys of sam4ir.export.metadata.read_metadata."""
+    description: dict[str, Any] = {"iteration": iteration, **parts.metadata}
+    options = parse(options_text)[0]
+    if isinstance(options, Mapping) and isinstance(options.get(f"network_{label}"), Mapping):
+        description["network"] = dict(options[f"network_{label}"])
+        description["scale"] = options.get("scale", 1)
+    return description
+
+
 def publish_latest(paths: RunPaths, parts: TrainingParts, iteration: int) -> None:
-    """Write models/net_<label>_latest.pth, copies of the weights of an iteration."""
+    """Write models/net_<label>_latest, copies of the weights of an iteration; one of another format is removed."""
     for label in parts.model.networks:
-        source = paths.network(label, iteration)
-        with atomic(paths.network(label, "latest")) as part:
-            part.write_bytes(source.read_bytes())
+        source = paths.network(label, iteration, parts.save_format)
+        latest = paths.network(label, "latest", parts.save_format)
+        copies = {source: latest, _beside(source): _beside(latest)}
+        for file, copy in copies.items():
+            if file.is_file():
+                with atomic(copy) as part:
+                    part.write_bytes(file.read_bytes())
+            else:
+                copy.unlink(missing_ok=True)
+        for save_format in SAVE_FORMATS:
+            if save_format != parts.save_format:
+                stale = paths.network(label, "latest", save_format)
+                stale.unlink(missing_ok=True)
+                _beside(stale).unlink(missing_ok=True)
 
 
 def load_checkpoint(state_file: Path, parts: TrainingParts) -> Checkpoint:
@@ -169,16 +231,45 @@ def _read_network(
     state: Mapping[str, Any], state_file: Path, label: str, iteration: int, files: ExitStack
 ) -> Mapping[str, Any]:
     """Return the content of a weights file; raise DamagedCheckpointError where it is another checkpoint's."""
-    path = state_file.parent.parent / "models" / f"net_{label}_{iteration}.pth"
+    save_format = state.get("save_format", "pth")
+    if save_format not in SAVE_FORMATS:
+        raise CheckpointError(f"{state_file}: names an unknown format of weights ({save_format!r:.40})")
+    path = state_file.parent.parent / "models" / f"net_{label}_{iteration}.{save_format}"
+    if save_format == "safetensors":
+        return _read_safetensors(state, state_file, label, path, files)
     weights: Mapping[str, Any] = files.enter_context(reading(path, mapped=True))
     if not isinstance(weights, Mapping) or "params" not in weights:
         raise DamagedCheckpointError(f"{path}: holds no params, so it is no file of this checkpoint")
     if state["format"] != NO_DIGESTS and label in state["weights"] and _digest(path) != state["weights"][label]:
-        raise DamagedCheckpointError(
-            f"{path}: was changed, or is a file of another checkpoint: it is not the one that was written with "
-            f"{state_file.name}. Put that one back; to train from these weights name them in path.pretrain_network_g"
-        )
+        raise _foreign(path, state_file)
     return weights
+
+
+def _read_safetensors(
+    state: Mapping[str, Any], state_file: Path, label: str, path: Path, files: ExitStack
+) -> Mapping[str, Any]:
+    """Return {params, params_ema} of the safetensors files of a network; without an average {params} alone.
+
+    Such files have no checksums, so their digest is that of all bytes.
+    """
+    averaged = f"{label}{PARAMS}" in state["weights"]
+    entries = {"params": (label, path)}
+    if averaged:
+        entries = {"params_ema": (label, path), "params": (f"{label}{PARAMS}", _beside(path))}
+    weights = {}
+    for entry, (name, file) in entries.items():
+        weights[entry] = files.enter_context(reading(file))
+        if sha256_of(file) != state["weights"][name]:
+            raise _foreign(file, state_file)
+    return weights
+
+
+def _foreign(path: Path, state_file: Path) -> DamagedCheckpointError:
+    """Return the error of a weights file that is not the one of its checkpoint."""
+    return DamagedCheckpointError(
+        f"{path}: was changed, or is a file of another checkpoint: it is not the one that was written with "
+        f"{state_file.name}. Put that one back; to train from these weights name them in path.pretrain_network_g"
+    )
 
 
 def _digest(path: Path) -> str:

@@ -96,7 +96,7 @@ class Trainer:
         options_text = dump_options(options)
         self.journal = self._journal(options_text, options.logger.use_tb_logger)
         self.step = build_train.build_step(options, self.parts, self.device, world)
-        if options.compile:
+        if options.compile is True:
             self._compile(options.manual_seed, options.scale)
         self.batches = StageBatches(
             self.sets, world, options.manual_seed, train.mixing_augs, cuda=self.device.type == "cuda"

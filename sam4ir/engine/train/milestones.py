@@ -198,10 +198,11 @@ class Milestones:
                 self.log.error("%s", error)
 
     def finish(self) -> None:
-        """Copy the last weights to net_<label>_latest.pth."""
+        """Copy the last weights to net_<label>_latest.pth or .safetensors."""
         if self.main:
             publish_latest(self.paths, self.parts, self.total_iter)
-        self.log.info("Done: %s is trained; its weights are %s.", self.paths.name, self.paths.network("g", "latest"))
+        latest = self.paths.network("g", "latest", self.parts.save_format)
+        self.log.info("Done: %s is trained; its weights are %s.", self.paths.name, latest)
 
 
 def update_best(

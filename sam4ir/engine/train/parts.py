@@ -20,7 +20,8 @@ class TrainingParts:
 
     optimisers, emas: one for each label of model.networks. scaler: scales the loss for float16; switched off otherwise.
     shared: the networks as the model calls them, wrapped in DistributedDataParallel where several processes train.
-    metadata: plain values that each weights file holds beside the weights.
+    metadata: plain values that each weights file holds beside the weights. save_format: of those files, pth or
+    safetensors.
     """
 
     model: Model
@@ -29,3 +30,4 @@ class TrainingParts:
     scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
     shared: tuple[nn.Module, ...] = ()
     metadata: Mapping[str, Any] = field(default_factory=dict)
+    save_format: str = "pth"

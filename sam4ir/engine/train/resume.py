@@ -66,7 +66,7 @@ def refuse_overwrite(paths: RunPaths, resume_state: str | None = None) -> None:
     iterations = paths.saved_iterations()
     if resume_state and iterations and Path(resume_state).resolve() == paths.state(iterations[0]).resolve():
         return
-    weights = sorted(paths.models.glob("net_*.pth"))
+    weights = [*paths.models.glob("net_*.pth"), *paths.models.glob("net_*.safetensors")]
     if not iterations and not weights:
         return
     last = f"{len(weights)} weight files"

@@ -1,0 +1,71 @@
+"""Export a trained network for programs that do not have sam4ir.
+
+sam4ir export experiments/NAME/models/net_g_latest.pth --to onnx
+sam4ir export nafnet_sidd_width32 --to safetensors --output nafnet.safetensors
+sam4ir export net_g_latest.pth -opt options.yml --to torch-export --precision fp16
+
+The graphs of onnx and torch-export take RGB images (b, c, h, w) float32 in [0, 1] of every size: padding and crop are
+inside. Each file is compared with the network at five sizes before it gets its name, and describes its network.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from sam4ir.utils import cli
+
+FORMATS = ("onnx", "torch-export", "safetensors")
+
+
+def parser() -> cli.Parser:
+    """Return the parser of the command."""
+    command = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command.add_argument("weights", metavar="FILE|NAME", help="weights file of the network, or a name of the zoo")
+    command.add_argument("--to", choices=FORMATS, required=True, help="the format to write")
+    command.add_argument(
+        "--output", type=Path, metavar="FILE", help="the file to write (default: the weights' name with its suffix)"
+    )
+    command.add_argument(
+        "-opt", "--opt", type=Path, metavar="FILE", help="option file with network_g (default: as restore finds it)"
+    )
+    command.add_argument(
+        "--precision", choices=("fp32", "fp16"), default="fp32", help="of weights and activations (default: fp32)"
+    )
+    command.add_argument("--opset", type=cli.positive, default=18, metavar="N", help="onnx: its version (default: 18)")
+    command.add_argument("--clamp", action="store_true", help="limit the output to [0, 1] inside the graph")
+    command.add_argument("--no-check", action="store_true", help="do not compare the file with the network")
+    command.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="X",
+        help="largest difference that the comparison allows (default: 1e-4 in fp32, 2e-2 in fp16)",
+    )
+    return command
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Export a network; return the exit status 0. Raises UserError where nothing was written."""
+    flags = parser().parse_args(words)
+    from sam4ir.export.formats import SUFFIXES
+    from sam4ir.export.source import export_source
+    from sam4ir.export.write import ExportSettings, export
+
+    cli.show_log()
+    source = export_source(flags.weights, flags.opt)
+    output = flags.output or Path(f"{Path(flags.weights).stem}{SUFFIXES[flags.to]}")
+    if not flags.output and Path(flags.weights).is_file():
+        output = Path(flags.weights).with_suffix(SUFFIXES[flags.to])
+    _refuse_own_file(output, flags.weights)
+    settings = ExportSettings(flags.to, flags.precision, flags.opset, flags.clamp, not flags.no_check, flags.tolerance)
+    export(source, output, settings)
+    return 0
+
+
+def _refuse_own_file(output: Path, weights: str) -> None:
+    """Raise ExportError where the output would replace the weights."""
+    from sam4ir.export.graph import ExportError
+
+    if output.exists() and Path(weights).exists() and output.samefile(weights):
+        raise ExportError(f"--output: {output} is the weights file itself; name another file")
