@@ -28,9 +28,10 @@ import numpy as np
 import torch
 
 from sam4ir.api.images import Picture, restore_picture
-from sam4ir.config.schema import Options
+from sam4ir.config.schema import Block, Options
 from sam4ir.engine.evaluate.candidates import checkpoints
-from sam4ir.engine.restore.images import ImageRestorer, LoadedNetwork, load_network
+from sam4ir.engine.restore.build import restore_recipe
+from sam4ir.engine.restore.images import LARGEST_WHOLE, ImageRestorer, LoadedNetwork, image_form, load_network
 from sam4ir.engine.restore.settings import (
     RestoreSettings,
     network_options,
@@ -38,6 +39,7 @@ from sam4ir.engine.restore.settings import (
     with_settings,
 )
 from sam4ir.engine.restore.within_memory import WithinMemory
+from sam4ir.engine.train.checkpoint import SAVE_FORMATS
 from sam4ir.errors import UserError
 from sam4ir.utils.faults import fault_of_item
 from sam4ir.utils.folders import list_files
@@ -47,7 +49,6 @@ log = logging.getLogger(__name__)
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _OPTION_FILES = (".yml", ".yaml")
-_EXPORTED = (".onnx",)
 
 
 class TrainedNetwork:
@@ -85,7 +86,11 @@ class TrainedNetwork:
         settled = settled_recipe(self.options, settings.precision, loaded.device)
         for line in settled.lines:
             log.info(line)
-        self._restorer = ImageRestorer(loaded.restorer(settled.recipe), loaded.device, loaded.channels, memory)
+        restorer = loaded.restorer(settled.recipe)
+        whole_up_to: int | None = LARGEST_WHOLE
+        if settings.tile == 0:
+            whole_up_to = None
+        self._restorer = ImageRestorer(restorer, loaded.device, loaded.channels, memory, whole_up_to)
 
     def __repr__(self) -> str:
         return (
@@ -234,13 +239,15 @@ def load(
 ) -> TrainedNetwork:
     """Load a trained network.
 
-    source: a weights file (.pth, .safetensors), a name of the zoo, the folder of a run (experiments/<name>: its latest
-    weights), or an option file (.yml), whose plugins are then imported.
+    source: a weights file (.pth, .safetensors), a name of the zoo or of a hub (hf:owner/name), the folder of a run
+    (experiments/<name>: its latest weights), an option file (.yml), whose plugins are then imported, or an .onnx file
+    of sam4ir export, which ONNX Runtime runs on the CPU in its own number format.
     weights: with an option file, in place of its path.pretrain_network_g.
     device: auto, cpu, cuda, cuda:1 ... or mps. precision: fp32, bf16, fp16 (CUDA), or auto for bf16 where the device is
     fast in it; None is fp32, and for a diffusion network what its option file says.
     tile: restore in blended tiles of this side in pixels of the input; 0 takes whole images; None does as the option
-    file says, which is whole images where it says nothing. overlap: pixels that tiles share, an eighth by default.
+    file says, and where it says nothing images of more than 4 megapixels go in tiles of 512. overlap: pixels that tiles
+    share, an eighth by default.
     self_ensemble: take the mean over the eight flips and rotations.
     sampler, steps, eta, seed: of a diffusion network, as in sam4ir restore.
     concurrency: calls that may compute at a time. One image already uses all cores, or the whole GPU, and each further
@@ -250,8 +257,10 @@ def load(
     settings = _checked(RestoreSettings(tile, overlap, self_ensemble, precision, sampler, steps, eta, seed))
     if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
         raise UserError(f"concurrency: {concurrency!r} must be a whole number above 0")
-    if Path(source).suffix in _EXPORTED:  # a whole network in another form would become a LoadedNetwork here
-        raise UserError(f"{source}: an exported network cannot be loaded; give the weights that it was made of")
+    places = threading.Semaphore(concurrency)
+    if Path(source).suffix == ".onnx":
+        options, loaded = _exported(Path(source), settings, weights, device)
+        return TrainedNetwork(loaded, options, os.fspath(source), settings, places, WithinMemory())
     file, option_file = weights_and_options(os.fspath(source), weights)
     described = network_options(file, option_file, device)
     for line in described.notes:
@@ -261,8 +270,30 @@ def load(
     if not file:
         raise UserError(f"{source}: path.pretrain_network_g names no weights; give `weights`")
     with_settings(options, settings)  # before the weights are read
-    places = threading.Semaphore(concurrency)
     return TrainedNetwork(load_network(options, file), options, file, settings, places, WithinMemory())
+
+
+def _exported(
+    file: Path, settings: RestoreSettings, weights: str | os.PathLike[str] | None, device: str
+) -> tuple[Options, LoadedNetwork]:
+    """Return the options and the network of an .onnx file. Raises UserError where it cannot restore images."""
+    from sam4ir.export.runtime import OnnxNetwork  # it needs the extra [onnx]
+
+    if weights is not None:
+        raise UserError(f"weights: {file} holds its own; leave the argument out")
+    if device not in ("auto", "cpu"):
+        raise UserError(f"device: {file} runs on the CPU, in ONNX Runtime; give cpu, or the .pth file for {device}")
+    if settings.precision is not None:
+        raise UserError(f"precision: {file} has a number format of its own; leave the argument out")
+    network = OnnxNetwork(file)
+    described = network.description.get("network")
+    if not isinstance(described, dict) or "type" not in described:
+        raise UserError(f"{file}: does not say which network it holds; write it with sam4ir export")
+    if network.description.get("graph", "restoring") != "restoring":
+        raise UserError(f"{file}: holds a part of a diffusion network, which restores no image alone; give its weights")
+    options = Options(name="restore", network_g=Block(**described), device="cpu")
+    channels, scale = image_form(network, torch.device("cpu"), restore_recipe(options))
+    return options, LoadedNetwork(network, torch.device("cpu"), channels, scale)
 
 
 def weights_and_options(source: str, weights: str | os.PathLike[str] | None) -> tuple[str | None, Path | None]:
@@ -281,14 +312,15 @@ def weights_and_options(source: str, weights: str | os.PathLike[str] | None) -> 
 
 def _latest_weights(run: Path) -> str:
     """Return the weights of a run's folder: the latest, or the last checkpoint of a run that has not ended."""
-    latest = run / "models" / "net_g_latest.pth"
-    if latest.is_file():
-        return str(latest)
+    for suffix in SAVE_FORMATS:
+        latest = run / "models" / f"net_g_latest.{suffix}"
+        if latest.is_file():
+            return str(latest)
     with contextlib.suppress(UserError):
         last = checkpoints(run)[-1]
         log.info("%s: the run has not ended; its last checkpoint is %s", run, last)
         return last
-    raise UserError(f"{run}: is no folder of a run: it holds no models/net_g_latest.pth and no checkpoint")
+    raise UserError(f"{run}: is no folder of a run: it holds neither models/net_g_latest nor a checkpoint")
 
 
 def _checked(settings: RestoreSettings) -> RestoreSettings:

@@ -34,9 +34,9 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # what engine.devices.make_deterministic se
 class TrainingResult:
     """What a training gave.
 
-    run: the folder experiments/<name>. weights: its net_g_latest.pth. iteration: the last one. scores: {data set:
-    {output: {metric: value}}} of the last validation of this call, {} without one; the outputs are restored and, with
-    val.refiner, refined. best: {data set/metric: (value, iteration)} over the whole run.
+    run: the folder experiments/<name>. weights: its net_g_latest.pth or .safetensors. iteration: the last one.
+    scores: {data set: {output: {metric: value}}} of the last validation of this call, {} without one; the outputs are
+    restored and, with val.refiner, refined. best: {data set/metric: (value, iteration)} over the whole run.
     """
 
     run: Path
@@ -90,7 +90,8 @@ def train(options: str | os.PathLike[str], *, resume: bool = False, **overrides:
             scores.setdefault(dataset, {})[output] = {metric: mean.value for metric, mean in values.items()}
     best = {name: (record["value"], int(record["iter"])) for name, record in trainer.progress.best.items()}
     paths = trainer.paths
-    return TrainingResult(paths.run, paths.network("g", "latest"), trainer.progress.iteration, scores, best)
+    latest = paths.network("g", "latest", trainer.parts.save_format)
+    return TrainingResult(paths.run, latest, trainer.progress.iteration, scores, best)
 
 
 def score(

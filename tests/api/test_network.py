@@ -14,9 +14,11 @@ import PIL.Image
 import pytest
 import torch
 from conftest import NETWORK, photograph
+from safetensors.torch import save_file
 
 import sam4ir
 from sam4ir.api import network as module
+from sam4ir.cli import export
 from sam4ir.cli import restore as script
 from sam4ir.engine.restore.one_pass import PlainRestorer
 from sam4ir.registry import ARCHS
@@ -283,6 +285,25 @@ def run_folder(tmp_path: Path, names: tuple[str, ...]) -> Path:
     return run
 
 
+def test_an_exported_network_restores_as_its_weights_do(tmp_path: Path, weights: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "net.onnx"
+    export.main([str(weights), "--to", "onnx", "--output", str(file)])
+    image = np.random.default_rng(0).integers(0, 256, (21, 33, 3), np.uint8)
+    network, expected = sam4ir.load(file), sam4ir.load(weights, device="cpu")
+    assert (network.architecture, network.scale, network.channels) == ("NAFNet", 1, 3)
+    difference = network(image).astype(int) - expected(image).astype(int)
+    assert abs(difference).max() <= 1
+
+
+def test_a_run_that_saves_safetensors_is_loaded(tmp_path: Path) -> None:
+    run = run_folder(tmp_path, ("net_g_latest.pth",))
+    state = torch.load(run / "models" / "net_g_latest.pth")["params"]
+    (run / "models" / "net_g_latest.pth").unlink()
+    save_file(state, run / "models" / "net_g_latest.safetensors")
+    assert sam4ir.load(run, device="cpu").weights == str(run / "models" / "net_g_latest.safetensors")
+
+
 def test_sources_of_a_network(tmp_path: Path, weights: Path) -> None:
     run = run_folder(tmp_path, ("net_g_latest.pth", "net_g_8.pth"))
     assert sam4ir.load(run, device="cpu").weights == str(run / "models" / "net_g_latest.pth")
@@ -301,7 +322,9 @@ def test_sources_of_a_network(tmp_path: Path, weights: Path) -> None:
         ({"source": "nowhere.pth"}, "nowhere.pth: no such weights file"),
         ({"source": "nonsense"}, "nonsense: no such weights file, nor weights of the zoo"),
         ({"source": "."}, "is no folder of a run"),
-        ({"source": "x.onnx"}, "an exported network cannot be loaded"),
+        ({"source": "x.onnx"}, "x.onnx: no such file"),
+        ({"source": "x.onnx", "weights": "y.pth"}, "weights: x.onnx holds its own"),
+        ({"source": "x.onnx", "device": "cuda"}, "device: x.onnx runs on the CPU"),
         ({"weights": "y.pth"}, "weights: go with an option file"),
         ({"device": "gpu"}, "device: 'gpu' is none; give auto, cpu"),
         ({"precision": "fp8"}, "precision: 'fp8' is none"),
