@@ -62,7 +62,7 @@ def test_a_folder_becomes_a_store_that_tells_how_it_was_made(world: World, capsy
     assert "5 images of" in out
     assert "points_per_side 16, points_per_batch 4, pred_iou_thresh 0.9" in out
     assert "5 images made" in out
-    assert f"masks.py view {world.root / 'new.lmdb'}" in out
+    assert f"sam4ir masks view {world.root / 'new.lmdb'}" in out
     store = MaskStore(world.root / "new.lmdb")
     assert store.keys() == [f"photo_{i}" for i in range(5)]
     assert store.read("photo_1").areas.tolist() == [40 * 26, 40 * 52]

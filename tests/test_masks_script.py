@@ -198,7 +198,7 @@ def test_sub_images_are_told_how_to_get_masks_and_leave_no_store(
     assert run(folders, "import", "--images", str(folders / "images")) == 0
     (folders / "windows.jsonl").touch()
     assert sam4ir(["masks", "verify", str(folders / "m.lmdb"), "--images", str(parts)]) == 1
-    assert f"masks.py crop --store WHOLE.lmdb --windows {folders / 'windows.jsonl'}" in capsys.readouterr().out
+    assert f"sam4ir masks crop --store WHOLE.lmdb --windows {folders / 'windows.jsonl'}" in capsys.readouterr().out
 
 
 def test_an_import_of_bad_files_only_leaves_no_store(folders: Path) -> None:

@@ -319,7 +319,7 @@ def test_what_a_metric_lacks_is_told_before_any_image_is_restored(
         monkeypatch.setattr(zoo, "load_state", unreachable)
     expected = {
         "package": r"val\.metrics\.mine: fid needs the package torch-fidelity: pip install -e \"\.\[fid\]\"",
-        "weights": r"val\.metrics\.mine: lpips_alex: the weights .*fetch_weights\.py lpips_alex",
+        "weights": r"val\.metrics\.mine: lpips_alex: the weights .*sam4ir weights lpips_alex",
     }
     with pytest.raises(MetricBuildError, match=expected[case]):
         score_network(load_options(world.write(values)))
