@@ -60,7 +60,7 @@ setup(
         "onnx": ["onnx>=1.15", "onnxscript>=0.3", "onnxruntime>=1.18"],  # sam4ir export --to onnx
         "openvino": ["onnx>=1.15", "openvino>=2024.4"],  # OpenVinoNetwork
         "fid": ["torch-fidelity>=0.3"],  # the network of the metric fid
-        "hub": ["huggingface_hub>=0.30"],  # weights by hf:owner/name, sam4ir push
+        "hub": ["huggingface_hub>=1"],  # weights by hf:owner/name, sam4ir push
         "mutation": ["cosmic-ray>=8.4"],  # tests/mutation
         "spandrel": ["spandrel>=0.4"],  # networks spandrel:NAME, and weights that belong to them
         "test": [
@@ -73,6 +73,7 @@ setup(
             "types-PyYAML",
             "types-tqdm",
             "setuptools>=71",  # builds wheels by itself
+            "huggingface_hub>=1",
             "onnx>=1.15",
             "spandrel>=0.4",  # brings einops beside what is needed anyway
             "onnxscript>=0.3",

@@ -25,7 +25,7 @@ def parser() -> cli.Parser:
     command = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("weights", metavar="RUN|FILE", help="the folder of a run, or a weights file")
     command.add_argument(
-        "model", type=model, metavar="OWNER/NAME", help="of the model on the hub; it is made if missing"
+        "model", type=model_name, metavar="OWNER/NAME", help="of the model on the hub; it is made if missing"
     )
     command.add_argument(
         "-opt", "--opt", type=Path, metavar="FILE", help="option file with network_g, for weights outside a run"
@@ -37,7 +37,7 @@ def parser() -> cli.Parser:
     return command
 
 
-def model(text: str) -> str:
+def model_name(text: str) -> str:
     """Return a flag's owner/name."""
     if MODEL.fullmatch(text.removeprefix("hf:")) is None:
         raise argparse.ArgumentTypeError(f"{text!r} is no model; write owner/name")

@@ -18,7 +18,7 @@ from sam4ir.utils.image import decode_image, eight_bits, resize_for_display, siz
 HELD = 2  # networks that stay in memory
 
 
-class Result(NamedTuple):
+class BeforeAndAfter(NamedTuple):
     """A restored image.
 
     before, after: (h, w, 3) uint8 of one size, for the slider; `before` is enlarged where the network enlarges.
@@ -54,7 +54,7 @@ class Networks:
         self._held: OrderedDict[str, TrainedNetwork] = OrderedDict()
         self._lock = threading.Lock()
 
-    def restore(self, file: Path, name: str, tile: int, shown_name: str = "image") -> Result:
+    def restore(self, file: Path, name: str, tile: int, shown_name: str = "image") -> BeforeAndAfter:
         """Restore an image file.
 
         name: one of the list; other names are refused, so that a visitor reads no files of this machine.
@@ -83,7 +83,7 @@ class Networks:
         if network.scale != 1:
             size += f" to {after.shape[1]} x {after.shape[0]}"
         words = f"{network.architecture} ({name}), {size}, {seconds:.1f} s on {network.device}"
-        return Result(before, after, png, words)
+        return BeforeAndAfter(before, after, png, words)
 
     def _network(self, name: str) -> TrainedNetwork:
         """Return a network, loaded if it was not; the one that was not used for longest is dropped."""

@@ -27,9 +27,8 @@ _SECONDS = 20.0  # after which no further pass begins
 class MultiplyAdds(NamedTuple):
     """The multiply-adds of one image, as torch.utils.flop_counter counts them: half of its FLOPs.
 
-    height, width: of the input. macs: None where the network does not run without values. condition: for a diffusion
-    network, those of its condition, which comes before the steps; `macs` are those of one step. reason: why there is no
-    count.
+    height, width: of the input. macs: None where the network does not run without values; `reason` says why.
+    condition: for a diffusion network, those of its condition, which comes before the steps; `macs` are of one step.
     """
 
     height: int

@@ -16,7 +16,7 @@ from sam4ir.config.schema import LoggerOptions, Options, PathOptions, ValOptions
 from sam4ir.engine.cost import cost_of, in_giga, parameter_count
 from sam4ir.engine.describe import metric_in_words
 from sam4ir.engine.restore.images import LoadedNetwork, load_network
-from sam4ir.engine.run_record import REFINER, RunRecord, Scores, block_line, record_of, training_of
+from sam4ir.engine.run_record import REFINER, RunRecord, ValidationMeans, block_line, record_of, training_of
 from sam4ir.priors.zoo.hub import OPTIONS_FILE, WEIGHTS_FILE
 from sam4ir.utils.files import atomic, write_text
 
@@ -25,14 +25,14 @@ _LOCAL = ("run", "started from")  # rows on a training that name files of this m
 _KEPT_OF_VAL = ("grids", "crop_size", "overlap", "max_minibatch", "window_size", "self_ensemble", "sampling")
 
 
-class Published(NamedTuple):
+class ModelFiles(NamedTuple):
     """The files of a model, and lines on what they hold."""
 
     files: list[Path]
     lines: list[str]
 
 
-def write_model(options: Options, weights: str, model: str, licence: str | None, folder: Path) -> Published:
+def write_model(options: Options, weights: str, model: str, licence: str | None, folder: Path) -> ModelFiles:
     """Write model.safetensors, options.yml and README.md into a folder.
 
     options: of the network. weights: a file. model: owner/name. licence: its identifier; None where none was stated.
@@ -46,7 +46,7 @@ def write_model(options: Options, weights: str, model: str, licence: str | None,
     write_text(folder / CARD_FILE, card(options, loaded, record, model, licence))
     files = [folder / WEIGHTS_FILE, folder / OPTIONS_FILE, folder / CARD_FILE]
     lines = [f"{file.name:18} {file.stat().st_size:>12,} bytes" for file in files]
-    return Published(files, lines)
+    return ModelFiles(files, lines)
 
 
 def _write_weights(loaded: LoadedNetwork, options: Options, path: Path) -> None:
@@ -70,7 +70,7 @@ def _write_weights(loaded: LoadedNetwork, options: Options, path: Path) -> None:
 def published_options(options: Options, scale: int) -> Options:
     """Return the options of a network that others restore with: nothing of data, training and this machine."""
     val = options.val or ValOptions()
-    kept = val.model_dump(include=set(_KEPT_OF_VAL))
+    restoring = val.model_dump(include=set(_KEPT_OF_VAL))
     changes: dict[str, Any] = {
         "scale": scale,
         "device": "auto",
@@ -78,7 +78,7 @@ def published_options(options: Options, scale: int) -> Options:
         "logger": LoggerOptions(),
         "datasets": {},
         "train": None,
-        "val": ValOptions.model_validate(kept),
+        "val": ValOptions.model_validate(restoring),
         "network_r": None,
         "spf": None,
         "compile": False,
@@ -132,7 +132,7 @@ def card(options: Options, loaded: LoadedNetwork, record: RunRecord | None, mode
     return "\n".join(lines)
 
 
-def card_head(name: str, scale: int, scores: Scores | None, licence: str | None) -> dict[str, Any]:
+def card_head(name: str, scale: int, scores: ValidationMeans | None, licence: str | None) -> dict[str, Any]:
     """Return the values of the card's head, as hubs define them."""
     head: dict[str, Any] = {
         "license": licence or "other",
@@ -208,7 +208,7 @@ def _training_lines(record: RunRecord | None) -> list[str]:
     return ["", "## Training", "", *_table(rows), ""]
 
 
-def _score_lines(scores: Scores | None) -> list[str]:
+def _score_lines(scores: ValidationMeans | None) -> list[str]:
     """Return the section on the scores of the validation."""
     if scores is None:
         return []

@@ -20,7 +20,7 @@ REFINER = "_refiner"  # after the name of a metric: the score of the refiner
 
 
 @dataclass(frozen=True)
-class Scores:
+class ValidationMeans:
     """Means of a validation. sets: {name of the set: {metric: value}}; a metric of the refiner ends with _refiner."""
 
     iteration: int
@@ -40,7 +40,7 @@ class RunRecord:
     iteration: int | None
     options: Options | None
     problem: str = ""
-    scores: Scores | None = None
+    scores: ValidationMeans | None = None
 
 
 def record_of(weights: str | Path) -> RunRecord | None:
@@ -75,7 +75,7 @@ def iteration_of(weights: Path) -> int | None:
     return int(match[1])
 
 
-def validations(log: Path) -> list[Scores]:
+def validations(log: Path) -> list[ValidationMeans]:
     """Return the means of all validations of a log.jsonl, in the order of the file; [] without the file."""
     if not log.is_file():
         return []
@@ -87,7 +87,7 @@ def validations(log: Path) -> list[Scores]:
     return scores
 
 
-def _means(line: str) -> Scores | None:
+def _means(line: str) -> ValidationMeans | None:
     """Return the means of one line; None for a line that a killed writer did not end."""
     if '"metrics/' not in line:
         return None
@@ -101,7 +101,7 @@ def _means(line: str) -> Scores | None:
         match = _SCORE.fullmatch(tag)
         if match is not None:
             sets.setdefault(match[1], {})[match[2]] = float(value)  # infinity stands there as a text
-    return Scores(iteration, sets)
+    return ValidationMeans(iteration, sets)
 
 
 def training_of(options: Options) -> dict[str, str]:
