@@ -19,10 +19,10 @@ import contextlib
 import dataclasses
 import logging
 import os
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -47,15 +47,50 @@ from sam4ir.utils.image import IMAGE_SUFFIXES, ExifOrientation, decode_image, en
 
 log = logging.getLogger(__name__)
 
+R = TypeVar("R")
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 _OPTION_FILES = (".yml", ".yaml")
+
+
+class ComputingThreads:
+    """The threads that compute for a network, as many as calls may compute at a time.
+
+    A calling thread does not compute by itself: torch and its libraries keep buffers for each thread that has computed,
+    so that the memory of a service would grow with the number of its threads.
+    """
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self._count = count
+        self._device = device
+        self._process = os.getpid()
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._count, thread_name_prefix="sam4ir")
+
+    def run(self, task: Callable[[], R]) -> R:
+        """Return what a task returns, computed when a thread is free, with the caller's CUDA stream and CPU threads."""
+        if self._process != os.getpid():  # a forked process has none of the threads
+            self._process, self._pool = os.getpid(), self._new_pool()
+        stream = None
+        if self._device.type == "cuda":
+            stream = torch.cuda.current_stream(self._device)
+        return self._pool.submit(_as_the_caller, task, torch.get_num_threads(), stream).result()
+
+
+def _as_the_caller(task: Callable[[], R], threads: int, stream: torch.cuda.Stream | None) -> R:
+    """Run a task with this number of CPU threads, on this stream."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+    with torch.cuda.stream(stream):
+        return task()
 
 
 class TrainedNetwork:
     """A network with its weights, which restores images; `load` makes it.
 
-    It may be called from any thread. At most `concurrency` calls compute at a time and the others wait, so that memory
-    is bounded. Restored images depend on the image, the settings and the device alone.
+    It may be called from any thread. It computes in `concurrency` threads of its own, and further calls wait, so that
+    memory is bounded. Restored images depend on the image, the settings and the device alone.
 
     weights: the file or name that it was loaded from. architecture: the type of the network, such as NAFNet. scale:
     output pixels per input pixel. channels: of the images of the network, 3 (RGB) or 1 (grey). device: that of the
@@ -69,7 +104,7 @@ class TrainedNetwork:
         options: Options,
         weights: str,
         settings: RestoreSettings,
-        places: threading.Semaphore,
+        threads: ComputingThreads,
         memory: WithinMemory,
     ) -> None:
         self.weights = weights
@@ -80,7 +115,7 @@ class TrainedNetwork:
         self.settings = settings
         self._described = options
         self._loaded = loaded
-        self._places = places
+        self._threads = threads
         self._memory = memory
         self.options = with_settings(options, settings)
         settled = settled_recipe(self.options, settings.precision, loaded.device)
@@ -123,8 +158,7 @@ class TrainedNetwork:
         if (sampler, steps, eta, seed) != (None, None, None, None):
             changed = self.with_settings(sampler=sampler, steps=steps, eta=eta, seed=seed)
             return changed(image, name=name, sample=sample)
-        with self._places:
-            return restore_picture(self._restorer, image, name, sample)
+        return self._threads.run(lambda: restore_picture(self._restorer, image, name, sample))
 
     def samples(self, image: Picture, count: int, *, name: str = "") -> list[Picture]:
         """Return several results of a diffusion network, with sample numbers 0 to count - 1; see a call."""
@@ -147,7 +181,7 @@ class TrainedNetwork:
         eta: float | None = None,
         seed: int | None = None,
     ) -> TrainedNetwork:
-        """Return the same network with other settings; it shares weights, memory and places for calls with this one.
+        """Return the same network with other settings; it shares weights and threads with this one.
 
         None leaves a setting as it is; other tiles share an eighth again. The arguments are those of `load`.
         """
@@ -165,7 +199,7 @@ class TrainedNetwork:
         if tile is not None:
             given["overlap"] = overlap  # that of other tiles has no meaning for these
         settings = _checked(dataclasses.replace(self.settings, **given))
-        return TrainedNetwork(self._loaded, self._described, self.weights, settings, self._places, self._memory)
+        return TrainedNetwork(self._loaded, self._described, self.weights, settings, self._threads, self._memory)
 
     def folder(
         self, place: str | os.PathLike[str], *, skip_faulty: bool = False, exif_orientation: ExifOrientation = "apply"
@@ -194,8 +228,9 @@ class TrainedNetwork:
     def _of_file(self, file: Path, skip_faulty: bool, exif_orientation: ExifOrientation) -> np.ndarray | None:
         """Return the restored image of a file; None where it is at fault and may be skipped."""
         try:
-            with self._places:
-                return self._restorer(read_image(file, self.channels, exif_orientation), file.stem)
+            return self._threads.run(
+                lambda: self._restorer(read_image(file, self.channels, exif_orientation), file.stem)
+            )
         except Exception as error:
             fault = fault_of_item(error)
             if fault is None:
@@ -210,7 +245,7 @@ class TrainedNetwork:
     def restore_file(self, data: bytes, *, name: str = "image", most_pixels: int | None = None) -> bytes:
         """Restore the bytes of an image file (PNG, JPEG, BMP, TIFF, WebP) to the bytes of a PNG.
 
-        The image is decoded within the places for calls, so that a service holds no more decoded images than that.
+        The image is decoded by the thread that restores it, so that a service holds no decoded images that wait.
         name: of the image in messages, and for the noise of a diffusion network. most_pixels: the largest height times
         width to take. Raises UserError for data that is no image, and for an image that is too large.
         """
@@ -218,8 +253,11 @@ class TrainedNetwork:
             height, width = size_of(data, name)
             if height * width > most_pixels:
                 raise UserError(f"{name}: {height}x{width} pixels are more than the {most_pixels} that are taken here")
-        with self._places:
+
+        def task() -> bytes:
             return encode_png(self._restorer(decode_image(data, name, self.channels), Path(name).stem))
+
+        return self._threads.run(task)
 
 
 def load(
@@ -250,17 +288,17 @@ def load(
     share, an eighth by default.
     self_ensemble: take the mean over the eight flips and rotations.
     sampler, steps, eta, seed: of a diffusion network, as in sam4ir restore.
-    concurrency: calls that may compute at a time. One image already uses all cores, or the whole GPU, and each further
-    one needs as much memory again, so the default is 1.
+    concurrency: threads that compute, each for one call at a time. One image already uses all cores, or the whole GPU,
+    and each further one needs as much memory again, so the default is 1.
     Raises UserError where source names no network that can be loaded, or a setting does not suit it.
     """
     settings = _checked(RestoreSettings(tile, overlap, self_ensemble, precision, sampler, steps, eta, seed))
     if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
         raise UserError(f"concurrency: {concurrency!r} must be a whole number above 0")
-    places = threading.Semaphore(concurrency)
     if Path(source).suffix == ".onnx":
         options, loaded = _exported(Path(source), settings, weights, device)
-        return TrainedNetwork(loaded, options, os.fspath(source), settings, places, WithinMemory())
+        threads = ComputingThreads(concurrency, loaded.device)
+        return TrainedNetwork(loaded, options, os.fspath(source), settings, threads, WithinMemory())
     file, option_file = weights_and_options(os.fspath(source), weights)
     described = network_options(file, option_file, device)
     for line in described.notes:
@@ -270,7 +308,12 @@ def load(
     if not file:
         raise UserError(f"{source}: path.pretrain_network_g names no weights; give `weights`")
     with_settings(options, settings)  # before the weights are read
-    return TrainedNetwork(load_network(options, file), options, file, settings, places, WithinMemory())
+    loaded = load_network(options, file)
+    device_of = loaded.device
+    if device_of.type == "cuda" and device_of.index is None:  # `cuda` alone is another device in another thread
+        loaded = dataclasses.replace(loaded, device=torch.device("cuda", torch.cuda.current_device()))
+    threads = ComputingThreads(concurrency, loaded.device)
+    return TrainedNetwork(loaded, options, file, settings, threads, WithinMemory())
 
 
 def _exported(

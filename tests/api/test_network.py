@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import doctest
 import logging
+import os
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -237,9 +240,6 @@ def test_threads_get_the_bits_of_one_after_the_other(weights: Path) -> None:
 
 
 def test_no_more_calls_compute_than_concurrency_allows(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import threading
-    import time
-
     lock, inside, most = threading.Lock(), [0], [0]
     original = PlainRestorer.__call__
 
@@ -258,6 +258,33 @@ def test_no_more_calls_compute_than_concurrency_allows(weights: Path, monkeypatc
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(network, [photograph(1, 16, 16)] * 16))
     assert most[0] == 2
+
+
+def test_the_network_computes_in_threads_of_its_own(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch keeps buffers for each thread that has computed."""
+    computing = set()
+    original = PlainRestorer.__call__
+
+    def spy(self: PlainRestorer, lq: torch.Tensor, key: str, sample: int = 0) -> torch.Tensor:
+        computing.add(threading.get_ident())
+        return original(self, lq, key, sample)
+
+    network = sam4ir.load(weights, device="cpu")
+    monkeypatch.setattr(PlainRestorer, "__call__", spy)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(network, [photograph(1, 16, 16)] * 16))
+        list(pool.map(network.restore_file, [encode_png(photograph(1, 16, 16))] * 16))
+    assert len(computing) == 1
+    assert threading.get_ident() not in computing
+
+
+def test_a_forked_process_has_threads_of_its_own(network: sam4ir.TrainedNetwork) -> None:
+    image = photograph(1, 16, 16)
+    expected = network(image)
+    child = os.fork()
+    if child == 0:
+        os._exit(int(not np.array_equal(network(image), expected)))
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_memory_that_runs_out_means_smaller_tiles(
