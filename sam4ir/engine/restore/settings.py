@@ -50,14 +50,16 @@ class RestoreSettings:
     compile: bool = False
 
 
-class Described(NamedTuple):
+class DescribedOptions(NamedTuple):
     """The options of a network, and lines that say what the weights showed of it."""
 
     options: Options
     notes: list[str]
 
 
-def network_options(weights: str | None, file: Path | None, device: str | None, named: Naming = str) -> Described:
+def network_options(
+    weights: str | None, file: Path | None, device: str | None, named: Naming = str
+) -> DescribedOptions:
     """Return the options of a network that restores.
 
     weights: a file or a name of the zoo. file: the option file that the user names, whose plugins are imported. Without
@@ -69,7 +71,7 @@ def network_options(weights: str | None, file: Path | None, device: str | None, 
         overrides = []
         if device:
             overrides.append(Override(("device",), device, named("device")))
-        return Described(load_options(path, overrides, training=False, named_by_user=file is not None), [])
+        return DescribedOptions(load_options(path, overrides, training=False, named_by_user=file is not None), [])
     if weights is None:
         raise UserError(f"{named('weights')}: name the weights, or an option file with path.pretrain_network_g")
     block = network_block(weights)
@@ -84,7 +86,7 @@ def network_options(weights: str | None, file: Path | None, device: str | None, 
     except ValidationError as error:
         message = f"{named('device')}: {device!r} is none; give auto, cpu, cuda, cuda:1 ... or mps"
         raise UserError(message) from error
-    return Described(options, notes)
+    return DescribedOptions(options, notes)
 
 
 def _file_of_run(weights: str | None) -> Path | None:
