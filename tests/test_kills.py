@@ -9,6 +9,7 @@ run that nobody killed: files and images byte for byte, LMDB values key by key, 
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 import random
@@ -100,10 +101,11 @@ class Command:
     def signs(self) -> set[tuple[str, int, int]]:
         """Return (path, size, time of change) of the files that show work."""
         signs = set()
-        for path in self.output.rglob(self.work):
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                signs.add((str(path), status.st_size, status.st_mtime_ns))
+        for folder, _, names in os.walk(self.output):  # takes folders that vanish meanwhile, as rglob does not
+            for name in fnmatch.filter(names, self.work):
+                with contextlib.suppress(FileNotFoundError):
+                    status = Path(folder, name).stat()
+                    signs.add((f"{folder}/{name}", status.st_size, status.st_mtime_ns))
         return signs
 
 
