@@ -19,6 +19,7 @@ from sam4ir.engine.restore.images import LoadedNetwork, load_network
 from sam4ir.engine.run_record import REFINER, RunRecord, ValidationMeans, block_line, record_of, training_of
 from sam4ir.priors.zoo.hub import OPTIONS_FILE, WEIGHTS_FILE
 from sam4ir.utils.files import atomic, write_text
+from sam4ir.utils.weights import DESCRIPTION
 
 CARD_FILE = "README.md"
 _LOCAL = ("run", "started from")  # rows on a training that name files of this machine
@@ -56,13 +57,12 @@ def _write_weights(loaded: LoadedNetwork, options: Options, path: Path) -> None:
     state = {}
     for name, tensor in loaded.network.state_dict().items():
         state[name] = tensor.detach().cpu().contiguous().clone()
-    metadata = {
-        "format": "pt",
+    description = {
+        "network": {"type": options.network_g.type, **options.network_g.arguments},
+        "scale": loaded.scale,
         "sam4ir": __version__,
-        "architecture": options.network_g.type,
-        "arguments": json.dumps(options.network_g.arguments),
-        "scale": str(loaded.scale),
     }
+    metadata = {"format": "pt", DESCRIPTION: json.dumps(description, sort_keys=True)}
     with atomic(path) as part:
         save_file(state, str(part), metadata)
 

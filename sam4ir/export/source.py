@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from sam4ir.archs.diffusion_sr import DiffSR
-from sam4ir.config.load import load_options
-from sam4ir.config.schema import DIFFUSION_MODEL, Block, Options
 from sam4ir.engine.build import DIFFUSION_ENTRY, build_network, naming
-from sam4ir.engine.restore.build import build_inference, restore_recipe, trained_diffusion
+from sam4ir.engine.restore.build import build_inference, restore_recipe
 from sam4ir.engine.restore.images import image_form
-from sam4ir.engine.weights import load_weights, locate, network_block
+from sam4ir.engine.restore.settings import file_of_run, network_options
+from sam4ir.engine.weights import load_weights, locate
 from sam4ir.export.graph import ExportError
 from sam4ir.export.metadata import facts_of
 
@@ -44,9 +43,7 @@ def export_source(weights: str, options_file: Path | None = None) -> ExportSourc
     options_file: describes the network. Without it the options of the run that the file lies in do, or the file itself.
     Raises UserError where nothing describes the network, or the weights do not fit it.
     """
-    path = locate(weights)
-    file = options_file or _file_of_run(path)
-    options = _options(weights, file, named_by_user=options_file is not None)
+    options = network_options(weights, options_file, "cpu").options
     device = torch.device("cpu")
     network = build_network(options.network_g, "g", device, seed=options.manual_seed)
     load_weights(network, weights, options.path.param_key_g or options.path.param_key, average=options.reads_average)
@@ -58,29 +55,7 @@ def export_source(weights: str, options_file: Path | None = None) -> ExportSourc
         channels, scale = image_form(network, device, recipe)
     window = math.lcm(build_inference(recipe).multiple, int(getattr(network, "unshuffle", 1)))
     block = {"type": options.network_g.type, **options.network_g.arguments}
-    facts = facts_of(path, weights, file)
+    facts = facts_of(locate(weights), weights, options_file or file_of_run(weights))
     if recipe.diffusion is not None:
         facts[DIFFUSION_ENTRY] = recipe.diffusion.model_dump()
     return ExportSource(network, block, channels, scale, window, facts)
-
-
-def _options(weights: str, file: Path | None, named_by_user: bool) -> Options:
-    """Return the options of a file, or those that the weights show. Only a file that the user names runs plugins."""
-    if file is not None:
-        return load_options(file, ["device=cpu"], training=False, named_by_user=named_by_user)
-    block = network_block(weights)
-    kind: dict[str, Any] = {}
-    if block["type"] == "DiffSR":
-        kind = {"scale": block.get("sr_scale", 4), "model_type": DIFFUSION_MODEL}
-        diffusion = trained_diffusion(weights)
-        if diffusion is not None:
-            kind["diffusion"] = diffusion
-    return Options(name="export", network_g=Block(**block), device="cpu", **kind)
-
-
-def _file_of_run(weights: Path) -> Path | None:
-    """Return the option file of the run that a weights file lies in; None without such a file."""
-    options_file = weights.resolve().parent.parent / "options.yml"
-    if not options_file.is_file():
-        return None
-    return options_file

@@ -66,7 +66,7 @@ def network_options(
     it the options are those of the run that the weights lie in, or what the weights show. device: replaces the file's.
     Raises UserError where neither describes a network.
     """
-    path = file or _file_of_run(weights)
+    path = file or file_of_run(weights)
     if path is not None:
         overrides = []
         if device:
@@ -89,7 +89,7 @@ def network_options(
     return DescribedOptions(options, notes)
 
 
-def _file_of_run(weights: str | None) -> Path | None:
+def file_of_run(weights: str | None) -> Path | None:
     """Return the option file of the run that a weights file lies in, or of a model of a hub; None without one."""
     if weights and is_hub_name(weights):
         return hub_options(weights)
