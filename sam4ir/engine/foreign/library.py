@@ -29,7 +29,7 @@ INSTALL = "pip install spandrel (in a checkout: pip install -e '.[spandrel]')"
 MISSING = f"needs the package spandrel: {INSTALL}"
 
 
-class Kind(NamedTuple):
+class ForeignKind(NamedTuple):
     """A class of networks.
 
     name: as option files write it behind the prefix. network: its class. architecture: spandrel's reader of its
@@ -52,23 +52,23 @@ def installed() -> bool:
 
 
 @functools.cache
-def kinds() -> dict[str, Kind]:
-    """Return name -> Kind of all networks that restore an image from the image alone, in spandrel's order.
+def kinds() -> dict[str, ForeignKind]:
+    """Return name -> ForeignKind of all networks that restore an image from the image alone, in spandrel's order.
 
     Raises UnknownNameError where spandrel is not installed.
     """
     spandrel = _package()
     extra = _extra_package()
-    found: dict[str, Kind] = {}
+    known: dict[str, ForeignKind] = {}
     for registry, restricted in ((spandrel.MAIN_REGISTRY, False), (getattr(extra, "EXTRA_REGISTRY", ()), True)):
         for support in registry:
             for name, network in _networks_of(support.architecture):
-                found.setdefault(name, Kind(name, network, support.architecture, restricted))
-    return found
+                known.setdefault(name, ForeignKind(name, network, support.architecture, restricted))
+    return known
 
 
-def kind_called(name: str) -> Kind:
-    """Return the Kind of this name. Raises UnknownNameError with the nearest name, or without spandrel."""
+def kind_called(name: str) -> ForeignKind:
+    """Return the ForeignKind of this name. Raises UnknownNameError with the nearest name, or without spandrel."""
     try:
         known = kinds()
     except UnknownNameError as error:
@@ -82,7 +82,7 @@ def kind_called(name: str) -> Kind:
     return known[name]
 
 
-def described(kind: Kind, state: Mapping[str, Any]) -> Any:
+def descriptor_of(kind: ForeignKind, state: Mapping[str, Any]) -> Any:
     """Return spandrel's descriptor of the network with this state dict. Raises what spandrel raises.
 
     No random number is drawn from the caller's stream, and `state` stays as it is.
@@ -111,7 +111,7 @@ def detected(state: Mapping[str, Tensor]) -> Any:
     return None
 
 
-def licence_line(kind: Kind) -> str:
+def licence_line(kind: ForeignKind) -> str:
     """Return what is to be said about the licence of a network; '' where nothing is."""
     if not kind.restricted:
         return ""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sam4ir.config.signature import argument_hints
-from sam4ir.engine.foreign.library import PREFIX, Kind, described, kind_called, licence_line
+from sam4ir.engine.foreign.library import PREFIX, ForeignKind, descriptor_of, kind_called, licence_line
 from sam4ir.errors import UserError, first_line
 from sam4ir.utils.rng import torch_stream
 
@@ -32,7 +32,7 @@ DRAWING = {"AuraSR", "GFPGAN"}
 Call = Callable[[Any, Tensor], Tensor]  # (network, image) -> restored image
 
 
-class Traits(NamedTuple):
+class ForeignTraits(NamedTuple):
     """What spandrel knows of a network.
 
     call: runs the network on an image in [0, 1]. channels: of that image. scale: output pixels per input pixel.
@@ -58,8 +58,8 @@ class ForeignNetwork(nn.Module):
     the bottom and right by reflection.
     """
 
-    kind: Kind
-    traits: Traits
+    kind: ForeignKind
+    traits: ForeignTraits
 
     def forward(self, image: Tensor) -> Tensor:
         """Return the restored image."""
@@ -87,7 +87,7 @@ class ForeignNetwork(nn.Module):
         try:
             if not self.kind.architecture.detect(dict(state)):
                 return dict(state)
-            own = described(self.kind, state).model.state_dict()
+            own = descriptor_of(self.kind, state).model.state_dict()
         except Exception:  # spandrel's readers fail in any way on weights of another network
             return dict(state)
         return dict(own)
@@ -107,7 +107,7 @@ class _Plain:
         return getattr(self.network, name)
 
 
-def with_size(image: Tensor, traits: Traits) -> Tensor:
+def with_size(image: Tensor, traits: ForeignTraits) -> Tensor:
     """Return (b, c, h, w) padded at the bottom and right to a size that the network takes.
 
     The image is reflected as far as it reaches; its last row and column are repeated beyond.
@@ -188,7 +188,7 @@ def _converted(arguments: Mapping[str, Any], parameters: Mapping[str, inspect.Pa
     return converted
 
 
-def _built(kind: Kind, combined: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
+def _built(kind: ForeignKind, combined: type[nn.Module], arguments: Mapping[str, Any]) -> nn.Module:
     """Build a network and attach what spandrel knows of it.
 
     Raises UserError for arguments that its class refuses, or whose weights spandrel itself would not read again.
@@ -201,7 +201,7 @@ def _built(kind: Kind, combined: type[nn.Module], arguments: Mapping[str, Any]) 
     except Exception as error:  # the class checks little of what it gets
         raise UserError(f"{PREFIX}{kind.name} refuses these arguments: {_cause(error)}") from error
     try:
-        descriptor = described(kind, network.state_dict())
+        descriptor = descriptor_of(kind, network.state_dict())
     except Exception as error:
         raise UserError(
             f"{PREFIX}{kind.name}: spandrel does not read the weights of a network with these arguments "
@@ -211,14 +211,14 @@ def _built(kind: Kind, combined: type[nn.Module], arguments: Mapping[str, Any]) 
         other = type(descriptor.model).__name__
         raise UserError(f"{PREFIX}{kind.name}: spandrel would read the weights of this network as those of {other}")
     network.kind = kind  # type: ignore[assignment]
-    network.traits = traits_of(descriptor)  # type: ignore[assignment]
+    network.traits = foreign_traits(descriptor)  # type: ignore[assignment]
     return network
 
 
-def traits_of(descriptor: Any) -> Traits:
+def foreign_traits(descriptor: Any) -> ForeignTraits:
     """Return what a descriptor of spandrel says of its network."""
     size = descriptor.size_requirements
-    return Traits(
+    return ForeignTraits(
         call=descriptor._call_fn,
         channels=descriptor.input_channels,
         scale=descriptor.scale,

@@ -77,7 +77,7 @@ def test_it_restores_as_in_spandrel(name: str, tmp_path: Path) -> None:
     assert block["type"] == f"spandrel:{name}"
     restoring = built(name, {key: value for key, value in block.items() if key != "type"}).eval()
     load_weights(restoring, tmp_path / "x.pth")
-    descriptor = library.described(library.kind_called(name), source.state_dict()).eval()
+    descriptor = library.descriptor_of(library.kind_called(name), source.state_dict()).eval()
     image = torch.rand(1, descriptor.input_channels, 19, 26)
     expected = descriptor(image.clone())
     with torch.no_grad():

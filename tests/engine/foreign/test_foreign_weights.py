@@ -153,7 +153,7 @@ def test_our_restormer_restores_the_same_in_spandrel_extra_arches() -> None:
     pytest.importorskip("spandrel_extra_arches")
     ours = built("Restormer", RESTORMER)
     kind = library.kinds()["Restormer"]
-    theirs = library.described(kind, ours.state_dict()).eval()
+    theirs = library.descriptor_of(kind, ours.state_dict()).eval()
     image = torch.rand(1, 3, 24, 32)
     with torch.no_grad():
         torch.testing.assert_close(theirs(image), ours(image).clamp(0, 1), atol=2e-6, rtol=1e-4)
