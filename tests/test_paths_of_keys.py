@@ -17,7 +17,9 @@ from sam4ir.data.masks.store import MaskStoreWriter
 from sam4ir.data.sample import Sample
 from sam4ir.engine.evaluate.score import score_network
 from sam4ir.engine.evaluate.validate import Outputs, evaluate
-from sam4ir.engine.restore import folder
+from sam4ir.engine.restore.files import Results, restore_files
+from sam4ir.engine.restore.images import ImageRestorer
+from sam4ir.engine.restore.work import find_work
 from sam4ir.engine.train.loop import Trainer
 from sam4ir.errors import UserError
 from sam4ir.utils.image import write_image
@@ -131,15 +133,9 @@ def test_sub_images_are_written_below_their_folder_only(tmp_path: Path) -> None:
 def test_restore_names_images_that_would_have_one_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("a.png", "a.bmp", "a.png.png", "b.png"):
         write_image(tmp_path / "in" / name, photograph(0))
-    work = folder.find_work(tmp_path / "in", tmp_path / "out")
-
-    class Copy:
-        channels = 3
-
-        def __call__(self, image: np.ndarray, name: str, number: int) -> np.ndarray:
-            return image
-
-    assert folder.restore_all(work, tmp_path / "out", Copy(), 1, False) == 1
+    work = find_work([str(tmp_path / "in")], str(tmp_path / "out"))
+    same = ImageRestorer(lambda lq, key, sample=0: lq, torch.device("cpu"), 3)
+    assert restore_files(work, same, Results(), []) == 1
     errors = capsys.readouterr().err
     assert "a.png" in errors
     assert "would both be restored to" in errors

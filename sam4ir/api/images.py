@@ -27,7 +27,7 @@ _PIL_MODES = ("RGB", "L", "I;16")
 _FARTHEST = 2.0  # of float pixels from [0, 1]: noise leaves the range, but 0..255 is another scale
 
 
-def restore_picture(restorer: ImageRestorer, image: Picture, key: str, sample: int) -> Picture:
+def restore_object(restorer: ImageRestorer, image: Picture, key: str, sample: int) -> Picture:
     """Restore an image to one of the same kind, type of numbers, channels and device.
 
     key, sample: as for a Restorer. Raises UserError for other kinds, shapes, numbers and ranges.

@@ -27,7 +27,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 
-from sam4ir.api.images import Picture, restore_picture
+from sam4ir.api.images import Picture, restore_object
 from sam4ir.config.schema import Block, Options
 from sam4ir.engine.evaluate.candidates import checkpoints
 from sam4ir.engine.restore.build import restore_recipe
@@ -158,7 +158,7 @@ class TrainedNetwork:
         if (sampler, steps, eta, seed) != (None, None, None, None):
             changed = self.with_settings(sampler=sampler, steps=steps, eta=eta, seed=seed)
             return changed(image, name=name, sample=sample)
-        return self._threads.run(lambda: restore_picture(self._restorer, image, name, sample))
+        return self._threads.run(lambda: restore_object(self._restorer, image, name, sample))
 
     def samples(self, image: Picture, count: int, *, name: str = "") -> list[Picture]:
         """Return several results of a diffusion network, with sample numbers 0 to count - 1; see a call."""

@@ -72,6 +72,7 @@ def test_the_state_of_the_process_is_given_back(options: Path) -> None:
 
 
 def test_the_log_follows_the_programs_own_set_up(options: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "sam4ir")
     sam4ir.train(options, name="quiet", train=SHORT)
     assert "Saved checkpoint" not in caplog.text
     with caplog.at_level(logging.INFO, "sam4ir"):
