@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from sam4ir.archs.infer import Fit, infer, restoring, shapes_of, shared_keys, stereo
 from sam4ir.engine.foreign.library import INSTALL, installed
 from sam4ir.engine.foreign.recognise import announce, foreign_block
-from sam4ir.priors.zoo.hub import hub_weights, is_hub_name
 from sam4ir.registry import ARCHS, STEREO, near_miss
 from sam4ir.utils.weights import (
     Weights,
     WeightsFileError,
+    is_hub_name,
     is_safetensors,
     read_file,
     read_weights,
@@ -41,6 +41,8 @@ def locate(source: str | Path) -> Path:
     priors.zoo.weights.WeightsError where the zoo cannot give them.
     """
     if is_hub_name(source):
+        from sam4ir.priors.zoo.hub import hub_weights  # a file needs no hub
+
         return hub_weights(source)
     name = zoo_name(source)
     if name is None:

@@ -26,6 +26,7 @@ from sam4ir.utils.state_dicts import Weights, WeightsFileError, find_state
 
 __all__ = ["Weights", "WeightsFileError", "find_state", "read_file", "read_weights", "reading"]
 
+HUB = "hf:"  # before the name of a model of a hub
 DESCRIPTION = "sam4ir"  # the entry of a file's metadata that describes its network, as JSON
 
 # A tensor may repeat its values (torch's expand), and several may share them; these bound what a small file can claim.
@@ -98,6 +99,11 @@ def safetensors_description(path: Path) -> Mapping[str, Any]:
     if not isinstance(description, Mapping):
         return {}
     return description
+
+
+def is_hub_name(source: str | Path) -> bool:
+    """Return whether a name of weights is one of a hub."""
+    return str(source).startswith(HUB)
 
 
 def is_safetensors(path: Path) -> bool:

@@ -20,7 +20,7 @@ from sam4ir.engine.precision import settle_format, settle_restoring
 from sam4ir.engine.restore.build import RestoreRecipe, restore_recipe, trained_diffusion
 from sam4ir.engine.weights import flow, network_block
 from sam4ir.errors import UserError
-from sam4ir.priors.zoo.hub import hub_options, is_hub_name
+from sam4ir.utils.weights import is_hub_name
 
 Naming = Callable[[str], str]  # the name of a setting -> how messages write it, such as --self-ensemble
 
@@ -92,6 +92,8 @@ def network_options(
 def file_of_run(weights: str | None) -> Path | None:
     """Return the option file of the run that a weights file lies in, or of a model of a hub; None without one."""
     if weights and is_hub_name(weights):
+        from sam4ir.priors.zoo.hub import hub_options  # a file needs no hub
+
         return hub_options(weights)
     if not weights or not Path(weights).is_file():
         return None

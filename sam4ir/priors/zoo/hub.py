@@ -21,10 +21,10 @@ from filelock import FileLock
 from sam4ir.errors import first_line
 from sam4ir.priors.zoo.download import WeightsError, is_accepted
 from sam4ir.utils.files import make_folder, read_text, write_text
+from sam4ir.utils.weights import HUB
 
 log = logging.getLogger(__name__)
 
-HUB = "hf:"
 OPTIONS_FILE = "options.yml"  # of a model: describes the network of its weights
 WEIGHTS_FILE = "model.safetensors"  # of a model, where several hold weights
 LARGEST_OPTIONS = 1 << 20  # bytes
@@ -56,11 +56,6 @@ class HubFile(NamedTuple):
     size: int | None
     sha256: str | None
     blob: str | None
-
-
-def is_hub_name(source: str | Path) -> bool:
-    """Return whether a name of weights is one of a hub."""
-    return str(source).startswith(HUB)
 
 
 def hub_name(source: str | Path) -> HubName:

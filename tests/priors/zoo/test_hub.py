@@ -20,8 +20,9 @@ from sam4ir.engine.restore.settings import network_options
 from sam4ir.engine.train.loop import Trainer
 from sam4ir.engine.weights import locate
 from sam4ir.priors.zoo.download import WeightsError
-from sam4ir.priors.zoo.hub import hub_name, hub_weights, is_hub_name, without_tokens
+from sam4ir.priors.zoo.hub import hub_name, hub_weights, without_tokens
 from sam4ir.registry import ARCHS
+from sam4ir.utils.weights import is_hub_name
 
 HAS_HUB = importlib.util.find_spec("huggingface_hub") is not None
 needs_hub = pytest.mark.skipif(not HAS_HUB, reason="needs huggingface_hub: the extra hub")
