@@ -312,6 +312,7 @@ def run_folder(tmp_path: Path, names: tuple[str, ...]) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_an_exported_network_restores_as_its_weights_do(tmp_path: Path, weights: Path) -> None:
     pytest.importorskip("onnxruntime")
     file = tmp_path / "net.onnx"

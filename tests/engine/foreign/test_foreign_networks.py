@@ -27,6 +27,8 @@ from sam4ir.errors import UserError
 from sam4ir.registry import ARCHS, UnknownNameError
 from sam4ir.utils.state_dicts import find_state
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("spandrel")
 
 SWIN = {"embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 8}

@@ -23,6 +23,7 @@ from sam4ir.utils.ffmpeg import VideoError
 from sam4ir.utils.image import write_image
 
 FRAMES, RATE = 26, "30000/1001"
+pytestmark = pytest.mark.slow
 needs_ffmpeg = pytest.mark.skipif(
     shutil.which("ffmpeg") is None or shutil.which("ffprobe") is None, reason="ffmpeg is not installed"
 )

@@ -283,6 +283,7 @@ def test_transparency_is_enlarged_with_the_image(tmp_path: Path) -> None:
         assert file.mode == "RGB"
 
 
+@pytest.mark.slow
 def test_standard_input_goes_to_standard_output_and_nothing_else_does(tmp_path: Path, weights: str) -> None:
     file = io.BytesIO()
     Image.fromarray(RGB).save(file, "PNG")
