@@ -11,7 +11,8 @@ import yaml
 from conftest import NETWORK, World
 
 from sam4ir.cli import info
-from sam4ir.engine.run_record import iteration_of, record_of, training_of, validations
+from sam4ir.engine.evaluate.candidates import iteration_in
+from sam4ir.engine.run_record import record_of, training_of, validations
 from sam4ir.engine.train.loop import Trainer
 from sam4ir.errors import UserError
 from sam4ir.registry import ARCHS
@@ -140,8 +141,8 @@ def test_a_log_with_a_torn_line_and_infinite_values_is_read(tmp_path: Path) -> N
 
 def test_weights_outside_a_run_have_no_record(tmp_path: Path) -> None:
     assert record_of(weights(tmp_path / "net_g_7.pth")) is None
-    assert iteration_of(Path("net_g_7.pth")) == 7
-    assert iteration_of(Path("net_g_latest.pth")) is None
+    assert iteration_in(Path("net_g_7.pth").stem) == 7
+    assert iteration_in(Path("net_g_latest.pth").stem) is None
 
 
 def test_an_option_file_of_a_run_that_cannot_be_read_is_named(world: World) -> None:

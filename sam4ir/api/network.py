@@ -41,7 +41,7 @@ from sam4ir.engine.restore.settings import (
 from sam4ir.engine.restore.within_memory import WithinMemory
 from sam4ir.engine.train.checkpoint import SAVE_FORMATS
 from sam4ir.errors import UserError
-from sam4ir.utils.faults import fault_of_item
+from sam4ir.utils.faults import fault_of_file
 from sam4ir.utils.folders import list_files
 from sam4ir.utils.image import IMAGE_SUFFIXES, ExifOrientation, decode_image, encode_png, read_image, size_of
 
@@ -232,11 +232,9 @@ class TrainedNetwork:
                 lambda: self._restorer(read_image(file, self.channels, exif_orientation), file.stem)
             )
         except Exception as error:
-            fault = fault_of_item(error)
+            fault = fault_of_file(error, str(file))
             if fault is None:
                 raise
-            if str(file) not in fault:
-                fault = f"{file}: {fault}"
             if not skip_faulty:
                 raise UserError(fault) from error
             log.warning("skipped: %s", fault)

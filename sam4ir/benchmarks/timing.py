@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sam4ir.engine.devices import synchronize
 from sam4ir.errors import UserError
 
 CONTROL_LIMITS = 0.95, 1.05
@@ -261,16 +262,11 @@ def _no_garbage_collection() -> Iterator[None]:
 
 def _time_call(run: Callable[[], object], device: torch.device) -> tuple[float, float]:
     """Return the CPU seconds and the seconds by the clock of one call."""
-    _synchronize(device)
+    synchronize(device)
     wall, cpu = time.perf_counter(), time.process_time()
     run()
-    _synchronize(device)
+    synchronize(device)
     return time.process_time() - cpu, time.perf_counter() - wall
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

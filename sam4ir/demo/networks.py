@@ -73,7 +73,7 @@ class Networks:
                 )
             network = self._network(name).with_settings(tile=tile)
             begun = time.perf_counter()
-            png = network.restore_file(data, name=shown_name, most_pixels=self.most_pixels)
+            png = network.restore_file(data, name=shown_name)
             seconds = time.perf_counter() - begun
         before = eight_bits(decode_image(data, shown_name, 3))
         after = eight_bits(decode_image(png, shown_name, 3))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sam4ir.config.schema import Block, Options
 from sam4ir.engine.build import build_part
+from sam4ir.engine.devices import synchronize
 from sam4ir.engine.restore.build import build_inference, restore_recipe
 from sam4ir.errors import first_line
 from sam4ir.models.restoration import eval_mode, restore
@@ -136,16 +137,10 @@ def measured_pass(network: nn.Module, image: Tensor, forward: Callable[[Tensor],
         begun = time.perf_counter()
         forward(image)
         while not seconds or (len(seconds) < _RUNS and time.perf_counter() - begun < _SECONDS):
-            _finish(image.device)
+            synchronize(image.device)
             start = time.perf_counter()
             forward(image)
-            _finish(image.device)
+            synchronize(image.device)
             seconds.append(time.perf_counter() - start)
     memory = peak_memory(image.device)
     return Pass(statistics.median(seconds), len(seconds), memory, torch.get_num_threads())
-
-
-def _finish(device: torch.device) -> None:
-    """Wait until a device has computed what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

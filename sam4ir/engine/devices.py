@@ -51,3 +51,9 @@ def make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has computed what it was given; a CPU has when a call returns."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,8 +17,8 @@ from sam4ir.engine.describe import metric_in_words
 from sam4ir.engine.restore.images import LoadedNetwork, load_network
 from sam4ir.engine.run_record import REFINER, RunRecord, ValidationMeans, block_line, record_of, training_of
 from sam4ir.priors.zoo.hub import OPTIONS_FILE, WEIGHTS_FILE
-from sam4ir.utils.files import atomic, write_text
-from sam4ir.utils.weights import DESCRIPTION
+from sam4ir.utils.files import write_bytes, write_text
+from sam4ir.utils.weights import safetensors_bytes
 
 CARD_FILE = "README.md"
 _LOCAL = ("run", "started from")  # rows on a training that name files of this machine
@@ -52,19 +51,12 @@ def write_model(options: Options, weights: str, model: str, licence: str | None,
 
 def _write_weights(loaded: LoadedNetwork, options: Options, path: Path) -> None:
     """Write the deployed weights, and in words which network they belong to."""
-    from safetensors.torch import save_file
-
-    state = {}
-    for name, tensor in loaded.network.state_dict().items():
-        state[name] = tensor.detach().cpu().contiguous().clone()
     description = {
         "network": {"type": options.network_g.type, **options.network_g.arguments},
         "scale": loaded.scale,
         "sam4ir": __version__,
     }
-    metadata = {"format": "pt", DESCRIPTION: json.dumps(description, sort_keys=True)}
-    with atomic(path) as part:
-        save_file(state, str(part), metadata)
+    write_bytes(path, safetensors_bytes(loaded.network.state_dict(), description))
 
 
 def published_options(options: Options, scale: int) -> Options:

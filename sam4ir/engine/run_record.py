@@ -11,6 +11,7 @@ from typing import Any
 
 from sam4ir.config.load import OptionsError, load_options
 from sam4ir.config.schema import Block, DatasetOptions, Options
+from sam4ir.engine.evaluate.candidates import iteration_in
 from sam4ir.engine.weights import flow
 from sam4ir.utils.files import read_text
 from sam4ir.utils.tables import text_lines
@@ -57,7 +58,7 @@ def record_of(weights: str | Path) -> RunRecord | None:
     except OptionsError as error:
         problem = " ".join(str(error).split())
     scores = validations(folder / "log.jsonl")
-    iteration = iteration_of(path)
+    iteration = iteration_in(path.stem)
     if iteration is None and options is not None and options.train is not None and path.stem.endswith("_latest"):
         iteration = options.train.total_iter
     last = None
@@ -65,14 +66,6 @@ def record_of(weights: str | Path) -> RunRecord | None:
         if iteration is None or score.iteration <= iteration:
             last = score
     return RunRecord(folder, iteration, options, problem, last)
-
-
-def iteration_of(weights: Path) -> int | None:
-    """Return N of net_g_N.pth; None for other names, such as net_g_latest.pth."""
-    match = re.fullmatch(r"net_[^_]+_(\d+)", weights.stem)
-    if match is None:
-        return None
-    return int(match[1])
 
 
 def validations(log: Path) -> list[ValidationMeans]:

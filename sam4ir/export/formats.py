@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from sam4ir.errors import first_line
 from sam4ir.export.graph import ExportError, StepGraph, input_names, output_name
-from sam4ir.export.metadata import TORCH_EXPORT_ENTRY, description_text, missing_package
-from sam4ir.utils.weights import DESCRIPTION
+from sam4ir.export.metadata import TORCH_EXPORT_ENTRY, missing_package
+from sam4ir.utils.weights import DESCRIPTION, description_text
 
 LEAST_OPSET = 18  # of torch.onnx.export
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ".safetensors"}
@@ -163,14 +163,6 @@ def onnx_run(data: bytes) -> Run:
         return torch.from_numpy(session.run(None, dict(zip(names, arrays, strict=True)))[0])
 
     return run
-
-
-def safetensors_bytes(state: Mapping[str, Tensor], description: Mapping[str, Any]) -> bytes:
-    """Return the content of a .safetensors file: the weights under their own keys, and the description."""
-    from safetensors.torch import save
-
-    metadata = {"format": "pt", DESCRIPTION: description_text(description)}
-    return save({name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, metadata)
 
 
 def same_bits(data: bytes, state: Mapping[str, Tensor], network: nn.Module) -> bool:

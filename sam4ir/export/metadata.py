@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping
-from importlib import metadata as packages
 from pathlib import Path
 from typing import Any
 
+from sam4ir import __version__
 from sam4ir.engine.evaluate.candidates import iteration_in
 from sam4ir.errors import UserError, first_line
 from sam4ir.export.graph import ExportError
@@ -89,7 +89,7 @@ def facts_of(weights: Path, source: str, options_file: Path | None) -> dict[str,
     source: the weights as the user names them, a file or a name of the zoo. Without a known value a key is left out.
     """
     known: dict[str, Any] = {
-        "sam4ir": sam4ir_version(),
+        "sam4ir": __version__,
         "weights": {"source": Path(source).name, "sha256": sha256_of(weights)},
     }
     if options_file is not None:
@@ -101,14 +101,6 @@ def facts_of(weights: Path, source: str, options_file: Path | None) -> dict[str,
     if licence is not None:
         known["licence"] = licence
     return known
-
-
-def sam4ir_version() -> str:
-    """Return the installed version, or 'unknown' for a checkout that is not installed."""
-    try:
-        return packages.version("sam4ir")
-    except packages.PackageNotFoundError:
-        return "unknown"
 
 
 def _licence(source: str) -> str | None:
@@ -157,8 +149,3 @@ def _by_iteration(rows: Any) -> dict[int, list[Mapping[str, str]]]:
     for row in rows:
         by_iteration.setdefault(int(row.cells["iter"]), []).append(row.cells)
     return by_iteration
-
-
-def description_text(description: Mapping[str, Any]) -> str:
-    """Return a description as the JSON text that files hold."""
-    return json.dumps(dict(description), sort_keys=True)

@@ -26,6 +26,7 @@ from sam4ir.export.graph import (
 )
 from sam4ir.export.source import ExportSource
 from sam4ir.utils.files import write_bytes
+from sam4ir.utils.weights import safetensors_bytes
 
 Format = Literal["onnx", "torch-export", "safetensors"]
 
@@ -128,7 +129,7 @@ def _weights(source: ExportSource, settings: ExportSettings) -> bytes:
         for name, tensor in state.items():
             if tensor.is_floating_point():
                 state[name] = tensor.half()
-    data = formats.safetensors_bytes(state, _description(source, settings))
+    data = safetensors_bytes(state, _description(source, settings))
     if settings.check:
         block = Block(**source.network_g)
         again = build_network(block, "g", torch.device("cpu"), seed=0)

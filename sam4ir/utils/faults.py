@@ -29,3 +29,11 @@ def fault_of_item(error: Exception) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
         return str(error)
     return None
+
+
+def fault_of_file(error: Exception, name: str) -> str | None:
+    """Return what fault_of_item does, beginning with the file's name where it does not name it; None for a bug."""
+    fault = fault_of_item(error)
+    if fault is None or name in fault:
+        return fault
+    return f"{name}: {fault}"

@@ -101,6 +101,21 @@ def safetensors_description(path: Path) -> Mapping[str, Any]:
     return description
 
 
+def description_text(description: Mapping[str, Any]) -> str:
+    """Return a description as the JSON text that files hold."""
+    return json.dumps(dict(description), sort_keys=True)
+
+
+def safetensors_bytes(state: Mapping[str, Tensor], description: Mapping[str, Any]) -> bytes:
+    """Return the content of a .safetensors file: tensors under their own keys, and the description of their network."""
+    from safetensors.torch import save
+
+    copies = {}
+    for name, tensor in state.items():
+        copies[name] = tensor.detach().cpu().contiguous().clone()  # the format refuses tensors that share memory
+    return save(copies, {"format": "pt", DESCRIPTION: description_text(description)})
+
+
 def is_hub_name(source: str | Path) -> bool:
     """Return whether a name of weights is one of a hub."""
     return str(source).startswith(HUB)

@@ -16,7 +16,7 @@ from sam4ir.engine.restore.pictures import AlphaMode, restore_picture
 from sam4ir.engine.restore.progress import ItemProgress
 from sam4ir.engine.restore.video import restore_video
 from sam4ir.engine.restore.work import STREAM, STREAM_NAME, Work, is_video, planned
-from sam4ir.utils.faults import fault_of_item
+from sam4ir.utils.faults import fault_of_file
 from sam4ir.utils.files import remove_left_over, write_bytes
 from sam4ir.utils.image import ExifOrientation, file_bytes
 from sam4ir.utils.memory import out_of_memory
@@ -171,11 +171,7 @@ def _video(file: Path, target: Path, restorer: ImageRestorer, results: Results) 
 
 def _message_of(file: Path, error: Exception) -> str | None:
     """Return the sentence that lists a file with its error; None for a bug."""
-    message = fault_of_item(error)
-    if message is None:
-        return None
-    if out_of_memory(error):
+    message = fault_of_file(error, _name(file))
+    if message is not None and out_of_memory(error):
         message += "; --tile 256 needs less"
-    if _name(file) not in message:
-        message = f"{_name(file)}: {message}"
     return message

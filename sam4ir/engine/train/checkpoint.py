@@ -9,7 +9,6 @@ holds a digest of each weights file, so that the files of one checkpoint are not
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from sam4ir.engine.weights import reading
 from sam4ir.errors import UserError
 from sam4ir.utils.archive import ArchiveError, contents_digest
 from sam4ir.utils.files import atomic, sha256_of, write_bytes
-from sam4ir.utils.weights import DESCRIPTION
+from sam4ir.utils.weights import safetensors_bytes
 
 STATE_FORMAT = 2
 NO_DIGESTS = 1  # the format before the digests, which is still read
@@ -133,13 +132,7 @@ def _beside(path: Path) -> Path:
 
 def _save_safetensors(network: nn.Module, path: Path, description: Mapping[str, Any]) -> str:
     """Write a network's weights under their own keys; return the file's SHA-256."""
-    from safetensors.torch import save
-
-    metadata = {"format": "pt", DESCRIPTION: json.dumps(description, sort_keys=True)}
-    state = {}
-    for name, tensor in _cpu_state(network).items():
-        state[name] = tensor.clone()  # the format refuses tensors that share memory
-    write_bytes(path, save(state, metadata))
+    write_bytes(path, safetensors_bytes(network.state_dict(), description))
     return sha256_of(path)
 
 

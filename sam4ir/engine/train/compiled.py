@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from sam4ir.engine.devices import synchronize
 from sam4ir.engine.train.checkpoint import Progress
 from sam4ir.engine.train.step import Step
 from sam4ir.errors import first_line
@@ -97,8 +98,7 @@ def _step(network: nn.Module, image: Tensor, autocast: torch.autocast) -> None:
     outputs = output if isinstance(output, (list, tuple)) else [output]
     torch.stack([restored.float().mean() for restored in outputs]).sum().backward()
     network.zero_grad(set_to_none=True)
-    if image.is_cuda:
-        torch.cuda.synchronize(image.device)
+    synchronize(image.device)
 
 
 def _timed(network: nn.Module, image: Tensor, autocast: torch.autocast) -> float:
