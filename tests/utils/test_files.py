@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
@@ -26,13 +27,18 @@ REMEDIES = {
 }
 
 
-@pytest.fixture
-def small_files() -> Iterator[int]:
-    """A limit of 1,000 bytes on the size of files."""
+LIMIT = 1000  # bytes
+
+
+@contextlib.contextmanager
+def small_files() -> Iterator[None]:
+    """Limit the size of files. No fixture: pytest writes its report, which may go to a file, between those."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield 1000
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("number", REMEDIES)
@@ -47,18 +53,18 @@ def test_a_library_without_error_numbers_gets_the_systems_words(tmp_path: Path) 
     assert write_error(tmp_path, error).errno == errno.ENOSPC
 
 
-def test_a_whole_file_that_does_not_fit_leaves_the_old_one(tmp_path: Path, small_files: int) -> None:
+def test_a_whole_file_that_does_not_fit_leaves_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("old")
-    with pytest.raises(FileError, match=r"a\.txt: cannot be written .*ulimit -f"):
-        write_text(path, "x" * 2 * small_files)
+    with small_files(), pytest.raises(FileError, match=r"a\.txt: cannot be written .*ulimit -f"):
+        write_text(path, "x" * 2 * LIMIT)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_appended_piece_is_whole_or_not_there(tmp_path: Path, small_files: int) -> None:
+def test_an_appended_piece_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    with AppendedFile(path, "head\n") as file:
+    with small_files(), AppendedFile(path, "head\n") as file:
         file.write("a" * 900)
         with pytest.raises(FileError, match="log: cannot be written"):
             file.write("b" * 200)
