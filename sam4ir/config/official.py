@@ -74,8 +74,7 @@ def as_ours(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
         problems += _training(train, ours.get("model_type"))
     if isinstance(val, dict):
         problems += _tiles(val, ours.get("scale")) + _ensemble(val)
-        if ours.get("model_type") in OFFICIAL_MODELS and val.get("grids") is True and val.get("overlap") is None:
-            val["overlap"] = 0  # as few tiles as cover the image, as HINet and NAFNet do
+        _overlap(val, ours.get("model_type"))
     return ours, problems
 
 
@@ -217,6 +216,19 @@ def _tiles(val: dict[str, Any], scale: Any) -> list[Problem]:
         return []
     message = "tiles are square here: give crop_size, or crop_size_h and crop_size_w of the same value"
     return [Problem(("val", key), message) for key in sides_by_key]
+
+
+def _overlap(val: dict[str, Any], model_type: Any) -> None:
+    """Set the overlap of tiles where a file names none.
+
+    A file without a model type gets its eighth as a number: saved options name a model type, and must mean the same.
+    """
+    if val.get("grids") is not True or val.get("overlap") is not None:
+        return
+    if model_type in OFFICIAL_MODELS:
+        val["overlap"] = 0  # as few tiles as cover the image, as HINet and NAFNet do
+    elif model_type is None and _is_whole(val.get("crop_size")):
+        val["overlap"] = int(val["crop_size"]) // 8
 
 
 def _ensemble(val: dict[str, Any]) -> list[Problem]:

@@ -213,11 +213,14 @@ def test_official_files_have_the_defaults_of_their_code_and_ours_keep_theirs(tmp
         assert val is not None
         assert val.overlap == (0 if val.grids else None), path.stem
     lines = "name: x\nnetwork_g: {type: HINet}\nval: {grids: true, crop_size: 64}\n"
-    for model_type, overlap in (("ImageRestorationModel", 0), ("SRModel", 0), ("SAM4IRModel", None), (None, None)):
+    for model_type, overlap in (("ImageRestorationModel", 0), ("SRModel", 0), ("SAM4IRModel", None), (None, 8)):
         file = tmp_path / "o.yml"
         file.write_text(lines + (f"model_type: {model_type}\n" if model_type else ""), encoding="utf-8")
-        assert load_options(file).val.overlap == overlap
+        options = load_options(file)
+        assert options.val.overlap == overlap
         assert load_options(file, ["val:overlap=8"]).val.overlap == 8
+        file.write_text(dump_options(options), encoding="utf-8")
+        assert load_options(file) == options
 
 
 @pytest.mark.parametrize(("scale", "crop", "expected"), [(1, 256, 256), (4, 256, 64), (4, 255, 63)])

@@ -140,6 +140,8 @@ def test_tiff_is_read_as_its_tags_say(array, settings, want, layout, bigtiff, by
 def test_compressed_tiff_has_the_pixels_of_pillow(mode, compression):
     if compression == "jpeg" and mode in ("P", "RGBA"):
         pytest.skip("pillow does not write it")
+    if (mode, compression) == ("YCbCr", "raw"):
+        pytest.skip("pillow 12.3 cannot read what it writes")
     data = saved(PICTURE.convert(mode), "TIFF", compression=compression)
     want = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     assert apart(decode_image(data, "x"), want) <= 2
