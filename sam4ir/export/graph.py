@@ -17,6 +17,7 @@ from sam4ir.archs.diffusion_sr import DiffSR
 from sam4ir.archs.nafnet import LocalMean, SubsampledLocalMean
 from sam4ir.archs.size import SizeRule
 from sam4ir.errors import UserError
+from sam4ir.export.convolutions import as_convolutions
 from sam4ir.export.padding import Padding, smaller
 from sam4ir.models.restoration import last_output
 
@@ -147,7 +148,7 @@ def _means_along(x: Tensor, length: int, dim: int) -> Tensor:
 
 
 def _without_branches(network: nn.Module, half: bool) -> nn.Module:
-    """Return a copy in evaluation mode that neither pads nor chooses by the size of the image."""
+    """Return a copy in evaluation mode, of convolutions, that neither pads nor chooses by the size of the image."""
     network = copy.deepcopy(network).eval().requires_grad_(False)
     if isinstance(getattr(network, "size", None), SizeRule):
         network.size = SizeRule()  # type: ignore[assignment]
@@ -161,6 +162,7 @@ def _without_branches(network: nn.Module, half: bool) -> nn.Module:
                 )
             if isinstance(child, LocalMean):
                 setattr(parent, name, _MeanAroundEachPixel(child.window))
+    as_convolutions(network)
     if half:
         network.half()
     return network
