@@ -35,6 +35,8 @@ def consistency(options: Options) -> list[Problem]:
     if options.phase("train") and options.train is None:
         problems.append(Problem(("train",), "is required with a training set"))
     if options.train:
+        if options.val is not None:
+            problems += _best(options, options.val)
         if not options.diffuses:
             problems += _losses(options.train)
         for key, dataset in options.phase("train").items():
@@ -48,6 +50,29 @@ def consistency(options: Options) -> list[Problem]:
     else:
         problems += _plain(options)
     return problems
+
+
+def _best(options: Options, val: ValOptions) -> list[Problem]:
+    """Check what the best weights of a training are chosen by."""
+    if val.save_best is None:
+        if val.patience is not None:
+            return [
+                Problem(("val", "patience"), "needs val.save_best, the score that must become better, such as psnr")
+            ]
+        return []
+    place = ("val", "save_best")
+    if val.val_freq is None:
+        return [Problem(place, "needs val.val_freq: without it nothing is validated during the training")]
+    names = [block.name or key for key, block in options.phase("val").items()]
+    if not names:
+        return [Problem(place, "needs a validation set: datasets.val")]
+    set_name, _, metric = val.save_best.rpartition("/")
+    if metric not in val.metrics:
+        known = ", ".join(val.metrics) or "there are none"
+        return [Problem(place, f"{metric!r} is none of val.metrics: {known}")]
+    if set_name and set_name not in names:
+        return [Problem(place, f"{set_name!r} is no validation set: {', '.join(names)}")]
+    return []
 
 
 def _losses(train: TrainOptions) -> list[Problem]:

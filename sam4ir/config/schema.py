@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -401,6 +402,12 @@ class ValOptions(_Options):
     """Table of published figures that sam4ir test prints beside ours, such as SAM-DiffSR."""
     metrics: dict[str, Block] = {}
     """Metrics to report, under column names of your choice."""
+    save_best: str | None = None
+    """Score whose best weights are kept as models/net_g_best: a name in metrics (the mean of all validation sets), or
+    SET/NAME for one set, such as psnr or set5/psnr."""
+    patience: Positive | None = None
+    """Validations without a better score of save_best after which the run ends early; without it the run goes to
+    train.total_iter."""
     use_image: bool = True
     """Whether outputs are rounded to 8 bits before they are scored, as a saved image would be."""
     refiner: bool = False
@@ -444,6 +451,12 @@ class LoggerOptions(_Options):
     """Iterations between two lines of the console and the log file; log.jsonl has every iteration."""
     save_checkpoint_freq: Positive = 5000
     """Iterations between two checkpoints (weights and training state); the last iteration is always saved."""
+    keep_last: Positive | None = None
+    """Training states that stay, those of the newest checkpoints; without it all. The weights of older checkpoints stay
+    (see keep_last_weights); a run resumes from a state alone."""
+    keep_last_weights: Positive | None = None
+    """Checkpoints whose weights stay, the newest ones; without it all. It needs keep_last, which it cannot be less
+    than. net_g_best and net_g_latest stay in any case."""
     save_format: Literal["pth", "safetensors"] = "pth"
     """Format of the weights of a checkpoint. A pth file holds the weights and their average (EMA). A safetensors file
     holds what is deployed, the average where there is one, and describes its network; the weights that were averaged
@@ -452,6 +465,12 @@ class LoggerOptions(_Options):
     """Whether losses, learning rates and scores go to TensorBoard."""
     wandb: Any = None
     """Settings of Weights & Biases in BasicSR's files, without effect; scalars go to TensorBoard and log.jsonl."""
+
+    @model_validator(mode="after")
+    def _states_have_weights(self) -> LoggerOptions:
+        if self.keep_last_weights is not None and self.keep_last_weights < (self.keep_last or sys.maxsize):
+            raise UserError("keep_last_weights needs keep_last, and at least its number: a state needs its weights")
+        return self
 
 
 class Options(_Options):

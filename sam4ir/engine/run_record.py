@@ -12,9 +12,10 @@ from typing import Any
 from sam4ir.config.load import OptionsError, load_options
 from sam4ir.config.schema import Block, DatasetOptions, Options
 from sam4ir.engine.evaluate.candidates import iteration_in
-from sam4ir.engine.weights import flow
+from sam4ir.engine.weights import flow, metadata_of
 from sam4ir.utils.files import read_text
 from sam4ir.utils.tables import text_lines
+from sam4ir.utils.weights import RUN_ENTRY
 
 _SCORE = re.compile(r"metrics/(.+)/([^/]+)")
 REFINER = "_refiner"  # after the name of a metric: the score of the refiner
@@ -58,14 +59,25 @@ def record_of(weights: str | Path) -> RunRecord | None:
     except OptionsError as error:
         problem = " ".join(str(error).split())
     scores = validations(folder / "log.jsonl")
-    iteration = iteration_in(path.stem)
+    iteration = iteration_of(path)
     if iteration is None and options is not None and options.train is not None and path.stem.endswith("_latest"):
-        iteration = options.train.total_iter
+        iteration = options.train.total_iter  # a file of an earlier version
     last = None
     for score in scores:
         if iteration is None or score.iteration <= iteration:
             last = score
     return RunRecord(folder, iteration, options, problem, last)
+
+
+def iteration_of(weights: Path) -> int | None:
+    """Return the iteration of a weights file, from its name or from what it says; None where neither does."""
+    iteration = iteration_in(weights.stem)
+    if iteration is not None:
+        return iteration
+    stated = metadata_of(weights, RUN_ENTRY).get("iteration")
+    if isinstance(stated, int):
+        return stated
+    return None
 
 
 def validations(log: Path) -> list[ValidationMeans]:

@@ -229,6 +229,19 @@ def atomic(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, atomically: a hard link, or a copy where the file system has no links.
+
+    Neither name sees what `atomic` writes to the other one. Raises FileError where the system cannot write the file.
+    """
+    with atomic(target) as part:
+        part.unlink(missing_ok=True)
+        try:
+            os.link(source, part)
+        except OSError:  # of many numbers: no links in this file system, none across its borders, too many
+            shutil.copyfile(source, part)
+
+
 class AppendedFile:
     """A text file that grows by whole pieces: each is in the file when write() returns, or no byte of it is.
 

@@ -128,7 +128,7 @@ def _by_pillow(data: bytes, name: str, channels: Literal[1, 3], exif_orientation
     try:
         with Image.open(io.BytesIO(data)) as file:
             extras = _extras_of(file)
-            frames, orientation = getattr(file, "n_frames", 1), file.getexif().get(ORIENTATION)
+            frames, stated = getattr(file, "n_frames", 1), file.getexif().get(ORIENTATION)
             grey, frame = file.mode in ("1", "L", "LA"), file.convert("RGBA")
     except Image.UnidentifiedImageError:
         raise ImageError(f"{name}: is of a kind that this pillow does not read; convert it to PNG") from None
@@ -136,8 +136,9 @@ def _by_pillow(data: bytes, name: str, channels: Literal[1, 3], exif_orientation
         raise ImageError(
             f"{name}: cannot be decoded ({first_line(error)}); it is damaged, or convert it to PNG"
         ) from None
-    if orientation not in range(1, 9):
-        orientation = 1
+    orientation = 1
+    if isinstance(stated, int) and 1 <= stated <= 8:
+        orientation = stated
     notes = extras.notes
     if frames > 1:
         notes += (f"is an animation of {frames} frames, of which the first is restored",)

@@ -36,6 +36,7 @@ from sam4ir.engine.train import data as train_data
 from sam4ir.engine.train import resume as resuming
 from sam4ir.engine.train.batches import StageBatches
 from sam4ir.engine.train.checkpoint import load_checkpoint
+from sam4ir.engine.train.keeping import Keeping
 from sam4ir.engine.train.milestones import validation_outputs
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.train.stages import Stage
@@ -151,7 +152,7 @@ def _check_training(
     stages = build_train.stages_of(train, sets.loader, world)
     parts = build_train.build_parts(options, device, world, sets.channels)
     _report_networks(parts, options.path, findings)
-    _check_disk(train, options.logger.save_checkpoint_freq, Path(options.path.root), parts, findings)
+    _check_disk(options, train, parts, findings)
     _check_checkpoint(paths, options.path.resume_state, resume, parts, findings)
     step = build_train.build_step(options, parts, device, world)
     batches = StageBatches(sets, world, options.manual_seed, train.mixing_augs, cuda=device.type == "cuda")
@@ -256,18 +257,28 @@ def _report_networks(parts: TrainingParts, path: PathOptions, findings: Findings
         findings.line(f"weights  {path.pretrain_network_g} fits network_g")
 
 
-def _check_disk(train: TrainOptions, save_freq: int, root: Path, parts: TrainingParts, findings: Findings) -> None:
-    """Compare the checkpoints of the whole run with the free space of the disk."""
-    copies = 3  # two moments and the weights
-    if train.ema_decay:
-        copies += 1  # the average of the weights
-    one = sum(4 * copies * parameter_count(network) for network in parts.model.networks.values())
-    number = -(-train.total_iter // save_freq)
-    folder = _existing(root)
+def _check_disk(options: Options, train: TrainOptions, parts: TrainingParts, findings: Findings) -> None:
+    """Compare what the whole run leaves on the disk with its free space."""
+    parameters = sum(parameter_count(network) for network in parts.model.networks.values())
+    state = 4 * 2 * parameters  # two moments in float32
+    weights = 4 * parameters * (2 if train.ema_decay else 1)  # with their average
+    logger = options.logger
+    keeping = Keeping(logger.keep_last, logger.keep_last_weights)
+    number = -(-train.total_iter // logger.save_checkpoint_freq)
+    weights_kept, states_kept = keeping.kept(number)
+    size = weights_kept * weights + states_kept * state
+    if options.val is not None and options.val.save_best is not None:
+        size += 4 * parameter_count(parts.model.networks["g"]) * (2 if train.ema_decay else 1)
+    what = f"{number} checkpoints"
+    if (weights_kept, states_kept) != (number, number):
+        what += f", of which {weights_kept} weights and {states_kept} training states stay,"
+    folder = _existing(Path(options.path.root))
     free = shutil.disk_usage(folder).free
-    needed = f"{number} checkpoints take {in_words(number * one)}, {in_words(free)} are free in {folder}"
-    if number * one > free:
-        findings.problem(f"disk: {needed}. Raise logger.save_checkpoint_freq, or set path.root to another disk")
+    needed = f"{what} take {in_words(size)}, {in_words(free)} are free in {folder}"
+    if size > free:
+        findings.problem(
+            f"disk: {needed}. Set logger.keep_last, raise logger.save_checkpoint_freq, or set path.root to another disk"
+        )
     else:
         findings.line(f"disk     {needed}")
 

@@ -2,7 +2,7 @@
 
 models/net_<label>_<iteration>.pth = {params, params_ema} holds the weights that users take away, or, with
 logger.save_format: safetensors, net_<label>_<iteration>.safetensors the deployed ones (the average where there is one)
-and net_<label>_<iteration>_params.safetensors those that were averaged;
+and net_<label>_<iteration>_params.safetensors those that were averaged; all of them name their iteration.
 training_states/<iteration>.state holds the rest and is written last, so that a state always has its weights. It also
 holds a digest of each weights file, so that the files of one checkpoint are not taken for those of another.
 """
@@ -24,8 +24,8 @@ from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.engine.weights import reading
 from sam4ir.errors import UserError
 from sam4ir.utils.archive import ArchiveError, contents_digest
-from sam4ir.utils.files import atomic, sha256_of, write_bytes
-from sam4ir.utils.weights import safetensors_bytes
+from sam4ir.utils.files import atomic, link_or_copy, sha256_of, write_bytes
+from sam4ir.utils.weights import RUN_ENTRY, safetensors_bytes
 
 STATE_FORMAT = 2
 NO_DIGESTS = 1  # the format before the digests, which is still read
@@ -87,7 +87,7 @@ def save_checkpoint(paths: RunPaths, parts: TrainingParts, progress: Progress, o
     """Write the checkpoint of progress.iteration; return its state file. options_text: the options as YAML."""
     digests: dict[str, str] = {}
     for label in parts.model.networks:
-        digests |= _save_network(paths, parts, label, progress.iteration, options_text)
+        digests |= save_weights(paths, parts, label, progress.iteration, progress.iteration, options_text)
     state = {
         "format": STATE_FORMAT,
         "save_format": parts.save_format,
@@ -105,19 +105,30 @@ def save_checkpoint(paths: RunPaths, parts: TrainingParts, progress: Progress, o
     return paths.state(progress.iteration)
 
 
-def _save_network(
-    paths: RunPaths, parts: TrainingParts, label: str, iteration: int, options_text: str
+def save_weights(
+    paths: RunPaths,
+    parts: TrainingParts,
+    label: str,
+    name: int | str,
+    iteration: int,
+    options_text: str,
+    facts: Mapping[str, Any] | None = None,
 ) -> dict[str, str]:
-    """Write the weights of a network; return {label: digest}, and {label_params: digest} for a second file."""
+    """Write the weights of a network; return {label: digest}, and {label_params: digest} for a second file.
+
+    name: in the file name, mostly the iteration. facts: what the file says of its weights beside their iteration.
+    """
     network, ema = parts.model.networks[label], parts.emas[label]
-    path = paths.network(label, iteration, parts.save_format)
+    path = paths.network(label, name, parts.save_format)
+    run = {"iteration": iteration, **(facts or {})}
     if parts.save_format == "pth":
-        weights: dict[str, Any] = {"params": _cpu_state(network), **parts.metadata}
+        weights: dict[str, Any] = {"params": _cpu_state(network), **parts.metadata, RUN_ENTRY: run}
         if ema.on:
             weights["params_ema"] = _cpu_state(ema.module)
         save_tensors(weights, path)
         return {label: contents_digest(path)}
     description = _description(parts, label, iteration, options_text)
+    description[RUN_ENTRY] = run
     digests = {label: _save_safetensors(ema.module if ema.on else network, path, description)}
     if ema.on:
         beside = _beside(path)
@@ -147,15 +158,17 @@ def _description(parts: TrainingParts, label: str, iteration: int, options_text:
 
 
 def publish_latest(paths: RunPaths, parts: TrainingParts, iteration: int) -> None:
-    """Write models/net_<label>_latest, copies of the weights of an iteration; one of another format is removed."""
+    """Write models/net_<label>_latest, the weights of an iteration again; one of another format is removed.
+
+    They are links where the file system has them, so that they take neither time nor space.
+    """
     for label in parts.model.networks:
         source = paths.network(label, iteration, parts.save_format)
         latest = paths.network(label, "latest", parts.save_format)
         copies = {source: latest, _beside(source): _beside(latest)}
         for file, copy in copies.items():
             if file.is_file():
-                with atomic(copy) as part:
-                    part.write_bytes(file.read_bytes())
+                link_or_copy(file, copy)
             else:
                 copy.unlink(missing_ok=True)
         for save_format in SAVE_FORMATS:

@@ -32,6 +32,7 @@ from sam4ir.engine.train.batches import StageBatches
 from sam4ir.engine.train.checkpoint import Progress
 from sam4ir.engine.train.compiled import compile_networks
 from sam4ir.engine.train.journal import FileJournal, Journal, NoJournal
+from sam4ir.engine.train.keeping import Keeping
 from sam4ir.engine.train.milestones import Milestones, Validation
 from sam4ir.engine.train.stages import Stage
 from sam4ir.engine.train.step_log import StepLog
@@ -122,6 +123,7 @@ class Trainer:
             self.log,
             total_iter=train.total_iter,
             save_freq=options.logger.save_checkpoint_freq,
+            keeping=Keeping(options.logger.keep_last, options.logger.keep_last_weights),
             options_text=options_text,
             main=world.main,
         )
@@ -261,6 +263,8 @@ class Trainer:
             reset_peak(self.device)
             with contextlib.closing(batches):  # its processes would outlive an error
                 for iteration in range(start + 1, stage.end + 1):
+                    if self.milestones.exhausted:
+                        break
                     self._iterate(iteration, stage, batches, pace)
         self.milestones.finish()
 

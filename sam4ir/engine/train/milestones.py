@@ -20,6 +20,7 @@ from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.restore.build import RestoreRecipe
 from sam4ir.engine.train.checkpoint import Progress, publish_latest, save_checkpoint
 from sam4ir.engine.train.journal import Journal
+from sam4ir.engine.train.keeping import BestWeights, Keeping
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import World
@@ -98,7 +99,8 @@ class Milestones:
     """The validations and checkpoints of a run at the iterations where they are due; the main process alone writes.
 
     validation: None for a run that does not validate. total_iter: the last iteration, which is always a milestone.
-    save_freq: iterations between checkpoints. options_text: the options as YAML, for checkpoints.
+    save_freq: iterations between checkpoints; keeping: which of them stay. options_text: the options as YAML, for
+    checkpoints.
     means: of the last validation; empty before the first one of this process.
     """
 
@@ -113,6 +115,7 @@ class Milestones:
         *,
         total_iter: int,
         save_freq: int,
+        keeping: Keeping,
         options_text: str,
         main: bool,
     ) -> None:
@@ -124,16 +127,41 @@ class Milestones:
         self.log = log
         self.total_iter = total_iter
         self.save_freq = save_freq
+        self.keeping = keeping
         self.options_text = options_text
         self.main = main
         self.means: Means = {}
+        self.best_score = None if validation is None else validation.recipe.val.save_best
+        self.best_weights = self._best_weights()
+
+    def _best_weights(self) -> BestWeights | None:
+        """Return the keeper of the best weights, in the main process alone; None where none are kept."""
+        if self.validation is None or self.best_score is None or not self.main:
+            return None
+        return BestWeights(self.paths, self.parts, self.best_score, lower_is_better=self._lower_is_better())
+
+    def _lower_is_better(self) -> bool:
+        assert self.validation is not None
+        assert self.best_score is not None
+        return self.validation.metrics[self.best_score.rpartition("/")[2]].lower_is_better
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether val.patience ends the run: that many validations have brought no better score."""
+        if self.validation is None or self.best_score is None:
+            return False
+        val = self.validation.recipe.val
+        best = self.progress.best.get(self.best_score)
+        if val.patience is None or val.val_freq is None or best is None:
+            return False
+        return self.progress.validated - int(best["iter"]) >= val.patience * val.val_freq
 
     def reach(self) -> None:
         """Validate and save where the present iteration is due for it; the checkpoint holds the best records."""
         iteration = self.progress.iteration
         if self._validation_due():
             self.validate()
-        if iteration % self.save_freq == 0 or iteration == self.total_iter:
+        if iteration % self.save_freq == 0 or iteration == self.total_iter or self.exhausted:
             self.save()
 
     def catch_up(self) -> None:
@@ -182,12 +210,37 @@ class Milestones:
             self.log.info("\n".join(lines))
         self.journal.scalars(iteration, values_by_tag)
         self.journal.write(iteration, values_by_tag)
+        self._keep_best(metrics)
+
+    def _keep_best(self, metrics: Mapping[str, Metric]) -> None:
+        """Update the record of val.save_best, and keep the weights that have reached it."""
+        if self.best_score is None:
+            return
+        value = self._score_of(self.best_score)
+        iteration, lower = self.progress.iteration, self._lower_is_better()
+        best = update_best(self.progress.best, self.best_score, value, iteration, lower)
+        if int(best["iter"]) != iteration or self.best_weights is None:
+            return
+        if self.best_weights.offer(value, iteration, self.options_text):
+            self.log.info("Best %s so far: %.4f; its weights are kept as net_g_best.", self.best_score, value)
+
+    def _score_of(self, name: str) -> float:
+        """Return the score of the deployed network: of one set (SET/METRIC), or the mean of all sets (METRIC)."""
+        chosen, _, metric = name.rpartition("/")
+        values = []
+        for (dataset, output), scores in self.means.items():
+            if output == "restored" and chosen in ("", dataset) and metric in scores:
+                values.append(scores[metric].value)
+        return sum(values) / len(values)
 
     def save(self) -> None:
         """Write the checkpoint of the present iteration."""
         if self.main:
+            iteration = self.progress.iteration
             save_checkpoint(self.paths, self.parts, self.progress, self.options_text)
-            self.log.info("Saved checkpoint of iteration %d.", self.progress.iteration)
+            publish_latest(self.paths, self.parts, iteration)
+            self.keeping.remove_older(self.paths, iteration)
+            self.log.info("Saved checkpoint of iteration %d.", iteration)
 
     def rescue(self) -> None:
         """Save the iterations since the last checkpoint, before an error ends the run."""
@@ -198,9 +251,18 @@ class Milestones:
                 self.log.error("%s", error)
 
     def finish(self) -> None:
-        """Copy the last weights to net_<label>_latest.pth or .safetensors."""
+        """Write net_<label>_latest once more, in case a kill came between the last checkpoint and it, and say so."""
         if self.main:
-            publish_latest(self.paths, self.parts, self.total_iter)
+            publish_latest(self.paths, self.parts, self.progress.iteration)
+        if self.exhausted and self.progress.iteration < self.total_iter:
+            assert self.best_score is not None
+            best = self.progress.best[self.best_score]
+            self.log.info(
+                "%s has not become better than %.4f (iteration %d) for val.patience validations: the run ends.",
+                self.best_score,
+                best["value"],
+                int(best["iter"]),
+            )
         latest = self.paths.network("g", "latest", self.parts.save_format)
         self.log.info("Done: %s is trained; its weights are %s.", self.paths.name, latest)
 

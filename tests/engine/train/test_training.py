@@ -244,7 +244,9 @@ def test_resuming_with_another_network_is_one_clear_message(world: World) -> Non
 def test_checkpoints_hold_tensors_and_plain_values_in_basicsr_layout(world: World) -> None:
     folder = run(world, True, "train:total_iter=4")
     for label in "gr":
-        assert set(torch.load(folder / "models" / f"net_{label}_4.pth", weights_only=True)) == {"params", "params_ema"}
+        weights = torch.load(folder / "models" / f"net_{label}_4.pth", weights_only=True)
+        assert set(weights) == {"params", "params_ema", "run"}
+        assert weights["run"] == {"iteration": 4}
     assert load_options(folder / "options.yml").train == world.options(True, ("train:total_iter=4",)).train
     assert (folder / "models" / "net_g_latest.pth").read_bytes() == (folder / "models" / "net_g_4.pth").read_bytes()
 
