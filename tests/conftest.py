@@ -67,7 +67,7 @@ class World:
                 "pixel_opt": {"type": "PSNRLoss"},
             },
             "val": {"val_freq": 4, "metrics": {"psnr": {"type": "psnr"}, "ssim": {"type": "ssim"}}},
-            "logger": {"print_freq": 2, "save_checkpoint_freq": 4},
+            "logger": {"print_freq": 2, "save_checkpoint_freq": 4, "use_tb_logger": False},
         }
         if sam:
             values["train"] |= {

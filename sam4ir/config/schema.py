@@ -402,6 +402,9 @@ class ValOptions(_Options):
     """Table of published figures that sam4ir test prints beside ours, such as SAM-DiffSR."""
     metrics: dict[str, Block] = {}
     """Metrics to report, under column names of your choice."""
+    panel: Count = 4
+    """Crops of validation images that each validation shows, restored beside their ground truth: in TensorBoard and in
+    visualization/panel. The crops are the same at each validation; 0 shows none."""
     save_best: str | None = None
     """Score whose best weights are kept as models/net_g_best: a name in metrics (the mean of all validation sets), or
     SET/NAME for one set, such as psnr or set5/psnr."""
@@ -461,8 +464,8 @@ class LoggerOptions(_Options):
     """Format of the weights of a checkpoint. A pth file holds the weights and their average (EMA). A safetensors file
     holds what is deployed, the average where there is one, and describes its network; the weights that were averaged
     are then in net_g_ITERATION_params.safetensors beside it."""
-    use_tb_logger: bool = False
-    """Whether losses, learning rates and scores go to TensorBoard."""
+    use_tb_logger: bool | None = None
+    """Whether curves and pictures go to TensorBoard, in tb_logger/NAME; without it they do where it is installed."""
     wandb: Any = None
     """Settings of Weights & Biases in BasicSR's files, without effect; scalars go to TensorBoard and log.jsonl."""
 

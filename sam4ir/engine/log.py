@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime
 import json
 import logging
-import os
 import sys
-import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from sam4ir.utils.files import AppendedFile, encode_text, read_text, write_bytes, writing
+from sam4ir.utils.files import AppendedFile, encode_text, read_text, write_bytes
 from sam4ir.utils.streams import ConsoleHandler
 from sam4ir.utils.tables import RawRow, csv_head, csv_rows, json_line, text_lines, whole_rows
 
@@ -207,120 +202,3 @@ def _row_iteration(row: RawRow) -> int:
     if not row.cells[0].isdigit():
         return 0
     return int(row.cells[0])
-
-
-class Scalars(Protocol):
-    """A writer of scalars by tag and iteration."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Write one scalar."""
-
-    def close(self) -> None:
-        """Close the files."""
-
-
-class NoScalars:
-    """The writer of a run without TensorBoard."""
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Write nothing."""
-
-    def close(self) -> None:
-        """Close nothing."""
-
-
-class TensorBoardScalars:
-    """TensorBoard events in a folder.
-
-    TensorBoard writes in a thread. What fails there is raised here, by the next call, as a FileError that names the
-    folder; afterwards nothing more is written.
-    """
-
-    def __init__(self, folder: Path, purge_after: int) -> None:
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        from torch.utils.tensorboard import SummaryWriter
-
-        purge_step = None
-        if purge_after:
-            purge_step = purge_after + 1
-        self._folder = folder
-        self._failed = False
-        _leave_out_tracebacks_of_the_writer()
-        with self._writing():
-            self._writer = SummaryWriter(str(folder), purge_step=purge_step)
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            with writing(self._folder):
-                try:
-                    yield
-                except OSError as error:  # names a file of the folder
-                    raise OSError(error.errno, error.strerror) from error
-        except OSError:
-            self._failed = True
-            raise
-
-    def add_scalar(self, tag: str, scalar_value: float, global_step: int) -> None:
-        """Write one scalar."""
-        if not self._failed:
-            with self._writing():
-                self._writer.add_scalar(tag, scalar_value, global_step)
-
-    def close(self) -> None:
-        """Close the files."""
-        if not self._failed:
-            with self._writing():
-                self._writer.close()
-
-
-def _leave_out_tracebacks_of_the_writer() -> None:
-    """Keep TensorBoard's thread from printing a traceback of an OSError, which its next call raises anyway."""
-    previous = threading.excepthook
-
-    def hook(failure: threading.ExceptHookArgs) -> None:
-        if type(failure.thread).__name__ != "_AsyncWriterThread" or not isinstance(failure.exc_value, OSError):
-            previous(failure)
-
-    threading.excepthook = hook
-
-
-def scalars(folder: Path | None, purge_after: int) -> Scalars:
-    """Return a TensorBoard writer into `folder`; one that writes nothing where it is None."""
-    if folder is None:
-        return NoScalars()
-    return TensorBoardScalars(folder, purge_after)
-
-
-class Pace:
-    """The seconds an iteration and the time left, measured since this process began to train."""
-
-    def __init__(self, start_iteration: int, total: int) -> None:
-        self.start_iteration = start_iteration
-        self.total = total
-        self._begun = time.monotonic()
-
-    def line(self, iteration: int) -> tuple[str, float]:
-        """Return the time left ('1 day, 0:12:30') and the seconds an iteration."""
-        seconds = (time.monotonic() - self._begun) / max(iteration - self.start_iteration, 1)
-        left = datetime.timedelta(seconds=int(seconds * (self.total - iteration)))
-        return str(left), seconds
-
-
-def message(
-    name: str,
-    epoch: int,
-    iteration: int,
-    rates: Sequence[float],
-    eta: str,
-    times: tuple[float, float],
-    values: Mapping[str, float],
-) -> str:
-    """Return the console line of an iteration, in BasicSR's format.
-
-    rates: learning rate of each network that trains. times: seconds of the iteration, and of loading its images.
-    """
-    lr = "".join(f"{rate:.3e}," for rate in rates)
-    shown = " ".join(f"{name}: {value:.4e}" for name, value in values.items())
-    head = f"[{name[:5]}..][epoch:{epoch:3d}, iter:{iteration:8,d}, lr:({lr})]"
-    return f"{head} [eta: {eta}, time (data): {times[0]:.3f} ({times[1]:.3f})] {shown}"

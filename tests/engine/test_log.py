@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from sam4ir.engine.log import GrowingTable, JsonLines, LogFile, TensorBoardScalars, console, set_aside_journal
+from sam4ir.engine.log import GrowingTable, JsonLines, LogFile, console, set_aside_journal
+from sam4ir.engine.trackers.tensorboard import TensorBoardTracker
 from sam4ir.errors import FileError
 from sam4ir.utils import files
 from sam4ir.utils.streams import ConsoleHandler
@@ -126,9 +127,9 @@ def test_a_console_on_a_full_disk_raises(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(stream, "close", lambda: None)
 
 
-def add_until_noticed(scalars: TensorBoardScalars) -> None:
+def add_until_noticed(scalars: TensorBoardTracker) -> None:
     for step in range(2, 1000):
-        scalars.add_scalar("a", 1.0, step)
+        scalars.scalars(step, {"a": 1.0})
         time.sleep(0.01)  # TensorBoard's thread writes meanwhile
 
 
@@ -137,8 +138,8 @@ def test_what_tensorboard_cannot_write_is_one_error(
 ) -> None:
     pytest.importorskip("tensorboard")
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
-    scalars = TensorBoardScalars(tmp_path / "tb", 0)
-    scalars.add_scalar("a", 1.0, 1)
+    scalars = TensorBoardTracker(tmp_path / "tb", 0)
+    scalars.scalars(1, {"a": 1.0})
     scalars._writer.flush()
     from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 

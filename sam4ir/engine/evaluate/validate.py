@@ -10,11 +10,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from sam4ir.data.loader import eval_sample
 from sam4ir.data.sample import Dataset, Sample
 from sam4ir.engine.evaluate.metric import Metric, Pixels
+from sam4ir.engine.evaluate.panel import Panel
+from sam4ir.engine.evaluate.progress import SetProgress
 from sam4ir.engine.evaluate.report import Score, SetScore
 from sam4ir.engine.restore.one_pass import Restorer
 from sam4ir.engine.restore.within_memory import WithinMemory
@@ -135,6 +136,7 @@ class _SetScorer:
     save_folder: Path | None
     save_suffix: str
     samples: int
+    panel: Panel | None
 
     def __call__(self, index: int) -> _ImageScores:
         """Return the scores of an image, or its fault."""
@@ -142,15 +144,15 @@ class _SetScorer:
         if not is_utf8(key):
             return _ImageScores(fault=(ascii(key), "its name is no UTF-8 text, which tables cannot hold; rename it"))
         try:
-            return self._score(eval_sample(self.dataset, self.seed, index))
+            return self._score(eval_sample(self.dataset, self.seed, index), index)
         except Exception as error:
             fault = fault_of_item(error)
             if fault is None:
                 raise
             return _ImageScores(fault=(key, fault))
 
-    def _score(self, sample: Sample) -> _ImageScores:
-        """Restore an image as often as asked for, score and save the results."""
+    def _score(self, sample: Sample, index: int) -> _ImageScores:
+        """Restore an image as often as asked for, score, save and show the results."""
         scorer = _Scorer(self.name, sample, self.metrics)
         scorer.add(_baselines(sample), 0)
         for number in range(self.samples):
@@ -159,6 +161,8 @@ class _SetScorer:
                 shown = number if self.samples > 1 else None
                 _save(self.save_folder, sample.key, self.save_suffix, restored, shown, self.name)
             scorer.add(restored, number)
+            if self.panel is not None and number == 0:
+                self.panel.add(self.name, index, sample, restored)
         return scorer.result
 
 
@@ -174,6 +178,8 @@ def evaluate(
     save_suffix: str = "",
     stopped: Callable[[], int] = lambda: 0,
     samples: int = 1,
+    panel: Panel | None = None,
+    progress: SetProgress | None = None,
 ) -> Evaluation:
     """Score every image of a data set, in key order, one row an output; the result is the same in each process.
 
@@ -183,18 +189,24 @@ def evaluate(
     the size of the ground truth, and as 'bicubic', up-scaled, where it is smaller by a whole factor.
     samples: how often each image is restored, with other noise each time. save_folder: restored images are written
     there as 8-bit PNG, each by the process that restored it (refuse_names says which keys cannot). stopped: asked
-    between images; a number other than 0 ends the work in all processes.
+    between images; a number other than 0 ends the work in all processes. panel: gets the images that it shows.
+    progress: shows how far the work is.
     """
     if save_folder is not None:
         refuse_names(name, dataset, save_folder, save_suffix, samples, refined=outputs.refiner is not None)
-    score = _SetScorer(name, dataset, outputs, metrics, seed, save_folder, save_suffix, samples)
+    score = _SetScorer(name, dataset, outputs, metrics, seed, save_folder, save_suffix, samples, panel)
     indices = range(world.rank, len(dataset), world.size)
     own: list[_ImageScores] = []
-    hidden = None if world.main else True  # None: shown on a terminal only
-    for index in tqdm(indices, desc=name, unit="image", disable=hidden, leave=False):
-        if stopped():
-            break
-        own.append(score(index))
+    progress = progress or SetProgress(world.main)
+    progress.begin(name, len(indices))
+    try:
+        for index in indices:
+            if stopped():
+                break
+            own.append(score(index))
+            progress.add()
+    finally:
+        progress.end()
     results = _in_order(world.gather(own))
     scores: list[Score] = []
     faults = []

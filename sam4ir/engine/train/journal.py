@@ -1,4 +1,4 @@
-"""The journal of a run: log.jsonl, validation.csv, TensorBoard. Only the main process writes one."""
+"""The journal of a run: log.jsonl, validation.csv, and its trackers. Only the main process writes one."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from sam4ir.config.paths import RunPaths
 from sam4ir.engine.evaluate.report import Score
-from sam4ir.engine.log import GrowingTable, JsonLines, scalars
+from sam4ir.engine.log import GrowingTable, JsonLines
+from sam4ir.engine.trackers.tracker import Tracker
 from sam4ir.engine.train.checkpoint import Progress
 
 
@@ -22,7 +25,10 @@ class Journal(Protocol):
         """Write rows of the validation table."""
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Write scalars by TensorBoard tag."""
+        """Give scalars to the trackers, by tag."""
+
+    def pictures(self, iteration: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Give pictures (h, w, 3) uint8 RGB to the trackers, by tag."""
 
     def close(self) -> None:
         """Close the files."""
@@ -40,21 +46,26 @@ class NoJournal:
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         """Write nothing."""
 
+    def pictures(self, iteration: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Write nothing."""
+
     def close(self) -> None:
         """Close nothing."""
 
 
 class FileJournal:
-    """log.jsonl, validation.csv and TensorBoard events of a run; lines past the checkpoint are cut off.
+    """log.jsonl and validation.csv of a run; lines past the checkpoint are cut off.
 
-    metrics: columns of the table. tensorboard: whether events are written.
+    metrics: columns of the table. trackers: get scalars and pictures.
     """
 
-    def __init__(self, paths: RunPaths, metrics: Sequence[str], progress: Progress, tensorboard: bool) -> None:
+    def __init__(
+        self, paths: RunPaths, metrics: Sequence[str], progress: Progress, trackers: Sequence[Tracker] = ()
+    ) -> None:
         self._json = JsonLines(paths.run / "log.jsonl", progress.iteration, progress.validated)
         columns = ["dataset", "stage", "image", *metrics]
         self._csv = GrowingTable(paths.run / "validation.csv", columns, progress.validated)
-        self._scalars = scalars(paths.tensorboard if tensorboard else None, progress.iteration)
+        self._trackers = trackers
 
     def write(self, iteration: int, record: Mapping[str, Any]) -> None:
         """Write one JSON line; numbers that are not finite become texts."""
@@ -69,15 +80,21 @@ class FileJournal:
         self._csv.write(rows)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Write scalars by TensorBoard tag."""
-        for tag, value in values.items():
-            self._scalars.add_scalar(tag, value, iteration)
+        """Give scalars to the trackers, by tag."""
+        for tracker in self._trackers:
+            tracker.scalars(iteration, values)
+
+    def pictures(self, iteration: int, pictures: Mapping[str, np.ndarray]) -> None:
+        """Give pictures (h, w, 3) uint8 RGB to the trackers, by tag."""
+        for tracker in self._trackers:
+            tracker.pictures(iteration, pictures)
 
     def close(self) -> None:
         """Close the files."""
         self._json.close()
         self._csv.close()
-        self._scalars.close()  # may raise what its thread could not write
+        for tracker in self._trackers:
+            tracker.close()  # TensorBoard may raise what its thread could not write
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator
 import torch
 
 from sam4ir.config.load import changes, dump_options, notices
-from sam4ir.config.schema import Options
+from sam4ir.config.schema import LoggerOptions, Options
 from sam4ir.data.loader import WorkerDiedError
 from sam4ir.data.sample import Batch
 from sam4ir.engine import build
@@ -22,15 +22,17 @@ from sam4ir.engine.evaluate.build import build_metrics
 from sam4ir.engine.evaluate.metric import prepare_metrics, protocols_of
 from sam4ir.engine.evaluate.validate import refuse_names
 from sam4ir.engine.interrupt import Interrupted, Signals
-from sam4ir.engine.log import Pace, console
+from sam4ir.engine.log import console
 from sam4ir.engine.precision import settle_training
 from sam4ir.engine.restore.build import restore_recipe
+from sam4ir.engine.trackers.build import build_trackers
 from sam4ir.engine.train import build as build_train
 from sam4ir.engine.train import data as train_data
 from sam4ir.engine.train import resume as resuming
 from sam4ir.engine.train.batches import StageBatches
 from sam4ir.engine.train.checkpoint import Progress
 from sam4ir.engine.train.compiled import compile_networks
+from sam4ir.engine.train.console_line import Pace
 from sam4ir.engine.train.journal import FileJournal, Journal, NoJournal
 from sam4ir.engine.train.keeping import Keeping
 from sam4ir.engine.train.milestones import Milestones, Validation
@@ -95,7 +97,7 @@ class Trainer:
         if world.main:
             self._report_cost(options)
         options_text = dump_options(options)
-        self.journal = self._journal(options_text, options.logger.use_tb_logger)
+        self.journal = self._journal(options_text, options.logger)
         self.step = build_train.build_step(options, self.parts, self.device, world)
         if options.compile is True:
             self._compile(options.manual_seed, options.scale)
@@ -183,13 +185,14 @@ class Trainer:
             log.setLevel(logging.ERROR)
         return log
 
-    def _journal(self, options_text: str, tensorboard: bool) -> Journal:
+    def _journal(self, options_text: str, logger: LoggerOptions) -> Journal:
         """Begin or continue the journal, and write options.yml; in the main process alone."""
         if not self.world.main:
             return NoJournal()
         write_text(self.paths.run / "options.yml", options_text)
         columns = [name for name, metric in self.metrics.items() if not metric.of_set]
-        return FileJournal(self.paths, columns, self.progress, tensorboard)
+        trackers = build_trackers(logger, self.paths, self.progress.iteration)
+        return FileJournal(self.paths, columns, self.progress, trackers)
 
     def _validation(self, options: Options) -> Validation | None:
         """Return the validation of the run, None without a `val` block."""
@@ -288,8 +291,12 @@ class Trainer:
         self.progress.iteration = iteration
         self.progress.sample += stage.total_batch
         self.step_log.record(outcome, micro)
+        pace.add(stage.total_batch)
+        times = time.perf_counter() - begun, loaded - begun
         if printed:
-            self.step_log.show(outcome.values, pace, (time.perf_counter() - begun, loaded - begun))
+            self.step_log.show(outcome, pace, times)
+        else:
+            self.step_log.show_life(outcome, pace, times)
         self.milestones.reach()
         self._stop_if_asked()
 

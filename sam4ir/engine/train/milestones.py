@@ -7,17 +7,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from sam4ir.config.paths import RunPaths
 from sam4ir.data.sample import Dataset
 from sam4ir.engine.evaluate.metric import Metric
+from sam4ir.engine.evaluate.panel import Panel, write_panel
+from sam4ir.engine.evaluate.progress import SetProgress
 from sam4ir.engine.evaluate.report import BASELINES, Means, Score, SetScore, means
 from sam4ir.engine.evaluate.validate import SHOWN_FAULTS, Outputs, evaluate
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.restore.build import RestoreRecipe
+from sam4ir.engine.restore.one_pass import OnTile
 from sam4ir.engine.train.checkpoint import Progress, publish_latest, save_checkpoint
 from sam4ir.engine.train.journal import Journal
 from sam4ir.engine.train.keeping import BestWeights, Keeping
@@ -26,6 +31,14 @@ from sam4ir.errors import UserError
 from sam4ir.utils.dist import World
 
 BestRecords = dict[str, dict[str, float]]
+
+
+class ValidationResult(NamedTuple):
+    """What a validation gives: scores of all images and of whole sets, and the rows of the panel by name."""
+
+    scores: list[Score]
+    sets: list[SetScore]
+    panel: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -47,11 +60,15 @@ class Validation:
     signals: Signals
     log: logging.Logger
 
-    def run(self, iteration: int) -> tuple[list[Score], list[SetScore]]:
-        """Return the scores of all images and of whole sets; raise Interrupted where a signal has reached a process."""
+    def run(self, iteration: int) -> ValidationResult:
+        """Return the scores; raise Interrupted where a signal has reached a process."""
         for ema in self.parts.emas.values():
             self.world.share_buffers(ema.module)
-        outputs = validation_outputs(self.recipe, self.parts, self.device)
+        progress = SetProgress(self.world.main)
+        outputs = validation_outputs(self.recipe, self.parts, self.device, progress.inside)
+        panel = None
+        if self.recipe.val.panel:
+            panel = Panel(self.sets, self.recipe.val.panel, self.seed)
         scores: list[Score] = []
         sets: list[SetScore] = []
         for name, data in self.sets.items():
@@ -65,6 +82,8 @@ class Validation:
                     world=self.world,
                     save_folder=self.folder / name / str(iteration) if self.recipe.val.save_img else None,
                     stopped=self.signals.number,
+                    panel=panel,
+                    progress=progress,
                 )
             if evaluation.stopped:
                 raise Interrupted(evaluation.stopped)
@@ -74,7 +93,8 @@ class Validation:
             sets += evaluation.sets
             for note in evaluation.notes:
                 self.log.warning(note)
-        return scores, sets
+        rows = {} if panel is None else panel.take(self.world)
+        return ValidationResult(scores, sets, rows)
 
 
 def _faults_text(name: str, faults: Sequence[tuple[str, str]]) -> str:
@@ -86,13 +106,18 @@ def _faults_text(name: str, faults: Sequence[tuple[str, str]]) -> str:
     return "\n  ".join(lines) + "\nthe training so far is saved: mend this, then go on with --auto_resume"
 
 
-def validation_outputs(recipe: RestoreRecipe, parts: TrainingParts, device: torch.device) -> Outputs:
-    """Return the outputs that validation scores: the averaged student's, and the refiner's where val.refiner is set."""
+def validation_outputs(
+    recipe: RestoreRecipe, parts: TrainingParts, device: torch.device, on_part: OnTile | None = None
+) -> Outputs:
+    """Return the outputs that validation scores: the averaged student's, and the refiner's where val.refiner is set.
+
+    on_part: called with (done, all) after tiles and after sampling steps of an image.
+    """
     emas = parts.emas
     refiner = None
     if recipe.val.refiner and "r" in emas:
         refiner = emas["r"].module
-    return Outputs(restore_build.build_restorer(recipe, emas["g"].module), device, refiner)
+    return Outputs(restore_build.build_restorer(recipe, emas["g"].module, on_part, on_part), device, refiner)
 
 
 class Milestones:
@@ -183,9 +208,10 @@ class Milestones:
         """Score the validation sets and report the means."""
         assert self.validation is not None
         iteration = self.progress.iteration
-        scores, sets = self.validation.run(iteration)
-        self.journal.scores(iteration, scores)
-        self._report(scores, sets, self.validation.metrics)
+        result = self.validation.run(iteration)
+        self.journal.scores(iteration, result.scores)
+        self._report(result.scores, result.sets, self.validation.metrics)
+        self._show(result.panel)
         self.progress.validated = iteration
 
     def _report(self, scores: Sequence[Score], sets: Sequence[SetScore], metrics: Mapping[str, Metric]) -> None:
@@ -211,6 +237,14 @@ class Milestones:
         self.journal.scalars(iteration, values_by_tag)
         self.journal.write(iteration, values_by_tag)
         self._keep_best(metrics)
+
+    def _show(self, panel: Mapping[str, np.ndarray]) -> None:
+        """Give the rows of a panel to the trackers, and write them as one picture; in the main process alone."""
+        if not panel or not self.main:
+            return
+        iteration = self.progress.iteration
+        self.journal.pictures(iteration, {f"panel/{name}": row for name, row in panel.items()})
+        write_panel(panel, self.paths.visualization / "panel" / f"{iteration}.jpg")
 
     def _keep_best(self, metrics: Mapping[str, Metric]) -> None:
         """Update the record of val.save_best, and keep the weights that have reached it."""

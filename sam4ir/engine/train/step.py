@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -27,11 +28,13 @@ class Outcome(NamedTuple):
 
     values: the mean of each term (l_...) and measure over micro-batches and processes. finite: whether loss and
     gradient are; else no parameter was updated. overflow: float16 overflowed, which lowers the scale of the loss.
+    norms: of the gradient of each network that trains, before it is clipped.
     """
 
     values: dict[str, float]
     finite: bool
     overflow: bool = False
+    norms: Mapping[str, float] = MappingProxyType({})
 
 
 class Step:
@@ -147,7 +150,8 @@ class Step:
             scaler.unscale_(self.parts.optimisers[label].inner)
         norms = torch.stack([self.parts.optimisers[label].gradient_norm() for label in active])
         finite_loss = _finite(values)
-        finite = finite_loss and bool(norms.isfinite().all())
+        norm_of = dict(zip(active, norms.tolist(), strict=True))
+        finite = finite_loss and all(math.isfinite(norm) for norm in norm_of.values())
         if finite:
             for label in active:
                 self.parts.optimisers[label].step(iteration)
@@ -155,7 +159,7 @@ class Step:
         scaler.update()
         for optimiser in self.parts.optimisers.values():
             optimiser.zero_grad()
-        return Outcome(values, finite, overflow=scaler.is_enabled() and finite_loss and not finite)
+        return Outcome(values, finite, overflow=scaler.is_enabled() and finite_loss and not finite, norms=norm_of)
 
 
 def _finite(values: Mapping[str, float]) -> bool:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from sam4ir.config.paths import RunPaths
 from sam4ir.data.sample import Batch
-from sam4ir.engine.log import Pace, message
 from sam4ir.engine.train.checkpoint import Progress
+from sam4ir.engine.train.console_line import IterationLine, Pace
 from sam4ir.engine.train.data import Sets
 from sam4ir.engine.train.journal import Journal
 from sam4ir.engine.train.parts import TrainingParts
@@ -20,6 +20,8 @@ from sam4ir.engine.train.step import Outcome
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import World
 from sam4ir.utils.memory import in_words, peak_memory
+
+PATIENCE = 55.0  # seconds without a line after which an iteration between two printed ones gets one
 
 
 class NonFiniteError(UserError):
@@ -61,6 +63,7 @@ class StepLog:
         Raises NonFiniteError where too many steps in a row were not finite.
         """
         progress, line = self.progress, dict[str, Any](outcome.values)
+        line |= {f"gradient_norm_{label}": norm for label, norm in outcome.norms.items()}
         reasons = self._skipped_images(micro)
         if reasons:
             line["replaced"] = reasons
@@ -103,19 +106,50 @@ class StepLog:
             keys += batch.keys
         return list(itertools.chain.from_iterable(self.world.gather(keys)))
 
-    def show(self, values: Mapping[str, float], pace: Pace, times: tuple[float, float]) -> None:
-        """Log the console line of the iteration, and write its scalars to TensorBoard.
+    def show(self, outcome: Outcome, pace: Pace, times: tuple[float, float]) -> None:
+        """Log the console line of the iteration, and give its scalars to the trackers.
 
         times: seconds of the whole iteration, and of loading its images.
         """
-        iteration, optimisers = self.progress.iteration, self.parts.optimisers
-        eta, _ = pace.line(iteration)
-        rates = [optimisers[label].rate(iteration) for label in self.parts.model.active(iteration)]
+        self.journal.scalars(self.progress.iteration, self._tagged(outcome))
+        self._line(outcome, pace, times)
+
+    def show_life(self, outcome: Outcome, pace: Pace, times: tuple[float, float]) -> None:
+        """Log the console line of an iteration where the last line is long ago, so that slow runs are seen to go on."""
+        if pace.since_line() > PATIENCE:
+            self._line(outcome, pace, times)
+
+    def _line(self, outcome: Outcome, pace: Pace, times: tuple[float, float]) -> None:
+        iteration = self.progress.iteration
         epoch = self.progress.sample // max(len(self.sets.train) * self.sets.loader.dataset_enlarge_ratio, 1)
-        line = message(self.paths.name, epoch, iteration, rates, eta, times, values)
-        self.log.info("%s peak memory: %s", line, in_words(peak_memory(self.device)))
+        line = IterationLine(
+            self.paths.name,
+            epoch,
+            iteration,
+            list(self._rates().values()),
+            pace.left(iteration),
+            times,
+            pace.rate(),
+            in_words(peak_memory(self.device)),
+            outcome.values,
+        )
+        self.log.info("%s", line)
+
+    def _rates(self) -> dict[str, float]:
+        """Return the learning rate of each network that trains."""
+        iteration, rates = self.progress.iteration, {}
+        for label in self.parts.model.active(iteration):
+            rates[label] = self.parts.optimisers[label].rate(iteration)
+        return rates
+
+    def _tagged(self, outcome: Outcome) -> dict[str, float]:
+        """Return losses, measures, rates and gradient norms by tag. `lr` is the rate of the first network."""
         tags = {}
-        for name, value in values.items():
+        for name, value in outcome.values.items():
             tag = f"losses/{name}" if name.startswith("l_") else name
             tags[tag] = value
-        self.journal.scalars(iteration, {**tags, "lr": rates[0]})
+        for number, (label, rate) in enumerate(self._rates().items()):
+            tags["lr" if number == 0 else f"lr_{label}"] = rate
+        for label, norm in outcome.norms.items():
+            tags[f"gradient_norm/{label}"] = norm
+        return tags
