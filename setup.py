@@ -61,6 +61,9 @@ setup(
         "openvino": ["onnx>=1.15", "openvino>=2024.4"],  # OpenVinoNetwork
         "fid": ["torch-fidelity>=0.3"],  # the network of the metric fid
         "hub": ["huggingface_hub>=1"],  # weights by hf:owner/name, sam4ir push
+        "wandb": ["wandb>=0.19"],  # logger.wandb
+        "mlflow": ["mlflow>=2.20"],  # logger.mlflow
+        "trackio": ["trackio>=0.30"],  # logger.trackio
         "mutation": ["cosmic-ray>=8.4"],  # tests/mutation
         "spandrel": ["spandrel>=0.4"],  # networks spandrel:NAME, and weights that belong to them
         "test": [

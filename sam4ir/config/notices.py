@@ -21,7 +21,6 @@ WITHOUT_EFFECT: Mapping[tuple[str, ...], str] = {
     ("datasets", "val*|test*", "mini_batch_sizes"): "only training has stages",
     ("datasets", "val*|test*", "iters"): "only training has stages",
     ("datasets", "*", "without_effect", "*"): "the data set makes its degraded images from the clean ones",
-    ("logger", "wandb", "project"): "scalars go to TensorBoard and to log.jsonl",
     ("val", "random_crop_num"): "tiles cover the image evenly",
     ("val", "rgb2bgr"): "images are RGB everywhere and files are written in the right order",
     ("val", "suffix"): "images are saved under the name of the run",

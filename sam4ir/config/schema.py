@@ -447,6 +447,37 @@ class ValOptions(_Options):
         return self
 
 
+class WandbOptions(_Options):
+    """Weights & Biases. A resumed run goes on with the id that experiments/NAME/trackers holds."""
+
+    project: str | None = None
+    """Project that the run belongs to; without it nothing is sent."""
+    resume_id: str | None = None
+    """Id of a run of the service to go on with, where the run folder names none."""
+    entity: str | None = None
+    """Account or team; without it that of the login."""
+    mode: Literal["online", "offline", "disabled"] | None = None
+    """Whether points are sent at once, or kept in the run folder for `wandb sync`; without it as WANDB_MODE says."""
+
+
+class MlflowOptions(_Options):
+    """MLflow. A resumed run goes on with the id that experiments/NAME/trackers holds."""
+
+    experiment: str = "sam4ir"
+    """Experiment that the run belongs to."""
+    tracking_uri: str | None = None
+    """Address of the server or database; without it MLFLOW_TRACKING_URI, or mlflow.db below path.root."""
+
+
+class TrackioOptions(_Options):
+    """Settings of trackio, of Hugging Face. A resumed run goes on under its name."""
+
+    project: str = "sam4ir"
+    """Project that the run belongs to."""
+    space_id: str | None = None
+    """Space of Hugging Face (owner/name) that shows the runs; without it `trackio show` shows them here."""
+
+
 class LoggerOptions(_Options):
     """Intervals of the log and of checkpoints, and the places that they go to."""
 
@@ -466,8 +497,12 @@ class LoggerOptions(_Options):
     are then in net_g_ITERATION_params.safetensors beside it."""
     use_tb_logger: bool | None = None
     """Whether curves and pictures go to TensorBoard, in tb_logger/NAME; without it they do where it is installed."""
-    wandb: Any = None
-    """Settings of Weights & Biases in BasicSR's files, without effect; scalars go to TensorBoard and log.jsonl."""
+    wandb: WandbOptions | None = None
+    """Weights & Biases, which needs the extra sam4ir[wandb]; without a project nothing goes there, as in BasicSR."""
+    mlflow: MlflowOptions | None = None
+    """MLflow, which needs the extra sam4ir[mlflow]; `mlflow: {}` keeps runs in mlflow.db below path.root."""
+    trackio: TrackioOptions | None = None
+    """The program trackio of Hugging Face, which needs the extra sam4ir[trackio]; `trackio: {}` keeps runs on this machine."""
 
     @model_validator(mode="after")
     def _states_have_weights(self) -> LoggerOptions:

@@ -279,10 +279,9 @@ def test_keys_of_the_demo_and_of_random_tiles_are_noted(load: Load) -> None:
     assert [notice.split(" has no effect")[0] for notice in notices(load(text))] == ["img_path", "val.random_crop_num"]
 
 
-def test_a_wandb_project_is_noted_and_an_empty_one_is_not(load: Load) -> None:
-    assert notices(load(TEXT, "logger:wandb={project: ~, resume_id: ~}")) == []
-    (found,) = notices(load(TEXT, "logger:wandb={project: mine, resume_id: ~}"))
-    assert found.startswith("logger.wandb.project has no effect: ")
+def test_a_wandb_project_has_an_effect(load: Load) -> None:
+    for project in ("~", "mine"):
+        assert notices(load(TEXT, f"logger:wandb={{project: {project}, resume_id: ~}}")) == []
 
 
 def test_a_number_of_gpus_is_noted_with_the_batch_that_it_makes(load: Load) -> None:

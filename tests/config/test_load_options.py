@@ -450,7 +450,7 @@ datasets:
   test_2: {type: GaussianDenoisingDataset, dataroot_gt: 'yes', sigma_range: 1e-7, io_backend: {type: disk}}
 network_g: {type: NAFNet, width: 8.0, enc_blk_nums: [1], dec_blk_nums: [1]}
 val: {metrics: {'~': {type: psnr}, "no": {type: ssim, crop_border: 0}}}
-logger: {wandb: {project: 2020-01-01, id: ~}}
+logger: {wandb: {project: '2020-01-01', resume_id: ~}}
 """
 
 

@@ -65,6 +65,12 @@ class TensorBoardTracker:
                 for tag, picture in pictures.items():
                     self._writer.add_image(tag, picture, iteration, dataformats="HWC")
 
+    def flush(self) -> None:
+        """Write the events that wait in memory."""
+        if not self._failed:
+            with self._writing():
+                self._writer.flush()
+
     def close(self) -> None:
         """Close the files."""
         if not self._failed:

@@ -30,6 +30,9 @@ class Journal(Protocol):
     def pictures(self, iteration: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Give pictures (h, w, 3) uint8 RGB to the trackers, by tag."""
 
+    def flush(self) -> None:
+        """Make lasting what the trackers have taken, before a checkpoint."""
+
     def close(self) -> None:
         """Close the files."""
 
@@ -48,6 +51,9 @@ class NoJournal:
 
     def pictures(self, iteration: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Write nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""
 
     def close(self) -> None:
         """Close nothing."""
@@ -88,6 +94,11 @@ class FileJournal:
         """Give pictures (h, w, 3) uint8 RGB to the trackers, by tag."""
         for tracker in self._trackers:
             tracker.pictures(iteration, pictures)
+
+    def flush(self) -> None:
+        """Make lasting what the trackers have taken, before a checkpoint."""
+        for tracker in self._trackers:
+            tracker.flush()
 
     def close(self) -> None:
         """Close the files."""

@@ -191,7 +191,7 @@ class Trainer:
             return NoJournal()
         write_text(self.paths.run / "options.yml", options_text)
         columns = [name for name, metric in self.metrics.items() if not metric.of_set]
-        trackers = build_trackers(logger, self.paths, self.progress.iteration)
+        trackers = build_trackers(logger, self.paths, self.progress.iteration, options_text)
         return FileJournal(self.paths, columns, self.progress, trackers)
 
     def _validation(self, options: Options) -> Validation | None:

@@ -271,6 +271,7 @@ class Milestones:
         """Write the checkpoint of the present iteration."""
         if self.main:
             iteration = self.progress.iteration
+            self.journal.flush()
             save_checkpoint(self.paths, self.parts, self.progress, self.options_text)
             publish_latest(self.paths, self.parts, iteration)
             self.keeping.remove_older(self.paths, iteration)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -30,6 +32,9 @@ class Failing:
     def pictures(self, iteration: int, pictures: Mapping[str, np.ndarray]) -> None:
         self.scalars(iteration, {})
 
+    def flush(self) -> None:
+        pass
+
     def close(self) -> None:
         raise AssertionError("not called after a failure")
 
@@ -47,6 +52,7 @@ def test_a_tracker_that_fails_is_a_warning_once(warnings: list[str]) -> None:
     for iteration in range(5):
         guarded.scalars(iteration, {"a": 1.0})
     guarded.pictures(5, {})
+    guarded.flush()
     guarded.close()
     assert failing.calls == 3
     assert warnings == ["Tracker X fails, and takes nothing more of this run: the service is away"]
@@ -59,16 +65,58 @@ def test_a_tracker_that_cannot_begin_is_a_warning(warnings: list[str]) -> None:
 
     guarded = Guarded("Tracker X", make)
     guarded.scalars(1, {"a": 1.0})
+    guarded.flush()
     guarded.close()
     assert warnings == ["Tracker X fails, and takes nothing more of this run: no space"]
 
 
-def test_ctrl_c_passes_a_guard() -> None:
-    def make() -> Failing:
-        raise KeyboardInterrupt
+def test_a_service_that_hangs_delays_no_step_and_no_end(warnings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracker, "FLUSH_SECONDS", 0.3)
+    monkeypatch.setattr(tracker, "CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr(tracker, "_MOST_WAITING", 5)
+    release = threading.Event()
 
-    with pytest.raises(KeyboardInterrupt):
-        Guarded("Tracker X", make)
+    class Hanging(Failing):
+        def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+            release.wait(20)
+
+    begun = time.monotonic()
+    guarded = Guarded("Tracker X", Hanging)
+    guarded.scalars(1, {})
+    guarded.flush()
+    guarded.close()
+    assert warnings == ["Tracker X fails, and takes nothing more of this run: it is still busy after 0 seconds"]
+    full = Guarded("Tracker Y", Hanging)
+    for iteration in range(20):
+        full.scalars(iteration, {})
+    assert warnings[1] == "Tracker Y fails, and takes nothing more of this run: it does not answer"
+    full.flush()
+    full.close()
+    assert time.monotonic() - begun < 5
+    release.set()
+
+
+def test_what_was_given_before_a_flush_is_taken_after_it() -> None:
+    taken: list[int] = []
+
+    class Slow(Failing):
+        def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+            time.sleep(0.02)
+            taken.append(iteration)
+
+        def flush(self) -> None:
+            taken.append(-1)
+
+        def close(self) -> None:
+            taken.append(-2)
+
+    guarded = Guarded("Tracker X", Slow)
+    for iteration in range(5):
+        guarded.scalars(iteration, {})
+    guarded.flush()
+    assert taken == [0, 1, 2, 3, 4, -1]
+    guarded.close()
+    assert taken[-1] == -2
 
 
 @pytest.mark.parametrize(
@@ -78,7 +126,7 @@ def test_tensorboard_is_on_where_it_is_installed(
     tmp_path, monkeypatch: pytest.MonkeyPatch, wanted: bool | None, installed: bool, written: bool
 ) -> None:
     monkeypatch.setattr(build, "tensorboard_is_installed", lambda: installed)
-    trackers = build.build_trackers(LoggerOptions(use_tb_logger=wanted), RunPaths(tmp_path, "run"), 0)
+    trackers = build.build_trackers(LoggerOptions(use_tb_logger=wanted), RunPaths(tmp_path, "run"), 0, "name: run")
     assert [type(each) for each in trackers] == [TensorBoardTracker] * written
     for each in trackers:
         each.close()
