@@ -80,7 +80,8 @@ class ChannelAttention(nn.Module):
         q, k, v = qkv.chunk(3, dim=2)
         attention = self._attention(q.unflatten(2, (heads, -1)), k.unflatten(2, (heads, -1)))
         # project_out(attention v) = (project_out attention) v: one product of size h w instead of two
-        project = self.project_out.weight.view(c, heads, c // heads).transpose(0, 1) @ attention
+        weight = self.project_out.weight.to(attention.dtype)  # a network in float16 has its attention in float32
+        project = weight.view(c, heads, c // heads).transpose(0, 1) @ attention
         merged = project.transpose(1, 2).reshape(b, c, c).transpose(1, 2)
         out = v @ merged.to(v.dtype)
         if self.project_out.bias is not None:

@@ -33,6 +33,8 @@ COMMANDS = {
     "info": Command("info", "describe a network: its size, cost, training and scores"),
     "demo": Command("demo", "serve a web page that restores images"),
     "push": Command("push", "publish a network on a model hub"),
+    "watch": Command("watch", "draw the curves of runs in the terminal"),
+    "average": Command("average", "average the weights of several checkpoints"),
     "weights": Command("weights", "list and fetch pretrained weights"),
     "compare": Command("compare", "compare results of tests, paired image by image"),
     "benchmark": Command("benchmark", "measure what training, inference and loading cost here"),

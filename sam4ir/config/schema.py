@@ -502,7 +502,7 @@ class LoggerOptions(_Options):
     mlflow: MlflowOptions | None = None
     """MLflow, which needs the extra sam4ir[mlflow]; `mlflow: {}` keeps runs in mlflow.db below path.root."""
     trackio: TrackioOptions | None = None
-    """The program trackio of Hugging Face, which needs the extra sam4ir[trackio]; `trackio: {}` keeps runs on this machine."""
+    """The program trackio, which needs the extra sam4ir[trackio]; `trackio: {}` keeps runs on this machine."""
 
     @model_validator(mode="after")
     def _states_have_weights(self) -> LoggerOptions:
