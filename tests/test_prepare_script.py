@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from sam4ir.cli import prepare
 from sam4ir.cli.main import main as sam4ir
 from sam4ir.data.lmdb_io import read_image_keys
 from sam4ir.data.paired import PairedImageDataset
@@ -107,12 +108,22 @@ def test_inputs_without_the_set_are_reported(tmp_path: Path, capsys: pytest.Capt
     assert "archives there: " in capsys.readouterr().err
     write_image(tmp_path / "other" / "a.png", np.zeros((8, 8, 3), np.uint8))
     assert sam4ir(["prepare", *command, str(tmp_path / "other")]) == 2
-    assert (
-        "holds nothing of sidd; the folder trees that can be read are listed in datasets/README.md"
-        in capsys.readouterr().err
-    )
+    error = capsys.readouterr().err
+    assert "holds nothing of sidd; the folders and files that it is read from stand at the end of" in error
+    assert "sam4ir prepare sidd --help" in error
     assert sam4ir(["prepare", *command, str(tmp_path / "other"), "--workers", "0"]) == 2
     assert "--workers: 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", prepare.SETS)
+def test_the_help_of_a_set_shows_the_trees_of_the_document(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        sam4ir(["prepare", name, "--help"])
+    shown = capsys.readouterr().out
+    document = (ROOT / "datasets" / "README.md").read_text(encoding="utf-8")
+    for line in prepare.TREES[name]:
+        assert line in shown
+        assert f"    {line}\n" in document
 
 
 def test_ones_own_pairs_and_single_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,8 @@ sam4ir prepare folder  --gt SHARP --lq BLURRED  --output datasets/mine
 sam4ir prepare folder  --gt HR --scale 4 --make-lq --output datasets/mine
 
 Images are cut as the set's recipes cut them, counts and names are verified, GT and LQ get the same keys. It may be
-killed at any moment: the same command goes on. datasets/README.md says where each set comes from and how much disk
-it takes.
+killed at any moment: the same command goes on. sam4ir prepare SET --help shows the folders and files that a set is
+read from, --dry-run what it takes.
 """
 
 from __future__ import annotations
@@ -58,6 +58,35 @@ SETS = {
 }
 
 
+# The folder trees of the sets, as datasets/README.md shows them.
+_DIV2K = (
+    "DIV2K_train_HR/0001.png     DIV2K_train_LR_bicubic/X4/0001x4.png",
+    "DIV2K_valid_HR/0801.png     DIV2K_valid_LR_bicubic/X4/0801x4.png",
+)
+TREES = {
+    "sidd": (
+        "SIDD_Medium_Srgb/Data/0001_001_S6_00100_00060_3200_L/0001_{GT,NOISY}_SRGB_{010,011}.PNG     160 folders",
+        "ValidationGtBlocksSrgb.mat  ValidationNoisyBlocksSrgb.mat                                   anywhere below "
+        "--input",
+    ),
+    "gopro": (
+        "{train,test}/GOPR0372_07_00/{blur,blur_gamma,sharp}/000047.png         22 and 11 sequences",
+        "{train,test}/{input,target}/GOPR0372_07_00-000047.png                  test/GoPro/{input,target} too",
+    ),
+    "rain13k": (
+        "train/{input,target}/*.jpg   or   train/Rain13K/{input,target}/*.jpg",
+        "test/{Test100,Rain100H,Rain100L,Test2800,Test1200}/{input,target}/*",
+    ),
+    "dfwb": (
+        "DIV2K/0001.png  Flickr2K/000001.png  WaterlooED/00001.bmp  BSD400/*        Restormer's names, or",
+        "DIV2K_train_HR/  Flickr2K_HR/  pristine_images/                            the sets' own",
+    ),
+    "df2k": (_DIV2K[0], "Flickr2K_HR/000001.png      Flickr2K_LR_bicubic/X4/000001x4.png", _DIV2K[1]),
+    "div2k": _DIV2K,
+    "dpdd": ("{train,val,test}/{inputL,inputR,inputC,target}/*.png",),
+}
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 130 when stopped; a UserError says what is missing or damaged."""
     flags = vars(parser().parse_args(words))
@@ -73,7 +102,9 @@ def parser() -> cli.Parser:
     whole = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sets = whole.add_subparsers(required=True, dest="recipe", metavar="SET")
     for name, (phases, text) in SETS.items():
-        one = sets.add_parser(name, help=text)
+        one = sets.add_parser(
+            name, help=text, epilog=_tree_text(name), formatter_class=argparse.RawDescriptionHelpFormatter
+        )
         one.add_argument(
             "--input", type=Path, nargs="+", required=True, metavar="PATH", help="folders, .zip or .tar archives"
         )
@@ -97,6 +128,12 @@ def parser() -> cli.Parser:
     _add_make_lq(own)
     _add_common(own)
     return whole
+
+
+def _tree_text(name: str) -> str:
+    """Return the end of the help of a set: the folders and files that it is read from."""
+    lines = "\n".join(f"  {line}" for line in TREES[name])
+    return f"what --input holds; folders above do not matter:\n{lines}"
 
 
 def _add_make_lq(parser: argparse.ArgumentParser) -> None:

@@ -121,8 +121,8 @@ def _verify(request: PrepareRequest, jobs: Sequence[Job]) -> None:
         print(f"  {job.folder}: {len(job.part.items)} images or pairs found", flush=True)
     if total == 0:
         raise UserError(
-            f"--input: {_names(request.input)} holds nothing of {request.recipe}; the folder trees "
-            "that can be read are listed in datasets/README.md"
+            f"--input: {_names(request.input)} holds nothing of {request.recipe}; the folders and files that it is "
+            f"read from stand at the end of: sam4ir prepare {request.recipe} --help"
         )
     if not problems:
         return
