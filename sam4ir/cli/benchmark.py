@@ -30,7 +30,7 @@ NETWORKS = ("NAFNet", "HINet", "Restormer")
 def parser() -> cli.Parser:
     """Return the parser of the command."""
     command = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_argument("command", choices=SUBJECTS, help="what to measure")
+    command.add_argument("command", metavar="WHAT", choices=SUBJECTS, help=f"what to measure: {', '.join(SUBJECTS)}")
     command.add_argument("--network", choices=(*NETWORKS, "all"), default="all", help="train and infer (default: all)")
     command.add_argument(
         "--precision", choices=("auto", "fp32", "bf16", "both"), default="both", help="ours (default: both)"

@@ -5,7 +5,7 @@ sam4ir options show denoising/nafnet_w32_sidd
 sam4ir options copy denoising/nafnet_w32_sidd my.yml
 
 A name stands below the folder options: train/ or test/, the task, the file without .yml. Without train/ or test/ the
-file for training is taken. Then: sam4ir train -opt my.yml --check
+file for training is taken. Then: sam4ir train -opt my.yml --check, or sam4ir test -opt my.yml for a file of test/
 """
 
 from __future__ import annotations
@@ -60,8 +60,17 @@ def main(words: Sequence[str] | None = None) -> int:
         print(find_option_file(options.name).path.read_text(encoding="utf-8"), end="")
         return 0
     path = copy_option_file(options.name, options.target, options.overwrite)
-    print(f"{path}: written; edit its data sets, then look at it: sam4ir train -opt {path} --check")
+    print(f"{path}: written; edit its data sets, then {_next_command(options.name, path)}")
     return 0
+
+
+def _next_command(name: str, path: Path) -> str:
+    """Return what to do with the copy of an option file: check it, or score with it where it does not train."""
+    from sam4ir.config.recipes import find_option_file
+
+    if find_option_file(name).trains:
+        return f"look at it: sam4ir train -opt {path} --check"
+    return f"score with it: sam4ir test -opt {path}"
 
 
 def _list(words: Sequence[str]) -> int:
@@ -75,7 +84,7 @@ def _list(words: Sequence[str]) -> int:
     task = None
     for file in files:
         if file.task != task:
-            print(file.task or "in no folder")
+            print(file.task or "no task")
             task = file.task
         print(f"  {file.name}  ({file.network or 'no network'})\n      {file.comment}")
     return 0

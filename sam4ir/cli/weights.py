@@ -26,9 +26,9 @@ if TYPE_CHECKING:  # --help loads no torch
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Return the exit status: 0, or 1 where something cannot be fetched."""
+    """Return the exit status: 0, or 1 where something cannot be fetched. Raises UserError for an unknown name."""
     options = parser().parse_args(words)
-    from sam4ir.priors.zoo.weights import ENTRIES
+    from sam4ir.priors.zoo.weights import ENTRIES, find
 
     folder = options.to or cache_folder()
     if options.names == ["list"]:
@@ -46,6 +46,8 @@ def main(words: Sequence[str] | None = None) -> int:
         names = list(ENTRIES)
     if not names:
         parser().error(f"give names, --all or list; known: {', '.join(ENTRIES)}")
+    for name in names:
+        find(name)  # before the first is fetched
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     return max([_fetch(name, folder) for name in names])
 

@@ -20,13 +20,14 @@ class OptionFile:
     """An option file of sam4ir.
 
     name: path below options/ without suffix, such as train/denoising/nafnet_w32_sidd. network: the type of its
-    network_g, '' without one. comment: its first line.
+    network_g, '' without one. comment: its first line. trains: it has a block `train`; without it, it scores.
     """
 
     name: str
     path: Path
     network: str
     comment: str
+    trains: bool
 
     @property
     def task(self) -> str:
@@ -45,7 +46,8 @@ def option_files() -> list[OptionFile]:
         if not comment.startswith("#"):
             comment = ""
         name = path.relative_to(folder).with_suffix("").as_posix()
-        files.append(OptionFile(name, path, network[1] if network else "", comment.strip("# ")))
+        trains = re.search(r"^train:", text, re.MULTILINE) is not None
+        files.append(OptionFile(name, path, network[1] if network else "", comment.strip("# "), trains))
     return files
 
 
@@ -81,7 +83,7 @@ def _advice(asked: str, known: dict[str, OptionFile]) -> str:
     near = near_miss(asked, [*known, *(name.partition("/")[2] for name in known)])
     if alike:
         near = f"; did you mean {' or '.join(alike)}?"
-    return f"{near}; sam4ir options list prints all"
+    return f"{near or ';'} sam4ir options list prints all"
 
 
 def copy_option_file(name: str, target: Path | None, overwrite: bool = False) -> Path:

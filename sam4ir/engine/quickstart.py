@@ -171,7 +171,7 @@ def _summary(scores: Scores, picture_file: Path) -> str:
     return (
         "# Quickstart: PSNR in dB / SSIM\n\n"
         f"{markdown_table(scores)}\n\n"
-        "`scripts/quickstart.py` wrote this file and the picture `comparison.png` in one run. One seed,\n"
+        "`sam4ir quickstart` wrote this file and the picture `comparison.png` in one run. One seed,\n"
         "800 iterations; protocols `psnr` and `ssim`.\n\n"
         f"- PyTorch {torch.__version__}, {torch.get_num_threads()} threads\n"
         f"- sha256 of `comparison.png`: {digest}\n"

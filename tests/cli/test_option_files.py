@@ -64,6 +64,16 @@ def test_a_copy_is_the_file_and_never_replaces_one_unasked(
     assert main([*command, "no_suffix"]) == 2
 
 
+@pytest.mark.parametrize("name", ["own/test", "test/denoising/nafnet_w8", "quickstart/test"])
+def test_a_file_that_scores_is_not_sent_to_training(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["options", "copy", name, str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert f"sam4ir test -opt {tmp_path}" in said
+    assert "sam4ir train" not in said
+
+
 def test_the_list_names_task_network_and_purpose(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["options", "list", "NAFNet", "sidd", "width of 64"]) == 1
     capsys.readouterr()

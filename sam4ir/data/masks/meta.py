@@ -135,7 +135,7 @@ def refuse_other_provenance(path: Path, stored: Mapping[str, Any], new: Mapping[
     if differing:
         raise MaskStoreError(
             f"{path} holds masks that were made differently ({'; '.join(differing)}); name another store, "
-            "or begin a new one with new=True (--new), which moves this one aside"
+            "or begin a new one with --new (from Python new=True), which moves this one aside"
         )
 
 

@@ -37,7 +37,8 @@ def refuse_other_options(folder: Path, options_text: str) -> None:
     """Raise ResultsExistError where a folder holds results of other options."""
     if (folder / OPTIONS_FILE).is_file() and not holds_options(folder, options_text):
         raise ResultsExistError(
-            f"{folder}: holds results made with other options. Nothing was changed. Add --overwrite to replace them, "
+            f"{folder}: holds results made with other options. Nothing was changed. Add --overwrite "
+            "(from Python overwrite=True) to replace them, "
             f"or give another name, such as {force_yml('name', f'{folder.name}_2')}"
         )
 

@@ -73,7 +73,8 @@ def refuse_overwrite(paths: RunPaths, resume_state: str | None = None) -> None:
     if iterations:
         last = f"checkpoints up to iteration {iterations[0]}"
     raise RunExistsError(
-        f"{paths.run}: holds a run with {last}. Nothing was changed. To go on with it add --auto_resume; "
+        f"{paths.run}: holds a run with {last}. Nothing was changed. To go on with it add --auto_resume "
+        "(from Python resume=True); "
         f"to train anew give another name, such as {force_yml('name', f'{paths.name}_2')}"
     )
 

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from sam4ir.cli import weights as script
+from sam4ir.cli.main import main
 from sam4ir.priors.zoo.download import WeightsError
 from sam4ir.priors.zoo.weights import ENTRIES
 
@@ -65,15 +66,21 @@ def test_user_errors_are_messages_and_the_other_names_go_on(monkeypatch, tmp_pat
     file.touch()
 
     def resolve(name, folder):
-        if name == "vgg61":
-            raise WeightsError("no weights are called 'vgg61'")
+        if name == "vgg19":
+            raise WeightsError("the weights 'vgg19' could not be fetched")
         return file
 
     monkeypatch.setattr("sam4ir.priors.zoo.weights.resolve", resolve)
-    assert script.main(["vgg61", "vgg16"]) == 1
+    assert script.main(["vgg19", "vgg16"]) == 1
     captured = capsys.readouterr()
-    assert "no weights are called 'vgg61'" in captured.err
+    assert "vgg19: the weights 'vgg19' could not be fetched" in captured.err
     assert "vgg16:" in captured.out
+
+
+def test_an_unknown_name_is_named_before_anything_is_fetched(monkeypatch, capsys):
+    monkeypatch.setattr("sam4ir.priors.zoo.weights.resolve", lambda name, folder: pytest.fail(f"{name} was fetched"))
+    assert main(["weights", "vgg16", "NAFNet-SID-width32"]) == 2
+    assert "error: no weights are called 'NAFNet-SID-width32'; did you mean 'NAFNet-SIDD-" in capsys.readouterr().err
 
 
 def test_no_name_is_a_usage_error(capsys):
