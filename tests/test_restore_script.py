@@ -109,6 +109,25 @@ def test_an_option_file_beside_the_weights_or_by_name_goes_first(
         restored(weights, photos, "-opt", str(other), "--overwrite")
 
 
+def test_the_folder_of_a_run_means_its_latest_weights(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = photos.parent / "experiments" / "x"
+    (run / "models").mkdir(parents=True)
+    torch.save({"params": brightening("NAFNet", "img_channel", 3, **TINY)}, run / "models" / "net_g_latest.pth")
+    assert np.array_equal(restored(run, photos)["colour.png"], brighter(photograph(1)))
+    with pytest.raises(UserError, match="in: is no folder of a run"):
+        restored(photos, photos)
+
+
+def test_the_report_names_the_file_of_a_single_result(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, target = photos.parent / "some.pth", photos.parent / "out" / "one.webp"
+    torch.save(brightening("NAFNet", "img_channel", 3, **TINY), weights)
+    words = ["--weights", str(weights), "--input", str(photos / "colour.png"), "--device", "cpu", "--output"]
+    assert script.main([*words, str(target)]) == 0
+    assert f"restored to {target}\n" in capsys.readouterr().out
+    assert script.main([*words, str(target.parent)]) == 0
+    assert f"restored to {target.parent}\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("state", "message"),
     [

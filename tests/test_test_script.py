@@ -84,6 +84,7 @@ def test_what_is_wrong_on_the_command_line_is_one_message(
 ) -> None:
     for arguments, expected in (
         (["--weights", world.root / "gone.pth"], "gone.pth"),
+        (["--weights", world.root / "gt"], "gt: is no folder of a run"),
         (["--checkpoints", world.root / "gt"], "holds no net_g_<iteration>.pth"),
         (["--published", "nothing"], "known: SAM-DiffSR"),
     ):

@@ -15,7 +15,6 @@ torch.float32
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -29,7 +28,7 @@ import torch
 
 from sam4ir.api.images import Picture, restore_object
 from sam4ir.config.schema import Block, Options
-from sam4ir.engine.evaluate.candidates import checkpoints
+from sam4ir.engine.evaluate.candidates import weights_of
 from sam4ir.engine.restore.build import restore_recipe
 from sam4ir.engine.restore.images import LARGEST_WHOLE, ImageRestorer, LoadedNetwork, image_form, load_network
 from sam4ir.engine.restore.settings import (
@@ -39,7 +38,6 @@ from sam4ir.engine.restore.settings import (
     with_settings,
 )
 from sam4ir.engine.restore.within_memory import WithinMemory
-from sam4ir.engine.train.checkpoint import SAVE_FORMATS
 from sam4ir.errors import UserError
 from sam4ir.utils.faults import fault_of_file
 from sam4ir.utils.folders import list_files
@@ -247,6 +245,9 @@ class TrainedNetwork:
         name: of the image in messages, and for the noise of a diffusion network. most_pixels: the largest height times
         width to take. Raises UserError for data that is no image, and for an image that is too large.
         """
+        if not isinstance(data, bytes | bytearray | memoryview):
+            kind = type(data).__name__
+            raise UserError(f"restore_file takes the bytes of an image file, not {kind}: Path(file).read_bytes()")
         if most_pixels is not None:
             height, width = size_of(data, name)
             if height * width > most_pixels:
@@ -343,25 +344,10 @@ def weights_and_options(source: str, weights: str | os.PathLike[str] | None) -> 
     if path.suffix in _OPTION_FILES:
         if weights is None:
             return None, path
-        return os.fspath(weights), path
+        return weights_of(os.fspath(weights)), path
     if weights is not None:
         raise UserError(f"weights: go with an option file (.yml), and {source} is none; give one of the two")
-    if path.is_dir():
-        return _latest_weights(path), None
-    return source, None
-
-
-def _latest_weights(run: Path) -> str:
-    """Return the weights of a run's folder: the latest, or the last checkpoint of a run that has not ended."""
-    for suffix in SAVE_FORMATS:
-        latest = run / "models" / f"net_g_latest.{suffix}"
-        if latest.is_file():
-            return str(latest)
-    with contextlib.suppress(UserError):
-        last = checkpoints(run)[-1]
-        log.info("%s: the run has not ended; its last checkpoint is %s", run, last)
-        return last
-    raise UserError(f"{run}: is no folder of a run: it holds neither models/net_g_latest nor a checkpoint")
+    return weights_of(source), None
 
 
 def _checked(settings: RestoreSettings) -> RestoreSettings:

@@ -18,6 +18,7 @@ import torch
 from sam4ir.config.load import Override, load_options
 from sam4ir.engine import build
 from sam4ir.engine.devices import wants_cuda
+from sam4ir.engine.evaluate.candidates import weights_of
 from sam4ir.engine.evaluate.report import BASELINES
 from sam4ir.engine.evaluate.results import numbers_of, read_summary
 from sam4ir.engine.evaluate.score import score_network, with_weights
@@ -103,14 +104,15 @@ def score(
 ) -> TestScores:
     """Score a network as sam4ir test does; the files of its results are written too.
 
-    options: an option file with test sets. weights: a file or a name of the zoo, in place of path.pretrain_network_g.
+    options: an option file with test sets. weights: a file, the folder of a run or a name of the zoo, in place of
+    path.pretrain_network_g.
     overwrite: replace results of the same name that come from other options or weights. overrides: as in `train`.
     Raises UserError for what the user can mend; an image that cannot be scored is listed in `faults`, and the others
     are scored. In a world of several processes all of them return the scores.
     """
     loaded = load_options(options, _overrides(overrides), named_by_user=True)
     if weights is not None:
-        loaded = with_weights(loaded, os.fspath(weights))
+        loaded = with_weights(loaded, weights_of(os.fspath(weights)))
     faults: list[str] = []
     with _as_before(), dist.world("none", wants_cuda(loaded.device)) as world:
         text = score_network(loaded, overwrite, world, faults)

@@ -1,7 +1,7 @@
 """Export a trained network for programs that do not have sam4ir.
 
-sam4ir export experiments/NAME/models/net_g_latest.pth --to onnx
-sam4ir export nafnet_sidd_width32 --to safetensors --output nafnet.safetensors
+sam4ir export experiments/NAME --to onnx
+sam4ir export NAFNet-SIDD-width32 --to safetensors --output nafnet.safetensors
 sam4ir export net_g_latest.pth -opt options.yml --to torch-export --precision fp16
 
 The graphs of onnx and torch-export take RGB images (b, c, h, w) float32 in [0, 1] of every size: padding and crop are
@@ -22,7 +22,11 @@ FORMATS = ("onnx", "torch-export", "safetensors")
 def parser() -> cli.Parser:
     """Return the parser of the command."""
     command = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.add_argument("weights", metavar="FILE|NAME", help="weights file of the network, or a name of the zoo")
+    command.add_argument(
+        "weights",
+        metavar="FILE|RUN|NAME",
+        help="weights, a run or a name of the zoo",
+    )
     command.add_argument("--to", choices=FORMATS, required=True, help="the format to write")
     command.add_argument(
         "--output", type=Path, metavar="FILE", help="the file to write (default: the weights' name with its suffix)"
@@ -48,24 +52,29 @@ def parser() -> cli.Parser:
 def main(words: Sequence[str] | None = None) -> int:
     """Export a network; return the exit status 0. Raises UserError where nothing was written."""
     flags = parser().parse_args(words)
+    from sam4ir.engine.evaluate.candidates import weights_of
     from sam4ir.export.formats import SUFFIXES
     from sam4ir.export.source import export_source
     from sam4ir.export.write import ExportSettings, export
 
     cli.show_log()
-    source = export_source(flags.weights, flags.opt)
-    output = flags.output or Path(f"{Path(flags.weights).stem}{SUFFIXES[flags.to]}")
-    if not flags.output and Path(flags.weights).is_file():
-        output = Path(flags.weights).with_suffix(SUFFIXES[flags.to])
-    _refuse_own_file(output, flags.weights)
+    weights = weights_of(flags.weights)
+    output = flags.output or Path(f"{Path(weights).stem}{SUFFIXES[flags.to]}")
+    if not flags.output and Path(weights).is_file():
+        output = Path(weights).with_suffix(SUFFIXES[flags.to])
+    _refuse_output(output, weights, SUFFIXES[flags.to])
+    source = export_source(weights, flags.opt)
     settings = ExportSettings(flags.to, flags.precision, flags.opset, flags.clamp, not flags.no_check, flags.tolerance)
     export(source, output, settings)
     return 0
 
 
-def _refuse_own_file(output: Path, weights: str) -> None:
-    """Raise ExportError where the output would replace the weights."""
+def _refuse_output(output: Path, weights: str, suffix: str) -> None:
+    """Raise ExportError where the output is a folder, or would replace the weights."""
     from sam4ir.export.graph import ExportError
 
+    if output.is_dir():
+        example = output / f"{Path(weights).stem}{suffix}"
+        raise ExportError(f"--output: {output} is a folder; name the file, such as {example}")
     if output.exists() and Path(weights).exists() and output.samefile(weights):
         raise ExportError(f"--output: {output} is the weights file itself; name another file")

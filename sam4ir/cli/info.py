@@ -3,7 +3,7 @@
 sam4ir info experiments/<name>                    the latest weights of a run
 sam4ir info net_g_latest.pth --size 1280x720      a weights file, for images of 1280 x 720 pixels
 sam4ir info NAFNet-SIDD-width32                   weights by a name of the zoo, or of a hub: hf:owner/name
-sam4ir info options/train/denoising/nafnet_w32_sidd.yml    the network of an option file
+sam4ir info my.yml                                the network of an option file
 
 Multiply-adds (MACs) are half of the FLOPs of torch.utils.flop_counter; published figures mean 256 x 256. Time is the
 median of some passes, with as many threads as the device row says.
@@ -50,8 +50,6 @@ def size(text: str) -> tuple[int, int]:
 def main(words: Sequence[str] | None = None) -> int:
     """Print what is known of a network; return the exit status."""
     flags = parser().parse_args(words)
-    from pathlib import Path
-
     from sam4ir.api.network import weights_and_options
     from sam4ir.engine.describe import describe, fact_rows, fact_values
     from sam4ir.engine.restore.settings import network_options
@@ -60,8 +58,6 @@ def main(words: Sequence[str] | None = None) -> int:
     if flags.opt is not None:
         source, weights = flags.opt, flags.network
     file, option_file = weights_and_options(source, weights)
-    if file is not None and Path(file).is_dir():
-        file, _ = weights_and_options(file, None)
     described = network_options(file, option_file, flags.device)
     options = described.options
     facts = describe(options, file or options.path.pretrain_network_g, flags.size, tuple(described.notes))

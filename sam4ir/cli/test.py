@@ -1,4 +1,4 @@
-"""Score networks: sam4ir test -opt options/test/<task>/<net>.yml [--overwrite] [--force_yml key:key=value ...]
+"""Score networks: sam4ir test -opt FILE [--overwrite] [--force_yml key:key=value ...]
 
 sam4ir test -opt FILE --weights net_g_5000.pth [other.pth ...]
 sam4ir test -opt FILE --checkpoints experiments/<name> [--published SAM-DiffSR]
@@ -26,8 +26,8 @@ def parser() -> cli.Parser:
     several.add_argument(
         "--weights",
         nargs="+",
-        metavar="FILE",
-        help="weights in place of path.pretrain_network_g; several give a table and curves",
+        metavar="FILE|RUN|NAME",
+        help="weights in place of path.pretrain_network_g, of a run the latest; several give a table and curves",
     )
     several.add_argument(
         "--checkpoints",
@@ -44,7 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
     from sam4ir.config.load import load_options
     from sam4ir.engine.devices import wants_cuda
-    from sam4ir.engine.evaluate.candidates import checkpoints
+    from sam4ir.engine.evaluate.candidates import checkpoints, weights_of
     from sam4ir.engine.evaluate.report import printable
     from sam4ir.engine.evaluate.score import score_all, score_network, with_published, with_weights
     from sam4ir.engine.log import console
@@ -53,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
     options = load_options(arguments.opt, arguments.force_yml, named_by_user=True)
     if arguments.published is not None:
         options = with_published(options, arguments.published)
-    sources = arguments.weights or []
+    sources = [weights_of(source) for source in arguments.weights or []]
     if arguments.checkpoints:
         sources = checkpoints(arguments.checkpoints)
     faults: list[str] = []

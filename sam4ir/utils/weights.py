@@ -26,6 +26,7 @@ from sam4ir.utils.state_dicts import Weights, WeightsFileError, find_state
 
 __all__ = ["Weights", "WeightsFileError", "find_state", "read_file", "read_weights", "reading"]
 
+SAVE_FORMATS = ("pth", "safetensors")  # of checkpoints
 HUB = "hf:"  # before the name of a model of a hub
 RUN_ENTRY = "run"  # the entry of a weights file that says at which iteration of a training they were
 DESCRIPTION = "sam4ir"  # the entry of a file's metadata that describes its network, as JSON

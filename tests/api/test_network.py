@@ -324,6 +324,11 @@ def test_an_exported_network_restores_as_its_weights_do(tmp_path: Path, weights:
     assert abs(difference).max() <= 1
 
 
+def test_a_file_is_given_as_its_bytes(weights: Path) -> None:
+    with pytest.raises(sam4ir.UserError, match=r"takes the bytes of an image file, not str: Path\(file\)\.read_bytes"):
+        sam4ir.load(weights, device="cpu").restore_file("photo.png")  # type: ignore[arg-type]
+
+
 def test_a_run_that_saves_safetensors_is_loaded(tmp_path: Path) -> None:
     run = run_folder(tmp_path, ("net_g_latest.pth",))
     state = torch.load(run / "models" / "net_g_latest.pth")["params"]

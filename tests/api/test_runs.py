@@ -136,7 +136,9 @@ def test_scores_are_those_of_the_result_folder(world: World) -> None:
     assert len(of_images) == 5
     assert scores.faults == ()
     assert (scores.folder / "summary.txt").read_text() in scores.text
-    with pytest.raises(sam4ir.UserError, match="scored"):
+    with pytest.raises(sam4ir.UserError, match="from Python overwrite=True"):
         sam4ir.score(path, weights=weights, name="scored", val={"use_image": False})
     again = sam4ir.score(path, weights=weights, name="scored", val={"use_image": False}, overwrite=True)
+    of_run = sam4ir.score(path, weights=weights.parents[1], name="of_run", val={"use_image": False})
+    assert of_run.mean == again.mean
     assert again.mean["small_test"]["restored"]["psnr"] != scores.mean["small_test"]["restored"]["psnr"]

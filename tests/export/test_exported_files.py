@@ -134,6 +134,15 @@ def test_the_weights_are_not_replaced(run, tmp_path):
         main([str(file), "--to", "safetensors"])
 
 
+def test_a_run_is_exported_and_a_folder_is_no_output(run, tmp_path, monkeypatch):
+    output = tmp_path / "net.safetensors"
+    assert main([str(run), "--to", "safetensors", "--output", str(output)]) == 0
+    assert output.is_file()
+    monkeypatch.setattr("sam4ir.export.source.export_source", None)  # refused before the network is loaded
+    with pytest.raises(UserError, match=r"is a folder; name the file, such as .*net_g_8\.safetensors"):
+        main([str(run), "--to", "safetensors", "--output", str(tmp_path)])
+
+
 @pytest.mark.parametrize("name", ["x.onnx", "x.pt2", "x.safetensors", "x.txt"])
 def test_a_file_of_another_kind_is_named(tmp_path, name):
     if name == "x.onnx":

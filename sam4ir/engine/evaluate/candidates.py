@@ -1,7 +1,9 @@
-"""The weights that sam4ir test scores: the files that the user names, and the names of their results."""
+"""The weights that a user names: those of a run, and the list that sam4ir test scores with names of its results."""
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -11,6 +13,9 @@ from pathlib import Path
 from sam4ir.engine.weights import locate
 from sam4ir.errors import UserError
 from sam4ir.utils.files import sha256_of
+from sam4ir.utils.weights import SAVE_FORMATS
+
+log = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(r"net_g_(\d+)\.(?:pth|safetensors)")
 _ITERATION = re.compile(r"(?:net_\w+|iter|model|model_ckpt_steps)_(\d+)")
@@ -56,6 +61,26 @@ def checkpoints(folder: Path) -> list[str]:
             f"--checkpoints {folder}: holds no net_g_<iteration>.pth or .safetensors; name experiments/<name> of a run"
         )
     return [str(path) for _, path in sorted(by_iteration.items())]
+
+
+def weights_of(source: str) -> str:
+    """Return the weights that a user names: those of a run where `source` is its folder, else `source` itself.
+
+    Of a run, experiments/<name>, they are the latest, or the last checkpoint where it has not ended.
+    Raises UserError for a folder without either.
+    """
+    run = Path(source)
+    if not run.is_dir():
+        return source
+    for save_format in SAVE_FORMATS:
+        latest = run / "models" / f"net_g_latest.{save_format}"
+        if latest.is_file():
+            return str(latest)
+    with contextlib.suppress(WeightsListError):
+        last = checkpoints(run)[-1]
+        log.info("%s: the run has not ended; its last checkpoint is %s", run, last)
+        return last
+    raise UserError(f"{run}: is no folder of a run: it holds neither models/net_g_latest nor a checkpoint")
 
 
 def candidates(sources: Sequence[str]) -> list[Candidate]:

@@ -102,11 +102,14 @@ def _settings_of(request: MaskRequest) -> dict[str, Any]:
 def _check(request: MaskRequest) -> None:
     """Raise UserError for options that contradict each other or lie out of range."""
     if (request.image == "restored") != (request.restore_opt is not None):
-        raise UserError("--image restored and --restore-opt belong together: the option file of the restoring network")
+        raise UserError(
+            "--image restored and --restore-opt belong together: the option file of the restoring network, for a run "
+            "its options.yml"
+        )
     if request.overwrite and request.keys is None:
         raise UserError("--overwrite needs --keys, the list of images to make again; --new begins a whole new store")
     if request.restore_weights and request.restore_opt is None:
-        raise UserError("--restore-weights needs --restore-opt")
+        raise UserError("--restore-weights needs --image restored and --restore-opt, the option file of their network")
     if request.max_side is not None and request.max_side < 1:
         raise UserError(f"--max-side: {request.max_side} must be above 0")
     if request.threads is not None and not 1 <= request.threads <= MOST:

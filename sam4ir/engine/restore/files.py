@@ -112,8 +112,17 @@ def restore_files(
             if message is None:
                 raise
             report.bad.append(message)
-    report.print(str(work.folder or "standard output"))
+    report.print(_place(work))
     return int(bool(report.bad))
+
+
+def _place(work: Work) -> str:
+    """Return where the results are: a folder, a file, or standard output."""
+    if work.folder is None:
+        return "standard output"
+    if work.single:
+        return str(work.folder / work.files[0][1])
+    return str(work.folder)
 
 
 def _name(file: Path) -> str:

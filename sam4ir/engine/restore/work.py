@@ -25,13 +25,14 @@ class Work:
 
     folder: of the results, None for standard output. files: (file, path of its result in the folder) of each; the file
     `-` is standard input. unreadable: folders that cannot be read, with the reason. format: of images, a key of
-    FORMATS.
+    FORMATS. single: --output names the file of the one result.
     """
 
     folder: Path | None
     files: list[tuple[Path, Path]] = field(default_factory=list)
     unreadable: list[str] = field(default_factory=list)
     format: str = "png"
+    single: bool = False
 
     def sources(self) -> set[Path]:
         """Return the files by their real paths."""
@@ -114,7 +115,7 @@ def _one_file(source: Path, target: Path, image_format: str | None, suffix: str)
     """Return the work of one file whose result has a name."""
     if suffix:
         raise UserError(f"--suffix: {target} is the whole name of the result; leave one of them out")
-    work = Work(target.parent, [(source, Path(target.name))])
+    work = Work(target.parent, [(source, Path(target.name))], single=True)
     if is_video(source):
         if video_suffix(target) != target.suffix.lower():
             raise UserError(f"--output: {_not_written(source, target)}")

@@ -25,11 +25,10 @@ from sam4ir.engine.weights import reading
 from sam4ir.errors import UserError
 from sam4ir.utils.archive import ArchiveError, contents_digest
 from sam4ir.utils.files import atomic, link_or_copy, sha256_of, write_bytes
-from sam4ir.utils.weights import RUN_ENTRY, safetensors_bytes
+from sam4ir.utils.weights import RUN_ENTRY, SAVE_FORMATS, safetensors_bytes
 
 STATE_FORMAT = 2
 NO_DIGESTS = 1  # the format before the digests, which is still read
-SAVE_FORMATS = ("pth", "safetensors")
 PARAMS = "_params"  # in the name of a file of the weights that were averaged
 _MISSHAPED = (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError, OverflowError)
 
