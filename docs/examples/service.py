@@ -1,6 +1,6 @@
 """A service that restores images: POST the bytes of an image file to /restore, and get a PNG back.
 
-SAM4IR_WEIGHTS=experiments/x/models/net_g_latest.pth uvicorn --app-dir docs/examples service:app
+SAM4IR_WEIGHTS=experiments/x uvicorn service:app
 """
 
 import os

@@ -12,6 +12,7 @@ from sam4ir.registry import near_miss
 from sam4ir.utils.files import write_text
 from sam4ir.utils.shipped import shipped
 
+_SUFFIXES = (".yml", ".yaml")
 _NETWORK = re.compile(r"^network_g:[^\n{]*(?:\{\s*|\n\s+)type:\s*(\w+)", re.MULTILINE)
 
 
@@ -96,7 +97,7 @@ def copy_option_file(name: str, target: Path | None, overwrite: bool = False) ->
     path = target or Path()
     if path.is_dir():
         path = path / file.path.name
-    if path.suffix not in (".yml", ".yaml"):
+    if path.suffix not in _SUFFIXES:
         raise UserError(f"{path}: is no name of an option file; give one that ends in .yml, or a folder that exists")
     if path.exists() and not overwrite:
         raise UserError(f"{path}: exists already; --overwrite replaces it, another name keeps it")
@@ -105,9 +106,12 @@ def copy_option_file(name: str, target: Path | None, overwrite: bool = False) ->
 
 
 def copy_hint(path: str) -> str:
-    """Return how to get an option file that is not there: '; `sam4ir options copy NAME` copies ...' or ''."""
+    """Return how to get an option file that is not there, at that place: '; `sam4ir options copy NAME FILE` ...'."""
     try:
         file = find_option_file(path)
     except UserError:
         return "; sam4ir options list prints those that come with sam4ir, sam4ir options copy NAME copies one"
-    return f"; sam4ir options copy {file.name} {file.path.name} copies the one that comes with sam4ir"
+    target = path
+    if Path(path).suffix not in _SUFFIXES:
+        target = file.path.name
+    return f"; sam4ir options copy {file.name} {target} copies the one that comes with sam4ir"

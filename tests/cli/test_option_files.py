@@ -98,7 +98,7 @@ def test_a_missing_option_file_says_how_to_copy_one(
     monkeypatch.chdir(tmp_path)
     for name, advice in (
         ("denoising/nafnet_w8", "sam4ir options copy train/denoising/nafnet_w8 nafnet_w8.yml"),
-        ("options/train/denoising/nafnet_w8.yml", "sam4ir options copy train/denoising/nafnet_w8 nafnet_w8.yml"),
+        ("options/test/sr/rrdb_x4.yml", "sam4ir options copy test/sr/rrdb_x4 options/test/sr/rrdb_x4.yml"),
         ("mine.yml", "sam4ir options copy NAME"),
     ):
         assert main(["train", "-opt", name]) == 2
