@@ -15,6 +15,7 @@ import yaml
 
 import sam4ir
 from sam4ir.config.load import load_options
+from sam4ir.config.recipes import find_option_file
 from sam4ir.engine import quickstart
 from sam4ir.engine.make_masks.settings import SETTINGS
 
@@ -141,6 +142,30 @@ def test_commands_in_documents_use_flags_that_exist(document: Path) -> None:
             if re.match(r"(\.venv/bin/)?(python \S+\.py|sam4ir) ", line):
                 unknown |= set(FLAG.findall(line)) - known
     assert not unknown
+
+
+OF_DEVELOPERS = {"CONTRIBUTING.md", "CHANGELOG.md", "docs/architecture.md", "docs/performance.md"}
+IN_A_CHECKOUT = "in a checkout also: "  # before a command that an installed sam4ir does not have
+
+
+def test_commands_for_users_are_those_of_an_installed_sam4ir(document: Path) -> None:
+    """Scripts of a checkout are not part of the package; docs/commands.md has the table of both."""
+    if name_of(document) in OF_DEVELOPERS:
+        return
+    scripts = []
+    for _, block in FENCE.findall(document.read_text(encoding="utf-8")):
+        for line in block.splitlines():
+            command = line.partition(IN_A_CHECKOUT)[0]
+            if re.search(r"(?<![\w/.-])(?:scripts/\w+|train|test)\.py\b", command):
+                scripts.append(line)
+    assert not scripts
+
+
+def test_option_files_that_documents_copy_come_with_sam4ir(document: Path) -> None:
+    text = re.sub(r"\s+", " ", document.read_text(encoding="utf-8"))
+    for name in re.findall(r"sam4ir options copy ([\w/]+)", text):
+        if name != "NAME":
+            assert find_option_file(name).path.is_file()
 
 
 @pytest.mark.parametrize("name", [".pre-commit-config.yaml", "mkdocs.yml", *ISSUE_FORMS])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import warnings
@@ -132,7 +133,7 @@ def onnx_bytes(
     entry = model.metadata_props.add()
     entry.key, entry.value = DESCRIPTION, description_text(description)
     model.producer_name = "sam4ir"
-    model.doc_string = str(graph.__doc__)
+    model.doc_string = inspect.cleandoc(str(graph.__doc__)).partition("\n\n")[0]  # not its arguments
     if model.ByteSize() > _LARGEST_ONNX:
         raise ExportError(
             "the network has more than 2 GB, which no .onnx file of one piece holds; take --precision fp16"

@@ -109,7 +109,7 @@ def _check(request: MaskRequest) -> None:
     if request.overwrite and request.keys is None:
         raise UserError("--overwrite needs --keys, the list of images to make again; --new begins a whole new store")
     if request.restore_weights and request.restore_opt is None:
-        raise UserError("--restore-weights needs --image restored and --restore-opt, the option file of their network")
+        raise UserError("--restore-weights needs --restore-opt, the option file of their network, and --image restored")
     if request.max_side is not None and request.max_side < 1:
         raise UserError(f"--max-side: {request.max_side} must be above 0")
     if request.threads is not None and not 1 <= request.threads <= MOST:
