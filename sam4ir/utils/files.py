@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -209,8 +210,10 @@ def atomic(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; after the block that file is flushed to disk and replaces `path`.
 
     If the block raises, `path` stays as it was and the temporary file is removed. Temporary files of the same `path`
-    are removed too where a process left them that was killed. Raises FileError where the system cannot write the file.
+    are removed too where a process left them that was killed. Raises FileError where the system cannot write the file,
+    and for a pipe, socket or device, which a file would replace.
     """
+    _refuse_special(path)
     part = _temporary(path)
     with writing(path, part):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -240,6 +243,19 @@ def link_or_copy(source: Path, target: Path) -> None:
             os.link(source, part)
         except OSError:  # of many numbers: no links in this file system, none across its borders, too many
             shutil.copyfile(source, part)
+
+
+def _refuse_special(path: Path) -> None:
+    """Raise FileError for the name of a pipe, socket or device."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:  # nothing lies there
+        return
+    except ValueError:  # a name that no file has, which writing refuses
+        return
+    links_of_streams = path.absolute().parent == Path("/dev")  # /dev/stdout may lead to a file
+    if links_of_streams or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise FileError(f"{path}: is a pipe, socket or device, which a file would replace; name a file")
 
 
 class AppendedFile:

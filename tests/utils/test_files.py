@@ -223,3 +223,13 @@ with atomic(Path(sys.argv[1])) as part:
     assert process.returncode == 0
     assert target.read_text() == "theirs"
     assert sorted(path.name for path in tmp_path.iterdir()) == [of_another_file.name, "image.png"]
+
+
+def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("pipe")
+    for place in (tmp_path / "pipe", tmp_path / "link", Path("/dev/null"), Path("/dev/stdout")):
+        with pytest.raises(FileError, match=r"is a pipe, socket or device, which a file would replace; name a file"):
+            write_text(place, "text")
+    assert (tmp_path / "pipe").is_fifo()
+    assert Path("/dev/null").is_char_device()
