@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sam4ir.engine.restore.images import ImageRestorer
-from sam4ir.errors import UserError
+from sam4ir.errors import UserError, first_line
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -57,8 +57,9 @@ def _array(restorer: ImageRestorer, image: np.ndarray, key: str, sample: int) ->
     pixels = image
     if image.ndim == 2:
         pixels = image[:, :, None]
-    if image.dtype in _WHOLE:
-        restored = restorer(np.ascontiguousarray(pixels), key, sample)
+    native = image.dtype.newbyteorder("=")  # files of other machines are read as >u2 and >f4
+    if native in _WHOLE:
+        restored = restorer(np.ascontiguousarray(pixels, native), key, sample).astype(image.dtype, copy=False)
     elif image.dtype.kind == "f":
         values = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32))
         planes = restorer.floats(_in_range(values).unsqueeze(0), key, sample)[0]
@@ -86,6 +87,11 @@ def _tensor(restorer: ImageRestorer, image: Tensor, key: str, sample: int) -> Te
         raise UserError(
             f"a tensor of shape {tuple(image.shape)} is no image; give (c, h, w) or (b, c, h, w) with c = 1 or 3"
         )
+    if image.layout != torch.strided or image.is_meta:
+        kind = f"layout {image.layout}"
+        if image.is_meta:
+            kind = "device meta"
+        raise UserError(f"a tensor of {kind} holds no pixels that can be read; give a dense one on a device")
     batch = image.detach()
     if image.ndim == 3:
         batch = batch.unsqueeze(0)
@@ -110,5 +116,8 @@ def _pil(restorer: ImageRestorer, image: PIL.Image.Image, key: str, sample: int)
 
     if image.mode not in _PIL_MODES:
         raise UserError(f"the mode of the PIL image is {image.mode}; give RGB, L or I;16: image.convert('RGB')")
-    restored = _array(restorer, np.asarray(image), key, sample)
-    return PIL.Image.fromarray(restored)
+    try:
+        pixels = np.asarray(image)  # reads the file of an image that was opened only
+    except (OSError, ValueError, SyntaxError, MemoryError) as error:
+        raise UserError(f"the PIL image cannot be read ({first_line(error)})") from error
+    return PIL.Image.fromarray(_array(restorer, pixels, key, sample))

@@ -156,10 +156,12 @@ class TrainedNetwork:
         if (sampler, steps, eta, seed) != (None, None, None, None):
             changed = self.with_settings(sampler=sampler, steps=steps, eta=eta, seed=seed)
             return changed(image, name=name, sample=sample)
+        name, sample = _name_of_noise(name), _whole("sample", sample)
         return self._threads.run(lambda: restore_object(self._restorer, image, name, sample))
 
     def samples(self, image: Picture, count: int, *, name: str = "") -> list[Picture]:
         """Return several results of a diffusion network, with sample numbers 0 to count - 1; see a call."""
+        count = _whole("count", count, 1)
         if count > 1 and not self.options.diffuses:
             raise UserError(f"samples: are for diffusion networks; {self.architecture} restores in one pass")
         results = []
@@ -263,7 +265,7 @@ def load(
     source: str | os.PathLike[str],
     *,
     weights: str | os.PathLike[str] | None = None,
-    device: str = "auto",
+    device: str | torch.device = "auto",
     precision: Precision | None = None,
     tile: int | None = None,
     overlap: int | None = None,
@@ -292,8 +294,9 @@ def load(
     Raises UserError where source names no network that can be loaded, or a setting does not suit it.
     """
     settings = _checked(RestoreSettings(tile, overlap, self_ensemble, precision, sampler, steps, eta, seed))
-    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
-        raise UserError(f"concurrency: {concurrency!r} must be a whole number above 0")
+    concurrency = _whole("concurrency", concurrency, 1)
+    if isinstance(device, torch.device):
+        device = str(device)
     if Path(source).suffix == ".onnx":
         options, loaded = _exported(Path(source), settings, weights, device)
         threads = ComputingThreads(concurrency, loaded.device)
@@ -351,11 +354,31 @@ def weights_and_options(source: str, weights: str | os.PathLike[str] | None) -> 
 
 
 def _checked(settings: RestoreSettings) -> RestoreSettings:
-    """Return the settings; raise UserError for values of another type, which no other check would find."""
+    """Return the settings with Python's numbers for NumPy's; raise UserError for values of another type."""
+    changes: dict[str, Any] = {}
     for name in ("tile", "overlap"):
+        if getattr(settings, name) is not None:
+            changes[name] = _whole(name, getattr(settings, name))
+    for name in ("steps", "seed", "eta"):  # their ranges are those of the option file
         value = getattr(settings, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise UserError(f"{name}: {value!r} must be a whole number of pixels")
+        if isinstance(value, np.generic):
+            changes[name] = value.item()
+    if not isinstance(settings.self_ensemble, (bool, np.bool_, type(None))):
+        raise UserError(f"self_ensemble: {settings.self_ensemble!r} is none; give True or False")
     if settings.precision not in (None, "auto", "fp32", "bf16", "fp16"):
         raise UserError(f"precision: {settings.precision!r} is none; give auto, fp32, bf16 or fp16")
-    return settings
+    return dataclasses.replace(settings, **changes)
+
+
+def _whole(name: str, value: Any, least: int = 0) -> int:
+    """Return an argument as a number of Python; raise UserError where it is no whole number, or below the least."""
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < least:
+        raise UserError(f"{name}: {value!r} must be a whole number, {least} or more")
+    return int(value)
+
+
+def _name_of_noise(name: Any) -> str:
+    """Return the name of an image, of which noise is drawn; raise UserError where it is no text."""
+    if not isinstance(name, str):
+        raise UserError(f"name: {name!r} is no text; give the name of the image, such as 'photo'")
+    return name

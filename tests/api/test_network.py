@@ -362,11 +362,13 @@ def test_sources_of_a_network(tmp_path: Path, weights: Path) -> None:
         ({"device": "gpu"}, "device: 'gpu' is none; give auto, cpu"),
         ({"precision": "fp8"}, "precision: 'fp8' is none"),
         ({"precision": "fp16"}, "precision: fp16 is for CUDA, and the device is cpu"),
-        ({"tile": "512"}, "tile: '512' must be a whole number of pixels"),
+        ({"tile": "512"}, "tile: '512' must be a whole number, 0 or more"),
+        ({"tile": True}, "tile: True must be a whole number"),
+        ({"self_ensemble": "no"}, "self_ensemble: 'no' is none; give True or False"),
         ({"tile": 16, "overlap": 16}, "overlap: 16 must be smaller than the tile of 16"),
         ({"overlap": 16}, "overlap: there are no tiles; add tile"),
         ({"steps": 5}, "steps: is for diffusion networks; NAFNet restores in one pass"),
-        ({"concurrency": 0}, "concurrency: 0 must be a whole number above 0"),
+        ({"concurrency": 0}, "concurrency: 0 must be a whole number, 1 or more"),
     ],
 )
 def test_what_cannot_be_loaded_is_named(weights: Path, arguments: dict, message: str) -> None:
@@ -386,12 +388,48 @@ def test_what_cannot_be_loaded_is_named(weights: Path, arguments: dict, message:
         (torch.zeros(4, 4), r"a tensor of shape \(4, 4\) is no image"),
         (torch.zeros(3, 4, 4, dtype=torch.int32), "pixels are torch.int32"),
         (PIL.Image.new("RGBA", (4, 4)), "the mode of the PIL image is RGBA"),
+        (torch.rand(3, 4, 4).to_sparse(), "a tensor of layout torch.sparse_coo holds no pixels"),
+        (torch.rand(3, 4, 4, device="meta"), "a tensor of device meta holds no pixels"),
         ("a.png", "a NumPy array, a torch tensor or a PIL image, not str"),
     ],
 )
 def test_what_is_no_image_is_named(network: sam4ir.TrainedNetwork, image: object, message: str) -> None:
     with pytest.raises(sam4ir.UserError, match=message):
         network(image)  # type: ignore[type-var]
+
+
+def test_an_image_of_pil_whose_file_is_cut_off_is_named(network: sam4ir.TrainedNetwork, tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(encode_png(photograph(1))[:200])
+    with PIL.Image.open(tmp_path / "cut.png") as image, pytest.raises(sam4ir.UserError, match="PIL image cannot be re"):
+        network(image)
+
+
+@pytest.mark.parametrize("order", [">u2", ">f4", ">f8"])
+def test_numbers_of_another_byte_order_are_read_as_such(network: sam4ir.TrainedNetwork, order: str) -> None:
+    values = photograph(1) / 255
+    if order == ">u2":
+        values = values * 65535
+    foreign = values.astype(order)
+    restored = network(foreign)
+    assert restored.dtype == foreign.dtype
+    assert np.array_equal(restored, network(foreign.astype(foreign.dtype.newbyteorder("="))))
+
+
+def test_numbers_of_numpy_and_devices_of_torch_are_taken(weights: Path, tmp_path: Path) -> None:
+    image = photograph(1)
+    tile, device = np.int64(16), torch.device("cpu")
+    network = sam4ir.load(weights, device=device, tile=tile, concurrency=np.int64(1))  # type: ignore[arg-type]
+    assert np.array_equal(network(image), sam4ir.load(weights, device="cpu", tile=16)(image))
+    diffusion = sam4ir.load(save(tmp_path / "diffusion.pth", "DiffSR", **DIFFUSION), device="cpu", steps=2)
+    for number, sample in enumerate(np.arange(2)):
+        same = diffusion(image, sample=sample, seed=np.int64(3), name="a")  # type: ignore[arg-type]
+        assert np.array_equal(same, diffusion(image, sample=number, seed=3, name="a"))
+    with pytest.raises(sam4ir.UserError, match="sample: 'a' must be a whole number, 0 or more"):
+        diffusion(image, sample="a")  # type: ignore[arg-type]
+    with pytest.raises(sam4ir.UserError, match="name: 5 is no text"):
+        diffusion(image, name=5)  # type: ignore[arg-type]
+    with pytest.raises(sam4ir.UserError, match="count: '2' must be a whole number, 1 or more"):
+        diffusion.samples(image, "2")  # type: ignore[arg-type]
 
 
 def test_a_folder_with_a_damaged_image(
