@@ -45,5 +45,5 @@ class SeededNoise:
         noise = torch.empty((len(self.seeds), *self.shape), dtype=torch.float32)
         for seed, image in zip(self.seeds, noise, strict=True):
             generator = torch.Generator().manual_seed(derived_seed(seed, "diffusion", step))
-            image.copy_(torch.randn(self.shape, generator=generator))
+            image.copy_(torch.randn(self.shape, generator=generator, dtype=torch.float32))
         return noise.to(self.device)

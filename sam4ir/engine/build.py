@@ -113,7 +113,7 @@ def measured_scale(
     """
     refusal: Exception | None = None
     for least in _TRIAL_SIDES:
-        image = torch.zeros(1, channels, *[-(-least // multiple) * multiple] * 2, device=device)
+        image = torch.zeros(1, channels, *[-(-least // multiple) * multiple] * 2, dtype=torch.float32, device=device)
         try:
             with eval_mode(net):
                 output = _one_step(net, image) if diffusion else restore(net, image)
@@ -147,7 +147,7 @@ def _one_step(net: nn.Module, image: torch.Tensor) -> torch.Tensor:
     if not callable(getattr(net, "condition", None)):
         raise UserError(f"{type(net).__name__} is no diffusion network, which {DIFFUSION_MODEL} needs; take DiffSR")
     side = net.condition(image).shape[-1]  # type: ignore[operator]
-    x_t = torch.zeros(1, 3, side, side, device=image.device)
+    x_t = torch.zeros(1, 3, side, side, dtype=image.dtype, device=image.device)
     estimate: torch.Tensor = net(x_t, torch.zeros(1, dtype=torch.int64, device=image.device), image, x_t)
     return estimate
 
@@ -168,13 +168,14 @@ def to_device(module: M, device: torch.device, channels_last: bool = True) -> M:
 def build_network(
     block: Block, label: str, device: torch.device, *, seed: int, channels_last: bool = True
 ) -> nn.Module:
-    """Build network_<label>; its initial weights are a function of (seed, label) alone.
+    """Build network_<label> in float32; its initial weights are a function of (seed, label) alone.
 
     channels_last: the layout of its weights; networks of other libraries keep the usual one, as many of them make
     views that no other layout allows.
     """
     with torch_stream(seed, "init", label):
         net: nn.Module = build_part(ARCHS, block, f"network_{label}")
+    net.float()  # a program may have given torch another default type
     return to_device(net, device, channels_last and not isinstance(net, ForeignNetwork))
 
 

@@ -239,6 +239,22 @@ def test_threads_get_the_bits_of_one_after_the_other(weights: Path) -> None:
         assert all(map(np.array_equal, together, alone * 3))
 
 
+@pytest.mark.parametrize(("kind", "arguments"), [("NAFNet", TINY), ("DiffSR", DIFFUSION)])
+def test_a_program_with_another_default_type_gets_the_same_bits(tmp_path: Path, kind: str, arguments: dict) -> None:
+    weights, image = save(tmp_path / "x.pth", kind, **arguments), photograph(1, 24, 24)
+    settings: dict = {"device": "cpu", "tile": 16}
+    if kind == "DiffSR":
+        settings["steps"] = 2
+    expected = sam4ir.load(weights, **settings)(image)
+    try:
+        torch.set_default_dtype(torch.float64)
+        network = sam4ir.load(weights, **settings)
+        assert np.array_equal(network(image), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert np.array_equal(network(image), expected)
+
+
 def test_no_more_calls_compute_than_concurrency_allows(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, inside, most = threading.Lock(), [0], [0]
     original = PlainRestorer.__call__

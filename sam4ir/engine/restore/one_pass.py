@@ -233,13 +233,13 @@ def blended(
         side[1] * scale, overlap * scale, device
     )
     total: Tensor | None = None
-    weight = torch.zeros(height * scale, width * scale, device=device)
+    weight = torch.zeros(height * scale, width * scale, dtype=torch.float32, device=device)
     done = 0
     for group in _groups(corners, batch):
         areas = [(slice(y, y + side[0]), slice(x, x + side[1])) for y, x in group]
         for area, values in zip(areas, compute(areas), strict=True):
             if total is None:
-                total = torch.zeros(1, values.shape[0], height * scale, width * scale, device=device)
+                total = torch.zeros(1, values.shape[0], *weight.shape, dtype=torch.float32, device=device)
             rows, columns = enlarged(area, scale)
             total[0, :, rows, columns] += values.float() * window
             weight[rows, columns] += window
