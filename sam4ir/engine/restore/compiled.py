@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 
 import torch
@@ -32,6 +33,7 @@ class CompiledNetwork(nn.Module):
         self.rule = SizeRule()
         if isinstance(rule, SizeRule):
             self.rule = rule
+            network = copy.copy(network)  # the same weights; the network itself goes on padding
             network.size = SizeRule()  # type: ignore[assignment]
         self.network = network
         dynamic = None if in_tiles else True

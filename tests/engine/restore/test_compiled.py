@@ -48,6 +48,15 @@ def test_padding_stays_outside_of_the_code(role, arguments, sizes, monkeypatch):
     assert compiler.settings == {"dynamic": None, "options": {"freezing": True}}
 
 
+def test_a_network_is_compiled_again_for_other_tiles(monkeypatch):
+    monkeypatch.setattr(torch, "compile", Counter())
+    network, image = build("NAFNet", NAF_TINY), torch.rand(1, 3, 5, 7)
+    expected = restore(network, image)
+    for in_tiles in (True, False):
+        assert torch.equal(restore(CompiledNetwork(network, in_tiles), image), expected)
+    assert torch.equal(restore(network, image), expected)
+
+
 def test_a_compiler_that_fails_is_a_warning(monkeypatch, caplog):
     monkeypatch.setattr(torch, "compile", Counter(fails=True))
     network, compiled = build("NAFNet", NAF_TINY), CompiledNetwork(build("NAFNet", NAF_TINY), in_tiles=False)
