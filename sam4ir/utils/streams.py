@@ -8,7 +8,7 @@ import io
 import logging
 import os
 import sys
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 _READER_LEFT = (errno.EPIPE, errno.ECONNRESET)
 
@@ -62,9 +62,11 @@ class ConsoleHandler(logging.StreamHandler[TextIO]):
 def guard_streams() -> None:
     """Replace sys.stdout and sys.stderr by patient ones. A stream that something else captures stays as it is.
 
-    Characters that the encoding lacks are written as escapes. A stream that was closed when the process began writes to
-    the null device, so that no file that is opened later gets its number.
+    Characters that the encoding lacks are written as escapes. A stream that was closed when the process began is the
+    null device, so that no file that is opened later gets its number; standard input is empty then.
     """
+    if sys.stdin is None:
+        sys.stdin = _closed(0, "r")
     sys.stdout = _guarded(sys.stdout, sys.__stdout__, 1, "standard output")
     sys.stderr = _guarded(sys.stderr, sys.__stderr__, 2, "standard error")
 
@@ -96,10 +98,10 @@ def _guarded(stream: TextIO | None, original: TextIO | None, number: int, title:
     )
 
 
-def _closed(number: int) -> TextIO:
-    """Return a stream to the null device in place of a closed one, and occupy its number."""
+def _closed(number: int, mode: Literal["r", "w"] = "w") -> TextIO:
+    """Return a stream of the null device in place of a closed one, and occupy its number."""
     try:
         os.fstat(number)
     except OSError:
         _to_nowhere(number)
-    return open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")
+    return open(os.devnull, mode, encoding="utf-8", errors="backslashreplace")

@@ -233,3 +233,9 @@ def test_a_pipe_or_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
             write_text(place, "text")
     assert (tmp_path / "pipe").is_fifo()
     assert Path("/dev/null").is_char_device()
+
+
+def test_a_command_without_standard_input_reads_an_empty_one() -> None:
+    code = "import sys; from sam4ir.utils import streams; streams.guard_streams(); print(len(sys.stdin.buffer.read()))"
+    shell = ["sh", "-c", 'exec "$0" -c "$1" <&-', sys.executable, code]
+    assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == "0\n"
