@@ -27,8 +27,10 @@ from sam4ir.engine.log import ProgramLog
 from sam4ir.engine.train.loop import Trainer
 from sam4ir.errors import UserError
 from sam4ir.utils import dist
+from sam4ir.utils.files import is_utf8
 
-_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"  # what engine.devices.make_deterministic sets
+# what engine.devices.make_deterministic and engine.log.TensorBoardScalars set
+_ENVIRONMENT = ("CUBLAS_WORKSPACE_CONFIG", "TF_CPP_MIN_LOG_LEVEL")
 
 
 @dataclass(frozen=True)
@@ -145,22 +147,32 @@ def _add(overrides: list[Override], keys: tuple[str, ...], value: Any) -> None:
         for key, inner in value.items():
             _add(overrides, (*keys, *str(key).split(":")), inner)
     elif all(keys):
-        overrides.append(Override(keys, _plain(value)))
+        overrides.append(Override(keys, _plain(value, ":".join(keys))))
     else:
         raise UserError(f"{':'.join(keys)!r} is no path of a key; give key, or key:key, such as train:total_iter")
 
 
-def _plain(value: Any) -> Any:
-    """Return a value as YAML would give it: lists for tuples, texts for paths, Python's numbers for NumPy's."""
+def _plain(value: Any, place: str) -> Any:
+    """Return a value as YAML would give it: lists for tuples, texts for paths, Python's numbers for NumPy's.
+
+    Raises UserError naming the place for a value that no option file can hold.
+    """
     if isinstance(value, Mapping):
-        return {str(key): _plain(inner) for key, inner in value.items()}
+        return {str(key): _plain(inner, f"{place}:{key}") for key, inner in value.items()}
+    if isinstance(value, (np.generic, np.ndarray)):
+        value = value.tolist()
     if isinstance(value, (list, tuple)):
-        return [_plain(inner) for inner in value]
+        return [_plain(inner, place) for inner in value]
     if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, np.generic):
-        return value.item()
-    return value
+        value = os.fspath(value)
+    if isinstance(value, torch.device):
+        value = str(value)
+    if value is None or isinstance(value, (bool, int, float)) or (isinstance(value, str) and is_utf8(value)):
+        return value
+    raise UserError(
+        f"{place}: {type(value).__name__} {value!r:.80} is nothing that an option file can hold; give a number, a "
+        "text, a list or a mapping"
+    )
 
 
 @contextlib.contextmanager
@@ -183,7 +195,7 @@ def _as_before() -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark, threads = torch.backends.cudnn.benchmark, torch.get_num_threads()
-    workspace, hook = os.environ.get(_CUBLAS), threading.excepthook
+    environment, hook = {name: os.environ.get(name) for name in _ENVIRONMENT}, threading.excepthook
     try:
         with torch.random.fork_rng(devices=devices):
             yield
@@ -194,7 +206,8 @@ def _as_before() -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
         torch.set_num_threads(threads)
         threading.excepthook = hook
-        if workspace is None:
-            os.environ.pop(_CUBLAS, None)
-        else:
-            os.environ[_CUBLAS] = workspace
+        for name, text in environment.items():
+            if text is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = text

@@ -62,11 +62,14 @@ def test_the_state_of_the_process_is_given_back(options: Path) -> None:
     handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
     random.seed(3), np.random.seed(3), torch.manual_seed(3)  # noqa: NPY002
     threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
-    sam4ir.train(options, train=SHORT, deterministic=True)
+    environment = dict(os.environ)
+    tensorboard = {"use_tb_logger": True}
+    sam4ir.train(options, train=SHORT, deterministic=True, device=torch.device("cpu"), logger=tensorboard)
     assert (random.random(), np.random.rand(), torch.rand(1)) == before  # noqa: NPY002
     assert (logger.handlers, logger.level, logger.propagate) == (handlers, level, propagate)
     assert not torch.are_deterministic_algorithms_enabled()
-    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    for name in ("CUBLAS_WORKSPACE_CONFIG", "TF_CPP_MIN_LOG_LEVEL"):
+        assert os.environ.get(name) == environment.get(name)
     assert torch.get_num_threads() == threads
     assert signal.getsignal(signal.SIGTERM) == handler
 
@@ -112,6 +115,9 @@ def test_a_training_may_run_in_a_thread(options: Path) -> None:
 def test_overrides_that_are_wrong_are_named(options: Path) -> None:
     with pytest.raises(sam4ir.UserError, match=r"train.totl_iter: .*total_iter.*\(set by the call\)"):
         sam4ir.train(options, train={"totl_iter": 10})
+    for value in (object(), torch.tensor(4), b"4", {4}, 1j, "\ud800"):
+        with pytest.raises(sam4ir.UserError, match="is nothing that an option file can hold"):
+            sam4ir.train(options, train={"total_iter": value})
     with pytest.raises(sam4ir.UserError, match="'train:' is no path of a key"):
         sam4ir.train(options, **{"train:": 10})
 
