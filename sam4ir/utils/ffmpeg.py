@@ -156,16 +156,17 @@ def _notes(stream: dict[str, Any], rate: Fraction, varies: bool) -> Iterator[str
         yield "it is HDR; its values are restored as they are, and only its tags say so"
 
 
-def read_frames(path: Path, stream: VideoStream, first: int) -> Iterator[np.ndarray]:
+def read_frames(path: Path, stream: VideoStream, first: int, damage: list[str]) -> Iterator[np.ndarray]:
     """Yield the frames of a video from number `first` on: (h, w, 3) RGB uint8, turned as they are shown.
 
+    damage: gets a sentence at the end where ffmpeg went on after errors, which it does where a file is damaged.
     Raises VideoError where ffmpeg ends with an error.
     """
     height, width = stream.size
     filters = f"fps={stream.rate},trim=start_frame={first},setpts=PTS-STARTPTS,scale={width}:{height}"
     words = ["ffmpeg", "-v", "error", "-nostdin", "-i", _place(path), "-map", "0:v:0", "-vf", filters]
     words += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    with _running(words, path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+    with _running(words, path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, damage=damage) as process:
         assert process.stdout is not None
         while frame := process.stdout.read(height * width * 3):
             if len(frame) < height * width * 3:
@@ -255,9 +256,12 @@ def join(
 
 
 @contextlib.contextmanager
-def _running(words: list[str], path: Path, stdin: int, stdout: int) -> Iterator[subprocess.Popen[bytes]]:
+def _running(
+    words: list[str], path: Path, stdin: int, stdout: int, damage: list[str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run ffmpeg inside the block, and wait for its end. Raises VideoError naming the file where that is an error.
 
+    damage: gets a sentence where ffmpeg speaks of errors and yet ends well.
     A block that ends by an exception, or because no more frames are wanted, ends ffmpeg. What ffmpeg says goes into a
     file, as a pipe that nobody reads would stop it.
     """
@@ -275,8 +279,11 @@ def _running(words: list[str], path: Path, stdin: int, stdout: int) -> Iterator[
                     process.stdin.close()
             code = process.wait()
         said.seek(0)
+        errors = said.read()
         if code:
-            raise _failure(path, f"ffmpeg ended with an error ({_reason(said.read())})")
+            raise _failure(path, f"ffmpeg ended with an error ({_reason(errors)})")
+        if errors.strip() and damage is not None:
+            damage.append(f"it is damaged, and frames may be wrong or missing (ffmpeg: {_reason(errors)})")
 
 
 def _failure(path: Path, reason: str) -> VideoError:

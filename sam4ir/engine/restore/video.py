@@ -34,7 +34,8 @@ def restore_video(
     folder = target.with_name(f".{target.name}.parts")
     parts = _earlier_parts(folder, _digest(source, stream, crf, identity))
     done = sum(count for _, count in parts)
-    restored = _restored(ffmpeg.read_frames(source, stream, done), restore_frame)
+    damage: list[str] = []
+    restored = _restored(ffmpeg.read_frames(source, stream, done, damage), restore_frame)
     whole = True
     while whole:
         path, frames = folder / f"{len(parts):06d}", islice(restored, FRAMES_OF_A_PART)
@@ -49,7 +50,7 @@ def restore_video(
     with atomic(target) as temporary:
         notes = ffmpeg.join(parts, source, stream, temporary, target.suffix)
     shutil.rmtree(folder, ignore_errors=True)
-    return (*stream.notes, *notes)
+    return (*stream.notes, *damage, *notes)
 
 
 def _digest(source: Path, stream: VideoStream, crf: int, identity: str) -> str:

@@ -170,6 +170,19 @@ def test_colours_keep_their_tags(clip: Path, tmp_path: Path) -> None:
 
 
 @needs_ffmpeg
+def test_a_video_that_is_damaged_in_the_middle_is_restored_and_said_to_be(clip: Path, tmp_path: Path) -> None:
+    run_ffmpeg("-i", clip, "-c:v", "mpeg2video", "-g", "5", tmp_path / "whole.ts")
+    assert restore_video(tmp_path / "whole.ts", tmp_path / "whole.mkv", same, 20, "") == ()
+    data = bytearray((tmp_path / "whole.ts").read_bytes())
+    half = len(data) // 2
+    data[half : half + 4000] = np.random.default_rng(0).bytes(4000)
+    (tmp_path / "damaged.ts").write_bytes(data)
+    (note,) = restore_video(tmp_path / "damaged.ts", tmp_path / "damaged.mkv", same, 20, "")
+    assert note.startswith("it is damaged, and frames may be wrong or missing (ffmpeg: ")
+    assert len(frames_of(tmp_path / "damaged.mkv")) > FRAMES // 2
+
+
+@needs_ffmpeg
 def test_a_file_that_is_no_video_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").write_bytes(b"no video")
     with pytest.raises(VideoError, match=r"a\.mp4: cannot be read as a video"):
