@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +13,9 @@ from sam4ir.errors import UserError, first_line
 from sam4ir.export.graph import ExportError
 from sam4ir.utils.files import sha256_of
 from sam4ir.utils.tables import read_csv
-from sam4ir.utils.weights import DESCRIPTION, safetensors_description
+from sam4ir.utils.weights import DESCRIPTION, LARGEST_DESCRIPTION, parsed_description, safetensors_description
 
 TORCH_EXPORT_ENTRY = "description"  # the name of the description among the extra files of a .pt2 file
-_LARGEST = 1 << 20  # bytes of a description that is read
 _NO_METRICS = ("dataset", "stage", "image", "sample", "iter")
 
 
@@ -32,9 +30,9 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ExportError(f"{path}: no such file")
     if path.suffix == ".onnx":
-        return _parsed(_of_onnx(path), path)
+        return description_in(_of_onnx(path), path)
     if path.suffix == ".pt2":
-        return _parsed(_of_torch_export(path), path)
+        return description_in(_of_torch_export(path), path)
     if path.suffix == ".safetensors":
         return dict(safetensors_description(path))
     raise ExportError(f"{path}: holds no description of sam4ir; .onnx, .pt2 and .safetensors files do")
@@ -59,21 +57,19 @@ def _of_torch_export(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
-                if entry.filename.endswith(f"extra/{TORCH_EXPORT_ENTRY}") and entry.file_size <= _LARGEST:
+                if entry.filename.endswith(f"extra/{TORCH_EXPORT_ENTRY}") and entry.file_size <= LARGEST_DESCRIPTION:
                     return archive.read(entry).decode("utf-8", "replace")
-    except zipfile.BadZipFile:
+    except Exception:  # of zipfile and zlib, in many classes
         raise ExportError(f"{path}: is no file of torch.export.save") from None
     return ""
 
 
-def _parsed(text: str, path: Path) -> dict[str, Any]:
+def description_in(text: str, path: Path) -> dict[str, Any]:
+    """Return the description that the entry of a file holds; {} for no entry. Raises ExportError naming the file."""
     if not text:
         return {}
-    try:
-        description = json.loads(text)
-    except ValueError:
-        description = None
-    if not isinstance(description, dict):
+    description = parsed_description(text)
+    if description is None:
         raise ExportError(f"{path}: its entry {DESCRIPTION} is no description of a network; export it again")
     return description
 

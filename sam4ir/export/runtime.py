@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from sam4ir.errors import first_line
 from sam4ir.export.graph import ExportError
-from sam4ir.export.metadata import missing_package, read_metadata
+from sam4ir.export.metadata import description_in, missing_package, read_metadata
+from sam4ir.utils.weights import DESCRIPTION
 
 
 class _Exported(nn.Module):
@@ -21,10 +22,10 @@ class _Exported(nn.Module):
     pixels per input pixel; channels of its images.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: Path, description: dict[str, Any]) -> None:
         super().__init__()
-        self.path = Path(path)
-        self.description = read_metadata(self.path)
+        self.path = path
+        self.description = description
         self.scale = int(self.description.get("scale", 1))
         self.channels = int(self.description.get("channels", 3))
         self.input_names: list[str] = []
@@ -51,7 +52,9 @@ class OnnxNetwork(_Exported):
     """
 
     def __init__(self, path: str | Path, threads: int | None = None, providers: Sequence[str] | None = None) -> None:
-        super().__init__(path)
+        path = Path(path)
+        if not path.is_file():
+            raise ExportError(f"{path}: no such file")
         try:
             import onnxruntime
         except ImportError:
@@ -59,11 +62,13 @@ class OnnxNetwork(_Exported):
         settings = onnxruntime.SessionOptions()
         settings.intra_op_num_threads = threads or 0
         try:
-            self.session = onnxruntime.InferenceSession(
-                str(self.path), settings, providers=list(providers or ["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(
+                str(path), settings, providers=list(providers or ["CPUExecutionProvider"])
             )
         except Exception as error:  # of its binding, in many classes
-            raise ExportError(f"{self.path}: ONNX Runtime cannot load it ({first_line(error)[:200]})") from error
+            raise ExportError(f"{path}: ONNX Runtime cannot load it ({first_line(error)[:200]})") from error
+        super().__init__(path, description_in(session.get_modelmeta().custom_metadata_map.get(DESCRIPTION, ""), path))
+        self.session = session
         self.input_names = [value.name for value in self.session.get_inputs()]
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -87,7 +92,7 @@ class OpenVinoNetwork(_Exported):
         threads: int | None = None,
         device: str = "CPU",
     ) -> None:
-        super().__init__(path)
+        super().__init__(Path(path), read_metadata(path))
         try:
             import openvino
         except ImportError:

@@ -30,6 +30,7 @@ SAVE_FORMATS = ("pth", "safetensors")  # of checkpoints
 HUB = "hf:"  # before the name of a model of a hub
 RUN_ENTRY = "run"  # the entry of a weights file that says at which iteration of a training they were
 DESCRIPTION = "sam4ir"  # the entry of a file's metadata that describes its network, as JSON
+LARGEST_DESCRIPTION = 1 << 20  # characters
 
 # A tensor may repeat its values (torch's expand), and several may share them; these bound what a small file can claim.
 REPEATED = 1 << 20  # bytes that all tensors of a file may take beyond their own storages
@@ -94,12 +95,30 @@ def safetensors_description(path: Path) -> Mapping[str, Any]:
             metadata = file.metadata() or {}
     except Exception as error:  # its errors have several classes
         raise WeightsFileError(f"{path}: is truncated or no safetensors file ({_short(error)})") from error
+    return parsed_description(metadata.get(DESCRIPTION, "")) or {}
+
+
+def parsed_description(text: str) -> dict[str, Any] | None:
+    """Return what the text of a description says; None for one that is none.
+
+    Files come from anywhere, so a description has at most LARGEST_DESCRIPTION characters, its `network` names a type,
+    and `scale` and `channels` are whole numbers above 0, where it has them.
+    """
+    if len(text) > LARGEST_DESCRIPTION:
+        return None
     try:
-        description = json.loads(metadata.get(DESCRIPTION, "{}"))
+        description = json.loads(text)
     except (ValueError, RecursionError):
-        return {}
-    if not isinstance(description, Mapping):
-        return {}
+        return None
+    if not isinstance(description, dict):
+        return None
+    network = description.get("network", {"type": ""})
+    if not isinstance(network, dict) or not isinstance(network.get("type"), str):
+        return None
+    for name in ("scale", "channels"):
+        number = description.get(name, 1)
+        if type(number) is not int or number < 1:
+            return None
     return description
 
 

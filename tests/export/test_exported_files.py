@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -106,7 +107,34 @@ def test_safetensors_in_half_precision_hold_half_the_bytes(run, tmp_path):
         assert tensor.dtype is torch.float16
 
 
-@pytest.mark.parametrize("text", ["[]", "{", '{"network": 3}', '{"network": {"type": "Nothing"}}'])
+NO_DESCRIPTIONS = [
+    "[]",
+    "{",
+    "[" * 200_000,
+    json.dumps({"long": "x" * (1 << 20)}),
+    '{"network": 3}',
+    '{"network": {"type": 5}}',
+    '{"network": {"type": ["NAFNet"]}}',
+    '{"scale": "x"}',
+    '{"scale": null}',
+    '{"scale": 1e999}',
+    '{"channels": -1}',
+]
+
+
+@pytest.mark.parametrize("text", NO_DESCRIPTIONS, ids=range(len(NO_DESCRIPTIONS)))
+def test_a_description_of_hostile_hands_is_refused(onnx_file, tmp_path, text):
+    onnx = pytest.importorskip("onnx", reason="onnx changes ONNX files")
+    model = onnx.load(onnx_file)
+    for entry in model.metadata_props:
+        entry.value = text
+    onnx.save(model, tmp_path / "x.onnx")
+    for read in (read_metadata, OnnxNetwork):
+        with pytest.raises(UserError, match=r"x\.onnx: its entry sam4ir is no description of a network"):
+            read(tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("text", [*NO_DESCRIPTIONS, '{"network": {"type": "Nothing"}}'], ids=range(12))
 def test_a_description_that_is_none_is_passed_over(tmp_path, text):
     file = tmp_path / "x.safetensors"
     save_file(build("NAFNet", SMALL).state_dict(), file, {"sam4ir": text})
