@@ -131,6 +131,9 @@ def test_a_log_with_a_torn_line_and_infinite_values_is_read(tmp_path: Path) -> N
         '{"iter": 4, "metrics/a/b/psnr": 30.5}',
         '{"iter": 8, "metrics/a/b/psnr": "inf"}',
         '{"iter": 9, "metrics/a',
+        '["metrics/"]',
+        '{"iter": 10, "metrics/a/psnr": null}',
+        '{"iter": Infinity, "metrics/a/psnr": 1}',
     ]
     (tmp_path / "log.jsonl").write_text("\n".join(lines), encoding="utf-8")
     scores = validations(tmp_path / "log.jsonl")

@@ -93,19 +93,19 @@ def validations(log: Path) -> list[ValidationMeans]:
 
 
 def _means(line: str) -> ValidationMeans | None:
-    """Return the means of one line; None for a line that a killed writer did not end."""
+    """Return the means of one line; None for a line that a killed writer did not end, and for one that is no record."""
     if '"metrics/' not in line:
         return None
     try:
         record = json.loads(line)
         iteration = int(record["iter"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        sets: dict[str, dict[str, float]] = {}
+        for tag, value in record.items():
+            match = _SCORE.fullmatch(tag)
+            if match is not None:
+                sets.setdefault(match[1], {})[match[2]] = float(value)  # infinity stands there as a text
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
-    sets: dict[str, dict[str, float]] = {}
-    for tag, value in record.items():
-        match = _SCORE.fullmatch(tag)
-        if match is not None:
-            sets.setdefault(match[1], {})[match[2]] = float(value)  # infinity stands there as a text
     return ValidationMeans(iteration, sets)
 
 

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sam4ir import __version__
-from sam4ir.engine.evaluate.candidates import iteration_in
-from sam4ir.errors import UserError, first_line
+from sam4ir.engine.run_record import REFINER, ValidationMeans, record_of
+from sam4ir.errors import first_line
 from sam4ir.export.graph import ExportError
 from sam4ir.utils.files import sha256_of
-from sam4ir.utils.tables import read_csv
 from sam4ir.utils.weights import DESCRIPTION, LARGEST_DESCRIPTION, parsed_description, safetensors_description
 
 TORCH_EXPORT_ENTRY = "description"  # the name of the description among the extra files of a .pt2 file
-_NO_METRICS = ("dataset", "stage", "image", "sample", "iter")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -82,6 +80,7 @@ def missing_package(package: str, extra: str = "onnx") -> ExportError:
 def facts_of(weights: Path, source: str, options_file: Path | None) -> dict[str, Any]:
     """Return where weights come from: their file and hash, that of the option file, the licence, and their scores.
 
+    The scores are those that a run's validation gave the weights, where the file lies in the folder of a run.
     source: the weights as the user names them, a file or a name of the zoo. Without a known value a key is left out.
     """
     known: dict[str, Any] = {
@@ -90,9 +89,9 @@ def facts_of(weights: Path, source: str, options_file: Path | None) -> dict[str,
     }
     if options_file is not None:
         known["options_sha256"] = sha256_of(options_file)
-        scores = validation_of(options_file.parent / "validation.csv", iteration_in(weights.stem))
-        if scores:
-            known["validation"] = scores
+    record = record_of(weights)
+    if record is not None and record.scores is not None:
+        known["validation"] = _scores(record.scores)
     licence = _licence(source)
     if licence is not None:
         known["licence"] = licence
@@ -110,38 +109,12 @@ def _licence(source: str) -> str | None:
     return ENTRIES[name].licence
 
 
-def validation_of(table: Path, iteration: int | None) -> dict[str, Any]:
-    """Return {iteration, scores: {data set/stage/metric: mean over its images}} of a run's validation.csv.
-
-    iteration: that of the weights; None, or one that was not validated, takes the last one of the table. {} where there
-    is no table, or none that can be read: an export does not need it.
-    """
-    if not table.is_file():
-        return {}
-    try:
-        rows = read_csv(table).rows
-        by_iteration = _by_iteration(rows)
-    except (UserError, ValueError, KeyError, OSError):
-        return {}
-    if not by_iteration:
-        return {}
-    chosen = max(by_iteration)
-    if iteration in by_iteration:
-        chosen = iteration
-    scores: dict[str, list[float]] = {}
-    for cells in by_iteration[chosen]:
-        for metric, text in cells.items():
-            if metric not in _NO_METRICS and text:
-                scores.setdefault(f"{cells['dataset']}/{cells['stage']}/{metric}", []).append(float(text))
-    means = {}
-    for name, values in scores.items():
-        means[name] = sum(values) / len(values)
-    return {"iteration": chosen, "scores": means}
-
-
-def _by_iteration(rows: Any) -> dict[int, list[Mapping[str, str]]]:
-    """Return the rows of a table of validations, by their iteration."""
-    by_iteration: dict[int, list[Mapping[str, str]]] = {}
-    for row in rows:
-        by_iteration.setdefault(int(row.cells["iter"]), []).append(row.cells)
-    return by_iteration
+def _scores(means: ValidationMeans) -> dict[str, Any]:
+    """Return {iteration, scores: {data set/stage/metric: mean}}; a mean that JSON has no number for is left out."""
+    scores = {}
+    for dataset, values in means.sets.items():
+        for metric, value in values.items():
+            stage = "refined" if metric.endswith(REFINER) else "restored"
+            if math.isfinite(value):
+                scores[f"{dataset}/{stage}/{metric.removesuffix(REFINER)}"] = value
+    return {"iteration": means.iteration, "scores": scores}

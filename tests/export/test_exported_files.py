@@ -17,7 +17,7 @@ from sam4ir.cli.export import main
 from sam4ir.engine.weights import network_block
 from sam4ir.errors import UserError
 from sam4ir.export import formats, write
-from sam4ir.export.metadata import read_metadata, validation_of
+from sam4ir.export.metadata import facts_of, read_metadata
 from sam4ir.export.runtime import OnnxNetwork, OpenVinoNetwork
 from sam4ir.export.source import export_source
 from sam4ir.models.restoration import restore
@@ -35,13 +35,17 @@ def weights_file(folder: Path, network: nn.Module, name: str = "net_g_8.pth") ->
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """Make the folder of a run with weights, options and a table of validations."""
+    """Make the folder of a run with weights, options and the log of its validations."""
     folder = tmp_path_factory.mktemp("run")
     weights_file(folder / "models", build("NAFNet", SMALL))
     options = {"name": "run", "model_type": "ImageRestorationModel", "network_g": {"type": "NAFNet", **SMALL}}
     (folder / "options.yml").write_text(yaml.safe_dump(options), encoding="utf-8")
-    table = "iter,dataset,stage,image,psnr\r\n4,set,restored,a,20\r\n8,set,restored,a,30\r\n8,set,restored,b,32\r\n"
-    (folder / "validation.csv").write_text(table, encoding="utf-8")
+    lines = [
+        {"iter": 4, "metrics/set/psnr": 20},
+        {"iter": 8, "metrics/set/psnr": 31, "metrics/set/psnr_refiner": 32, "metrics/set/odd": "inf"},
+        {"iter": 12, "metrics/set/psnr": 40},
+    ]
+    (folder / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
     return folder
 
 
@@ -73,7 +77,7 @@ def test_an_onnx_file_describes_its_network(onnx_file):
     description = read_metadata(onnx_file)
     assert description["network"] == {"type": "NAFNet", **SMALL}
     assert (description["graph"], description["scale"], description["inputs"]) == ("restoring", 1, ["image"])
-    assert description["validation"] == {"iteration": 8, "scores": {"set/restored/psnr": 31.0}}
+    assert description["validation"] == {"iteration": 8, "scores": {"set/restored/psnr": 31, "set/refined/psnr": 32}}
     assert len(description["options_sha256"]) == 64
     text = onnx.load(onnx_file).doc_string
     assert text.startswith("Images (b, c, h, w) float32")
@@ -186,10 +190,11 @@ def test_a_file_of_another_kind_is_named(tmp_path, name):
         read_metadata(tmp_path / "none" / name)
 
 
-def test_scores_are_those_of_the_iteration_or_the_last(run, tmp_path):
-    assert validation_of(run / "validation.csv", 4)["scores"] == {"set/restored/psnr": 20.0}
-    assert validation_of(run / "validation.csv", 5)["iteration"] == 8
-    assert validation_of(tmp_path / "none.csv", 4) == {}
+def test_scores_are_those_of_the_weights_own_iteration(run, tmp_path):
+    early = weights_file(run / "models", build("NAFNet", SMALL), "net_g_5.pth")
+    assert facts_of(early, str(early), None)["validation"] == {"iteration": 4, "scores": {"set/restored/psnr": 20}}
+    elsewhere = weights_file(tmp_path / "models", build("NAFNet", SMALL))
+    assert "validation" not in facts_of(elsewhere, str(elsewhere), run / "options.yml")
 
 
 EVERY = [
