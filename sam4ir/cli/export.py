@@ -11,6 +11,7 @@ inside. Each file is compared with the network at five sizes before it gets its 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,11 +43,19 @@ def parser() -> cli.Parser:
     command.add_argument("--no-check", action="store_true", help="do not compare the file with the network")
     command.add_argument(
         "--tolerance",
-        type=float,
+        type=tolerance,
         metavar="X",
         help="largest difference that the comparison allows (default: 1e-4 in fp32, 2e-2 in fp16)",
     )
     return command
+
+
+def tolerance(text: str) -> float:
+    """Return a flag's difference, a number from 0 on."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no difference; give a number such as 1e-3")
+    return number
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -62,15 +71,15 @@ def main(words: Sequence[str] | None = None) -> int:
     output = flags.output or Path(f"{Path(weights).stem}{SUFFIXES[flags.to]}")
     if not flags.output and Path(weights).is_file():
         output = Path(weights).with_suffix(SUFFIXES[flags.to])
-    _refuse_output(output, weights, SUFFIXES[flags.to])
+    _check_output(output, weights, SUFFIXES[flags.to])
     source = export_source(weights, flags.opt)
     settings = ExportSettings(flags.to, flags.precision, flags.opset, flags.clamp, not flags.no_check, flags.tolerance)
     export(source, output, settings)
     return 0
 
 
-def _refuse_output(output: Path, weights: str, suffix: str) -> None:
-    """Raise ExportError where the output is a folder, or would replace the weights."""
+def _check_output(output: Path, weights: str, suffix: str) -> None:
+    """Raise ExportError before the work begins where the output is no file, or the weights, or has another suffix."""
     from sam4ir.export.graph import ExportError
 
     if output.is_dir():
@@ -78,3 +87,5 @@ def _refuse_output(output: Path, weights: str, suffix: str) -> None:
         raise ExportError(f"--output: {output} is a folder; name the file, such as {example}")
     if output.exists() and Path(weights).exists() and output.samefile(weights):
         raise ExportError(f"--output: {output} is the weights file itself; name another file")
+    if output.suffix != suffix:
+        raise ExportError(f"--output: {output} must end with {suffix}, by which programs know the format; rename it")

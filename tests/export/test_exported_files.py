@@ -179,6 +179,22 @@ def test_a_run_is_exported_and_a_folder_is_no_output(run, tmp_path, monkeypatch)
         main([str(run), "--to", "safetensors", "--output", str(tmp_path)])
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("", "is a folder; name the file, such as"), ("x.pth", r"x\.pth must end with \.onnx, by which")]
+)
+def test_an_output_that_cannot_be_is_refused_before_the_work(run, tmp_path, monkeypatch, name, message):
+    monkeypatch.setattr(formats, "recorded", None)
+    with pytest.raises(UserError, match=message):
+        main([str(run / "models" / "net_g_8.pth"), "--to", "onnx", "--output", str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1"])
+def test_a_tolerance_is_a_number(run, capsys, text):
+    with pytest.raises(SystemExit):
+        main([str(run / "models" / "net_g_8.pth"), "--to", "onnx", f"--tolerance={text}"])
+    assert f"{text} is no difference" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["x.onnx", "x.pt2", "x.safetensors", "x.txt"])
 def test_a_file_of_another_kind_is_named(tmp_path, name):
     if name == "x.onnx":
