@@ -94,6 +94,16 @@ def _decoded(path: Path) -> str:
     return path.read_bytes().decode("utf-8-sig", "surrogateescape")
 
 
+def number_in(cell: str) -> float:
+    """Return the number of a cell, which may be nan or inf.
+
+    Raises ValueError for other texts, 1_000 among them, which is a number to Python alone.
+    """
+    if "_" in cell or not cell.isascii():
+        raise ValueError(f"{cell!r} is no number")
+    return float(cell)
+
+
 class RawRow(NamedTuple):
     """A row of a table as it stands in the file: its cells, and its text with the one line end that tables have."""
 

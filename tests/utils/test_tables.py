@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam4ir.utils.tables import csv_text, json_line, read_csv, text_lines, whole_rows, write_csv
+from sam4ir.utils.tables import csv_text, json_line, number_in, read_csv, text_lines, whole_rows, write_csv
 
 FORMULAS = ("=1+1", "+1", "-1", "@SUM(A1)", "\tx", "\rx", "＝1")
 NAMES = (*FORMULAS, "'=1", "''=1", "'quoted'", "a\nb", "a\r\nb", "a\rb", "a\u2028b", "a\x85b", "a\x0bb", "a\x1cb")
@@ -65,6 +65,16 @@ def test_a_row_that_was_not_ended_is_no_row(torn: str, tmp_path: Path) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(f'iter,image\r\n4,"a\nb"\r\n{torn}'.encode())
     assert [row.cells for row in whole_rows(path)] == [["iter", "image"], ["4", "a\nb"]]
+
+
+@pytest.mark.parametrize("cell", ["1_000", "1e1_0", "\u0661\u0662", "", "x"])
+def test_what_is_a_number_to_python_alone_is_none(cell: str) -> None:
+    with pytest.raises(ValueError, match=r"number|float"):
+        number_in(cell)
+
+
+def test_numbers_of_tables() -> None:
+    assert [number_in(cell) for cell in ("-1.5e3", " 2 ", "inf")] == [-1500, 2, float("inf")]
 
 
 def test_a_json_line_is_one_line_whatever_its_names_hold() -> None:

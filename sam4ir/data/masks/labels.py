@@ -22,7 +22,7 @@ from sam4ir.data.masks.record import MaskStoreError
 from sam4ir.errors import UserError
 from sam4ir.utils.folders import is_hidden
 from sam4ir.utils.image import read_labels
-from sam4ir.utils.tables import read_csv
+from sam4ir.utils.tables import number_in, read_csv
 
 MAX_LABELS = 10_000  # a map with more is a photograph, and atoms x masks would not fit into memory
 SPE_SUM_KEY = "spe_sum"  # key of the stated sum of the rotary table, for a mask of which only a part is visible
@@ -193,11 +193,11 @@ def _parse_row(cells: Mapping[str, str | None]) -> dict[str, Any]:
     mask: dict[str, Any] = {"id": row["id"].strip()}
     for name in _SCORES:
         if name in row:
-            mask[name] = float(row[name])
+            mask[name] = number_in(row[name])
     if "area" in row:
-        mask["area"] = int(float(row["area"]))
+        mask["area"] = int(number_in(row["area"]))
     if all(name in row for name in _BOX):
-        mask["bbox"] = [float(row[name]) for name in _BOX]
+        mask["bbox"] = [number_in(row[name]) for name in _BOX]
     return mask
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from sam4ir.errors import UserError
 from sam4ir.metrics.kinds import traits_of
 from sam4ir.registry import METRICS
-from sam4ir.utils.tables import CsvRow, read_csv
+from sam4ir.utils.tables import CsvRow, number_in, read_csv
 
 KNOWN_COLUMNS = ("iter", "dataset", "stage", "image")  # `stage` holds the output
 SAMPLE = "sample"  # column of tables with several samples an image
@@ -255,8 +255,8 @@ def _rows(path: Path) -> list[CsvRow]:
     return table.rows
 
 
-def _number(path: Path, line: int, metric: str, text: Any) -> float:
+def _number(path: Path, line: int, metric: str, text: str | None) -> float:
     try:
-        return float(text)
-    except (TypeError, ValueError):
+        return number_in(text or "")
+    except ValueError:
         raise ResultError(f"{path}: line {line}: {metric}: {text!r} is no number") from None

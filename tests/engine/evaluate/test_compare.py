@@ -330,6 +330,7 @@ def test_a_validation_table_gives_its_last_iteration(tmp_path: Path):
         ("metrics.csv", "dataset,image,psnr\n", "has no column stage"),
         ("metrics.csv", "", "has no column dataset, stage, image"),
         ("metrics.csv", "dataset,stage,image,psnr\ns,restored,i,high\n", "line 2: psnr: 'high' is no number"),
+        ("metrics.csv", "dataset,stage,image,psnr\ns,restored,i,1_000\n", "line 2: psnr: '1_000' is no number"),
         ("metrics.csv", "dataset,stage,image,psnr\ns,restored,i\n", "line 2: psnr: None is no number"),
         ("metrics.csv", "dataset,stage,image,psnr\ns,r,i,1\ns,r,i,2\n", "line 3: s/i, r is there twice"),
         ("other.txt", "psnr", "expected a results/<name> folder"),
