@@ -55,17 +55,28 @@ def test_training_refuses_such_a_key_at_its_start(kind: str, world: World) -> No
     assert not list((world.root / "experiments").rglob("*.pth"))
 
 
-@pytest.mark.parametrize("kind", ["above", "absolute"])
-def test_a_test_refuses_such_a_key_before_it_restores(kind: str, world: World) -> None:
+@pytest.mark.parametrize("kind", ["above", "absolute", "line break"])
+def test_a_test_lists_such_a_key_and_scores_the_others(kind: str, world: World) -> None:
+    if kind == "line break":
+        key = "a\nb"
+        write_image(world.root / "odd" / "photo_0.png", photograph(2))
+        write_image(world.root / "odd" / f"{key}.png", photograph(1))
+    else:
+        key = key_that_leads_out(kind, world)
     Trainer(world.options(), resume=False).run()
-    values = with_foreign_images(world, key_that_leads_out(kind, world))
+    values = with_foreign_images(world, "other" if kind == "line break" else key)
+    if kind == "line break":
+        values["datasets"]["val"]["dataroot_gt"] = str(world.root / "odd")
     values["datasets"] = {"test": values["datasets"]["val"]}
     values["path"]["pretrain_network_g"] = str(world.root / "experiments" / "small" / "models" / "net_g_8.pth")
     del values["train"]
-    with pytest.raises(UserError, match=r"data set small_val: key .* leads out of"):
-        score_network(load_options(world.write(values)))
+    faults: list[str] = []
+    score_network(load_options(world.write(values)), faults=faults)
+    assert len(faults) == 1
+    assert repr(key) in faults[0]
+    assert "no file is written for it, rename the image" in faults[0]
     assert outside(world) == []
-    assert not list((world.root / "results").rglob("*.png"))
+    assert [path.name[:7] for path in (world.root / "results").rglob("*.png")] == ["photo_0"]
 
 
 class Keys:

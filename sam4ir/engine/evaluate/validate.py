@@ -19,6 +19,7 @@ from sam4ir.engine.evaluate.progress import SetProgress
 from sam4ir.engine.evaluate.report import Score, SetScore
 from sam4ir.engine.restore.one_pass import Restorer
 from sam4ir.engine.restore.within_memory import WithinMemory
+from sam4ir.errors import UserError
 from sam4ir.models.restoration import eval_mode, last_output
 from sam4ir.utils.dist import ALONE, World
 from sam4ir.utils.faults import fault_of_item
@@ -155,6 +156,8 @@ class _SetScorer:
         """Restore an image as often as asked for, score, save and show the results."""
         scorer = _Scorer(self.name, sample, self.metrics)
         scorer.add(_baselines(sample), 0)
+        if self.save_folder is not None:  # a key that is no name of a file is a fault before the network runs
+            _output_file(self.save_folder, sample.key, self.save_suffix, "restored", None, self.name)
         for number in range(self.samples):
             restored = self.outputs(sample, number)
             if self.save_folder is not None:
@@ -188,12 +191,13 @@ def evaluate(
     Each process takes every world.size-th image. The degraded image itself is scored as the output 'input' where it has
     the size of the ground truth, and as 'bicubic', up-scaled, where it is smaller by a whole factor.
     samples: how often each image is restored, with other noise each time. save_folder: restored images are written
-    there as 8-bit PNG, each by the process that restored it (refuse_names says which keys cannot). stopped: asked
-    between images; a number other than 0 ends the work in all processes. panel: gets the images that it shows.
-    progress: shows how far the work is.
+    there as 8-bit PNG, each by the process that restored it; an image whose key is no name of a file is at fault, and
+    two that would have one file are a UserError. stopped: asked between images; a number other than 0 ends the work in
+    all processes. panel: gets the images that it shows. progress: shows how far the work is.
     """
     if save_folder is not None:
-        refuse_names(name, dataset, save_folder, save_suffix, samples, refined=outputs.refiner is not None)
+        refined = outputs.refiner is not None
+        refuse_names(name, dataset, save_folder, save_suffix, samples, refined=refined, shared_alone=True)
     score = _SetScorer(name, dataset, outputs, metrics, seed, save_folder, save_suffix, samples, panel)
     indices = range(world.rank, len(dataset), world.size)
     own: list[_ImageScores] = []
@@ -288,19 +292,31 @@ def _notes(sets: Sequence[SetScore], metrics: Mapping[str, Metric]) -> list[str]
 
 
 def refuse_names(
-    name: str, dataset: Dataset, folder: Path, suffix: str = "", samples: int = 1, *, refined: bool = False
+    name: str,
+    dataset: Dataset,
+    folder: Path,
+    suffix: str = "",
+    samples: int = 1,
+    *,
+    refined: bool = False,
+    shared_alone: bool = False,
 ) -> None:
     """Raise UserError where the outputs of an image cannot be a file below `folder`, or two would be the same file.
 
     name: of the data set, for the message. folder, suffix, samples: as evaluate saves images. refined: whether there is
-    a refiner, whose images are saved too.
+    a refiner, whose images are saved too. shared_alone: pass over keys that are no names of files.
     """
     paths: list[tuple[str, Path]] = []
     for index in range(len(dataset)):
         key = dataset.key(index)
         for output in ("restored", "refined")[: 1 + refined]:
             for number in range(samples):
-                path = _output_file(folder, key, suffix, output, number if samples > 1 else None, name)
+                try:
+                    path = _output_file(folder, key, suffix, output, number if samples > 1 else None, name)
+                except UserError:
+                    if shared_alone:
+                        continue
+                    raise
                 paths.append((key, path))
     refuse_shared(paths, f"data set {name}")
 
