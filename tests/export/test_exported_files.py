@@ -180,7 +180,8 @@ def test_a_run_is_exported_and_a_folder_is_no_output(run, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("", "is a folder; name the file, such as"), ("x.pth", r"x\.pth must end with \.onnx, by which")]
+    ("name", "message"),
+    [("", "is a folder; name the file, such as"), ("x.pth", r"x\.pth must end with \.onnx, by which")],
 )
 def test_an_output_that_cannot_be_is_refused_before_the_work(run, tmp_path, monkeypatch, name, message):
     monkeypatch.setattr(formats, "recorded", None)
