@@ -161,6 +161,13 @@ def test_commands_for_users_are_those_of_an_installed_sam4ir(document: Path) -> 
     assert not scripts
 
 
+def test_every_extra_of_the_package_is_explained() -> None:
+    extras = re.findall(r'^        "(\w+)": \[', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE)
+    assert "onnx" in extras
+    document = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert not [name for name in extras if f"`{name}`" not in document]
+
+
 def test_option_files_that_documents_copy_come_with_sam4ir(document: Path) -> None:
     text = re.sub(r"\s+", " ", document.read_text(encoding="utf-8"))
     for name in re.findall(r"sam4ir options copy ([\w/]+)", text):
