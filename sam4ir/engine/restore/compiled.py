@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,10 @@ class CompiledNetwork(nn.Module):
     (b, c, h, w) -> (b, c, h scale, w scale), as the network does. The padding of the network stays outside of the
     compiled code, which would else be made once for sizes with padding and once for those without.
 
-    in_tiles: whether images come in tiles of one size. The code is then made for that size first, and for all sizes
-    when another one comes; without tiles it is made for all sizes at once. torch counts how often code is made
-    (torch._dynamo.config.recompile_limit, 8): beyond, the network runs as it is. So does it where the compiler fails.
+    in_tiles: whether images come in tiles of one size. Faster code is then made for batches of the first size, beside
+    the code for all sizes, which is made when another one comes; without tiles there is that code alone. torch counts
+    how often code is made (torch._dynamo.config.recompile_limit, 8): beyond, the network runs as it is. So does it
+    where the compiler fails.
     """
 
     def __init__(self, network: nn.Module, in_tiles: bool) -> None:
@@ -36,8 +38,11 @@ class CompiledNetwork(nn.Module):
             network = copy.copy(network)  # the same weights; the network itself goes on padding
             network.size = SizeRule()  # type: ignore[assignment]
         self.network = network
-        dynamic = None if in_tiles else True
-        self.code = torch.compile(network, dynamic=dynamic, options={"freezing": True})
+        self.code = torch.compile(network, dynamic=True, options={"freezing": True})
+        self.code_of_tiles = self.code
+        if in_tiles:
+            self.code_of_tiles = torch.compile(network, dynamic=False, options={"freezing": True})
+        self.tiles: torch.Size | None = None
         self.usable = True
 
     @property
@@ -56,10 +61,18 @@ class CompiledNetwork(nn.Module):
     def _restored(self, padded: Tensor) -> Tensor:
         if self.usable:
             try:
-                return last_output(self.code(padded))
+                return last_output(self._code_for(padded.shape)(padded))
             except Exception as error:  # the compiler may fail in any way, and the network works without it
                 if out_of_memory(error):
                     raise
                 self.usable = False
                 log.warning("compile: the network runs as it is, since compiling fails: %s", first_line(error)[:200])
         return last_output(self.network(padded))
+
+    def _code_for(self, shape: torch.Size) -> Callable[[Tensor], Tensor | list[Tensor]]:
+        """Return the code for batches of a size; the first size is that of tiles."""
+        if self.tiles is None:
+            self.tiles = shape
+        if shape == self.tiles:
+            return self.code_of_tiles
+        return self.code

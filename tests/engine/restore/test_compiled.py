@@ -21,16 +21,20 @@ class Counter:
 
     def __init__(self, fails: bool = False) -> None:
         self.sizes: set[tuple[int, ...]] = set()
-        self.settings: dict = {}
+        self.settings: list[dict] = []
+        self.by_code: list[list[tuple[int, ...]]] = []
         self.fails = fails
 
     def __call__(self, network: nn.Module, **settings):
-        self.settings = settings
+        self.settings.append(settings)
+        sizes: list[tuple[int, ...]] = []
+        self.by_code.append(sizes)
 
         def run(image: torch.Tensor):
             if self.fails:
                 raise RuntimeError("no C++ compiler\nmany lines")
             self.sizes.add(tuple(image.shape))
+            sizes.append(tuple(image.shape))
             return network(image)
 
         return run
@@ -45,7 +49,22 @@ def test_padding_stays_outside_of_the_code(role, arguments, sizes, monkeypatch):
         image = torch.rand(1, 3, h, w)
         assert torch.equal(restore(compiled, image), restore(network, image))
     assert len(compiler.sizes) == sizes
-    assert compiler.settings == {"dynamic": None, "options": {"freezing": True}}
+    assert compiler.settings == [{"dynamic": dynamic, "options": {"freezing": True}} for dynamic in (True, False)]
+
+
+def test_tiles_have_code_of_their_own_and_other_sizes_share_one(monkeypatch):
+    compiler = Counter()
+    monkeypatch.setattr(torch, "compile", compiler)
+    compiled = CompiledNetwork(build("NAFNet", NAF_TINY), in_tiles=True)
+    for batch, side in ((8, 16), (8, 16), (3, 16), (8, 16), (1, 24)):
+        restore(compiled, torch.rand(batch, 3, side, side))
+    any_size, tiles = compiler.by_code
+    assert tiles == [(8, 3, 16, 16)] * 3
+    assert any_size == [(3, 3, 16, 16), (1, 3, 24, 24)]
+    whole = Counter()
+    monkeypatch.setattr(torch, "compile", whole)
+    restore(CompiledNetwork(build("NAFNet", NAF_TINY), in_tiles=False), torch.rand(1, 3, 16, 16))
+    assert [settings["dynamic"] for settings in whole.settings] == [True]
 
 
 def test_a_network_is_compiled_again_for_other_tiles(monkeypatch):
@@ -91,4 +110,4 @@ def test_real_code_is_made_a_bounded_number_of_times(in_tiles):
         image = torch.rand(1, 3, side, side + 9)
         assert torch.allclose(restore(compiled, image), restore(network, image), atol=1e-5)
     assert compiled.usable
-    assert counters["stats"]["unique_graphs"] <= 3
+    assert counters["stats"]["unique_graphs"] <= 3 + in_tiles
