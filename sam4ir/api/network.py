@@ -31,6 +31,7 @@ from sam4ir.config.schema import Block, Options
 from sam4ir.engine.evaluate.candidates import weights_of
 from sam4ir.engine.restore.build import restore_recipe
 from sam4ir.engine.restore.images import LARGEST_WHOLE, ImageRestorer, LoadedNetwork, image_form, load_network
+from sam4ir.engine.restore.pictures import restore_picture
 from sam4ir.engine.restore.settings import (
     RestoreSettings,
     network_options,
@@ -38,10 +39,12 @@ from sam4ir.engine.restore.settings import (
     with_settings,
 )
 from sam4ir.engine.restore.within_memory import WithinMemory
+from sam4ir.engine.restore.work import files_of_folder
 from sam4ir.errors import UserError
 from sam4ir.utils.faults import fault_of_file
-from sam4ir.utils.folders import list_files
-from sam4ir.utils.image import IMAGE_SUFFIXES, ExifOrientation, decode_image, encode_png, read_image, size_of
+from sam4ir.utils.image import ExifOrientation, file_bytes, size_of
+from sam4ir.utils.picture import read_picture
+from sam4ir.utils.picture_formats import encode_picture
 
 log = logging.getLogger(__name__)
 
@@ -210,27 +213,26 @@ class TrainedNetwork:
         skip_faulty: log an image that cannot be read or restored as a warning, and go on with the next.
         Raises UserError for a folder without images, and for an image at fault.
         """
-        root = Path(place)
-        listing = list_files(root, IMAGE_SUFFIXES)
-        listing.report()
-        faults = list(listing.unreadable)
-        if not listing.files and not faults:
-            raise UserError(f"{root}: holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        faults: list[str] = []
+        files = files_of_folder(Path(place), faults)
         if faults and not skip_faulty:
             raise UserError(faults[0])
         for fault in faults:
             log.warning("skipped: %s", fault)
-        for file in sorted(map(Path, listing.files)):
-            restored = self._of_file(root / file, skip_faulty, exif_orientation)
+        for file, _ in files:
+            restored = self._of_file(file, skip_faulty, exif_orientation)
             if restored is not None:
-                yield root / file, restored
+                yield file, restored
 
     def _of_file(self, file: Path, skip_faulty: bool, exif_orientation: ExifOrientation) -> np.ndarray | None:
         """Return the restored image of a file; None where it is at fault and may be skipped."""
+
+        def task() -> np.ndarray:
+            picture = read_picture(file_bytes(file), str(file), self.channels, exif_orientation)
+            return self._restorer(picture.pixels, file.stem)
+
         try:
-            return self._threads.run(
-                lambda: self._restorer(read_image(file, self.channels, exif_orientation), file.stem)
-            )
+            return self._threads.run(task)
         except Exception as error:
             fault = fault_of_file(error, str(file))
             if fault is None:
@@ -241,8 +243,9 @@ class TrainedNetwork:
         return None
 
     def restore_file(self, data: bytes, *, name: str = "image", most_pixels: int | None = None) -> bytes:
-        """Restore the bytes of an image file (PNG, JPEG, BMP, TIFF, WebP) to the bytes of a PNG.
+        """Restore the bytes of an image file (PNG, JPEG, BMP, TIFF, WebP, GIF, AVIF) to the bytes of a PNG.
 
+        The PNG is that of sam4ir restore: with the transparency, colour profile, EXIF block and greyness of the file.
         The image is decoded by the thread that restores it, so that a service holds no decoded images that wait.
         name: of the image in messages, and for the noise of a diffusion network. most_pixels: the largest height times
         width to take. Raises UserError for data that is no image, and for an image that is too large.
@@ -256,7 +259,8 @@ class TrainedNetwork:
                 raise UserError(f"{name}: {height}x{width} pixels are more than the {most_pixels} that are taken here")
 
         def task() -> bytes:
-            return encode_png(self._restorer(decode_image(data, name, self.channels), Path(name).stem))
+            restored = restore_picture(self._restorer, read_picture(data, name, self.channels), Path(name).stem)
+            return encode_picture(restored, "png")[0]
 
         return self._threads.run(task)
 

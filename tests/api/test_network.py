@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.ImageCms
 import pytest
 import torch
 from conftest import NETWORK, photograph
@@ -460,6 +461,30 @@ def test_a_folder_with_a_damaged_image(
         list(network.folder(tmp_path / "in"))
     assert [path.name for path, _ in network.folder(tmp_path / "in", skip_faulty=True)] == ["b.png"]
     assert "skipped: " in caplog.text
+
+
+def test_files_of_every_kind_are_those_of_the_script(
+    network: sam4ir.TrainedNetwork, weights: Path, tmp_path: Path
+) -> None:
+    photo = PIL.Image.fromarray(photograph(1))
+    profile = PIL.ImageCms.ImageCmsProfile(PIL.ImageCms.createProfile("sRGB")).tobytes()
+    (tmp_path / "in").mkdir()
+    photo.save(tmp_path / "in" / "profile.jpg", icc_profile=profile)
+    photo.save(tmp_path / "in" / "animal.gif")
+    photo.convert("CMYK").save(tmp_path / "in" / "ink.jpg")
+    photo.convert("L").save(tmp_path / "in" / "grey.png")
+    clear = photo.copy()
+    clear.putalpha(photo.convert("L"))
+    clear.save(tmp_path / "in" / "clear.png")
+    place = ["--weights", str(weights), "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out")]
+    assert script.main([*place, "--device", "cpu"]) == 0
+    found = dict(network.folder(tmp_path / "in"))
+    assert len(found) == 5
+    for path, pixels in found.items():
+        written = tmp_path / "out" / f"{path.stem}.png"
+        assert network.restore_file(path.read_bytes(), name=path.name) == written.read_bytes()
+        if path.stem != "grey":
+            assert np.array_equal(pixels, read_image(written))
 
 
 def test_other_tiles_have_an_overlap_of_their_own(weights: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -180,7 +181,18 @@ def _of_place(place: str, output: str, unreadable: list[str]) -> list[tuple[Path
 def _of_folder(folder: Path, output: Path, unreadable: list[str]) -> list[tuple[Path, Path]]:
     """Return the files of a folder and of those below it."""
     refuse_folder_of_images(output, folder, "--output")
-    listing = list_files(folder, _FILE_SUFFIXES, output=[output])
+    return files_of_folder(folder, unreadable, _FILE_SUFFIXES, [output])
+
+
+def files_of_folder(
+    folder: Path, unreadable: list[str], suffixes: Set[str] = PICTURE_SUFFIXES, output: Sequence[Path] = ()
+) -> list[tuple[Path, Path]]:
+    """Return (file, path below the folder) of the files to restore below a folder, sorted; log what is left out.
+
+    unreadable: gets a sentence for each folder that cannot be read. output: see list_files. Raises UserError where
+    there is none.
+    """
+    listing = list_files(folder, suffixes, output=output)
     listing.report()
     if not listing.files and not listing.unreadable:
         raise UserError(f"{folder}: holds no images ({', '.join(sorted(PICTURE_SUFFIXES))})")
