@@ -10,12 +10,13 @@ import hashlib
 import json
 import os
 import re
+import select
 import shutil
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from sam4ir.errors import FileError, UserError, first_line
 
@@ -41,6 +42,7 @@ _BARRED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _IN_THE_WAY = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR)
 _GONE = (errno.ENOENT, errno.ESTALE)
 _TORCH_WRITER = re.compile("inline_container|PytorchStreamWriter|iostream")  # in what torch.save raises
+_PATIENCE = 2000  # milliseconds that the writer of a pipe has to begin
 _PART = 1 << 20  # bytes that are read at once
 _LITTLE = 1 << 20  # bytes of free space: a writer without an error number has most likely failed for lack of it
 
@@ -452,7 +454,7 @@ def read_text(path: Path, largest: int | None = None) -> str:
     a text that somebody else wrote; such a text holds no zero byte either.
     Raises OSError, and UserError naming the file where it is in another encoding or larger.
     """
-    with path.open("rb") as file:
+    with _opened(path) as file:
         data = file.read() if largest is None else file.read(largest + 1)
     if largest is not None and len(data) > largest:
         raise UserError(f"{path}: is larger than {largest / 1e6:g} MB, the most that is read of such a file")
@@ -466,6 +468,20 @@ def read_text(path: Path, largest: int | None = None) -> str:
     if largest is not None and "\0" in text:
         raise UserError(_not_utf8(path, data, data.index(b"\0")))
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a file for reading; of a pipe raise UserError where nobody writes to it, as reading would wait for ever."""
+    if not path.is_fifo():
+        return path.open("rb")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    waits = select.poll()
+    waits.register(descriptor, select.POLLIN)
+    if not waits.poll(_PATIENCE):
+        os.close(descriptor)
+        raise UserError(f"{path}: is a pipe that nobody writes to; give a file")
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "rb")
 
 
 def _not_utf8(path: Path, data: bytes, position: int) -> str:
@@ -498,7 +514,8 @@ def read_json(path: Path) -> Any:
     Raises OSError, and UserError naming the file where it holds no JSON.
     """
     try:
-        return json.loads(path.read_bytes())
+        with _opened(path) as file:
+            return json.loads(file.read())
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not a UTF-8 text file (byte {error.start})") from None
     except (ValueError, RecursionError) as error:

@@ -8,13 +8,23 @@ import os
 import resource
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from sam4ir.errors import FileError
-from sam4ir.utils.files import AppendedFile, append_text, atomic, encode_text, make_folder, write_error, write_text
+from sam4ir.errors import FileError, UserError
+from sam4ir.utils.files import (
+    AppendedFile,
+    append_text,
+    atomic,
+    encode_text,
+    make_folder,
+    read_text,
+    write_error,
+    write_text,
+)
 
 REMEDIES = {
     errno.ENOSPC: "free space on its disk",
@@ -239,3 +249,15 @@ def test_a_command_without_standard_input_reads_an_empty_one() -> None:
     code = "import sys; from sam4ir.utils import streams; streams.guard_streams(); print(len(sys.stdin.buffer.read()))"
     shell = ["sh", "-c", 'exec "$0" -c "$1" <&-', sys.executable, code]
     assert subprocess.run(shell, capture_output=True, text=True, check=True).stdout == "0\n"
+
+
+def test_a_pipe_is_read_to_its_end_and_one_that_nobody_writes_to_is_named(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe.yml"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match=r"pipe\.yml: is a pipe that nobody writes to; give a file"):
+        read_text(pipe)
+    text = "name: x\n" * 20_000  # more than a pipe holds at once
+    writer = threading.Thread(target=pipe.write_text, args=(text,))
+    writer.start()
+    assert read_text(pipe) == text
+    writer.join()
