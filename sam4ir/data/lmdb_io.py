@@ -34,7 +34,7 @@ import numpy as np
 from sam4ir.data.lmdb_env import MAX_KEY, OpenLmdb, get, keys_of, open_shared
 from sam4ir.errors import UserError
 from sam4ir.utils.containers import MAX_PIXELS
-from sam4ir.utils.files import append_text, make_folder, read_text, refuse_full, write_error, write_text
+from sam4ir.utils.files import append_text, is_utf8, make_folder, read_text, refuse_full, write_error, write_text
 from sam4ir.utils.image import (
     IMAGE_SUFFIXES,
     ExifOrientation,
@@ -341,6 +341,15 @@ def pack(image: np.ndarray, encoding: Encoding) -> Packed:
     return Packed(encode_png(image), (h, w, c), level=1)
 
 
+def why_no_key(key: str) -> str:
+    """Return why no image LMDB can hold an image of this name; '' where one can, if it is short enough."""
+    if not is_utf8(key):
+        return "is no UTF-8; rename the image"
+    if "\n" in key or "\r" in key:
+        return "has a line break, which ends a line of meta_info.txt; rename it"
+    return ""
+
+
 class LmdbWriter:
     """The writer of an image LMDB folder, a context manager.
 
@@ -412,12 +421,10 @@ class LmdbWriter:
 
     def add(self, key: str, packed: Packed) -> None:
         """Store a value that `pack` made. Raises UserError where `key` is stored already, empty or too long."""
-        try:
-            size = len(key.encode())
-        except UnicodeEncodeError:
-            raise UserError(f"{self.path}: key {key!r} is no UTF-8; rename the image") from None
-        if "\n" in key or "\r" in key:
-            raise UserError(f"{self.path}: key {key!r} has a line break, which ends a line of meta_info.txt; rename it")
+        reason = why_no_key(key)
+        if reason:
+            raise UserError(f"{self.path}: key {key!r} {reason}")
+        size = len(key.encode())
         if not 0 < size <= MAX_KEY:
             raise UserError(f"{self.path}: key {key!r} has {size} bytes; LMDB takes 1 to {MAX_KEY}")
         if key in self._meta:

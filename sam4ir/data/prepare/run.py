@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from sam4ir.data.lmdb_io import why_no_key
 from sam4ir.data.prepare.make import Estimate, Plan, estimate, prepare_item
 from sam4ir.data.prepare.output import JobFolder
 from sam4ir.data.prepare.parts import Item, Job, Summary
@@ -69,7 +70,15 @@ def _prepare_items(
     items: Sequence[Item], plan: Plan, job_folder: JobFolder, workers: int, batch_bytes: int, progress: bool
 ) -> list[str]:
     """Prepare and commit the items; return one message for each bad item, and stop at MAX_BAD of them."""
-    problems: list[str] = []
+    problems, good = list[str](), list[Item]()
+    for item in items:
+        reason = why_no_key(item.key)
+        if reason:
+            problems.append(f"{item.files[0]}: key {item.key!r} {reason}")
+        else:
+            good.append(item)
+    if len(problems) >= MAX_BAD:
+        return problems
     pending_bytes = 0
     done = len(job_folder.done)
     bar = tqdm(
@@ -79,7 +88,7 @@ def _prepare_items(
         unit="image",
         disable=None if progress else True,
     )
-    with bar, closing(attempts(partial(prepare_item, plan=plan), items, workers, ahead=1)) as results:
+    with bar, closing(attempts(partial(prepare_item, plan=plan), good, workers, ahead=1)) as results:
         for _, result in results:
             if isinstance(result, Failure):
                 problems.append(result.message)

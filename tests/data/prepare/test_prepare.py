@@ -492,6 +492,16 @@ def test_bad_images_are_all_named_and_the_others_are_not_made_again(tmp_path: Pa
     assert contents(job.folder) == whole
 
 
+def test_an_image_whose_name_no_lmdb_can_hold_is_named_after_the_others_are_done(tmp_path: Path) -> None:
+    part = pairs(tmp_path, 3)
+    odd = Item("a\nb", part.items[0].files)
+    job = job_of(replace(part, items=(odd, *part.items)), tmp_path / "out")
+    with pytest.raises(ValueError, match="1 of 4 images cannot be used; the others are done") as raised:
+        run_job(job)
+    assert "key 'a\\nb' has a line break, which ends a line of meta_info.txt; rename it" in str(raised.value)
+    assert run_job(job_of(part, tmp_path / "out")).images == 3
+
+
 def test_many_bad_images_stop_the_run_early(tmp_path: Path) -> None:
     part = pairs(tmp_path, 3)
     bad = File(str(tmp_path / "nothing.png"))
