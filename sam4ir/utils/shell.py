@@ -21,8 +21,13 @@ def yaml_line(block: Mapping[str, object]) -> str:
     return _yaml(dict(block))
 
 
+def yaml_value(value: object) -> str:
+    """Return a number, text or list as a value of a line of YAML, with quotes where it needs them."""
+    return _yaml(value)
+
+
 def _yaml(value: object) -> str:
     import yaml  # here, so that a command without YAML starts without it
 
-    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9)
+    text: str = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=10**9, sort_keys=False)
     return text.strip().removesuffix("...").strip()

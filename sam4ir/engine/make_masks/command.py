@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import cv2
+import numpy as np
 import torch
 
-from sam4ir.data.masks.meta import reading_orientation
+from sam4ir.data.masks.meta import read_meta, reading_orientation
 from sam4ir.data.sources import open_source, select_keys
 from sam4ir.engine.agreement import agree, code_facts, flag_facts, provenance_facts, source_facts, version_facts
 from sam4ir.engine.devices import choose_device, wants_cuda
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.make_masks.build import LoadedGenerator, load_generator, load_restorer, meta_of
 from sam4ir.engine.make_masks.run import LESS_MEMORY, ImageShare, MaskReport, Place, RecordMaker, generate_masks
+from sam4ir.engine.make_masks.settings import OF_MODELS, settings_for
 from sam4ir.engine.precision import settle_format
 from sam4ir.errors import UserError, first_line
 from sam4ir.utils.cli import MOST
 from sam4ir.utils.dist import World, restarted, world
+from sam4ir.utils.durations import in_time
+from sam4ir.utils.faults import fault_of_item
 from sam4ir.utils.files import read_json
 from sam4ir.utils.memory import out_of_memory
 from sam4ir.utils.shell import command_words, yaml_line
@@ -84,8 +88,8 @@ def make_masks(request: MaskRequest) -> int:
 
 
 def _settings_of(request: MaskRequest) -> dict[str, Any]:
-    """Return the settings beside the defaults; points come from their file."""
-    settings = dict(request.settings)
+    """Return the settings beside the package's: those of the SAM and of the user; points come from their file."""
+    settings = settings_for(request.sam, request.settings)
     if "point_grids" in settings:
         try:
             settings["point_grids"] = read_json(settings["point_grids"])
@@ -95,7 +99,26 @@ def _settings_of(request: MaskRequest) -> dict[str, Any]:
             ) from None
         except UserError as error:  # it names the file
             raise UserError(f"--point-grids: {error}") from None
-        settings["points_per_side"] = None
+    return _as_begun(request, settings)
+
+
+def _as_begun(request: MaskRequest, settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings, without those of the SAM where an earlier version began the store without them.
+
+    Earlier versions took the package's settings for every SAM; so the same command goes on with such a store.
+    """
+    if request.new or not (request.store / "meta.json").is_file():
+        return settings
+    earlier = dict(settings)
+    for name, value in OF_MODELS.get(request.sam, {}).items():
+        if name not in request.settings and settings[name] == value:
+            del earlier[name]
+    if earlier == settings:
+        return settings
+    from sam4ir.priors.sam.automatic_masks import AutomaticMaskSettings
+
+    if read_meta(request.store).get("settings") == AutomaticMaskSettings(**earlier).provenance():
+        return earlier
     return settings
 
 
@@ -127,13 +150,18 @@ def _flags(request: MaskRequest) -> dict[str, Any]:
     return flags
 
 
+def _shard_of(request: MaskRequest, joined: World) -> ImageShare | None:
+    """Return the share of a process that runs by itself, None for others. Raises UserError for it in a group."""
+    if request.shard is None:
+        return None
+    if joined.size > 1:
+        raise UserError("--shard is for processes that run by themselves; torchrun and Slurm share the images out")
+    return ImageShare(*request.shard, "shard")
+
+
 def _make_masks(request: MaskRequest, joined: World, signals: Signals) -> int:
     """Make what the store lacks, report it and return the exit status."""
-    shard = None
-    if request.shard is not None:
-        shard = ImageShare(*request.shard, "shard")
-    if shard is not None and joined.size > 1:
-        raise UserError("--shard is for processes that run by themselves; torchrun and Slurm share the images out")
+    shard = _shard_of(request, joined)
     exif = reading_orientation(request.store, request.ignore_exif, request.new and not restarted())
     source = open_source(request.input, None, "--input", exif)
     keys = select_keys(source, request.keys)
@@ -161,12 +189,14 @@ def _make_masks(request: MaskRequest, joined: World, signals: Signals) -> int:
     if joined.main:
         print(f"{len(keys)} images of {request.input} ({request.image}), {_summary(model)}")
 
-    def begun(images: int, stored: int) -> None:
-        """Print how much of the work is done already."""
+    def begun(images: int, stored: int, todo: Sequence[str]) -> None:
+        """Print how much of the work is done already, and how long the rest takes."""
         line = f"{images} images, {stored} of them are in {request.store} already"
         if shard is not None:
             line = f"shard {shard.index} of {shard.count}: {line}"
         print(line, flush=True)
+        if model.seconds is not None and todo:
+            _print_estimate(model.seconds, maker, todo, images - stored, joined.size)
 
     report = generate_masks(
         maker,
@@ -180,6 +210,25 @@ def _make_masks(request: MaskRequest, joined: World, signals: Signals) -> int:
     if joined.main:
         _print_report(report, request)
     return int(bool(report.bad))
+
+
+def _print_estimate(
+    seconds: Callable[[np.ndarray], float], maker: RecordMaker, todo: Sequence[str], images: int, processes: int
+) -> None:
+    """Print the seconds of an image, by some points of the first one that can be read, and those of all images."""
+    for key in todo[:3]:
+        try:
+            each = seconds(maker.image(key))
+        except Exception as error:
+            if fault_of_item(error) is None:
+                raise
+            continue  # the work lists it
+        whole = in_time(each * -(-images // processes))
+        how = f"by some points of {key}"
+        if processes > 1:
+            how += f", {processes} processes"
+        print(f"about {in_time(each)} an image, {whole} for {images} images ({how})", flush=True)
+        return
 
 
 def _summary(model: LoadedGenerator) -> str:

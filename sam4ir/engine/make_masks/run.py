@@ -84,6 +84,17 @@ class RecordMaker:
 
     def __call__(self, key: str) -> bytes:
         """Return the bytes of the mask record of an image."""
+        rgb, size, sha256 = self._prepared(key)
+        if rgb.shape[:2] == size:
+            return record_from_sam(self.generate(rgb), size, sha256)
+        return enlarged_record(self.generate(rgb), size, sha256)
+
+    def image(self, key: str) -> np.ndarray:
+        """Return the image that the generator gets, (h, w, 3) uint8 RGB."""
+        return self._prepared(key)[0]
+
+    def _prepared(self, key: str) -> tuple[np.ndarray, tuple[int, int], bytes]:
+        """Return the image that the generator gets, the (h, w) of the record, and the hash of the image's pixels."""
         image = read(self.source, key)
         sha256 = bytes.fromhex(pixel_sha256(image))
         if self.restore is not None:
@@ -92,9 +103,7 @@ class RecordMaker:
         size = rgb.shape[0] * self.scale, rgb.shape[1] * self.scale
         if self.max_side is not None and max(rgb.shape[:2]) > self.max_side:
             rgb = shrink(rgb, self.max_side)
-        if rgb.shape[:2] == size:
-            return record_from_sam(self.generate(rgb), size, sha256)
-        return enlarged_record(self.generate(rgb), size, sha256)
+        return rgb, size, sha256
 
 
 def shrink(image: np.ndarray, side: int) -> np.ndarray:
@@ -186,13 +195,14 @@ def generate_masks(
     shard: ImageShare | None = None,
     world: World = ALONE,
     signals: Signals | None = None,
-    begun: Callable[[int, int], None] | None = None,
+    begun: Callable[[int, int, Sequence[str]], None] | None = None,
 ) -> MaskReport:
     """Make the masks of all images that the store lacks.
 
     make: key -> record bytes, or an error: such an image is left out and reported; the next run tries it again.
     keys: all images, sorted, the same in all processes. shard: this process's share where it runs by itself.
-    begun: called with (images, number of those in the store) when the work begins, in the main process.
+    begun: called with (images, number of those in the store, this process's images without masks) when the work begins,
+    in the main process.
     Raises Interrupted after SIGTERM or Ctrl-C, when the present image is stored; MaskStoreError where the store cannot
     be written, or was made in another way.
     """
@@ -210,7 +220,7 @@ def generate_masks(
         shares = world.gather((len(output.todo) + output.old, output.old))
         images, old = map(sum, zip(*shares, strict=True))
         if world.main and begun is not None:
-            begun(images, old)
+            begun(images, old, output.todo)
         signals = signals or Signals()
         try:
             report = _work(make, output, MaskProgress(images, world.main), world, signals, place.overwrite)

@@ -169,6 +169,65 @@ def _check_training(
         findings.seconds["validation"] = seconds
 
 
+@dataclass(frozen=True)
+class RunEstimate:
+    """The seconds of a run that was not started.
+
+    training, validation: of all steps, and of all validations. step: of one. image: of scoring one image of the
+    validation sets, which hold `images` in all.
+    """
+
+    training: float
+    validation: float
+    step: float
+    image: float
+    images: int
+
+
+def estimate_run(options: Options, patience: float = PATIENCE) -> RunEstimate:
+    """Take real steps of a training whose masks need not be there yet; return what the run takes. Nothing is written.
+
+    patience: seconds of steps, in each phase of the training, after which one is enough. Masks are left empty, and VGG
+    has random weights, which changes no duration by much. Raises what building the run raises.
+    """
+    findings = Findings(show=False)
+    device = choose_device(options.device)
+    options = _without_masks(settle_training(options, device).options)
+    seed_defaults(options.manual_seed)
+    sets = train_data.data_sets(options)
+    train = build_train.train_options(options)
+    parts = build_train.build_parts(options, device, channels=sets.channels)
+    step = build_train.build_step(options, parts, device)
+    batches = StageBatches(sets, ALONE, options.manual_seed, train.mixing_augs, cuda=device.type == "cuda")
+    phases: list[Stage] = []
+    for stage in build_train.stages_of(train, sets.loader, ALONE):
+        phases += _phases(train, options.distills, stage)
+    training = _measure_steps(phases, step, batches, findings, patience)
+    validation, images = 0.0, sum(map(len, sets.val.values()))
+    runs = 0
+    val = options.val
+    if val is not None and val.val_freq is not None:
+        runs = -(-train.total_iter // val.val_freq)
+        metrics = prepare_metrics(build_metrics(val, options.basicsr), device)
+        outputs = validation_outputs(restore_recipe(options), parts, device)
+        validation = _measure_validation(outputs, sets.val, metrics, options.manual_seed, runs, ALONE, findings)
+    image = validation / max(1, runs * images)
+    return RunEstimate(training, validation, training / train.total_iter, image, images)
+
+
+def _without_masks(options: Options) -> Options:
+    """Return the options with empty masks, and with a VGG that needs no weights."""
+    if not options.distills or options.train is None:
+        return options
+    datasets = {}
+    for key, block in options.datasets.items():
+        datasets[key] = block.model_copy(update={"masks": None})
+    changed: dict[str, object] = {"distill": options.train.distill.model_copy(update={"masks": "empty"})}
+    if options.train.sgr_opt is not None:
+        changed["sgr_opt"] = options.train.sgr_opt.model_copy(update={"weights": "random"})
+    return options.model_copy(update={"datasets": datasets, "train": options.train.model_copy(update=changed)})
+
+
 def _check_folder(paths: RunPaths, path: PathOptions, resume: bool, findings: Findings) -> None:
     """Report where the run may not begin in its folder."""
     with findings.collecting():
@@ -283,12 +342,14 @@ def _check_disk(options: Options, train: TrainOptions, parts: TrainingParts, fin
         findings.line(f"disk     {needed}")
 
 
-def _measure_steps(phases: Sequence[Stage], step: Step, batches: StageBatches, findings: Findings) -> float:
+def _measure_steps(
+    phases: Sequence[Stage], step: Step, batches: StageBatches, findings: Findings, patience: float = PATIENCE
+) -> float:
     """Take steps at the end of each phase; return the estimated seconds of all iterations."""
     total = 0.0
     for number, phase in enumerate(phases, 1):
         reset_peak(step.device)
-        computing, loading = _timed_steps(number, phase, step, batches, findings)
+        computing, loading = _timed_steps(number, phase, step, batches, findings, patience)
         workers = batches.sets.loader.num_worker_per_gpu
         load = loading / max(build_train.worker_count(batches.sets.loader), 1)
         total += max(computing, load) * (phase.end - phase.start)
@@ -303,7 +364,7 @@ def _measure_steps(phases: Sequence[Stage], step: Step, batches: StageBatches, f
 
 
 def _timed_steps(
-    number: int, phase: Stage, step: Step, batches: StageBatches, findings: Findings
+    number: int, phase: Stage, step: Step, batches: StageBatches, findings: Findings, patience: float
 ) -> tuple[float, float]:
     """Return the seconds of a step of this phase, and those of loading its images in one process."""
     stream = batches.of(phase, sample=0, iterations=STEPS, workers=0)
@@ -318,7 +379,7 @@ def _timed_steps(
         if not outcome.finite and not outcome.overflow:
             images = [batch.keys for batch in micro]
             findings.problem(f"stage {number}: loss or gradient is not finite; images {images}")
-        if step.world.largest(int(sum(computing) > PATIENCE)):
+        if step.world.largest(int(sum(computing) > patience)):
             break
     warm = computing[1:] or computing  # the first step warms up
     return sum(warm) / len(warm), min(loading)

@@ -111,9 +111,18 @@ def _float32(tensor: Tensor) -> Tensor:
 
 def _located(weights: str | Path) -> tuple[str, Path]:
     """Return the name and the file of weights. Raises WeightsError for what is neither a SAM of the zoo nor a file."""
+    refuse_unknown_sam(weights)
+    if weights in zoo.ENTRIES:
+        return str(weights), zoo.resolve(str(weights))
+    path = Path(weights)
+    return path.name, path
+
+
+def refuse_unknown_sam(weights: str | Path) -> None:
+    """Raise WeightsError for what is neither the name of a SAM of the zoo nor a file; nothing is fetched or read."""
     known = [entry.name for entry in zoo.ENTRIES.values() if entry.sam is not None]
     if weights in known:
-        return str(weights), zoo.resolve(str(weights))
+        return
     if weights in zoo.ENTRIES:
         raise WeightsError(
             f"{weights}: are weights of {zoo.find(str(weights)).group}, no SAM; known: {', '.join(known)}"
@@ -122,7 +131,11 @@ def _located(weights: str | Path) -> tuple[str, Path]:
     if not path.is_file():
         near = near_miss(str(weights), known) or ";"
         raise WeightsError(f"{weights}: no such file, nor the name of a SAM{near} known: {', '.join(known)}")
-    return path.name, path
+
+
+def slow_on_cpu(weights: str) -> bool:
+    """Return whether a SAM of the zoo is one of those that take minutes for an image on a CPU."""
+    return weights in zoo.ENTRIES and zoo.find(weights).sam not in (None, "mobile_sam")
 
 
 def _header(path: Path) -> dict[str, str]:

@@ -109,9 +109,11 @@ def test_a_second_run_makes_what_lacks_only(tmp_path: Path) -> None:
 
     run(images, tmp_path / "m.lmdb", counting)
     make_images(images, 5)
-    told: list[tuple[int, int]] = []
-    report = run(images, tmp_path / "m.lmdb", counting, begun=lambda *numbers: told.append(numbers))
-    assert (report.new, report.old, len(seen), told) == (2, 3, 5, [(5, 3)])
+    told: list[tuple[int, int, int]] = []
+    report = run(
+        images, tmp_path / "m.lmdb", counting, begun=lambda count, old, todo: told.append((count, old, len(todo)))
+    )
+    assert (report.new, report.old, len(seen), told) == (2, 3, 5, [(5, 3, 2)])
 
 
 def test_overwrite_replaces_the_records_of_the_given_images_only(tmp_path: Path) -> None:
