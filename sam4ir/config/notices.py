@@ -27,6 +27,8 @@ WITHOUT_EFFECT: Mapping[tuple[str, ...], str] = {
     ("val", "pbar"): "long work shows a progress bar when it runs in a terminal",
 }
 
+OF_VALIDATION = ("val_freq", "metrics", "save_img", "refiner")  # keys of `val` that do nothing without a set
+
 GPUS = "the number of processes is torchrun's, and device names the device"  # of num_gpu
 
 
@@ -56,7 +58,7 @@ def notices(options: Options) -> list[str]:
 def _validation(options: Options, values: Mapping[str, Any]) -> list[str]:
     """Return the line of a training that validates nothing although the file has sets, a frequency or metrics for it.
 
-    A file may have sets and metrics without val.val_freq: sam4ir test scores them where the file does not train.
+    Where the file does not train, sam4ir test scores its sets, with or without val.val_freq.
     """
     if options.train is None:
         return []
@@ -65,14 +67,16 @@ def _validation(options: Options, values: Mapping[str, Any]) -> list[str]:
         place = f"datasets.{next(iter(sets))}"
         if val is None:
             return [f"{place} has no effect: the file has no block `val`; add val: {{val_freq: 5000, metrics: ...}}"]
-        if val.val_freq is not None and not val.metrics and not val.save_img:
+        if val.val_freq is None:
+            return [f"{place} has no effect: nothing is validated without val.val_freq; add one, such as 5000"]
+        if not val.metrics and not val.save_img:
             return [
                 f"{place} is restored and not scored: val.metrics names none; add one, such as psnr: {{type: psnr}}"
             ]
         return []
     if any(key.startswith("val") for key in options.datasets):  # one of null dataroots has a line of its own
         return []
-    for key in ("val_freq", "metrics"):
+    for key in OF_VALIDATION:
         if values.get("val", {}).get(key):
             return [f"val.{key} has no effect: datasets has no validation set; name one `val`, or remove val.{key}"]
     return []

@@ -169,7 +169,9 @@ def test_stages_of_a_validation_set_are_noted(load: Load) -> None:
         (True, ["val:val_freq=8"], "datasets.val is restored and not scored: val.metrics names none"),
         (True, ["val:val_freq=8", "val:save_img=true"], None),
         (True, ["val:val_freq=8", "val:metrics:psnr:type=psnr"], None),
-        (False, ["val:save_img=true"], None),
+        (False, ["val:save_img=true"], "val.save_img has no effect: datasets has no validation set"),
+        (False, ["val:grids=true", "val:crop_size=64"], None),
+        (True, ["val:metrics:psnr:type=psnr"], "datasets.val has no effect: nothing is validated without val.val_freq"),
     ],
 )
 def test_a_training_that_validates_nothing_is_noted(

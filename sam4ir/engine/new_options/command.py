@@ -78,7 +78,7 @@ def new_options(request: NewOptionsRequest) -> int:
     for path, keys in zip(files[1:], split, strict=True):
         write_text(path, "\n".join(keys) + "\n")
     write_text(request.output, option_text(content))
-    options = load_options(request.output)
+    options = load_options(request.output, named_by_user=True)
     print(f"written  {request.output}, {files[1]}, {files[2]}; the network is {recipe.about}, for {device.type}")
     durations = Durations()
     if request.measure:

@@ -10,7 +10,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from sam4ir.config.load import notices
 from sam4ir.config.paths import RunPaths
-from sam4ir.config.schema import Options, PathOptions, TrainOptions
+from sam4ir.config.schema import DatasetOptions, Options, PathOptions, TrainOptions
 from sam4ir.data.sample import Dataset, Examinable, Sample
 from sam4ir.engine import build
 from sam4ir.engine.agreement import agree, run_facts
@@ -120,22 +120,40 @@ def _check_data(
 ) -> train_data.Sets | None:
     """Report data sets and mask stores that cannot be read; return the sets, None where a process has not all."""
     sets, earlier_problems = None, findings.problems
-    for key, block in options.datasets.items():
-        with findings.collecting():
-            if train_data.views_of(options) and block.masks is not None:
-                train_data.mask_store(key, block)
-        with findings.collecting():
-            if not block.placeholder:
-                build.build_dataset(key, block, options.scale)
+    built: dict[str, Dataset] = {}
+    with findings.collecting():
+        builders = train_data.set_builders(options)
+        for key, block in options.datasets.items():
+            if key in builders or not block.placeholder:
+                _build_set(key, block, options, builders.get(key), built, findings)
     if world.main:
         _check_folder(paths, options.path, resume, findings)
     if findings.problems == earlier_problems:
-        with findings.collecting():
-            sets = train_data.data_sets(options)
+        sets = train_data.sets_of(options, built)
     if world.largest(int(sets is None)) or sets is None:
         return None
     agree(world, *train_data.data_facts(options, sets))
     return sets
+
+
+def _build_set(
+    key: str,
+    block: DatasetOptions,
+    options: Options,
+    builder: Callable[[], Dataset] | None,
+    built: dict[str, Dataset],
+    findings: Findings,
+) -> None:
+    """Build a data set, with its masks where it takes part in the training, and report what is wrong with either."""
+    before = findings.problems
+    with findings.collecting():
+        build.build_dataset(key, block, options.scale)
+    images_are_there = findings.problems == before
+    with findings.collecting():
+        if builder is not None and images_are_there:
+            built[key] = builder()
+        elif block.masks is not None and train_data.views_of(options):
+            train_data.mask_store(key, block)
 
 
 def _check_training(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +24,16 @@ from sam4ir.errors import UserError
 from sam4ir.priors.spe import Mean as SpeMean
 from sam4ir.priors.spe import spe_map
 from sam4ir.registry import DATASETS, VIEWS
+from sam4ir.utils.shell import command_words
+
+
+class DataSetsError(BuildError):
+    """What is wrong with the data sets of a training. problems: a sentence for each set that cannot be built."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
+
 
 SPE_IMAGES = 1000  # images on which the scale of the position encoding is measured, at most
 
@@ -79,8 +91,22 @@ def masked_dataset(
             f"datasets.{key}.masks.store: {store.path} lacks {listed(lacking)} of {len(data)}; make their masks, from "
             "the images that the data set reads (sam4ir make-masks goes on with a store; sam4ir masks verify "
             "lists all that lack, and its crop cuts masks of whole images as sub-images were cut)"
+            f"{_command_for(block, store.path, store.meta)}"
         )
     return data
+
+
+def _command_for(block: DatasetOptions, store: Path | str, meta: Mapping[str, Any] | None = None) -> str:
+    """Return ': sam4ir make-masks --input ...', the command that makes the masks of a data set; '' for masks of LQ.
+
+    meta: of the store, where it is there; its command is of the same SAM.
+    """
+    images, sam = block.arguments.get("dataroot_gt"), "NAME"
+    if meta is not None:
+        sam = str(meta.get("told", {}).get("sam", sam))
+    if not images or (meta or {}).get("source", "gt") != "gt" or "imported" in (meta or {}):
+        return ""
+    return ": " + command_words("sam4ir", "make-masks", "--input", images, "--store", store, "--sam", sam)
 
 
 def measured_spe(key: str, block: DatasetOptions, scale: int, mean: SpeMean) -> float:
@@ -106,6 +132,9 @@ def mask_store(key: str, block: DatasetOptions) -> MaskStore:
     """Return the mask store of a data set; raise BuildError where it cannot be read or was made of other images."""
     assert block.masks is not None
     with naming(f"datasets.{key}.masks.store"):
+        if not Path(block.masks.store).exists():
+            advice = _command_for(block, block.masks.store) or "; make it with sam4ir make-masks"
+            raise UserError(f"{block.masks.store}: there is no such mask store{advice}")
         store = MaskStore(block.masks.store)
         if block.masks.source and store.meta.get("source") != block.masks.source:
             source = store.meta.get("source")
@@ -156,22 +185,54 @@ def _mask_facts(key: str, block: DatasetOptions, data: Dataset) -> Facts:
 
 
 def data_sets(options: Options) -> Sets:
-    """Return training and validation sets, with masks where the model reads them or a data set names views."""
-    train = options.train
-    if train is None or not options.phase("train"):
-        raise BuildError("datasets.train: training needs a training set and a `train` block; sam4ir test scores")
+    """Return training and validation sets, with masks where the model reads them or a data set names views.
+
+    Raises DataSetsError, so that masks that lack are named for all sets at once.
+    """
+    built: dict[str, Dataset] = {}
+    problems: list[str] = []
+    for key, build_set in set_builders(options).items():
+        try:
+            built[key] = build_set()
+        except BuildError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataSetsError(problems)
+    return sets_of(options, built)
+
+
+def sets_of(options: Options, built: Mapping[str, Dataset]) -> Sets:
+    """Return the sets of a training. built: what set_builders built, by key."""
     ((key, block),) = options.phase("train").items()
-    scale, mean = options.scale, options.process.mean
+    val = {}
+    for val_key, val_block in options.phase("val").items():
+        val[val_block.name or val_key] = built[val_key]
+    return Sets(built[key], block, val)
+
+
+def set_builders(options: Options) -> dict[str, Callable[[], Dataset]]:
+    """Return what builds each data set of a training, by its key; a builder raises BuildError.
+
+    Raises BuildError where the options train nothing.
+    """
+    if options.train is None or not options.phase("train"):
+        raise BuildError("datasets.train: training needs a training set and a `train` block; sam4ir test scores")
     views = views_of(options)
     val_views: Mapping[str, View] = {}
     if options.val is not None and options.val.refiner:
         val_views = views
-    val = {}
-    for val_key, val_block in options.phase("val").items():
-        val[val_block.name or val_key] = masked_dataset(val_key, val_block, val_views, scale, mean)
-    data = masked_dataset(key, block, views, scale, mean)
-    if block.gt_sizes is not None and not isinstance(data, Resizable):
+    builders: dict[str, Callable[[], Dataset]] = {}
+    for key, block in {**options.phase("val"), **options.phase("train")}.items():
+        read = views if key.startswith("train") else val_views
+        builders[key] = functools.partial(_training_set, key, block, read, options)
+    return builders
+
+
+def _training_set(key: str, block: DatasetOptions, views: Mapping[str, View], options: Options) -> Dataset:
+    """Return a data set of a training; one that trains can change its patches where it has stages."""
+    data = masked_dataset(key, block, views, options.scale, options.process.mean)
+    if key.startswith("train") and block.gt_sizes is not None and not isinstance(data, Resizable):
         raise BuildError(
             f"datasets.{key}.gt_sizes: {block.type} cannot change its patch size; it needs a method with_gt_size(size)"
         )
-    return Sets(data, block, val)
+    return data

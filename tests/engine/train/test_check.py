@@ -10,7 +10,9 @@ import pytest
 from conftest import World, photograph
 from engine.train.test_training import run
 
+from sam4ir.engine.build import BuildError
 from sam4ir.engine.train import check as module
+from sam4ir.engine.train import data as train_data
 from sam4ir.engine.train.check import check
 from sam4ir.utils.image import write_image
 
@@ -61,6 +63,33 @@ def test_every_set_that_cannot_be_built_is_listed(world: World, capsys) -> None:
     write_image(world.root / "gt" / "new.png", photograph(9))
     assert check(world.options(True)) == 2
     assert "masks.lmdb lacks 1 image: new" in capsys.readouterr().out
+
+
+def test_masks_that_lack_are_named_for_all_sets_at_once_with_the_command_that_makes_them(world: World, capsys) -> None:
+    for i in range(5):
+        write_image(world.root / "val" / f"other_{i}.png", photograph(i))
+    overrides = (
+        f"datasets:val:dataroot_gt={world.root / 'val'}",
+        "datasets:train:masks:store=/no_masks.lmdb",
+    )
+    with pytest.raises(BuildError) as raised:
+        train_data.data_sets(world.options(True, overrides))
+    missing = f"sam4ir make-masks --input {world.root / 'gt'} --store /no_masks.lmdb --sam NAME"
+    for sentence in ("datasets.train.masks.store: /no_masks.lmdb: there is no such mask store", missing):
+        assert sentence in str(raised.value)
+    assert f"datasets.val.masks.store: {world.root / 'masks.lmdb'} lacks 5 images" in str(raised.value)
+    assert check(world.options(True, overrides)) == 2
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("PROBLEM")]
+    assert len(problems) == 2
+    assert missing in " ".join(problems)
+    assert f"make-masks --input {world.root / 'val'} --store {world.root / 'masks.lmdb'}" in " ".join(problems)
+
+
+def test_a_val_block_without_a_set_is_noted(world: World, capsys) -> None:
+    options = world.options(False)
+    options = options.model_copy(update={"datasets": {"train": options.datasets["train"]}})
+    assert check(options) == 0
+    assert "notice   val.val_freq has no effect: datasets has no validation set" in capsys.readouterr().out
 
 
 def test_images_smaller_than_the_patch_are_counted(world: World, capsys) -> None:
