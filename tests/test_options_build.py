@@ -172,6 +172,24 @@ def test_no_key_of_our_own_files_is_without_effect(options: Options) -> None:
     assert notices(options) == []
 
 
+@pytest.mark.parametrize("path", FILES, ids=named)
+def test_a_file_says_where_its_data_comes_from_and_a_training_draws_curves(path: Path) -> None:
+    text, options = path.read_text(encoding="utf-8"), load(path)
+    header = text[: text.index("\nname: ")]
+    data = re.search(r"^# Data: (.+)", header, re.MULTILINE)
+    assert data is not None, "a comment `# Data: ` says which command prepares the data, or which folders they are"
+    command = re.match(r"sam4ir prepare (\w+) --input", data[1])
+    assert command is None or command[1] in PREPARED
+    if any(block.masks is not None for block in options.datasets.values()):
+        assert "make-masks" in text or "with their masks" in header
+    if options.train is None:
+        return
+    curves = options.val is not None and options.val.val_freq and options.val.metrics and options.phase("val")
+    assert curves or "# No curves: " in header
+    if options.val is not None and options.val.val_freq is not None:
+        assert options.val.val_freq <= options.train.total_iter
+
+
 def test_the_schedule_ends_with_the_training(options: Options) -> None:
     if options.train is None or options.train.scheduler is None:
         return
