@@ -30,7 +30,7 @@ from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METR
 from sam4ir.utils import cli
 
 
-def _folder_name(value: str) -> str:
+def folder_name(value: str) -> str:
     """Return a text that may name one folder or file, since it becomes part of paths. Raises UserError otherwise."""
     if not value.strip():
         raise UserError(f"{value!r} is empty; it names a folder")
@@ -43,7 +43,7 @@ def _folder_name(value: str) -> str:
     return value
 
 
-FolderName = Annotated[str, AfterValidator(_folder_name)]
+FolderName = Annotated[str, AfterValidator(folder_name)]
 Count = Annotated[int, Field(ge=0), WHOLE]
 Positive = Annotated[int, Field(ge=1), WHOLE]
 Share = Annotated[float, Field(ge=0)]

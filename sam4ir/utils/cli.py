@@ -120,9 +120,9 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that `sam4ir train` and `sam4ir test` share with BasicSR."""
-    parser.add_argument("-opt", "--opt", required=True, metavar="FILE", help="option file (YAML)")
+def add_options(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    """Add the flags that `sam4ir train` and `sam4ir test` share with BasicSR. required: whether -opt must be given."""
+    parser.add_argument("-opt", "--opt", required=required, metavar="FILE", help="option file (YAML)")
     parser.add_argument(
         "--force-yml",
         "--force_yml",

@@ -6,10 +6,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
 from sam4ir.config.load import load_options
-from sam4ir.config.schema import FolderName
+from sam4ir.config.schema import folder_name
 from sam4ir.data.sources import listed
 from sam4ir.engine.devices import choose_device
 from sam4ir.engine.new_options.images import Survey, survey
@@ -101,12 +99,10 @@ def _files(request: NewOptionsRequest) -> tuple[Path, Path, Path]:
 
 def _name(request: NewOptionsRequest) -> str:
     """Return the name of the run. Raises UserError for one that cannot name a folder."""
-    name = request.name or request.output.stem
     try:
-        return TypeAdapter(FolderName).validate_python(name)
-    except ValidationError as error:
-        reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise UserError(f"--name: {reason}") from None
+        return folder_name(request.name or request.output.stem)
+    except UserError as error:
+        raise UserError(f"--name: {error}") from None
 
 
 def _check(request: NewOptionsRequest) -> None:
