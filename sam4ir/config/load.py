@@ -91,7 +91,9 @@ def load_options(
         problems += override_problems
     values = _expand(values, (), problems)
     reported = {problem.path for problem in problems}
+    averages = False
     if not training:
+        averages = _averages(values.get("train"))
         values = {key: value for key, value in values.items() if key not in TRAINING_KEYS}
     folder = FilePath(path).parent
     left_out: list[str] = []
@@ -107,7 +109,17 @@ def load_options(
             problems.append(problem)
     if options is None or problems:
         raise OptionsError(name, [_located(problem, lines, forced) for problem in problems])
+    if averages:
+        return options.with_average()
     return options
+
+
+def _averages(train: Any) -> bool:
+    """Return whether a block `train` keeps an average of the weights, so that its weights files mean the average."""
+    if not isinstance(train, Mapping):
+        return False
+    decay = train.get("ema_decay")
+    return isinstance(decay, (int, float)) and decay > 0
 
 
 def _text(name: str) -> str:

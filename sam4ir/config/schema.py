@@ -12,7 +12,7 @@ import sys
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
 from sam4ir.config.block_schema import block_schema, part_schema
 from sam4ir.config.official import (
@@ -566,6 +566,13 @@ class Options(_Options):
     """Settings of distributed training in BasicSR's files, without effect; torchrun sets up the processes."""
     img_path: dict[str, Any] | None = None
     """Paths of single images in NAFNet's files, without effect; sam4ir restore works on single images."""
+    _trained_average: bool = PrivateAttr(default=False)  # load_options sets it where it leaves `train` out
+
+    def with_average(self) -> Options:
+        """Return the options of a network that was trained with an average, where they lack the training itself."""
+        copy = self.model_copy()
+        copy._trained_average = True
+        return copy
 
     @property
     def distills(self) -> bool:
@@ -595,7 +602,8 @@ class Options(_Options):
 
         Official files mean params, unless they train with an average, which their validation scores.
         """
-        return not self.official or (self.train is not None and self.train.ema_decay > 0)
+        averaged = self.train is not None and self.train.ema_decay > 0
+        return not self.official or averaged or self._trained_average
 
     @property
     def diffuses(self) -> bool:

@@ -135,3 +135,10 @@ def test_weights_in_the_folder_of_a_run_are_scored_as_its_option_file_says(world
     assert main(["test", "--restored", "restored", "--gt", "gt"]) == 0
     a, b = summary("folders")["mean"]["lq"]["restored"], summary("restored")["mean"]["restored"]["restored"]
     assert a == pytest.approx(b, abs=1e-6)
+    test = {"test": {"type": "PairedImageDataset", "dataroot_gt": "gt", "dataroot_lq": "lq"}}
+    options = world.write({**world.values(), "datasets": test, "train": world.values()["train"]}, name="test.yml")
+    state = torch.load(weights)
+    torch.save({"params": state["params_ema"]}, "average.pth")
+    assert main(["test", "-opt", str(options), "--weights", "average.pth"]) == 0
+    assert summary("small")["mean"]["test"]["restored"] == pytest.approx(b, abs=1e-6)
+    assert not torch.equal(state["params"]["ending.bias"], state["params_ema"]["ending.bias"])
