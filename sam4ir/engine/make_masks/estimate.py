@@ -35,11 +35,11 @@ def seconds_per_image(sam: Sam, settings: AutomaticMaskSettings, precision: Prec
     encoding = time.perf_counter() - begun
     batch = settings.points_per_batch or POINTS_PER_BATCH.get(device.type, 64)
     grids = settings.grids()
-    whole = dataclasses.replace(settings, crop_n_layers=0, points_per_side=None, points_per_batch=batch)
     seconds, points = 0.0, 0
-    for number in (batch, min(_BATCHES * batch, len(grids[0]))):
+    for number in (min(batch, len(grids[0])), min(_BATCHES * batch, len(grids[0]))):
         chosen = np.linspace(0, len(grids[0]) - 1, number).round().astype(int)
-        some = dataclasses.replace(whole, point_grids=[grids[0][chosen].tolist()])
+        points_of_grid = [grids[0][chosen].tolist()]
+        some = dataclasses.replace(settings, crop_n_layers=0, points_per_side=None, point_grids=points_of_grid)
         generator = AutomaticMaskGenerator(sam, some, precision, encoder=lambda _: embedding)
         begun = time.perf_counter()
         generator.generate(image)

@@ -153,7 +153,7 @@ def _typed(request: NewOptionsRequest) -> str:
 
 def _report(images: Survey, split: Split) -> None:
     """Print what was found."""
-    print(f"images   {images_in_words(images)} ({images.looked} files were read whole, of the others the headers)")
+    print(f"images   {images_in_words(images)} ({images.looked} files were read whole, of any others the headers)")
     if images.deep:
         print("note     16 bits: training reads all of them, sam4ir restore writes them; scores are of 8 bits")
     if 0 < images.grey < images.looked:

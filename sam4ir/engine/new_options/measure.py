@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sam4ir.config.schema import Options
@@ -15,6 +16,7 @@ from sam4ir.utils.durations import in_time
 from sam4ir.utils.image import eight_bits
 from sam4ir.utils.memory import out_of_memory
 
+_A_MINUTE = 45.0  # seconds of work, beside the start of a program
 PATIENCE = 6.0  # seconds of steps in each phase of a training after which one is enough
 
 
@@ -40,24 +42,37 @@ def measured(options: Options, sam: str | None, images: Survey) -> Durations:
 
     It takes about 20 s at most. What cannot be measured stays empty, with a line that says why.
     """
-    durations = Durations()
-    begun = time.monotonic()
-    if sam is not None:
-        durations.masks = _mask_words(sam, images)
     from sam4ir.engine.train.check import estimate_run  # it imports all that trains
 
-    try:
+    durations = Durations()
+    if sam is not None:
+        with _said("the masks"):
+            durations.masks = _mask_words(sam, images)
+    with _said("the training"):
         seconds = estimate_run(options, PATIENCE)
+        whole = seconds.training + seconds.validation
+        durations.check = _short(3 * PATIENCE)
+        durations.training = f"about {in_time(whole)}, {in_time(seconds.step)} a step"
+        durations.test = _short(seconds.image * seconds.images)
+    return durations
+
+
+@contextlib.contextmanager
+def _said(what: str) -> Iterator[None]:
+    """Print why something cannot be measured, where the user or the machine's memory is the reason."""
+    try:
+        yield
     except (UserError, RuntimeError, MemoryError) as error:
         if not isinstance(error, UserError) and not out_of_memory(error):
             raise
-        print(f"not measured: the training ({error})")
-        return durations
-    durations.check = f"about {in_time(time.monotonic() - begun)}"
-    whole = seconds.training + seconds.validation
-    durations.training = f"about {in_time(whole)}, {in_time(seconds.step)} a step"
-    durations.test = f"about {in_time(seconds.image * seconds.images)} behind the start"
-    return durations
+        print(f"note     not measured: {what}: {error}")
+
+
+def _short(seconds: float) -> str:
+    """Return the duration of a command that mostly begins."""
+    if seconds < _A_MINUTE:
+        return "under a minute"
+    return f"about {in_time(seconds)}"
 
 
 def _mask_words(sam: str, images: Survey) -> str:

@@ -82,7 +82,8 @@ def images_in_words(images: Survey) -> str:
     smallest, largest = pixels[0], pixels[-1]
     size = f"{smallest[1]}x{smallest[0]}"
     if largest != smallest:
-        size += f" to {largest[1]}x{largest[0]}"
+        between = "to" if largest[0] * largest[1] != smallest[0] * smallest[1] else "and"
+        size += f" {between} {largest[1]}x{largest[0]}"
     words.append(size)
     return ", ".join(words)
 
