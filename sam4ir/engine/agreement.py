@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sam4ir import __version__
 from sam4ir.config.load import option_values
 from sam4ir.config.schema import Options
 from sam4ir.data.sample import Dataset
@@ -206,6 +207,12 @@ def version_facts() -> Facts:
         "opencv": cv2.__version__,
     }
     return Facts("versions", items, "values", "install the same versions for all processes")
+
+
+def version_line() -> str:
+    """Return the versions of sam4ir, of Python and of the libraries that compute: 'sam4ir 0.1.0, python 3.11, ...'."""
+    versions = {"sam4ir": __version__, **version_facts().items}
+    return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
 def dataset_facts(name: str, data: Dataset, seed: int) -> Facts:

@@ -15,8 +15,9 @@ from sam4ir.config.schema import LoggerOptions, Options
 from sam4ir.data.loader import WorkerDiedError
 from sam4ir.data.sample import Batch
 from sam4ir.engine import build
-from sam4ir.engine.agreement import agree, network_facts, run_facts
+from sam4ir.engine.agreement import agree, network_facts, run_facts, version_line
 from sam4ir.engine.cost import cost_of, network_line, parameter_count
+from sam4ir.engine.describe import device_in_words
 from sam4ir.engine.devices import choose_device, make_deterministic
 from sam4ir.engine.evaluate.build import build_metrics
 from sam4ir.engine.evaluate.metric import prepare_metrics, protocols_of
@@ -140,6 +141,7 @@ class Trainer:
 
         Return the progress, and the options with what the checkpoint decides.
         """
+        self.log.info("Versions: %s; computes on %s.", version_line(), device_in_words(self.device))
         for notice in notices(options):
             self.log.warning(notice)
         if self.sets.val and options.val is not None and options.val.val_freq is None:

@@ -148,10 +148,9 @@ class Step:
         active, scaler = self.parts.model.active(iteration), self.parts.scaler
         for label in active:
             scaler.unscale_(self.parts.optimisers[label].inner)
-        norms = torch.stack([self.parts.optimisers[label].gradient_norm() for label in active])
+        norms = torch.stack([self.parts.optimisers[label].gradient_norm() for label in active]).tolist()
         finite_loss = _finite(values)
-        norm_of = dict(zip(active, norms.tolist(), strict=True))
-        finite = finite_loss and all(math.isfinite(norm) for norm in norm_of.values())
+        finite = finite_loss and all(map(math.isfinite, norms))
         if finite:
             for label in active:
                 self.parts.optimisers[label].step(iteration)
@@ -159,7 +158,8 @@ class Step:
         scaler.update()
         for optimiser in self.parts.optimisers.values():
             optimiser.zero_grad()
-        return Outcome(values, finite, overflow=scaler.is_enabled() and finite_loss and not finite, norms=norm_of)
+        overflow = scaler.is_enabled() and finite_loss and not finite
+        return Outcome(values, finite, overflow, dict(zip(active, norms, strict=True)))
 
 
 def _finite(values: Mapping[str, float]) -> bool:

@@ -22,6 +22,7 @@ from sam4ir.utils.dist import World
 from sam4ir.utils.memory import in_words, peak_memory
 
 PATIENCE = 55.0  # seconds without a line after which an iteration between two printed ones gets one
+GRADIENT_NORM = "gradient_norm_"  # before the label of a network, in log.jsonl
 
 
 class NonFiniteError(UserError):
@@ -63,7 +64,8 @@ class StepLog:
         Raises NonFiniteError where too many steps in a row were not finite.
         """
         progress, line = self.progress, dict[str, Any](outcome.values)
-        line |= {f"gradient_norm_{label}": norm for label, norm in outcome.norms.items()}
+        for label, norm in outcome.norms.items():
+            line[f"{GRADIENT_NORM}{label}"] = norm
         reasons = self._skipped_images(micro)
         if reasons:
             line["replaced"] = reasons

@@ -65,6 +65,7 @@ def test_the_gradient_is_the_mean_over_micro_batches() -> None:
     # d (w x - y)^2 / d w = 2 x (w x - y): 2, 18 and 0
     assert network.w.item() == pytest.approx(1 - RATE * 20 / 3)
     assert outcome.finite
+    assert outcome.norms == {"g": pytest.approx(20 / 3)}
     assert outcome.values["l_pix"] == pytest.approx((1 + 9 + 0) / 3, rel=1e-12)  # summed in float64
     assert outcome.values["psnr"] == pytest.approx((0 - 10 * math.log10(9) + 120) / 3, abs=1e-4)
 
