@@ -48,7 +48,7 @@ setup(
     ],
     keywords="image restoration, super-resolution, deblurring, denoising, deraining, segment anything",
     packages=find_packages(include=["sam4ir", "sam4ir.*"]),
-    package_data={"sam4ir": ["py.typed"]},
+    package_data={"sam4ir": ["py.typed"], "sam4ir.engine.report": ["page.css", "page.js"]},
     cmdclass={"build_py": BuildWithShipped},
     entry_points={"console_scripts": ["sam4ir = sam4ir.cli.main:main"]},
     python_requires=">=3.10",

@@ -47,6 +47,7 @@ def test_the_wheel_holds_the_code_and_the_files_that_it_needs(wheel: Path) -> No
     assert wheel.name.startswith(f"sam4ir-{sam4ir.__version__}-")
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {"sam4ir/py.typed", "sam4ir/shipped/datasets/quickstart/masks.lmdb/data.mdb"}
+    expected |= {"sam4ir/engine/report/page.css", "sam4ir/engine/report/page.js"}
     for path in (ROOT / "sam4ir").rglob("*.py"):
         expected.add(path.relative_to(ROOT).as_posix())
     for path in (ROOT / "options").rglob("*.yml"):
