@@ -110,7 +110,8 @@ class Viewer {
     this.y = 0;
     this.pointers = new Map();
     this.drag = null;
-    for (const control of [this.left, this.right, this.slider]) control.addEventListener("input", () => this.draw());
+    this.slider.addEventListener("input", () => this.draw());
+    for (const choice of [this.left, this.right]) choice.addEventListener("change", () => this.draw());
     root.querySelector("[data-role=in]").addEventListener("click", () => this.zoomBy(ZOOM_STEP));
     root.querySelector("[data-role=out]").addEventListener("click", () => this.zoomBy(1 / ZOOM_STEP));
     root.querySelector("[data-role=fit]").addEventListener("click", () => this.zoomTo(1));
