@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 
 from sam4ir.config.load import option_values
@@ -15,6 +16,7 @@ from sam4ir.engine.run_record import REFINER, training_of
 from sam4ir.engine.train.step_log import GRADIENT_NORM
 
 _LOSS = "l_"
+_UNSET = "-"  # an option that a run lacks, or that is null
 _FREE_OPTIONS = ("name", "path")  # first words of keys that differ between any two runs
 
 
@@ -158,6 +160,15 @@ def _options(runs: Sequence[RunFacts]) -> Markup:
     return joined(parts)
 
 
+def _option_text(value: object) -> str:
+    """Return the value of an option as YAML has it."""
+    if value is None or value == []:
+        return _UNSET
+    if isinstance(value, str):
+        return value
+    return json.dumps(value)
+
+
 def _differences(runs: Sequence[RunFacts]) -> Markup:
     """Return the table of options that differ, but for names and paths."""
     values = []
@@ -166,14 +177,14 @@ def _differences(runs: Sequence[RunFacts]) -> Markup:
         if run.options is not None:
             for place, value in option_values(run.options).items():
                 if place[0] not in _FREE_OPTIONS:
-                    own[".".join(place)] = str(value)
+                    own[".".join(place)] = _option_text(value)
         values.append(own)
     places: dict[str, None] = {}
     for own in values:
         places.update(dict.fromkeys(own))
     rows = []
     for name in places:
-        texts = [own.get(name, "-") for own in values]
+        texts = [own.get(name, _UNSET) for own in values]
         if len(set(texts)) > 1:
             rows.append([name, *texts])
     if not rows:

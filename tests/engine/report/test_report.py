@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Mapping
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from conftest import NETWORK, World
 
 from sam4ir.cli.main import main
+from sam4ir.engine.report.fingerprint import data_fingerprints
 from sam4ir.engine.report.inputs import read_inputs
 from sam4ir.engine.report.make import Report, ReportChoice, make_report
 from sam4ir.engine.report.run_facts import ReportError
@@ -116,7 +118,33 @@ def test_a_run_shows_its_curves_and_its_last_validation(world: World) -> None:
     assert "error of A refined × 5 of small_val/photo_0" in alts
     assert re.search(r"versions sam4ir [\d.]+, python [\d.]+, torch", page.text)
     assert re.search(r"net_g_latest.pth iteration 8, [\d,]+ bytes, SHA-256 [0-9a-f]{64}", page.text)
-    assert re.search(r"fingerprint of data train 5 images, names [0-9a-f]{16}, pixels of 3 of them", page.text)
+    assert re.search(
+        r"fingerprint of data train 5 images, names [0-9a-f]{16}, pixels of 3 of them [0-9a-f]{16}, masks [0-9a-f]{16}",
+        page.text,
+    )
+
+
+def test_fingerprints_follow_the_data(world: World) -> None:
+    options = world.options(sam=True)
+    before = data_fingerprints(options)
+    assert before == data_fingerprints(options)
+    write_image(world.root / "gt" / "photo_4.png", np.zeros((40, 52, 3), np.uint8))
+    pixels = data_fingerprints(options)
+    assert pixels["data train"] != before["data train"]
+    assert pixels["data train"].partition(", pixels")[0] == before["data train"].partition(", pixels")[0]
+    shutil.rmtree(world.root / "gt")
+    assert data_fingerprints(options)["data val"].startswith("not known now (datasets.val: ")
+
+
+def test_options_that_differ_are_listed_and_no_others(world: World) -> None:
+    runs = []
+    for name, rate in (("one", 2e-3), ("two", 1e-3)):
+        values = world.values(name=name)
+        values["train"]["optim_g"]["lr"] = rate
+        assert main(["train", "-opt", str(world.write(values))]) == 0
+        runs.append(world.root / "experiments" / name)
+    text = Page(reported(*runs).html).text
+    assert "option that differs one two train.optim_g.lr 0.002 0.001 options of one" in text
 
 
 def test_what_is_missing_is_named(results: tuple[Path, Path], world: World) -> None:
