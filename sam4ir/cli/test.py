@@ -4,7 +4,7 @@ sam4ir test -opt FILE --weights net_g_5000.pth [other.pth ...]
 sam4ir test -opt FILE --checkpoints experiments/<name> [--published SAM-DiffSR]
 
 Two folders without an option file, the network found by its weights as sam4ir restore finds it:
-sam4ir test --images FOLDER --gt FOLDER --weights net_g_latest.pth [--metrics psnr ssim] [--name NAME]
+sam4ir test --images FOLDER --gt FOLDER --weights experiments/<name> [--metrics psnr ssim]
 sam4ir test --restored FOLDER --gt FOLDER      images that are restored already
 """
 
@@ -51,7 +51,7 @@ def parser() -> cli.Parser:
     folders.add_argument(
         "--metrics", nargs="+", metavar="NAME", help="such as psnr ssim lpips_alex (default: psnr ssim)"
     )
-    folders.add_argument("--name", help="of results/NAME (default: that of the weights, or of --restored)")
+    folders.add_argument("--name", help="of results/NAME (default: by the run or the weights, and the folder)")
     folders.add_argument("--device", help="auto, cpu, cuda, cuda:1 ... (default: auto)")
     command.add_argument("--published", metavar="NAME", help="print published figures beside ours: SAM-DiffSR")
     return command
@@ -113,14 +113,18 @@ def _refuse_mixture(command: cli.Parser, arguments: argparse.Namespace) -> None:
 def _score_folders(arguments: argparse.Namespace) -> int:
     """Score two folders; return the exit status."""
     from sam4ir.engine.devices import wants_cuda
+    from sam4ir.engine.evaluate.candidates import weights_of
     from sam4ir.engine.evaluate.folders import METRIC_NAMES, FolderRequest, score_folders
     from sam4ir.engine.log import console
     from sam4ir.utils import dist
 
+    weights = None
+    if arguments.weights:
+        weights = weights_of(arguments.weights[0])
     request = FolderRequest(
         gt=arguments.gt,
         images=arguments.images,
-        weights=(arguments.weights or [None])[0],
+        weights=weights,
         restored=arguments.restored,
         metrics=arguments.metrics or METRIC_NAMES,
         name=arguments.name,

@@ -22,7 +22,7 @@ from sam4ir.engine.evaluate.score import score_network
 from sam4ir.engine.evaluate.testbed import Scores
 from sam4ir.engine.evaluate.validate import SHOWN_FAULTS, evaluate
 from sam4ir.engine.restore.images import load_network
-from sam4ir.engine.restore.settings import network_options
+from sam4ir.engine.restore.settings import file_of_run, network_options
 from sam4ir.errors import UserError
 from sam4ir.registry import METRICS
 from sam4ir.utils.dist import World
@@ -40,7 +40,7 @@ class FolderRequest:
 
     gt: the ground truth. images: degraded images, which the network of `weights` (a file or a name of the zoo) restores
     first. restored: images that are restored already, in place of these. metrics: names of METRICS. name: of the
-    results; without it that of the weights or of the folder. device: as in an option file.
+    results; without it that of the run or the weights, and of the folder. device: as in an option file.
     """
 
     gt: Path
@@ -78,12 +78,15 @@ def _options(request: FolderRequest, images: Path, weights: str) -> Options:
     described = network_options(weights, None, request.device, _flag)
     for line in described.notes:
         log.info("%s", line)
+    trained = Path(weights).stem
+    if file_of_run(weights) is not None:
+        trained = described.options.name
     loaded = load_network(described.options, weights)
     block = _block(request, images, "--images", loaded.channels)
     val = (described.options.val or ValOptions()).model_copy(update={"metrics": _metrics(request)})
     path = described.options.path.model_copy(update={"pretrain_network_g": weights})
     changed = {
-        "name": _name(request, Path(weights).stem),
+        "name": _name(request, f"{trained}_{block.name}"),
         "scale": loaded.scale,
         "datasets": {"test": block},
         "train": None,

@@ -169,7 +169,7 @@ def _report(images: Survey, split: Split) -> None:
 
 def _print_commands(request: NewOptionsRequest, content: Content, durations: Durations) -> None:
     """Print the next three commands with what they take, and how a network is used afterwards."""
-    weights = f"experiments/{content.name}/models/net_g_latest.pth"
+    weights = f"experiments/{content.name}"
     commands: list[tuple[str, str]] = []
     if content.store is not None:
         masks = command_words("sam4ir", "make-masks", "--input", content.gt, "--store", content.store)

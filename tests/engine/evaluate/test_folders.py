@@ -56,7 +56,7 @@ def test_images_are_restored_by_the_network_of_the_weights_and_scored(
 ) -> None:
     assert main(["test", "--images", "lq", "--gt", "gt", "--weights", network(channels), "--device", "cpu"]) == 0
     assert "restored" in capsys.readouterr().out
-    means = summary("same")["mean"]["lq"]
+    means = summary("same_lq")["mean"]["lq"]
     wanted = expected("lq", "gt", grey=channels == 1)
     assert means["restored"]["psnr"] == pytest.approx(wanted, abs=1e-4)
     assert means["input"] == pytest.approx(means["restored"])
@@ -130,10 +130,10 @@ def test_weights_in_the_folder_of_a_run_are_scored_as_its_option_file_says(world
     options = world.write(world.values(), name="own.yml")
     assert main(["train", "-opt", str(options)]) == 0
     weights = "experiments/small/models/net_g_latest.pth"
-    assert main(["test", "--images", "lq", "--gt", "gt", "--weights", weights, "--name", "folders"]) == 0
+    assert main(["test", "--images", "lq", "--gt", "gt", "--weights", "experiments/small"]) == 0
     assert main(["restore", "--weights", weights, "--input", "lq", "--output", "restored"]) == 0
     assert main(["test", "--restored", "restored", "--gt", "gt"]) == 0
-    a, b = summary("folders")["mean"]["lq"]["restored"], summary("restored")["mean"]["restored"]["restored"]
+    a, b = summary("small_lq")["mean"]["lq"]["restored"], summary("restored")["mean"]["restored"]["restored"]
     assert a == pytest.approx(b, abs=1e-6)
     test = {"test": {"type": "PairedImageDataset", "dataroot_gt": "gt", "dataroot_lq": "lq"}}
     options = world.write({**world.values(), "datasets": test, "train": world.values()["train"]}, name="test.yml")
