@@ -9,6 +9,7 @@ run that nobody killed: files and images byte for byte, LMDB values key by key, 
 from __future__ import annotations
 
 import contextlib
+import csv
 import fnmatch
 import json
 import os
@@ -367,3 +368,32 @@ def test_training_killed_while_it_validates(world: World) -> None:
     force = (f"datasets:val:dataroot_gt={world.root / 'val'}", "train:total_iter=120", "val:val_freq=4")
     command = training(world, *force, "logger:save_checkpoint_freq=4", spread=0.6, work="*.png")
     kill_and_compare(command, of_the_process)
+
+
+def test_training_that_keeps_its_best_and_its_last(world: World) -> None:
+    """Nothing is lost or left over, the best weights have the best score, and TensorBoard has each point once."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    force = ("train:total_iter=160", "val:val_freq=4", "val:save_best=psnr", "logger:use_tb_logger=true")
+    more = ("logger:print_freq=2", "logger:save_checkpoint_freq=6", "logger:keep_last=2", "logger:keep_last_weights=3")
+    command = training(world, *force, *more, spread=0.8, work="log.jsonl")
+    kill_and_compare(command, of_the_process)
+    run = world.root / "experiments" / "small"
+    assert sorted(path.name for path in (run / "training_states").iterdir()) == ["156.state", "160.state"]
+    weights = {path.name for path in (run / "models").iterdir()}
+    assert weights == {f"net_g_{name}.pth" for name in (150, 156, 160, "latest", "best")}
+    with (run / "validation.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["stage"] == "restored"]
+    by_iteration: dict[int, list[float]] = {}
+    for row in rows:
+        by_iteration.setdefault(int(row["iter"]), []).append(float(row["psnr"]))
+    means = {iteration: sum(values) / len(values) for iteration, values in by_iteration.items()}
+    held = torch.load(run / "models" / "net_g_best.pth", weights_only=True)["run"]
+    assert held["best"]["value"] == pytest.approx(max(means.values()), rel=1e-12)
+    assert means[held["iteration"]] == max(means.values())
+    board = events.EventAccumulator(str(world.root / "tb_logger" / "small"), size_guidance={"scalars": 0, "images": 0})
+    board.Reload()
+    steps = {tag: [event.step for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    assert steps["losses/l_pix"] == list(range(2, 161, 2))
+    assert steps["metrics/small_val/psnr"] == list(range(4, 161, 4))
+    for tag in board.Tags()["images"]:
+        assert [event.step for event in board.Images(tag)] == list(range(4, 161, 4))

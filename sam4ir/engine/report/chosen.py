@@ -74,7 +74,7 @@ def _difference(b: float, a: float) -> float:
     return b - a
 
 
-def choose(images: Sequence[Judged], count: int, compared: bool) -> list[Judged]:
+def choose_images(images: Sequence[Judged], count: int, compared: bool) -> list[Judged]:
     """Return `count` images with reasons: a third the worst, a third the best, the others evenly between.
 
     compared: whether gains are differences of two results. Images without a number come last. All images are returned,

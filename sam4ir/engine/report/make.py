@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam4ir.engine.report.chosen import Judged, choice_metric, choose, judged_images
+from sam4ir.engine.report.chosen import Judged, choice_metric, choose_images, judged_images
 from sam4ir.engine.report.image_section import ShownImage, image_section
 from sam4ir.engine.report.inputs import Inputs, Scored
 from sam4ir.engine.report.page import whole_page
@@ -69,7 +69,7 @@ def make_report(inputs: Inputs, choice: ReportChoice) -> Report:
         judged = judged_images(inputs.scored, metric)
         total = len(judged)
         gallery = Gallery(inputs.scored, inputs.runs)
-        chosen = choose(judged, choice.images, compared=len(inputs.scored) > 1)
+        chosen = choose_images(judged, choice.images, compared=len(inputs.scored) > 1)
         shown, left_out = _shown_images(gallery, chosen, choice)
         notes += dict.fromkeys(gallery.notes)
         shown, common = _common_notes(shown)

@@ -38,7 +38,7 @@ _SAMPLES_READ = 64
 _RED = (255, 40, 40)
 
 
-class Panel(NamedTuple):
+class NamedView(NamedTuple):
     """One picture of an image. label: its name in the page. pixels: (h, w, 1 or 3) uint8."""
 
     label: str
@@ -59,16 +59,16 @@ class Encoded(NamedTuple):
 class ImageViews:
     """The views of an image, and notes on those that are missing."""
 
-    views: list[Panel] = field(default_factory=list)
+    views: list[NamedView] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def add(self, label: str, pixels: Pixels8 | None) -> None:
         """Add a view; None adds nothing."""
         if pixels is not None:
-            self.views.append(Panel(label, pixels))
+            self.views.append(NamedView(label, pixels))
 
 
-def encoded_panel(view: Panel, lossless: bool) -> Encoded:
+def encoded_panel(view: NamedView, lossless: bool) -> Encoded:
     """Return a view as PNG where it is small or must be exact, else as WebP (JPEG where WebP allows no such size)."""
     height, width, channels = view.pixels.shape
     if lossless or height * width <= EXACT_UP_TO:

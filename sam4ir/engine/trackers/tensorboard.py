@@ -20,7 +20,7 @@ def tensorboard_is_installed() -> bool:
 
 
 class TensorBoardTracker:
-    """TensorBoard events in a folder. purge_after: later iterations of the folder are hidden; 0 hides none.
+    """TensorBoard events in a folder. purge_after: later iterations of the folder are hidden.
 
     TensorBoard writes in a thread. What fails there is raised here, by the next call, as a FileError that names the
     folder; afterwards nothing more is written.
@@ -30,14 +30,11 @@ class TensorBoardTracker:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         from torch.utils.tensorboard import SummaryWriter
 
-        purge_step = None
-        if purge_after:
-            purge_step = purge_after + 1
         self._folder = folder
         self._failed = False
         _leave_out_tracebacks_of_the_writer()
         with self._writing():
-            self._writer = SummaryWriter(str(folder), purge_step=purge_step)
+            self._writer = SummaryWriter(str(folder), purge_step=purge_after + 1)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

@@ -286,9 +286,10 @@ class Milestones:
                 self.log.error("%s", error)
 
     def finish(self) -> None:
-        """Write net_<label>_latest once more, in case a kill came between the last checkpoint and it, and say so."""
+        """Do once more what follows a checkpoint, in case a kill came before it, and say that the run is done."""
         if self.main:
             publish_latest(self.paths, self.parts, self.progress.iteration)
+            self.keeping.remove_older(self.paths, self.progress.iteration)
         if self.exhausted and self.progress.iteration < self.total_iter:
             assert self.best_score is not None
             best = self.progress.best[self.best_score]

@@ -12,7 +12,7 @@ import pytest
 
 from sam4ir.engine.evaluate.results import Result
 from sam4ir.engine.report.charts import MOST_POINTS, Curve, Dot, line_chart, scatter_chart, thinned
-from sam4ir.engine.report.chosen import Judged, choice_metric, choose, judged_images
+from sam4ir.engine.report.chosen import Judged, choice_metric, choose_images, judged_images
 from sam4ir.engine.report.image_section import starting_views
 from sam4ir.engine.report.inputs import Scored
 from sam4ir.engine.report.markup import element, joined
@@ -80,7 +80,7 @@ def judged(gains: list[float]) -> list[Judged]:
 
 
 def test_a_third_are_the_worst_a_third_the_best_and_the_others_lie_evenly_between() -> None:
-    chosen = choose(judged([float(number) for number in range(100)]), 9, compared=True)
+    chosen = choose_images(judged([float(number) for number in range(100)]), 9, compared=True)
     assert [each.gain for each in chosen] == [0, 1, 2, 99, 98, 97, 18, 50, 81]
     assert [each.reason for each in chosen] == ["worst"] * 3 + ["best"] * 3 + ["evenly chosen"] * 3
 
@@ -88,7 +88,7 @@ def test_a_third_are_the_worst_a_third_the_best_and_the_others_lie_evenly_betwee
 @pytest.mark.parametrize("count", range(12))
 def test_any_number_of_images_can_be_chosen(count: int) -> None:
     images = judged([3.0, math.nan, -1.0, 2.0, math.inf, 0.0, 1.0, -math.inf, 5.0, 4.0])
-    chosen = choose(images, count, compared=False)
+    chosen = choose_images(images, count, compared=False)
     assert len({each.place for each in chosen}) == len(chosen) == min(count, 10)
 
 
