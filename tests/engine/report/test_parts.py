@@ -16,7 +16,7 @@ from sam4ir.engine.report.chosen import Judged, choice_metric, choose_images, ju
 from sam4ir.engine.report.image_section import starting_views
 from sam4ir.engine.report.inputs import Scored
 from sam4ir.engine.report.markup import element, joined
-from sam4ir.engine.report.pictures import Panel, boundaries_on, encoded_panel, error_map, spread_map
+from sam4ir.engine.report.pictures import NamedView, boundaries_on, encoded_panel, error_map, spread_map
 from sam4ir.engine.report.run_facts import ReportError
 from sam4ir.utils.image import decode_image
 
@@ -136,15 +136,15 @@ def test_boundaries_are_red_on_grey() -> None:
 def test_small_views_are_exact_and_large_ones_close(channels: int) -> None:
     random = np.random.default_rng(0)
     small = random.integers(0, 256, (256, 256, channels), np.uint8)
-    png = encoded_panel(Panel("x", small), lossless=False)
+    png = encoded_panel(NamedView("x", small), lossless=False)
     assert png.kind == "image/png"
     assert np.array_equal(decode_image(png.data, "x", channels), small)  # type: ignore[arg-type]
     rows, columns = np.mgrid[:300, :300]
     large = np.repeat(((rows + columns) / 3)[..., None], channels, axis=2).astype(np.uint8)
-    webp = encoded_panel(Panel("x", large), lossless=False)
+    webp = encoded_panel(NamedView("x", large), lossless=False)
     assert webp.kind == "image/webp"
     assert np.abs(decode_image(webp.data, "x").astype(int) - large).mean() < 2
-    assert encoded_panel(Panel("x", large), lossless=True).kind == "image/png"
+    assert encoded_panel(NamedView("x", large), lossless=True).kind == "image/png"
 
 
 def test_a_viewer_begins_with_two_results_or_with_input_and_result() -> None:
