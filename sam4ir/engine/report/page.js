@@ -74,10 +74,12 @@ class Chart {
     }
     const figure = this.svg.parentElement;
     figure.append(this.bubble);
-    const left = (column / width) * this.svg.clientWidth;
+    const box = this.svg.getBoundingClientRect();
+    const left = (column / width) * box.width + 12;
     const room = figure.clientWidth - this.bubble.offsetWidth;
-    this.bubble.style.left = `${Math.max(0, Math.min(left + 12, room))}px`;
-    this.bubble.style.top = `${this.svg.offsetTop + this.svg.clientHeight * 0.08}px`;
+    const turned = left > room ? left - 24 - this.bubble.offsetWidth : left;
+    this.bubble.style.left = `${Math.max(0, Math.min(turned, room))}px`;
+    this.bubble.style.top = `${box.top - figure.getBoundingClientRect().top + 8}px`;
   }
 
   line(text) {

@@ -209,6 +209,9 @@ def test_charts_show_values_by_keyboard(browser: Any, address: str) -> None:
     chart = first(browser, "svg.chart")
     chart.send_keys(Keys.ARROW_RIGHT * 2)
     bubble = first(browser, ".bubble").text.splitlines()
+    box, around = first(browser, ".bubble").rect, chart.rect
+    assert around["x"] <= box["x"] <= around["x"] + around["width"] - box["width"]
+    assert around["y"] <= box["y"] <= around["y"] + around["height"] - box["height"]
     assert bubble[0] == "iteration 8"
     assert any(line.startswith("small") for line in bubble[1:])
     chart.send_keys(Keys.ESCAPE)
