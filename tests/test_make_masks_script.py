@@ -229,7 +229,8 @@ def test_the_command_line_has_every_setting_of_the_generator_with_its_default() 
     assert set(fields) == set(SETTINGS)
     for name, (_, what) in SETTINGS.items():
         if "(default: " in what and name not in ("points_per_batch", "crop_overlap_ratio"):
-            assert what.split("(default: ")[1] == f"{fields[name].default})"
+            others = "".join(f"; {sam} {values[name]}" for sam, values in OF_MODELS.items() if name in values)
+            assert what.split("(default: ")[1] == f"{fields[name].default}{others})"
 
 
 @pytest.mark.slow

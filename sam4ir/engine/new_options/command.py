@@ -12,7 +12,7 @@ from sam4ir.data.sources import listed
 from sam4ir.engine.devices import choose_device
 from sam4ir.engine.new_options.images import Survey, survey
 from sam4ir.engine.new_options.measure import Durations, measured, words
-from sam4ir.engine.new_options.recipe import choose_recipe
+from sam4ir.engine.new_options.recipe import recipe_for
 from sam4ir.engine.new_options.split import Split, split_by_name
 from sam4ir.engine.new_options.text import Content, images_in_words, option_text
 from sam4ir.errors import UserError
@@ -52,7 +52,7 @@ def new_options(request: NewOptionsRequest) -> int:
     images = survey(request.gt, request.lq)
     split = split_by_name(images.keys, request.val)
     device = choose_device("auto")
-    recipe = choose_recipe(images, len(split.train), cuda=device.type == "cuda")
+    recipe = recipe_for(images, len(split.train), cuda=device.type == "cuda")
     _report(images, split)
     for note in recipe.notes:
         print(f"note     {note}")

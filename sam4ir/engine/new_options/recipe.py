@@ -79,7 +79,7 @@ _ENLARGING_GPU = (
 )
 
 
-def choose_recipe(images: Survey, count: int, cuda: bool) -> Recipe:
+def recipe_for(images: Survey, count: int, cuda: bool) -> Recipe:
     """Return the recipe for `count` training images of a survey.
 
     cuda: whether a GPU trains. Raises UserError for a scale that no network has.

@@ -7,13 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sam4ir.cli.main import main
 from sam4ir.config.load import load_options, notices
 from sam4ir.config.schema import Options
 from sam4ir.data.masks.store import MaskStoreWriter
+from sam4ir.engine.new_options.images import survey
+from sam4ir.engine.new_options.recipe import recipe_for
 from sam4ir.engine.new_options.split import fraction, split_by_name
 from sam4ir.errors import UserError
+from sam4ir.registry import ARCHS
 from sam4ir.utils.image import write_image
 
 RNG = np.random.default_rng(0)
@@ -276,3 +280,33 @@ def test_what_it_writes_trains_as_it_stands_and_durations_are_measured(
     assert main(["train", "-opt", "my.yml", "--force_yml", *forced]) == 0
     assert main(["test", "-opt", "my.yml", "--weights", "experiments/my"]) == 0
     assert "restored" in Path("results/my/summary.txt").read_text()
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+@pytest.mark.parametrize("cuda", [False, True])
+@pytest.mark.parametrize("count", [3, 150, 5000])
+def test_every_recipe_fits_together(scale: int, cuda: bool, count: int) -> None:
+    make("gt", 2, (400, 400))
+    pairing = None
+    if scale > 1:
+        make("lq", 2, (400 // scale, 400 // scale))
+        pairing = Path("lq")
+    recipe = recipe_for(survey(Path("gt"), pairing), count, cuda)
+    assert recipe.batch % recipe.micro_batch == 0
+    assert recipe.patch % (4 * scale) == 0
+    assert recipe.schedule["T_max"] == recipe.iterations
+    arguments = dict(recipe.network)
+    network = ARCHS.get(arguments.pop("type"))
+    with torch.device("meta"):
+        image = torch.zeros(1, 3, recipe.patch // scale, recipe.patch // scale)
+        assert network(**arguments)(image).shape == (1, 3, recipe.patch, recipe.patch)
+
+
+def test_a_gpu_gets_a_larger_network_in_a_file_that_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    make("gt", 5, (140, 140))
+    monkeypatch.setattr("sam4ir.engine.new_options.command.choose_device", lambda _: torch.device("cuda"))
+    options = new("--gt", "gt", "--sam", "vit_h")
+    assert options is not None
+    assert options.train is not None
+    assert options.train.total_iter == 20_000
+    assert options.network_g.arguments["width"] == 16
