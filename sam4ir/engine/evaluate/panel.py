@@ -9,12 +9,13 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from sam4ir.data.masks.pictures import Picture, colour_regions, side_by_side
 from sam4ir.data.sample import Dataset, Sample
 from sam4ir.utils.dist import World
 from sam4ir.utils.files import write_bytes
-from sam4ir.utils.image import to_uint8
+from sam4ir.utils.image import caption, to_uint8
 from sam4ir.utils.rng import generator
+
+Picture = np.ndarray  # (h, w, 3) uint8 RGB
 
 SIDE = 160  # pixels of the ground truth that a crop shows
 ERROR_FACTOR = 5
@@ -84,10 +85,13 @@ def _row(sample: Sample, outputs: Mapping[str, Tensor], rng: np.random.Generator
         error = (crop(restored) - crop(sample.gt)).abs() * ERROR_FACTOR
         views[f"error x {ERROR_FACTOR}"] = _pixels(error)
     if "regions" in sample.maps:
+        from sam4ir.data.masks.pictures import colour_regions  # a run without masks needs no module of masks
+
         regions = sample.maps["regions"]
         base = views.get("ground truth", views["restored"])
         views["regions"] = colour_regions(base, crop(regions).numpy().astype(np.int32), int(regions.max()))
-    return side_by_side(views, sample.key)
+    titles = np.concatenate([caption(name, picture.shape[1]) for name, picture in views.items()], axis=1)
+    return np.concatenate([caption(sample.key, titles.shape[1]), titles, np.concatenate(list(views.values()), axis=1)])
 
 
 def _pixels(image: Tensor) -> Picture:
