@@ -15,6 +15,7 @@ from sam4ir.data.lmdb_io import LmdbWriter
 from sam4ir.data.masks.crop import FolderSink
 from sam4ir.data.masks.store import MaskStoreWriter
 from sam4ir.data.sample import Sample
+from sam4ir.engine.evaluate.saved_images import SavedImages
 from sam4ir.engine.evaluate.score import score_network
 from sam4ir.engine.evaluate.validate import Outputs, evaluate
 from sam4ir.engine.restore.files import Results, restore_files
@@ -107,11 +108,13 @@ class Same:
 
 def test_two_images_whose_results_would_be_one_file_are_named(tmp_path: Path) -> None:
     refined = Outputs(Same(), torch.device("cpu"), refiner=torch.nn.Identity())
+    saved = SavedImages("Set5", tmp_path / "out", refined=True)
     with pytest.raises(UserError, match=r"'a' and 'a_refined' would both be written to .*a_refined\.png"):
-        evaluate("Set5", Keys("a", "a_refined"), refined, {}, seed=0, save_folder=tmp_path / "out")
+        evaluate("Set5", Keys("a", "a_refined"), refined, {}, seed=0, saved=saved)
     assert not (tmp_path / "out").exists()
     outputs = Outputs(Same(), torch.device("cpu"))
-    evaluate("Set5", Keys("a", "a_refined", "b/a", "b_a"), outputs, {}, seed=0, save_folder=tmp_path / "out")
+    saved = SavedImages("Set5", tmp_path / "out")
+    evaluate("Set5", Keys("a", "a_refined", "b/a", "b_a"), outputs, {}, seed=0, saved=saved)
     written = [path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png")]
     assert sorted(written) == ["a.png", "a_refined.png", "b/a.png", "b_a.png"]
 

@@ -130,6 +130,8 @@ class _Pages:
                 schema = self.definitions[schema["$ref"].rpartition("/")[2]]
             elif len(alternatives) == 1:
                 schema = alternatives[0]
+            elif blocks := [branch for branch in alternatives if "$ref" in branch]:  # beside plain values
+                schema = blocks[0]
             elif isinstance(schema.get("additionalProperties"), dict):
                 schema, path = schema["additionalProperties"], (*path, KEYS[path[-1]])
             elif schema.get("type") == "array" and "$ref" in schema.get("items", {}):

@@ -387,13 +387,24 @@ class SamplingOptions(_Options):
     fast."""
 
 
+class SaveOptions(_Options):
+    """Images that a validation and sam4ir test save."""
+
+    panel: Annotated[
+        tuple[Literal["lq", "restored", "refined", "gt", "error", "regions"], ...], Field(min_length=1)
+    ] = ("lq", "restored", "gt")
+    """Views that are put side by side, with their scores, into one picture of each image, in this order. Restored
+    images are saved as files of their own too. refined and regions need val.refiner; sam4ir test leaves them out."""
+
+
 class ValOptions(_Options):
     """Validation during training, and what sam4ir test does."""
 
     val_freq: Positive | None = None
     """Iterations between two validations; without it nothing is validated."""
-    save_img: bool = False
-    """Whether restored images are written as PNG files."""
+    save_img: bool | SaveOptions = False
+    """Whether restored images are written as PNG files; or {panel: [lq, restored, gt]} for pictures side by side too,
+    in the folder panels of the run or the result."""
     sampling: SamplingOptions = SamplingOptions()
     """Sampling of images by a diffusion network."""
     samples: Positive = 1

@@ -19,6 +19,14 @@ Picture = np.ndarray  # (h, w, 3) uint8 RGB
 
 SIDE = 160  # pixels of the ground truth that a crop shows
 ERROR_FACTOR = 5
+TITLES = {
+    "lq": "input",
+    "restored": "restored",
+    "refined": "refined",
+    "gt": "ground truth",
+    "error": f"error x {ERROR_FACTOR}",
+    "regions": "regions",
+}
 _QUALITY = 92
 
 
@@ -65,33 +73,48 @@ def write_panel(rows: Mapping[str, Picture], path: Path) -> None:
     write_bytes(path, data.tobytes())
 
 
-def _row(sample: Sample, outputs: Mapping[str, Tensor], rng: np.random.Generator) -> Picture:
-    """Return the row of an image: one crop of all its views."""
+def whole_views(sample: Sample, outputs: Mapping[str, Tensor]) -> dict[str, Picture]:
+    """Return the views of a whole image that are there, by their names in TITLES.
+
+    outputs: {'restored': (c, h, w), 'refined': ...} in [0, 1]. An input that is smaller is enlarged without smoothing.
+    """
+    return _views(sample, outputs, 0, 0, max(sample.lq.shape[-2:]))
+
+
+def _views(sample: Sample, outputs: Mapping[str, Tensor], top: int, left: int, side: int) -> dict[str, Picture]:
+    """Return the views of the window of at most side x side pixels of the input at (top, left)."""
     restored = outputs["restored"]
     scale = max(restored.shape[-1] // sample.lq.shape[-1], 1)
-    side = max(SIDE // scale, 1)
-    height, width = sample.lq.shape[-2:]
-    top = int(rng.integers(max(height - side, 0) + 1))
-    left = int(rng.integers(max(width - side, 0) + 1))
 
     def crop(image: Tensor, factor: int = scale) -> Tensor:
         return image[..., top * factor : (top + side) * factor, left * factor : (left + side) * factor]
 
-    views = {"input": _pixels(crop(sample.lq[:3], 1)).repeat(scale, axis=0).repeat(scale, axis=1)}
+    views = {"lq": _pixels(crop(sample.lq[:3], 1)).repeat(scale, axis=0).repeat(scale, axis=1)}
     for name, image in outputs.items():
         views[name] = _pixels(crop(image))
     if sample.gt is not None:
-        views["ground truth"] = _pixels(crop(sample.gt))
-        error = (crop(restored) - crop(sample.gt)).abs() * ERROR_FACTOR
-        views[f"error x {ERROR_FACTOR}"] = _pixels(error)
+        views["gt"] = _pixels(crop(sample.gt))
+        views["error"] = _pixels((crop(restored) - crop(sample.gt)).abs() * ERROR_FACTOR)
     if "regions" in sample.maps:
         from sam4ir.data.masks.pictures import colour_regions  # a run without masks needs no module of masks
 
         regions = sample.maps["regions"]
-        base = views.get("ground truth", views["restored"])
+        base = views.get("gt", views["restored"])
         views["regions"] = colour_regions(base, crop(regions).numpy().astype(np.int32), int(regions.max()))
-    titles = np.concatenate([caption(name, picture.shape[1]) for name, picture in views.items()], axis=1)
-    return np.concatenate([caption(sample.key, titles.shape[1]), titles, np.concatenate(list(views.values()), axis=1)])
+    return views
+
+
+def _row(sample: Sample, outputs: Mapping[str, Tensor], rng: np.random.Generator) -> Picture:
+    """Return the row of an image: one crop of all its views."""
+    scale = max(outputs["restored"].shape[-1] // sample.lq.shape[-1], 1)
+    side = max(SIDE // scale, 1)
+    height, width = sample.lq.shape[-2:]
+    top = int(rng.integers(max(height - side, 0) + 1))
+    left = int(rng.integers(max(width - side, 0) + 1))
+    views = _views(sample, outputs, top, left, side)
+    titles = [caption(TITLES[name], picture.shape[1]) for name, picture in views.items()]
+    row = np.concatenate([np.concatenate(titles, axis=1), np.concatenate(list(views.values()), axis=1)])
+    return np.concatenate([caption(sample.key, row.shape[1]), row])
 
 
 def _pixels(image: Tensor) -> Picture:

@@ -168,8 +168,11 @@ def _read_summary(path: Path) -> tuple[_Summary, Values]:
             for image, outputs in images.items():
                 for output, row in outputs.items():
                     values.setdefault(dataset, {}).setdefault(output, {})[image] = numbers_of(row)
-        summary = _Summary(protocols, _set_values(content), content.get("lower_is_better"))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        lower = content.get("lower_is_better")
+        if lower is not None:
+            lower = [str(metric) for metric in lower]
+        summary = _Summary(protocols, _set_values(content), lower)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise _no_summary(path, error) from error
     return summary, values
 

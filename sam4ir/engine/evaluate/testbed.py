@@ -13,6 +13,7 @@ from sam4ir.data.sample import Dataset
 from sam4ir.engine import build
 from sam4ir.engine.evaluate.metric import Metric
 from sam4ir.engine.evaluate.report import Score, SetScore
+from sam4ir.engine.evaluate.saved_images import saved_images
 from sam4ir.engine.evaluate.validate import SHOWN_FAULTS, Outputs, evaluate
 from sam4ir.engine.restore import build as restore_build
 from sam4ir.engine.restore.build import RestoreRecipe
@@ -56,7 +57,7 @@ class TestBed:
     def score(self, weights: str | None, folder: Path, suffix: str) -> Scores:
         """Return the scores of these weights (a file or a name of the zoo), the same in each process.
 
-        With val.save_img images go to folder/visualization/<data set>/<image>_<suffix>.png.
+        With val.save_img images go to folder/visualization/<data set>/<image>_<suffix>.png, panels to folder/panels.
         An image at fault is listed, and the others are scored. Raises BuildError for weights that are None, and for a
         network that does not suit the images; UserError where no image can be scored.
         """
@@ -67,7 +68,8 @@ class TestBed:
         notes: list[str] = []
         faults: list[str] = []
         for name, dataset in self.data.items():
-            save_folder = folder / "visualization" / name if val.save_img else None
+            place = folder / "visualization" / name
+            saved = saved_images(val.save_img, name, place, folder / "panels" / name, suffix, samples=val.samples)
             evaluation = evaluate(
                 name,
                 dataset,
@@ -75,8 +77,7 @@ class TestBed:
                 self.metrics,
                 seed=self.seed,
                 world=self.world,
-                save_folder=save_folder,
-                save_suffix=suffix,
+                saved=saved,
                 samples=val.samples,
             )
             scores += evaluation.scores

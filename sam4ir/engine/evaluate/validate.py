@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -17,14 +16,13 @@ from sam4ir.engine.evaluate.metric import Metric, Pixels
 from sam4ir.engine.evaluate.panel import Panel
 from sam4ir.engine.evaluate.progress import SetProgress
 from sam4ir.engine.evaluate.report import Score, SetScore
+from sam4ir.engine.evaluate.saved_images import SavedImages
 from sam4ir.engine.restore.one_pass import Restorer
 from sam4ir.engine.restore.within_memory import WithinMemory
-from sam4ir.errors import UserError
 from sam4ir.models.restoration import eval_mode, last_output
 from sam4ir.utils.dist import ALONE, World
 from sam4ir.utils.faults import fault_of_item
-from sam4ir.utils.files import is_utf8, output_path, refuse_shared
-from sam4ir.utils.image import to_uint8, write_image
+from sam4ir.utils.files import is_utf8
 from sam4ir.utils.resize import imresize
 
 SHOWN_FAULTS = 5  # images at fault that a message lists
@@ -134,8 +132,7 @@ class _SetScorer:
     outputs: Outputs
     metrics: Mapping[str, Metric]
     seed: int
-    save_folder: Path | None
-    save_suffix: str
+    saved: SavedImages | None
     samples: int
     panel: Panel | None
 
@@ -156,14 +153,13 @@ class _SetScorer:
         """Restore an image as often as asked for, score, save and show the results."""
         scorer = _Scorer(self.name, sample, self.metrics)
         scorer.add(_baselines(sample), 0)
-        if self.save_folder is not None:  # a key that is no name of a file is a fault before the network runs
-            _output_file(self.save_folder, sample.key, self.save_suffix, "restored", None, self.name)
+        if self.saved is not None:  # a key that is no name of a file is a fault before the network runs
+            self.saved.file(sample.key, "restored")
         for number in range(self.samples):
             restored = self.outputs(sample, number)
-            if self.save_folder is not None:
-                shown = number if self.samples > 1 else None
-                _save(self.save_folder, sample.key, self.save_suffix, restored, shown, self.name)
             scorer.add(restored, number)
+            if self.saved is not None:
+                self.saved.write(sample, restored, number, scorer.result.scores)
             if self.panel is not None and number == 0:
                 self.panel.add(self.name, index, sample, restored)
         return scorer.result
@@ -177,8 +173,7 @@ def evaluate(
     *,
     seed: int,
     world: World = ALONE,
-    save_folder: Path | None = None,
-    save_suffix: str = "",
+    saved: SavedImages | None = None,
     stopped: Callable[[], int] = lambda: 0,
     samples: int = 1,
     panel: Panel | None = None,
@@ -190,15 +185,14 @@ def evaluate(
 
     Each process takes every world.size-th image. The degraded image itself is scored as the output 'input' where it has
     the size of the ground truth, and as 'bicubic', up-scaled, where it is smaller by a whole factor.
-    samples: how often each image is restored, with other noise each time. save_folder: restored images are written
-    there as 8-bit PNG, each by the process that restored it; an image whose key is no name of a file is at fault, and
-    two that would have one file are a UserError. stopped: asked between images; a number other than 0 ends the work in
+    samples: how often each image is restored, with other noise each time. saved: the files that restored images are
+    written to, each by the process that restored it; an image whose key is no name of a file is at fault, and two that
+    would have one file are a UserError. stopped: asked between images; a number other than 0 ends the work in
     all processes. panel: gets the images that it shows. progress: shows how far the work is.
     """
-    if save_folder is not None:
-        refined = outputs.refiner is not None
-        refuse_names(name, dataset, save_folder, save_suffix, samples, refined=refined, shared_alone=True)
-    score = _SetScorer(name, dataset, outputs, metrics, seed, save_folder, save_suffix, samples, panel)
+    if saved is not None:
+        saved.refuse_names(dataset, shared_alone=True)
+    score = _SetScorer(name, dataset, outputs, metrics, seed, saved, samples, panel)
     indices = range(world.rank, len(dataset), world.size)
     own: list[_ImageScores] = []
     progress = progress or SetProgress(world.main)
@@ -289,52 +283,3 @@ def _notes(sets: Sequence[SetScore], metrics: Mapping[str, Metric]) -> list[str]
                     "many images: compare it only with that of the same number of images, better of the same images"
                 )
     return notes
-
-
-def refuse_names(
-    name: str,
-    dataset: Dataset,
-    folder: Path,
-    suffix: str = "",
-    samples: int = 1,
-    *,
-    refined: bool = False,
-    shared_alone: bool = False,
-) -> None:
-    """Raise UserError where the outputs of an image cannot be a file below `folder`, or two would be the same file.
-
-    name: of the data set, for the message. folder, suffix, samples: as evaluate saves images. refined: whether there is
-    a refiner, whose images are saved too. shared_alone: pass over keys that are no names of files.
-    """
-    paths: list[tuple[str, Path]] = []
-    for index in range(len(dataset)):
-        key = dataset.key(index)
-        for output in ("restored", "refined")[: 1 + refined]:
-            for number in range(samples):
-                try:
-                    path = _output_file(folder, key, suffix, output, number if samples > 1 else None, name)
-                except UserError:
-                    if shared_alone:
-                        continue
-                    raise
-                paths.append((key, path))
-    refuse_shared(paths, f"data set {name}")
-
-
-def _output_file(folder: Path, key: str, suffix: str, output: str, number: int | None, name: str) -> Path:
-    """Return the file of an image's output. number: of the sample, where there are several. name: of the data set."""
-    parts = [""]
-    if suffix:
-        parts.append(suffix)
-    if output == "refined":
-        parts.append("refined")
-    if number is not None:
-        parts.append(f"s{number}")
-    return output_path(folder, key, f"{'_'.join(parts)}.png", f"data set {name}")
-
-
-def _save(folder: Path, key: str, suffix: str, images: Mapping[str, Tensor], number: int | None, dataset: str) -> None:
-    """Write the images whose values are finite. number: of the sample, where there are several."""
-    for output, image in images.items():
-        if image.isfinite().all():
-            write_image(_output_file(folder, key, suffix, output, number, dataset), to_uint8(image))

@@ -145,7 +145,7 @@ def _series(log: Path) -> Series:
         try:
             record = json.loads(line)
             iteration = int(record["iter"])
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             if number == len(lines):
                 break
             raise ReportError(
@@ -164,7 +164,7 @@ def _append(series: Series, name: str, iteration: int, value: Any) -> None:
         return
     try:
         series.setdefault(name, []).append((iteration, float(value)))
-    except ValueError:
+    except (ValueError, OverflowError):
         return
 
 

@@ -21,7 +21,6 @@ from sam4ir.engine.describe import device_in_words
 from sam4ir.engine.devices import choose_device, make_deterministic
 from sam4ir.engine.evaluate.build import build_metrics
 from sam4ir.engine.evaluate.metric import prepare_metrics, protocols_of
-from sam4ir.engine.evaluate.validate import refuse_names
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.log import console
 from sam4ir.engine.precision import settle_training
@@ -200,10 +199,7 @@ class Trainer:
         """Return the validation of the run, None without a `val` block."""
         if options.val is None:
             return None
-        if options.val.save_img:
-            for name, data in self.sets.val.items():  # at the start, and not at the first validation
-                refuse_names(name, data, self.paths.visualization / name, refined=options.val.refiner)
-        return Validation(
+        validation = Validation(
             restore_recipe(options),
             self.sets.val,
             self.metrics,
@@ -211,10 +207,15 @@ class Trainer:
             self.device,
             self.world,
             options.manual_seed,
-            self.paths.visualization,
+            self.paths.run,
             self.signals,
             self.log,
         )
+        for name, data in self.sets.val.items():  # at the start, and not at the first validation
+            saved = validation.saved(name, 0)
+            if saved is not None:
+                saved.refuse_names(data)
+        return validation
 
     def _compile(self, seed: int, scale: int) -> None:
         """Compile the networks that run faster so, as measured on images of the first stage."""

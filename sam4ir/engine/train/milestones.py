@@ -18,6 +18,7 @@ from sam4ir.engine.evaluate.metric import Metric
 from sam4ir.engine.evaluate.panel import Panel, write_panel
 from sam4ir.engine.evaluate.progress import SetProgress
 from sam4ir.engine.evaluate.report import BASELINES, Means, Score, SetScore, means
+from sam4ir.engine.evaluate.saved_images import SavedImages, saved_images
 from sam4ir.engine.evaluate.validate import SHOWN_FAULTS, Outputs, evaluate
 from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.restore import build as restore_build
@@ -46,7 +47,8 @@ class Validation:
     """The scoring of a run's averaged networks on its validation sets.
 
     recipe: how images are restored; its `val` also says whether the refiner is scored and whether images are saved.
-    sets: data sets by name. folder: where images go, as <folder>/<data set>/<iteration>. signals: ends a validation.
+    sets: data sets by name. folder: of the run, where images go, as visualization/<data set>/<iteration>. signals: ends
+    a validation.
     """
 
     recipe: RestoreRecipe
@@ -80,7 +82,7 @@ class Validation:
                     self.metrics,
                     seed=self.seed,
                     world=self.world,
-                    save_folder=self.folder / name / str(iteration) if self.recipe.val.save_img else None,
+                    saved=self.saved(name, iteration),
                     stopped=self.signals.number,
                     panel=panel,
                     progress=progress,
@@ -95,6 +97,13 @@ class Validation:
                 self.log.warning(note)
         rows = {} if panel is None else panel.take(self.world)
         return ValidationResult(scores, sets, rows)
+
+    def saved(self, name: str, iteration: int) -> SavedImages | None:
+        """Return where the images of a validation set go, None where val.save_img saves none."""
+        val = self.recipe.val
+        folder = self.folder / "visualization" / name / str(iteration)
+        panels = self.folder / "panels" / name / str(iteration)
+        return saved_images(val.save_img, name, folder, panels, refined=val.refiner)
 
 
 def _faults_text(name: str, faults: Sequence[tuple[str, str]]) -> str:

@@ -109,6 +109,9 @@ def test_nan_counts_nowhere_but_as_nan():
     assert (s.better, s.worse, s.equal) == (1, 0, 0)
 
 
+HUGE = "1" + "0" * 400  # more than a float holds
+
+
 @pytest.mark.parametrize(("a", "b"), [([30.0], [31.0]), ([INF, 30], [INF, 31])])
 def test_one_pair_has_a_difference_and_no_interval(a, b):
     s = paired(a, b)
@@ -326,6 +329,12 @@ def test_a_validation_table_gives_its_last_iteration(tmp_path: Path):
         ("summary.json", '{"protocols": {}', "is no whole summary.json"),
         ("summary.json", "[]", "is no whole summary.json"),
         ("summary.json", '{"protocols": {}, "images": {"s": 3}}', "is no whole summary.json"),
+        (
+            "summary.json",
+            '{"protocols": {}, "images": {"s": {"i": {"o": {"m": 1' + "0" * 400 + "}}}}}",
+            "is no whole summ",
+        ),
+        ("summary.json", '{"protocols": {}, "images": {}, "lower_is_better": 3}', "is no whole summary.json"),
         ("summary.json", '{"protocols": {}, "images": {}}', "holds no scores"),
         ("metrics.csv", "dataset,image,psnr\n", "has no column stage"),
         ("metrics.csv", "", "has no column dataset, stage, image"),

@@ -211,20 +211,21 @@ def test_hostile_names_are_text(world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "words"),
+    ("damage", "line", "words"),
     [
-        ("log.jsonl", "line 2 is no record of a run"),
-        ("validation.csv", "has no column"),
+        ("log.jsonl", "{no record", "line 2 is no record of a run"),
+        ("log.jsonl", '{"iter": Infinity}', "line 2 is no record of a run"),
+        ("validation.csv", "{no record", "has no column"),
     ],
 )
 def test_a_damaged_run_is_refused_and_nothing_is_written(
-    damage: str, words: str, world: World, capsys: pytest.CaptureFixture[str]
+    damage: str, line: str, words: str, world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = world.root / "experiments" / "small"
     assert main(["train", "-opt", str(world.write(world.values()))]) == 0
     text = (run / damage).read_text()
     lines = text.splitlines()
-    (run / damage).write_text("\n".join([lines[0].replace("dataset", "set"), "{no record", *lines[2:]]))
+    (run / damage).write_text("\n".join([lines[0].replace("dataset", "set"), line, *lines[2:]]))
     output = world.root / "report.html"
     assert main(["report", str(run), "--output", str(output)]) == 2
     assert words in capsys.readouterr().err
