@@ -109,9 +109,6 @@ def test_nan_counts_nowhere_but_as_nan():
     assert (s.better, s.worse, s.equal) == (1, 0, 0)
 
 
-HUGE = "1" + "0" * 400  # more than a float holds
-
-
 @pytest.mark.parametrize(("a", "b"), [([30.0], [31.0]), ([INF, 30], [INF, 31])])
 def test_one_pair_has_a_difference_and_no_interval(a, b):
     s = paired(a, b)
