@@ -33,7 +33,8 @@ def parser() -> cli.Parser:
         type=cli.count,
         default=15,
         metavar="N",
-        help="images that get full views: the worst, the best and others evenly (default: 15)",
+        help="images that get full views: the worst, the best and others evenly (default: 15); the rest get reduced "
+        "views, and 0 leaves all views out",
     )
     command.add_argument("--metric", help="by which these are chosen (default: the first that all results have)")
     command.add_argument("--lossless", action="store_true", help="views as PNG, exact to the pixel, in a larger file")
@@ -77,5 +78,8 @@ def main(words: Sequence[str] | None = None) -> int:
             print(printable(f"note: {note}", sys.stderr.encoding), file=sys.stderr)
         if options.table is None:
             size = output.stat().st_size / 1e6
-            print(f"{output}: {size:.1f} MB, {report.images} images with views")
+            counted = f"{report.images} images with full views"
+            if report.reduced:
+                counted += f", {report.reduced} with reduced ones"
+            print(f"{output}: {size:.1f} MB, {counted}")
     return 0

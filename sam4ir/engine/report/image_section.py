@@ -9,7 +9,7 @@ from sam4ir.engine.evaluate.report import BASELINES, titled
 from sam4ir.engine.report.chosen import Judged
 from sam4ir.engine.report.inputs import Scored
 from sam4ir.engine.report.markup import Markup, data_address, element, table
-from sam4ir.engine.report.pictures import Encoded
+from sam4ir.engine.report.pictures import REDUCED, Encoded
 from sam4ir.engine.report.run_section import notes_list
 from sam4ir.engine.report.score_table import number
 
@@ -24,12 +24,13 @@ HELP = (
 
 @dataclass(frozen=True)
 class ShownImage:
-    """An image with its views. id: of its part in the page."""
+    """An image with its views. id: of its part in the page. reduced: whether its views are smaller than the image."""
 
     id: str
     judged: Judged
     views: Sequence[Encoded]
     notes: Sequence[str]
+    reduced: bool = False
 
 
 def image_section(
@@ -39,16 +40,21 @@ def image_section(
     if not images and not notes:
         return Markup("")
     parts = [element("h2", "Images", id="images"), notes_list(notes)]
+    full = [image for image in images if not image.reduced]
+    others = [image for image in images if image.reduced]
     if images:
-        words = (
-            f"{len(images)} of {total} images. {HELP} Error maps are the mean over channels of |image - GT|, times 5."
-        )
+        words = f"{len(full)} of {total} images in full. {HELP} "
+        words += "Error maps are the mean over channels of |image - GT|, times 5."
         if not lossless:
             words += (
                 " Views beyond 256 x 256 pixels are compressed (WebP); scores and error maps are of the exact pixels."
             )
         parts.append(element("p", words, class_="soft"))
-    parts += [_image(image, scored) for image in images]
+    parts += [_image(image, scored) for image in full]
+    if others:
+        summary = f"{len(others)} further images, with views of {REDUCED} pixels at most"
+        articles = [_image(image, scored) for image in others]
+        parts.append(element("details", element("summary", summary), *articles))
     return element("section", *parts, aria_labelledby="images")
 
 

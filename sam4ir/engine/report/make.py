@@ -12,7 +12,7 @@ from sam4ir.engine.report.chosen import Judged, choice_metric, choose_images, ju
 from sam4ir.engine.report.image_section import ShownImage, image_section
 from sam4ir.engine.report.inputs import Inputs, Scored
 from sam4ir.engine.report.page import whole_page
-from sam4ir.engine.report.pictures import Encoded, Gallery, ImageViews, encoded_panel
+from sam4ir.engine.report.pictures import Encoded, Gallery, ImageViews, encoded_panel, reduced_panel
 from sam4ir.engine.report.run_facts import ReportError
 from sam4ir.engine.report.run_section import run_section
 from sam4ir.engine.report.score_section import score_section
@@ -22,6 +22,7 @@ from sam4ir.utils.files import write_text
 SUFFIXES = (".html", ".htm")
 _BASE64 = 4 / 3  # characters of a byte
 _THREADS = 2
+_SHARE_OF_OTHERS = 0.4  # of the file, at most, for the reduced views of images that were not chosen
 _ROOM = 2_000_000  # bytes for all but pictures, which a report stays below but for thousands of images
 
 
@@ -29,8 +30,9 @@ _ROOM = 2_000_000  # bytes for all but pictures, which a report stays below but 
 class ReportChoice:
     """What the user wants to see.
 
-    images: how many get full views. metric: by which they are chosen; None for the first. lossless: whether views are
-    exact. largest: bytes of the file, by which further views are left out. title: of the page.
+    images: how many get full views, where the others get reduced ones; 0 leaves all views out. metric: by which they
+    are chosen; None for the first. lossless: whether full views are exact. largest: bytes of the file, by which further
+    views are left out. title: of the page.
     """
 
     images: int = 15
@@ -42,10 +44,11 @@ class ReportChoice:
 
 @dataclass(frozen=True)
 class Report:
-    """A whole report. html: the page. images: with full views. notes: what is missing."""
+    """A whole report. html: the page. images, reduced: with full and with reduced views. notes: what is missing."""
 
     html: str
     images: int
+    reduced: int
     notes: tuple[str, ...]
 
 
@@ -70,22 +73,20 @@ def make_report(inputs: Inputs, choice: ReportChoice) -> Report:
         total = len(judged)
         gallery = Gallery(inputs.scored, inputs.runs)
         chosen = choose_images(judged, choice.images, compared=len(inputs.scored) > 1)
-        shown, left_out = _shown_images(gallery, chosen, choice)
+        shown = _shown_images(gallery, chosen, _others(judged, chosen), choice)
         notes += dict.fromkeys(gallery.notes)
         shown, common = _common_notes(shown)
         notes += common
-        if left_out:
-            notes.append(
-                f"{left_out} of {len(chosen)} chosen images have no views here, since the file would be larger than "
-                f"{choice.largest / 1e6:g} MB (--max-size)"
-            )
+        notes += _size_notes(shown, len(chosen), total, choice)
     links = {image.judged.place: image.id for image in shown}
     sections = [
         score_section(inputs.scored, score_table(inputs.scored), links),
         image_section(shown, inputs.scored, total, choice.lossless, notes),
         run_section(inputs.runs),
     ]
-    return Report(whole_page(choice.title or _title(inputs), sections), len(shown), (*notes, *_image_notes(shown)))
+    page = whole_page(choice.title or _title(inputs), sections)
+    reduced = sum(1 for image in shown if image.reduced)
+    return Report(page, len(shown) - reduced, reduced, (*notes, *_image_notes(shown)))
 
 
 def write_report(path: Path, report: Report) -> None:
@@ -103,19 +104,66 @@ def _title(inputs: Inputs) -> str:
     return f"sam4ir report: {', '.join(names)}"
 
 
-def _shown_images(gallery: Gallery, chosen: Sequence[Judged], choice: ReportChoice) -> tuple[list[ShownImage], int]:
-    """Return the chosen images with their encoded views, and how many had no room in the file."""
-    shown: list[ShownImage] = []
+def _others(judged: Sequence[Judged], chosen: Sequence[Judged]) -> list[Judged]:
+    """Return the images that were not chosen, from the worst on; none where no views are wanted."""
+    if not chosen:
+        return []
+    places = {each.place for each in chosen}
+    return [each for each in choose_images(judged, len(judged), compared=True) if each.place not in places]
+
+
+def _shown_images(
+    gallery: Gallery, chosen: Sequence[Judged], others: Sequence[Judged], choice: ReportChoice
+) -> list[ShownImage]:
+    """Return the images with their encoded views, as far as the file has room: the chosen ones, then the others.
+
+    The others have reduced views, as have those of the chosen ones that are too large.
+    """
     room = choice.largest - _ROOM
+    left = _SHARE_OF_OTHERS * room
+    largest = 0
+    names = {each.place: f"image-{number}" for number, each in enumerate([*chosen, *others], 1)}
+    small: list[ShownImage] = []
+    full: list[ShownImage] = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for number, judged in enumerate(chosen, 1):
+
+        def encoded(views: ImageViews, *, reduced: bool) -> tuple[list[Encoded], int]:
+            if reduced:
+                panels = list(pool.map(reduced_panel, views.views))
+            else:
+                panels = list(pool.map(lambda view: encoded_panel(view, choice.lossless), views.views))
+            return panels, round(_BASE64 * sum(len(panel.data) for panel in panels))
+
+        for judged in others:
             views = gallery.views(*judged.place)
-            encoded = list(pool.map(lambda view: encoded_panel(view, choice.lossless), views.views))
-            room -= round(_BASE64 * sum(len(view.data) for view in encoded))
-            if room < 0:
-                return shown, len(chosen) - len(shown)
-            shown.append(_shown(number, judged, views, encoded))
-    return shown, 0
+            panels, size = encoded(views, reduced=True)
+            if size > left:
+                break
+            left, room, largest = left - size, room - size, max(largest, size)
+            small.append(ShownImage(names[judged.place], judged, panels, views.notes, reduced=True))
+        for number, judged in enumerate(chosen, 1):
+            views, reduced = gallery.views(*judged.place), False
+            panels, size = encoded(views, reduced=False)
+            if size > room - largest * (len(chosen) - number):  # reduced views of the rest shall have room too
+                reduced = True
+                panels, size = encoded(views, reduced=True)
+            if size > room:
+                break
+            room -= size
+            full.append(ShownImage(names[judged.place], judged, panels, views.notes, reduced))
+    return [*full, *small]
+
+
+def _size_notes(shown: Sequence[ShownImage], chosen: int, total: int, choice: ReportChoice) -> list[str]:
+    """Return notes on views that the largest size of the file makes smaller or leaves out."""
+    notes = []
+    size = f"{choice.largest / 1e6:g} MB (--max-size)"
+    full = sum(1 for image in shown if not image.reduced)
+    if full < chosen:
+        notes.append(f"{chosen - full} of {chosen} chosen images have no full views: the file would exceed {size}")
+    if chosen and len(shown) < total:
+        notes.append(f"{total - len(shown)} of {total} images have no views: the file would exceed {size}")
+    return notes
 
 
 def _common_notes(shown: Sequence[ShownImage]) -> tuple[list[ShownImage], list[str]]:
@@ -128,10 +176,6 @@ def _common_notes(shown: Sequence[ShownImage]) -> tuple[list[ShownImage], list[s
         own = [note for note in image.notes if note not in common]
         rest.append(dataclasses.replace(image, notes=own))
     return rest, common
-
-
-def _shown(number: int, judged: Judged, views: ImageViews, encoded: Sequence[Encoded]) -> ShownImage:
-    return ShownImage(f"image-{number}", judged, encoded, views.notes)
 
 
 def _image_notes(shown: Sequence[ShownImage]) -> list[str]:

@@ -253,4 +253,14 @@ class Viewer {
 
 for (const svg of document.querySelectorAll("svg[data-curves]")) new Chart(svg);
 for (const root of document.querySelectorAll(".viewer")) new Viewer(root);
+/** Opens the group of images that holds the target of a link. */
+function openTarget() {
+  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+  const group = target && target.closest("details");
+  if (!group || group.open) return;
+  group.open = true;
+  target.scrollIntoView();
+}
+addEventListener("hashchange", openTarget);
+openTarget();
 document.documentElement.dataset.ready = "true";

@@ -22,7 +22,7 @@ from sam4ir.engine.report.run_facts import RunFacts
 from sam4ir.errors import UserError, first_line
 from sam4ir.utils.faults import fault_of_item
 from sam4ir.utils.files import output_path
-from sam4ir.utils.image import eight_bits, encode_png, read_image, to_uint8
+from sam4ir.utils.image import eight_bits, encode_png, read_image, resize_for_display, to_uint8
 
 if TYPE_CHECKING:
     from sam4ir.data.masks.store import MaskStore
@@ -31,6 +31,8 @@ Pixels8 = NDArray[np.uint8]  # (h, w, 1 or 3) RGB
 
 EXACT_UP_TO = 256 * 256  # pixels of a view that is small enough to be stored without loss
 QUALITY = 92
+REDUCED = 480  # pixels of the longer side of a reduced view
+REDUCED_QUALITY = 70
 ERROR_FACTOR = 5
 MOST_SAMPLES = 4  # views of samples of a diffusion network; the spread is over all of them
 _LARGEST_WEBP = 16383  # pixels of a side
@@ -70,17 +72,34 @@ class ImageViews:
 
 def encoded_panel(view: NamedView, lossless: bool) -> Encoded:
     """Return a view as PNG where it is small or must be exact, else as WebP (JPEG where WebP allows no such size)."""
-    height, width, channels = view.pixels.shape
+    height, width, _ = view.pixels.shape
     if lossless or height * width <= EXACT_UP_TO:
         return Encoded(view.label, encode_png(view.pixels), "image/png", height, width)
+    return _compressed(view, QUALITY)
+
+
+def reduced_panel(view: NamedView) -> Encoded:
+    """Return a view with a longer side of REDUCED pixels at most, compressed; a small view as encoded_panel does."""
+    height, width, channels = view.pixels.shape
+    if height * width <= EXACT_UP_TO and max(height, width) <= REDUCED:
+        return encoded_panel(view, lossless=False)
+    share = REDUCED / max(height, width, REDUCED)
+    size = max(round(height * share), 1), max(round(width * share), 1)
+    pixels = resize_for_display(view.pixels, *size).reshape(*size, channels)
+    return _compressed(NamedView(view.label, pixels), REDUCED_QUALITY)
+
+
+def _compressed(view: NamedView, quality: int) -> Encoded:
+    """Return a view as WebP, or as JPEG where WebP allows no such size."""
+    height, width, channels = view.pixels.shape
     pixels = view.pixels
     if channels == 1:
         pixels = pixels[:, :, 0]
     buffer = io.BytesIO()
     if max(height, width) <= _LARGEST_WEBP:
-        Image.fromarray(pixels).save(buffer, "WEBP", quality=QUALITY, method=1)
+        Image.fromarray(pixels).save(buffer, "WEBP", quality=quality, method=1)
         return Encoded(view.label, buffer.getvalue(), "image/webp", height, width)
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=QUALITY, subsampling=0)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=0)
     return Encoded(view.label, buffer.getvalue(), "image/jpeg", height, width)
 
 

@@ -16,7 +16,7 @@ from sam4ir.engine.report.chosen import Judged, choice_metric, choose_images, ju
 from sam4ir.engine.report.image_section import starting_views
 from sam4ir.engine.report.inputs import Scored
 from sam4ir.engine.report.markup import element, joined
-from sam4ir.engine.report.pictures import NamedView, boundaries_on, encoded_panel, error_map, spread_map
+from sam4ir.engine.report.pictures import NamedView, boundaries_on, encoded_panel, error_map, reduced_panel, spread_map
 from sam4ir.engine.report.run_facts import ReportError
 from sam4ir.utils.image import decode_image
 
@@ -145,6 +145,10 @@ def test_small_views_are_exact_and_large_ones_close(channels: int) -> None:
     assert webp.kind == "image/webp"
     assert np.abs(decode_image(webp.data, "x").astype(int) - large).mean() < 2
     assert encoded_panel(NamedView("x", large), lossless=True).kind == "image/png"
+    assert reduced_panel(NamedView("x", small)) == png
+    reduced = reduced_panel(NamedView("x", np.zeros((700, 1400, 1), np.uint8)))
+    assert (reduced.kind, reduced.height, reduced.width) == ("image/webp", 240, 480)
+    assert reduced_panel(NamedView("x", np.zeros((3, 2000, 3), np.uint8))).height == 1
 
 
 def test_a_viewer_begins_with_two_results_or_with_input_and_result() -> None:

@@ -264,8 +264,23 @@ def test_an_output_that_is_no_page_is_refused_before_the_work(
 def test_the_file_stays_below_its_bound(results: tuple[Path, Path]) -> None:
     report = reported(*results, largest=2_000_000 + 60_000)
     assert 0 < report.images < 5
-    assert any("have no views here, since the file would be larger than 2.06 MB" in note for note in report.notes)
+    assert any("have no full views: the file would exceed 2.06 MB" in note for note in report.notes)
+    assert any("have no views: the file would exceed 2.06 MB" in note for note in report.notes)
     assert reported(*results, images=0).images == 0
+
+
+def test_images_that_were_not_chosen_have_reduced_views(results: tuple[Path, Path]) -> None:
+    report = reported(*results, images=2)
+    assert (report.images, report.reduced) == (2, 3)
+    assert "3 further images" in report.html
+    page = Page(report.html)
+    assert not [note for note in report.notes if "--max-size" in note]
+    for number in range(1, 6):
+        assert f'id="image-{number}"' in report.html
+    assert page.text.count("Left view") == 5
+    none = reported(*results, images=0)
+    assert (none.images, none.reduced) == (0, 0)
+    assert "further images" not in none.html
 
 
 def test_a_table_is_printed_and_no_page_written(

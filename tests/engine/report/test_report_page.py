@@ -84,7 +84,7 @@ def first(browser: Any, selector: str) -> Any:
 def test_all_pictures_load_and_the_console_is_silent(browser: Any, address: str) -> None:
     show(browser, address, 1280)
     loaded = browser.execute_script("return [...document.images].map((i) => i.decode().then(() => i.naturalWidth))")
-    assert len(loaded) == 3 * 11
+    assert len(loaded) == 5 * 11
     widths = browser.execute_async_script(
         "const done = arguments[0]; Promise.all([...document.images].map((i) => i.decode())).then("
         "() => done([...document.images].map((i) => i.naturalWidth)), (error) => done(String(error)))"
@@ -175,6 +175,23 @@ def test_any_two_views_zoom_and_pan_together(browser: Any, address: str) -> None
     assert Select(first(browser, "[data-role=left]")).first_selected_option.text == "LQ (input)"
     first(browser, "[data-role=fit]").click()
     assert transforms(browser) == before
+
+
+def test_a_link_opens_the_group_of_its_image_and_the_viewer_there_works(browser: Any, address: str) -> None:
+    show(browser, address, 1280)
+    group = first(browser, "details:has(.viewer)")
+    assert not group.get_property("open")
+    last = browser.find_elements("css selector", "article.image")[-1]
+    browser.execute_script("location.hash = arguments[0]", last.get_attribute("id"))
+    end = time.monotonic() + WAIT
+    while not group.get_property("open"):
+        assert time.monotonic() < end, "the link opened nothing"
+        time.sleep(0.05)
+    slider = last.find_element("css selector", ".slider")
+    slider.send_keys("\ue010")  # the key End
+    divider = last.find_element("css selector", ".divider")
+    stage = last.find_element("css selector", ".stage")
+    assert divider.rect["x"] == pytest.approx(stage.rect["x"] + stage.rect["width"], abs=2)
 
 
 @pytest.mark.parametrize("width", [400, 1280])
