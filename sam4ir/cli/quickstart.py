@@ -1,13 +1,14 @@
-"""Train a small network plainly and with SAM4IR on real photographs, score both and draw a picture.
+"""Train a small network plainly and with SAM4IR on real photographs, score both and report.
 
 sam4ir quickstart
 
-The command copies six photographs from the scikit-image package, fetches VGG16 and calls sam4ir train and sam4ir test
-with option files of the package, as a user would. A CPU does this in minutes. The same command continues a run that was
-stopped.
+The command copies six photographs from the scikit-image package, fetches VGG16 and calls sam4ir train, test and
+report with option files of the package, as a user would. A CPU does this in minutes. The same command continues a run
+that was stopped.
 
-It writes into the current folder. results/quickstart gets summary.json (all scores), summary.md (a table) and
-comparison.png; datasets/quickstart gets the photographs and their masks, experiments/ the two runs.
+It writes into the current folder. results/quickstart gets report.html (curves, scores, and images with a slider
+between both networks), summary.json (all scores), summary.md (a table) and comparison.png; datasets/quickstart gets
+the photographs and their masks, experiments/ the two runs.
 """
 
 from __future__ import annotations

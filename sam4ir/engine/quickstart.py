@@ -1,4 +1,4 @@
-"""Train a small network plainly and with SAM4IR on six photographs, score both and draw a picture.
+"""Train a small network plainly and with SAM4IR on six photographs, score both, draw a picture and report.
 
 The trainings and tests are commands of their own, as a user types them (`sam4ir quickstart`).
 """
@@ -39,6 +39,7 @@ PHOTOS = COMMITTED / "photos"
 EXPERIMENTS = Path("experiments")
 RESULTS = Path("results")
 FOLDER = RESULTS / "quickstart"
+REPORT = FOLDER / "report.html"
 COLUMNS = ("noisy", "plain", "refiner", "student")
 TITLES = ("noisy", "plain", "refiner", "student (deployed)")  # of the columns in README.md
 # top and left of the detail that the picture shows of each photograph
@@ -100,6 +101,13 @@ def _test() -> None:
         weights = f"experiments/quickstart_{name}/models/net_g_latest.pth"
         force = [f"name=quickstart_{name}", f"path:pretrain_network_g={weights}"]
         _call("test", "-opt", f"{OPTIONS}/test.yml", "--overwrite", "--force_yml", *force)
+
+
+def _report() -> None:
+    """Write the page that compares both networks: curves, scores, and the images side by side."""
+    runs = [f"experiments/quickstart_{name}" for name in ("plain", "sam4ir")]
+    results = [f"results/quickstart_{name}" for name in ("plain", "sam4ir")]
+    _call("report", *runs, *results, "--output", REPORT.as_posix(), "--title", "sam4ir quickstart")
 
 
 def _collect() -> Scores:
@@ -233,6 +241,7 @@ def quickstart(commit: bool) -> int:
     _copy_photographs()
     _train()
     _test()
+    _report()
     scores = _collect()
     write_image(FOLDER / "comparison.png", _picture(scores))
     write_text(FOLDER / "summary.md", _summary(scores, FOLDER / "comparison.png"))
@@ -243,6 +252,7 @@ def quickstart(commit: bool) -> int:
         duration += " (an earlier run went on)"
     print(f"\n{console_table(scores)}\n\n{duration}.")
     print("Numbers: results/quickstart/summary.json, picture: results/quickstart/comparison.png")
+    print(f"Open {REPORT.as_posix()} in a browser: curves, and a slider between the images of both networks.")
     if commit:
         for name in ("summary.md", "comparison.png"):
             shutil.copyfile(FOLDER / name, COMMITTED / name)
