@@ -7,10 +7,52 @@ import errno
 import io
 import logging
 import os
+import re
 import sys
 from typing import Any, Literal, TextIO
 
 _READER_LEFT = (errno.EPIPE, errno.ECONNRESET)
+
+
+_NARROWEST = 20  # columns of a terminal that lines are wrapped for
+_UNIT = re.compile(
+    r"(?:\[[^\]]*\])+"  # [name][epoch: 1, iter: 200]
+    r"|[^\s:\[\]]+: [^\s\[]\S*(?: [KMGT]iB)?"  # psnr: 27.31
+    r"|\S+"
+)
+
+
+def narrowed(text: str, columns: int) -> str:
+    """Return the text with lines that are longer than `columns` broken between words, brackets and `name: value`.
+
+    What follows a break is indented by four blanks more. A unit that is too long for a line is broken at its blanks.
+    """
+    lines = []
+    for line in text.split("\n"):
+        if len(line) <= columns:
+            lines.append(line)
+        else:
+            lines += _broken(line, columns)
+    return "\n".join(lines)
+
+
+def _broken(line: str, columns: int) -> list[str]:
+    """Return the lines that a long line becomes."""
+    indent = line[: len(line) - len(line.lstrip())]
+    further = indent if indent else "    "
+    units: list[str] = []
+    for unit in _UNIT.findall(line):
+        if len(further) + len(unit) > columns:
+            units += unit.split(" ")
+        else:
+            units.append(unit)
+    lines = [indent + units[0]]
+    for unit in units[1:]:
+        if len(lines[-1]) + 1 + len(unit) > columns:
+            lines.append(further + unit)
+        else:
+            lines[-1] += f" {unit}"
+    return lines
 
 
 class _PatientFile(io.FileIO):
@@ -49,7 +91,21 @@ def _to_nowhere(descriptor: int) -> None:
 
 
 class ConsoleHandler(logging.StreamHandler[TextIO]):
-    """The handler that prints log lines. An error of the system ends the run, as it does for a log file."""
+    """The handler that prints log lines. An error of the system ends the run, as it does for a log file.
+
+    In a terminal, lines that are too long for it go on in the next one, between two values.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a line, wrapped where the stream is a terminal."""
+        text = super().format(record)
+        try:
+            columns = os.get_terminal_size(self.stream.fileno()).columns
+        except (AttributeError, OSError, ValueError):  # no terminal, or no file at all
+            return text
+        if columns < _NARROWEST:
+            return text
+        return narrowed(text, columns)
 
     def handleError(self, record: logging.LogRecord) -> None:
         """Raise an OSError, where logging would print its traceback and go on."""

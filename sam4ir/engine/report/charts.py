@@ -14,6 +14,7 @@ from sam4ir.engine.report.markup import Markup, element, joined, json_attribute
 WIDTH, HEIGHT = 400, 240
 LEFT, RIGHT, TOP, BOTTOM = 54, 16, 10, 34
 SIDE = 400  # of a scatter
+BESIDE = 18  # room for the label of its upright axis
 COLOURS = 7  # that page.css has as --line-0, --line-1 ...
 MOST_POINTS = 400  # of a curve; more cannot be told apart in a chart
 _LOG_FROM = 50.0  # a chart of positive values whose largest is so many times the smallest has a logarithmic axis
@@ -196,7 +197,7 @@ def scatter_chart(title: str, below: str, beside: str, dots: Sequence[Dot]) -> M
         return Markup("")
     values = list(itertools.chain.from_iterable((dot.x, dot.y) for dot in finite))
     marks = ticks(min(values), max(values), 6)
-    across = _Axis(marks[0], marks[-1], LEFT, SIDE - LEFT - RIGHT)
+    across = _Axis(marks[0], marks[-1], LEFT + BESIDE, SIDE - LEFT - BESIDE - RIGHT)
     up = _Axis(marks[0], marks[-1], SIDE - BOTTOM - 12, -(SIDE - TOP - BOTTOM - 12))
     low, high = marks[0], marks[-1]
     diagonal = element(
