@@ -118,18 +118,27 @@ def drawing(title: str, curves: Mapping[str, Points], width: int, height: int, c
     xs = [point[0] for points in lines.values() for point in points]
     ys = [point[1] for points in lines.values() for point in points]
     levels = ticks(min(ys), max(ys))
+    digits = digits_of(levels)
     canvas = _Canvas(columns, rows, (min(xs), max(xs)), (levels[0], levels[-1]))
     for number, points in enumerate(lines.values()):
         canvas.curve(points, number)
     text = [title[:width]]
     for row in range(rows):
-        text.append(f"{canvas.label(row, levels):>{_LABEL}} {canvas.line(row, colours)}")
+        text.append(f"{canvas.label(row, levels, digits):>{_LABEL}} {canvas.line(row, colours)}")
     ends = f"{min(xs):,}", f"{max(xs):,}"
     text.append(" " * (_LABEL + 1) + ends[0] + ends[1].rjust(max(columns - len(ends[0]), 1)))
     for number, (name, points) in enumerate(shown.items()):
         mark = _coloured("⣿", number, colours)
         text.append(f"{'':{_LABEL}} {mark} {name}: {points[-1][1]:.5g} at {points[-1][0]:,}"[: width + 9 * colours])
     return text
+
+
+def digits_of(levels: Sequence[float]) -> int:
+    """Return the digits that tell the numbers of an axis apart: 4 to 7, as many as its labels have room for."""
+    for digits in range(4, _LABEL - 2):
+        if len({f"{level:.{digits}g}" for level in levels}) == len(set(levels)):
+            return digits
+    return _LABEL - 2
 
 
 class _Canvas:
@@ -162,11 +171,11 @@ class _Canvas:
         self._cells[y // 4][x // 2] |= _DOTS[y % 4][x % 2]
         self._owner[y // 4][x // 2] = number
 
-    def label(self, row: int, levels: Sequence[float]) -> str:
-        """Return the number of the axis whose height is in this row; '' where none is."""
+    def label(self, row: int, levels: Sequence[float], digits: int) -> str:
+        """Return the number of the axis whose height is in this row, with its digits; '' where none is."""
         for level in levels:
             if self._place(self._x[0], level)[1] // 4 == row:
-                return f"{level:.4g}"
+                return f"{level:.{digits}g}"
         return ""
 
     def line(self, row: int, colours: bool) -> str:

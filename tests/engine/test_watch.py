@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sam4ir.cli.watch import main
-from sam4ir.engine.watch import RunCurves, charts, chosen_tags, drawing, smoothed
+from sam4ir.engine.watch import RunCurves, charts, chosen_tags, digits_of, drawing, smoothed
 from sam4ir.errors import UserError
 
 
@@ -104,3 +104,12 @@ def test_the_command_draws_once_where_there_is_no_terminal(tmp_path: Path, capsy
     assert "\x1b" not in out
     with pytest.raises(UserError, match=r"none: is no folder of a run"):
         main([str(tmp_path / "none")])
+
+
+def test_the_numbers_of_an_axis_differ() -> None:
+    assert digits_of([26.702, 26.704, 26.706]) == 5
+    assert digits_of([0.1, 0.2]) == 4
+    assert digits_of([1e6 + 1e-3, 1e6]) == 7
+    text = "\n".join(drawing("x", {"a": [(0, 26.7042), (1, 26.7115)]}, 60, 14, colours=False))
+    numbers = [line.split()[0] for line in text.splitlines()[1:10] if line[:9].strip()]
+    assert len(numbers) == len(set(numbers)) > 2

@@ -10,16 +10,20 @@ from sam4ir.engine.trackers.tensorboard import TensorBoardTracker, tensorboard_i
 from sam4ir.engine.trackers.tracker import Guarded, Tracker
 
 
+def wants_tensorboard(logger: LoggerOptions) -> bool:
+    """Return whether a run writes for TensorBoard: as its options say, else where it is installed."""
+    if logger.use_tb_logger is None:
+        return tensorboard_is_installed()
+    return logger.use_tb_logger
+
+
 def build_trackers(logger: LoggerOptions, paths: RunPaths, iteration: int, options_text: str) -> list[Tracker]:
     """Return the trackers of a run that goes on from an iteration, 0 for a fresh start.
 
     options_text: the options as YAML, which services show.
     """
     trackers: list[Tracker] = []
-    wanted = logger.use_tb_logger
-    if wanted is None:
-        wanted = tensorboard_is_installed()
-    if wanted:
+    if wants_tensorboard(logger):
         trackers.append(TensorBoardTracker(paths.tensorboard, iteration))
     config, name, folder = dict(parse(options_text)[0] or {}), paths.name, paths.run
     wandb, mlflow, trackio = logger.wandb, logger.mlflow, logger.trackio

@@ -25,7 +25,7 @@ from sam4ir.engine.interrupt import Interrupted, Signals
 from sam4ir.engine.log import console
 from sam4ir.engine.precision import settle_training
 from sam4ir.engine.restore.build import restore_recipe
-from sam4ir.engine.trackers.build import build_trackers
+from sam4ir.engine.trackers.build import build_trackers, wants_tensorboard
 from sam4ir.engine.train import build as build_train
 from sam4ir.engine.train import data as train_data
 from sam4ir.engine.train import resume as resuming
@@ -95,7 +95,7 @@ class Trainer:
         self.formats.log(self.log)
         self.progress, options = self._begin(options, resume)
         if world.main:
-            self._report_cost(options)
+            self._report_work(options)
         options_text = dump_options(options)
         self.journal = self._journal(options_text, options.logger)
         self.step = build_train.build_step(options, self.parts, self.device, world)
@@ -130,10 +130,33 @@ class Trainer:
             main=world.main,
         )
 
-    def _report_cost(self, options: Options) -> None:
-        """Log architecture, parameters and multiply-adds of the deployed network."""
+    def _report_work(self, options: Options) -> None:
+        """Log the networks, the images, the steps of an epoch, and where everything is written."""
         parameters = parameter_count(self.parts.model.networks["g"])
         self.log.info(network_line(options.network_g, parameters, cost_of(options, self.sets.channels)))
+        for label, network in self.parts.model.networks.items():
+            if label != "g":
+                self.log.info(
+                    "Network net_%s: %s parameters, in training only.", label, f"{parameter_count(network):,}"
+                )
+        images = len(self.sets.train)
+        samples = images * self.sets.loader.dataset_enlarge_ratio
+        batch = self.stages[0].total_batch
+        self.log.info(
+            "Training on %s images: %s samples an epoch, %s a step, %s steps; number format %s.",
+            f"{images:,}",
+            f"{samples:,}",
+            f"{batch:,}",
+            f"{self.total_iter:,}",
+            options.precision,
+        )
+        if options.val is not None and options.val.val_freq is not None:
+            for name, data in self.sets.val.items():
+                self.log.info("Validation on %s: %d images, each %d steps.", name, len(data), options.val.val_freq)
+        places = f"Weights and pictures go to {self.paths.run}"
+        if wants_tensorboard(options.logger):
+            places += f", curves to {self.paths.tensorboard}"
+        self.log.info("%s.", places)
 
     def _begin(self, options: Options, resume: bool) -> tuple[Progress, Options]:
         """Load the checkpoint that the run goes on from, if any, and log how the run begins.

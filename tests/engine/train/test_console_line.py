@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import World
 
+from sam4ir.engine.cost import parameter_count
 from sam4ir.engine.evaluate import progress as set_progress
 from sam4ir.engine.evaluate.progress import SetProgress
 from sam4ir.engine.train import console_line, step_log
@@ -110,3 +111,15 @@ def test_a_slow_validation_says_something_each_minute(clock: Clock, monkeypatch:
     clock.now += 500
     silent.add()
     assert not said
+
+
+def test_a_run_begins_with_its_networks_images_and_places(world: World) -> None:
+    changes = ("logger:use_tb_logger=true", "datasets:train:dataset_enlarge_ratio=2")
+    trainer = Trainer(world.options(True, changes), False)
+    trainer.close()
+    text = (trainer.paths.run / "train_small.log").read_text()
+    refiner = f"{parameter_count(trainer.parts.model.networks['r']):,}"
+    assert f"Network net_r: {refiner} parameters, in training only." in text
+    assert "Training on 5 images: 10 samples an epoch, 2 a step, 8 steps; number format fp32." in text
+    assert "Validation on small_val: 5 images, each 4 steps." in text
+    assert f"Weights and pictures go to {trainer.paths.run}, curves to {trainer.paths.tensorboard}." in text
