@@ -152,7 +152,7 @@ class Trainer:
         )
         if options.val is not None and options.val.val_freq is not None:
             for name, data in self.sets.val.items():
-                self.log.info("Validation on %s: %d images, each %d steps.", name, len(data), options.val.val_freq)
+                self.log.info("Validation on %s: %d images, every %d steps.", name, len(data), options.val.val_freq)
         places = f"Weights and pictures go to {self.paths.run}"
         if wants_tensorboard(options.logger):
             places += f", curves to {self.paths.tensorboard}"

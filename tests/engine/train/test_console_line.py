@@ -121,5 +121,5 @@ def test_a_run_begins_with_its_networks_images_and_places(world: World) -> None:
     refiner = f"{parameter_count(trainer.parts.model.networks['r']):,}"
     assert f"Network net_r: {refiner} parameters, in training only." in text
     assert "Training on 5 images: 10 samples an epoch, 2 a step, 8 steps; number format fp32." in text
-    assert "Validation on small_val: 5 images, each 4 steps." in text
+    assert "Validation on small_val: 5 images, every 4 steps." in text
     assert f"Weights and pictures go to {trainer.paths.run}, curves to {trainer.paths.tensorboard}." in text
