@@ -9,6 +9,7 @@ import itertools
 import logging
 import os
 import shutil
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -48,7 +49,9 @@ from sam4ir.utils.dist import ALONE, PeerError, World
 from sam4ir.utils.memory import in_words, out_of_memory, peak_memory, reset_peak
 from sam4ir.utils.rng import generator, seed_defaults
 
-STEPS = 4  # a stage's steps are timed at its end, where every term takes part
+STEPS = 4  # timed at least; a stage's steps are timed at its end, where every term takes part
+MOST_STEPS = 40
+ENOUGH = 2.0  # seconds of steps after which STEPS of them are enough: short ones need more for a steady figure
 PATIENCE = 20.0  # seconds after which one step is enough
 DECODED = 16  # images of a data set that are read whole; of the others only the headers
 LISTED = 5  # wrong images that are reported one by one
@@ -369,8 +372,12 @@ def _measure_steps(
         reset_peak(step.device)
         computing, loading = _timed_steps(number, phase, step, batches, findings, patience)
         workers = batches.sets.loader.num_worker_per_gpu
-        load = loading / max(build_train.worker_count(batches.sets.loader), 1)
-        total += max(computing, load) * (phase.end - phase.start)
+        processes = build_train.worker_count(batches.sets.loader)
+        load = loading / max(processes, 1)
+        seconds = max(computing, load)
+        if processes == 0:  # the training loads between its steps
+            seconds = computing + load
+        total += seconds * (phase.end - phase.start)
         slow = ""
         if load > computing:
             slow = "; LOADING IS SLOWER than computing: raise num_worker_per_gpu, or use an LMDB"
@@ -385,9 +392,9 @@ def _timed_steps(
     number: int, phase: Stage, step: Step, batches: StageBatches, findings: Findings, patience: float
 ) -> tuple[float, float]:
     """Return the seconds of a step of this phase, and those of loading its images in one process."""
-    stream = batches.of(phase, sample=0, iterations=STEPS, workers=0)
+    stream = batches.of(phase, sample=0, iterations=MOST_STEPS, workers=0)
     computing, loading = [], []
-    for iteration in range(max(phase.end - STEPS, phase.start) + 1, phase.end + 1):
+    for iteration in range(max(phase.end - MOST_STEPS, phase.start) + 1, phase.end + 1):
         begun = time.perf_counter()
         micro = list(itertools.islice(stream, phase.rounds))
         loaded = time.perf_counter()
@@ -397,10 +404,11 @@ def _timed_steps(
         if not outcome.finite and not outcome.overflow:
             images = [batch.keys for batch in micro]
             findings.problem(f"stage {number}: loss or gradient is not finite; images {images}")
-        if step.world.largest(int(sum(computing) > patience)):
+        spent = sum(computing)
+        if step.world.largest(int(spent > patience or (len(computing) >= STEPS and spent > ENOUGH))):
             break
     warm = computing[1:] or computing  # the first step warms up
-    return sum(warm) / len(warm), min(loading)
+    return statistics.median(warm), min(loading)
 
 
 def _measure_validation(
@@ -416,16 +424,26 @@ def _measure_validation(
     total = 0.0
     for name, data in sets.items():
         reset_peak(outputs.device)
-        begun = time.perf_counter()
-        for key, reason in evaluate(name, _First(data), outputs, metrics, seed=seed).faults:
+        seconds, faults = _timed_image(name, data, outputs, metrics, seed)
+        if not faults and seconds < ENOUGH:  # the first pass warms up
+            seconds = min(seconds, _timed_image(name, data, outputs, metrics, seed)[0])
+        for key, reason in faults:
             findings.problem(f"val      {name}: {key}: {reason}")
-        seconds = time.perf_counter() - begun
         total += seconds * -(-len(data) // world.size) * runs
         memory = in_words(peak_memory(outputs.device))
         findings.line(
             f"val      {name}: {seconds:.3g} s an image, {len(data)} images, {runs} times; peak memory {memory}"
         )
     return total
+
+
+def _timed_image(
+    name: str, data: Dataset, outputs: Outputs, metrics: Mapping[str, Metric], seed: int
+) -> tuple[float, Sequence[tuple[str, str]]]:
+    """Score the first image of a set; return the seconds, and the image at fault if it is."""
+    begun = time.perf_counter()
+    faults = evaluate(name, _First(data), outputs, metrics, seed=seed).faults
+    return time.perf_counter() - begun, faults
 
 
 class _First:
