@@ -390,8 +390,8 @@ def _refiner_training(options: Options, train: TrainOptions) -> list[Problem]:
     if distill.schedule == "two_phase" and not pretrained:
         message = "is required by schedule two_phase: the student is frozen first"
         problems.append(Problem(("path", "pretrain_network_g"), message))
-    if distill.schedule == "two_phase" and (distill.refine_iter or 0) >= train.total_iter:
-        problems.append(Problem(("train", "distill", "refine_iter"), "must be smaller than total_iter"))
+    if distill.schedule == "two_phase" and (distill.refine_iter or 0) > train.total_iter:
+        problems.append(Problem(("train", "distill", "refine_iter"), "must not be larger than total_iter"))
     if distill.init_refiner == "student" and not pretrained:
         message = "student copies the student's weights, but it has none yet; set path.pretrain_network_g"
         problems.append(Problem(("train", "distill", "init_refiner"), message))

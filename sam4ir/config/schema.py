@@ -250,7 +250,8 @@ class DistillOptions(_Options):
     start_iter: Count | None = None
     """Iteration after which the distillation terms join the loss (schedule joint); without it a tenth of total_iter."""
     refine_iter: Positive | None = None
-    """Iterations that train the refiner alone, smaller than total_iter; schedule two_phase needs it."""
+    """Iterations that train the refiner alone; schedule two_phase needs it. With total_iter the student never trains,
+    which measures what a refiner gains with some masks."""
     teacher: Literal["raw", "ema"] = "raw"
     """Refiner whose output is the target: the trained one, or its running average, which needs ema_decay above 0."""
     masks: Literal["store", "empty"] = "store"

@@ -205,10 +205,10 @@ def test_one_problem_a_mistake_of_sam4ir(complain: Complain, old: str, new: str,
 
 
 def test_two_phase_training_needs_a_trained_student_and_an_end_of_the_first_phase(complain: Complain) -> None:
-    text = swap("total_iter: 100", "total_iter: 9\n  distill: {schedule: two_phase, refine_iter: 9}", SAM)
+    text = swap("total_iter: 100", "total_iter: 9\n  distill: {schedule: two_phase, refine_iter: 10}", SAM)
     assert complain(text) == [
         "path.pretrain_network_g: is required by schedule two_phase: the student is frozen first",
-        "line 23: train.distill.refine_iter: must be smaller than total_iter",
+        "line 23: train.distill.refine_iter: must not be larger than total_iter",
     ]
 
 

@@ -518,3 +518,19 @@ def test_a_run_of_a_version_without_the_key_keeps_the_average_that_it_began_with
     interrupt_after(Trainer(world.options(False, ("name=stopped",)), resume=True), 6)
     resumed = run(world, False, "name=stopped", resume=True)
     assert_same_run(straight, resumed, 8)
+
+
+def test_a_first_phase_as_long_as_the_run_leaves_the_student_as_it_was(world: World) -> None:
+    plain = Trainer(world.options(False), False)
+    plain.run()
+    weights = plain.paths.network("g", "latest")
+    phases = "train:distill={schedule: two_phase, refine_iter: 8}"
+    trainer = Trainer(world.options(True, ("name=frozen", f"path:pretrain_network_g={weights}", phases)), False)
+    before = {name: value.clone() for name, value in trainer.parts.model.networks["r"].state_dict().items()}
+    trainer.run()
+    student = torch.load(trainer.paths.network("g", "latest"), weights_only=True)
+    for entry in ("params", "params_ema"):
+        for name, value in torch.load(weights, weights_only=True)["params_ema"].items():
+            assert torch.equal(student[entry][name], value)
+    after = trainer.parts.model.networks["r"].state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before)
