@@ -37,6 +37,7 @@ COMMANDS = {
     "average": Command("average", "average the weights of several checkpoints"),
     "weights": Command("weights", "list and fetch pretrained weights"),
     "compare": Command("compare", "compare results of tests, paired image by image"),
+    "study": Command("study", "run arms and seeds that a file declares, and say what they show", logged=True),
     "report": Command("report", "report runs and results as one HTML file, or as a table for a paper"),
     "benchmark": Command("benchmark", "measure what training, inference and loading cost here"),
     "options": Command("options", "list, show and copy the option files that come with sam4ir"),

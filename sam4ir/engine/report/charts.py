@@ -65,11 +65,11 @@ def thinned(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]
     return means
 
 
-def line_chart(title: str, curves: Sequence[Curve], *, rates: bool = False) -> Markup:
-    """Return a figure of curves over iterations, with a legend; empty where no curve has two finite values.
+def line_chart(title: str, curves: Sequence[Curve], *, rates: bool = False, below: str = "iteration") -> Markup:
+    """Return a figure of curves with a legend; empty where no curve has two finite values.
 
     Equal curves are drawn as one with the names of all. rates: whether the values are rates or norms, whose axis may be
-    logarithmic.
+    logarithmic. below: the label of the axis below.
     """
     shown = _without_repeats(curves)
     if all(len(curve.points) < 2 for curve in shown):
@@ -79,9 +79,9 @@ def line_chart(title: str, curves: Sequence[Curve], *, rates: bool = False) -> M
     logarithmic = rates and min(ys) > 0 and max(ys) > _LOG_FROM * min(ys)
     y_ticks = _log_ticks(min(ys), max(ys)) if logarithmic else ticks(min(ys), max(ys), 6)
     x_ticks = ticks(min(xs), max(xs), 6)
-    across = _Axis(min(xs), max(max(xs), min(xs) + 1), LEFT, WIDTH - LEFT - RIGHT)
+    across = _Axis(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, LEFT, WIDTH - LEFT - RIGHT)
     up = _Axis(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, -(HEIGHT - TOP - BOTTOM), logarithmic)
-    parts = [*_grid(across, up, x_ticks, y_ticks), _label("iteration", WIDTH - RIGHT, HEIGHT - 4, "end")]
+    parts = [*_grid(across, up, x_ticks, y_ticks), _label(below, WIDTH - RIGHT, HEIGHT - 4, "end")]
     hover = []
     for curve in shown:
         places = [(across.pixel(x), up.pixel(y)) for x, y in curve.points]

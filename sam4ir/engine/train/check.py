@@ -64,6 +64,7 @@ class Findings:
     show: bool
     problems: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
+    multiply_adds: float = 0.0
 
     def line(self, text: str) -> None:
         """Print a line of the report, in the main process."""
@@ -195,7 +196,8 @@ class RunEstimate:
     """The seconds of a run that was not started.
 
     training, validation: of all steps, and of all validations. step: of one. image: of scoring one image of the
-    validation sets, which hold `images` in all.
+    validation sets, which hold `images` in all. multiply_adds: of all steps, forward and backward, with teacher and
+    VGG.
     """
 
     training: float
@@ -203,6 +205,7 @@ class RunEstimate:
     step: float
     image: float
     images: int
+    multiply_adds: float = 0.0
 
 
 def estimate_run(options: Options, patience: float = PATIENCE) -> RunEstimate:
@@ -233,7 +236,7 @@ def estimate_run(options: Options, patience: float = PATIENCE) -> RunEstimate:
         outputs = validation_outputs(restore_recipe(options), parts, device)
         validation = _measure_validation(outputs, sets.val, metrics, options.manual_seed, runs, ALONE, findings)
     image = validation / max(1, runs * images)
-    return RunEstimate(training, validation, training / train.total_iter, image, images)
+    return RunEstimate(training, validation, training / train.total_iter, image, images, findings.multiply_adds)
 
 
 def _without_masks(options: Options) -> Options:
@@ -370,7 +373,8 @@ def _measure_steps(
     total = 0.0
     for number, phase in enumerate(phases, 1):
         reset_peak(step.device)
-        computing, loading = _timed_steps(number, phase, step, batches, findings, patience)
+        computing, loading, counted = _timed_steps(number, phase, step, batches, findings, patience)
+        findings.multiply_adds += counted * (phase.end - phase.start)
         workers = batches.sets.loader.num_worker_per_gpu
         processes = build_train.worker_count(batches.sets.loader)
         load = loading / max(processes, 1)
@@ -390,15 +394,20 @@ def _measure_steps(
 
 def _timed_steps(
     number: int, phase: Stage, step: Step, batches: StageBatches, findings: Findings, patience: float
-) -> tuple[float, float]:
-    """Return the seconds of a step of this phase, and those of loading its images in one process."""
+) -> tuple[float, float, int]:
+    """Return the seconds of a step of this phase, those of loading its images in one process, and its multiply-adds."""
+    from torch.utils.flop_counter import FlopCounterMode  # half a second
+
+    counter = FlopCounterMode(display=False)
     stream = batches.of(phase, sample=0, iterations=MOST_STEPS, workers=0)
-    computing, loading = [], []
+    computing: list[float] = []
+    loading: list[float] = []
     for iteration in range(max(phase.end - MOST_STEPS, phase.start) + 1, phase.end + 1):
         begun = time.perf_counter()
         micro = list(itertools.islice(stream, phase.rounds))
         loaded = time.perf_counter()
-        outcome = step(micro, iteration, measure=False)
+        with counter if not computing else contextlib.nullcontext():
+            outcome = step(micro, iteration, measure=False)
         computing.append(time.perf_counter() - loaded)
         loading.append(loaded - begun)
         if not outcome.finite and not outcome.overflow:
@@ -408,7 +417,7 @@ def _timed_steps(
         if step.world.largest(int(spent > patience or (len(computing) >= STEPS and spent > ENOUGH))):
             break
     warm = computing[1:] or computing  # the first step warms up
-    return statistics.median(warm), min(loading)
+    return statistics.median(warm), min(loading), int(counter.get_total_flops()) // 2
 
 
 def _measure_validation(

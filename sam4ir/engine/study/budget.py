@@ -1,0 +1,112 @@
+"""The iterations of each arm where arms shall have equal time or equal compute instead of equal steps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from filelock import FileLock
+
+from sam4ir.config.schema import Options
+from sam4ir.config.study import StudyOptions
+from sam4ir.engine.study.plan import FOLDER, Plan, StudyError, plan_of
+from sam4ir.engine.train.check import estimate_run
+from sam4ir.utils.files import make_folder, read_text, sha256_of, write_text
+
+PATIENCE = 6.0  # seconds of steps in each phase of a training
+FILE = "budget.json"
+
+
+def planned(study: StudyOptions, file: Path) -> Plan:
+    """Return the plan of a study with the iterations that its budget gives each arm.
+
+    Costs are measured once, by the first process, and kept in the study's folder, so that all shards agree.
+    """
+    if study.budget == "equal_steps":
+        return plan_of(study, file)
+    equal = plan_of(study, file)
+    make_folder(equal.folder)
+    facts = _facts(equal)
+    record = equal.folder / FILE
+    with FileLock(equal.folder / f"{FILE}.lock", is_singleton=False):
+        lengths = _kept(record, facts)
+        if lengths is None:
+            lengths = _measured(equal)
+            write_text(record, json.dumps({"facts": facts, "rule": study.budget, "lengths": lengths}, indent=1))
+    return plan_of(study, file, lengths)
+
+
+def kept_lengths(study: StudyOptions) -> Mapping[str, float]:
+    """Return {arm: factor of its iterations} as it was measured; {} where nothing was."""
+    record = FOLDER / study.name / FILE
+    if not record.is_file():
+        return {}
+    lengths: Mapping[str, float] = json.loads(read_text(record))["lengths"]
+    return lengths
+
+
+def _facts(plan: Plan) -> str:
+    """Return the hash of what the costs depend on."""
+    parts = plan.study.model_dump(mode="json", include={"budget", "mask_compute", "set", "shared", "arms", "control"})
+    files = sorted({sha256_of(job.base) for job in plan.jobs.values() if job.base is not None})
+    return hashlib.sha256(json.dumps([parts, files], sort_keys=True).encode()).hexdigest()
+
+
+def _kept(record: Path, facts: str) -> dict[str, float] | None:
+    """Return the lengths of a record. Raises StudyError where they are those of another study file."""
+    if not record.is_file():
+        return None
+    kept = json.loads(read_text(record))
+    if kept["facts"] != facts:
+        raise StudyError(
+            f"{record}: was measured for other options than the study file has now. Give the changed study another "
+            "name, or remove this file if no arm has been trained"
+        )
+    lengths: dict[str, float] = kept["lengths"]
+    return lengths
+
+
+def _measured(plan: Plan) -> dict[str, float]:
+    """Take a few steps of each arm; return the factor of its iterations."""
+    study = plan.study
+    costs, fixed = {}, {}
+    for arm in study.arms:
+        options = plan.run_of(arm, study.all_seeds[0]).options()
+        estimate = estimate_run(_untrained(options), PATIENCE)
+        fixed[arm] = 0.0
+        costs[arm] = estimate.training
+        if study.budget == "equal_compute":
+            costs[arm] = estimate.multiply_adds
+            fixed[arm] = _masks(study, options)
+    control = study.control_arm
+    budget = costs[control] + fixed[control]
+    lengths = {}
+    for arm, cost in costs.items():
+        lengths[arm] = (budget - fixed[arm]) / cost
+        if lengths[arm] <= 0:
+            raise StudyError(f"{plan.file}: the masks of {arm} cost more than the whole training of {control}")
+    return lengths
+
+
+def _masks(study: StudyOptions, options: Options) -> float:
+    """Return the multiply-adds of the masks that an arm reads in its training."""
+    images = 0
+    if options.train is not None and options.train.distill.masks == "store":
+        for key, block in options.phase("train").items():
+            if block.masks is not None:
+                images += _images(key, options)
+    return study.mask_compute * 1e9 * images
+
+
+def _images(key: str, options: Options) -> int:
+    from sam4ir.engine.build import build_dataset
+
+    return len(build_dataset(key, options.datasets[key], options.scale))
+
+
+def _untrained(options: Options) -> Options:
+    """Return the options without weights of shared trainings, which need not be there yet."""
+    path = options.path.model_copy(update={"pretrain_network_g": None})
+    return options.model_copy(update={"path": path})

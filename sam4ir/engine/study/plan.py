@@ -1,0 +1,229 @@
+"""The jobs of a study: which trainings and commands there are, what each needs, and what it is called."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sam4ir.config.load import Override, load_options
+from sam4ir.config.paths import RunPaths
+from sam4ir.config.schema import Options
+from sam4ir.config.study import StudyOptions, filled
+from sam4ir.errors import UserError
+from sam4ir.utils.files import sha256_of
+from sam4ir.utils.rng import generator
+from sam4ir.utils.shipped import shipped
+
+FOLDER = Path("studies")
+BY = "the study"
+
+
+class StudyError(UserError):
+    """A study that cannot be run or reported; the message names the file or the run."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training or a command of a study.
+
+    name: unique in the study. arm: None for shared work. seed: None for work that all seeds share. needs: names of jobs
+    that must be done before. base, overrides: of a training. words: of a command of sam4ir, without `sam4ir`.
+    """
+
+    name: str
+    arm: str | None
+    seed: int | None
+    needs: tuple[str, ...]
+    base: Path | None = None
+    overrides: tuple[Override, ...] = ()
+    words: tuple[str, ...] = ()
+
+    def options(self) -> Options:
+        """Return the options of a training. Raises OptionsError for a key that is wrong."""
+        assert self.base is not None
+        return load_options(self.base, self.overrides)
+
+    def paths(self) -> RunPaths:
+        """Return the folders of a training."""
+        options = self.options()
+        return RunPaths(Path(options.path.root), options.name)
+
+    @property
+    def facts(self) -> str:
+        """The hash of what the job does, by which a changed study file is told from an unchanged one."""
+        changes = [[*each.keys, each.value] for each in self.overrides if each.keys[0] != "device"]
+        file = "" if self.base is None else sha256_of(self.base)
+        content = json.dumps([file, changes, list(self.words)], sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All jobs of a study. study: its file's content. file: the file. folder: of the study's own records."""
+
+    study: StudyOptions
+    file: Path
+    folder: Path
+    jobs: Mapping[str, Job] = field(default_factory=dict)
+
+    def runs(self) -> list[Job]:
+        """Return the trainings of arms, in the random order in which they are done: a function of the study's name."""
+        runs = [job for job in self.jobs.values() if job.arm is not None]
+        order = generator(0, "study", self.study.name).permutation(len(runs))
+        return [runs[number] for number in order]
+
+    def share(self, shard: tuple[int, int], arms: Sequence[str] | None = None) -> list[Job]:
+        """Return the runs of one shard (i, n) and what they need, in an order that may be worked through.
+
+        arms: those that count; None for all.
+        """
+        runs = [run for run in self.runs() if arms is None or run.arm in arms]
+        chosen: dict[str, Job] = {}
+        for run in runs[shard[0] :: shard[1]]:
+            for name in (*run.needs, run.name):
+                chosen[name] = self.jobs[name]
+        return list(chosen.values())
+
+    def run_of(self, arm: str, seed: int) -> Job:
+        """Return the training of an arm with a seed."""
+        return self.jobs[f"{arm}_s{seed}"]
+
+
+def plan_of(study: StudyOptions, file: Path, lengths: Mapping[str, float] | None = None) -> Plan:
+    """Return the jobs of a study.
+
+    lengths: {arm: factor} by which the iterations of an arm differ from the option file's, for budgets. Raises
+    OptionsError for a key that is wrong in some run, and StudyError for a base that is not there.
+    """
+    folder = FOLDER / study.name
+    jobs: dict[str, Job] = {}
+    for seed in study.all_seeds:
+        for name in study.shared:
+            job = _shared_job(study, file, folder, name, seed)
+            jobs.setdefault(job.name, job)
+        for arm in study.arms:
+            job = _arm_job(study, file, folder, arm, seed, (lengths or {}).get(arm, 1.0))
+            jobs[job.name] = job
+    return Plan(study, file, folder, jobs)
+
+
+def _shared_job(study: StudyOptions, file: Path, folder: Path, name: str, seed: int) -> Job:
+    """Return the job of a shared step for a seed."""
+    step = study.shared[name]
+    own_seed = seed if step.every_seed else None
+    for needed in study.needs(name):
+        if own_seed is None and study.shared[needed].every_seed:
+            raise StudyError(f"{file}: shared.{name}: every_seed: false, but it needs {needed}, which each seed has")
+    names = _names(study, file, folder, seed)
+    needs = _job_names(study, study.needs(name), seed)
+    if step.command is not None:
+        words = tuple(filled(step.command, names))
+        return Job(_job_name(study, name, seed), None, own_seed, needs, words=words)
+    base = base_file(step.base or study.base, file)
+    changes = {**filled(study.set, names), **filled(step.set or {}, names)}
+    overrides = _overrides(study, _job_name(study, name, seed), seed if step.every_seed else 0, changes)
+    return Job(_job_name(study, name, seed), None, own_seed, needs, base, overrides)
+
+
+def _arm_job(study: StudyOptions, file: Path, folder: Path, arm: str, seed: int, length: float) -> Job:
+    """Return the training of an arm with a seed."""
+    names = _names(study, file, folder, seed)
+    changes = {**filled(study.set, names), **filled(study.arms[arm], names)}
+    base = base_file(study.base, file)
+    name = f"{arm}_s{seed}"
+    overrides = _overrides(study, name, seed, changes)
+    if length != 1.0:
+        overrides += tuple(longer(load_options(base, overrides), length))
+    return Job(name, arm, seed, _job_names(study, study.needs(arm), seed), base, overrides)
+
+
+def _job_name(study: StudyOptions, step: str, seed: int) -> str:
+    """Return the name of a shared step's job."""
+    if study.shared[step].every_seed:
+        return f"{step}_s{seed}"
+    return step
+
+
+def _job_names(study: StudyOptions, steps: Iterable[str], seed: int) -> tuple[str, ...]:
+    return tuple(_job_name(study, step, seed) for step in steps)
+
+
+def _names(study: StudyOptions, file: Path, folder: Path, seed: int) -> dict[str, str]:
+    """Return what placeholders mean for a seed: weights of shared trainings, outputs of shared commands."""
+    names = {"seed": str(seed), "folder": folder.as_posix()}
+    for name in study.shared:
+        _add_name(study, file, name, seed, names)
+    return names
+
+
+def _add_name(study: StudyOptions, file: Path, name: str, seed: int, names: dict[str, str]) -> None:
+    """Add the meaning of a shared step, after those that it needs."""
+    if name in names:
+        return
+    step = study.shared[name]
+    for needed in study.needs(name):
+        _add_name(study, file, needed, seed, names)
+    if step.output is not None:
+        names[name] = filled(step.output, names)
+        return
+    base = base_file(step.base or study.base, file)
+    changes = {**filled(study.set, names), **filled(step.set or {}, names)}
+    overrides = _overrides(study, _job_name(study, name, seed), seed if step.every_seed else 0, changes)
+    options = load_options(base, overrides)
+    paths = RunPaths(Path(options.path.root), options.name)
+    names[name] = paths.network("g", "latest", options.logger.save_format).as_posix()
+
+
+def _overrides(study: StudyOptions, name: str, seed: int, changes: Mapping[str, Any]) -> tuple[Override, ...]:
+    """Return the keys that a run sets."""
+    overrides = [Override(("name",), f"{study.name}_{name}", BY), Override(("manual_seed",), seed, BY)]
+    for key, value in changes.items():
+        overrides.append(Override(tuple(key.split(":")), value, BY))
+    return tuple(overrides)
+
+
+def base_file(base: str, file: Path) -> Path:
+    """Return the option file that a study names: beside the study file, or one that comes with sam4ir."""
+    beside = file.parent / base
+    if beside.is_file():
+        return beside
+    listed = shipped("options") / f"{base.removesuffix('.yml')}.yml"
+    if listed.is_file():
+        return listed
+    raise StudyError(
+        f"{file}: base: {base}: no such file beside the study file, and `sam4ir options list` has no such name either"
+    )
+
+
+_LENGTHS = ("T_max", "total_iter", "warmup_iter")
+_LISTS = ("periods", "milestones")
+
+
+def longer(options: Options, factor: float) -> list[Override]:
+    """Return the keys of a training that is longer by a factor: iterations, and what the schedule counts in them."""
+    train = options.train
+    assert train is not None
+    overrides = [_scaled(("train", "total_iter"), train.total_iter, factor)]
+    for place in ("scheduler", "scheduler_r"):
+        block = getattr(train, place)
+        if block is None:
+            continue
+        for key, value in block.arguments.items():
+            if key in _LENGTHS and isinstance(value, (int, float)):
+                overrides.append(_scaled(("train", place, key), value, factor))
+            elif key in _LISTS and isinstance(value, (list, tuple)):
+                counts = [max(round(each * factor), 1) for each in value]
+                overrides.append(Override(("train", place, key), counts, BY))
+    for key in ("refine_iter", "start_iter"):
+        value = getattr(train.distill, key)
+        if value is not None:
+            overrides.append(_scaled(("train", "distill", key), value, factor))
+    return overrides
+
+
+def _scaled(keys: tuple[str, ...], value: float, factor: float) -> Override:
+    return Override(keys, max(round(value * factor), 1), BY)

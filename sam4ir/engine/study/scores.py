@@ -1,0 +1,133 @@
+"""The scores of a study's runs: those of the last validation of each, image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sam4ir.config.paths import RunPaths
+from sam4ir.config.study import ScoreOptions
+from sam4ir.engine.evaluate.build import build_metrics
+from sam4ir.engine.evaluate.metric import protocols_of
+from sam4ir.engine.evaluate.results import Result, read_result
+from sam4ir.engine.report.run_facts import lower_metrics
+from sam4ir.engine.run_record import ValidationMeans, validations
+from sam4ir.engine.study.plan import Job, Plan, StudyError
+from sam4ir.engine.study.run import is_done, seconds_of
+
+Images = dict[tuple[str, str], float]  # {(data set, image): value}
+
+
+@dataclass(frozen=True)
+class RunScores:
+    """The scores of a run. values: {(set, image): value} of the study's metric and output.
+
+    other: the same of the other output, the deployed network's beside the refiner's, {} without one. iterations: of the
+    run. seconds: of its training; None where they are not known. curve: means of all validations.
+    """
+
+    job: Job
+    paths: RunPaths
+    values: Images
+    other: Images
+    iterations: int
+    seconds: float | None
+    curve: Sequence[ValidationMeans] = ()
+
+
+@dataclass(frozen=True)
+class StudyScores:
+    """The scores of all runs that are done. by_arm: {arm: {seed: its scores}}. missing: names of runs to come.
+
+    protocol: the definition of the metric. lower_is_better: whether a lower value is better.
+    """
+
+    plan: Plan
+    by_arm: Mapping[str, Mapping[int, RunScores]]
+    missing: Sequence[str] = ()
+    protocol: str = ""
+    lower_is_better: bool = False
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    def paired(self, better: str, than: str) -> tuple[list[int], np.ndarray, np.ndarray]:
+        """Return the seeds that both arms have, and their values as arrays (seeds, images) of the same images."""
+        first, second = self.by_arm.get(better, {}), self.by_arm.get(than, {})
+        seeds = [seed for seed in self.plan.study.all_seeds if seed in first and seed in second]
+        images = self.images()
+        return (
+            seeds,
+            table_of([first[s].values for s in seeds], images),
+            table_of([second[s].values for s in seeds], images),
+        )
+
+    def images(self) -> list[tuple[str, str]]:
+        """Return the images that all runs have scored, in the order of the first run."""
+        runs = [run for seeds in self.by_arm.values() for run in seeds.values()]
+        if not runs:
+            return []
+        return [image for image in runs[0].values if all(image in run.values for run in runs)]
+
+
+def table_of(rows: Sequence[Images], images: Sequence[tuple[str, str]]) -> np.ndarray:
+    """Return the values of some images as an array (rows, images)."""
+    return np.array([[row[image] for image in images] for row in rows]).reshape(len(rows), len(images))
+
+
+def read_scores(plan: Plan) -> StudyScores:
+    """Read the scores of all runs that are done. Raises StudyError for a run whose scores are not those of its end."""
+    by_arm: dict[str, dict[int, RunScores]] = {}
+    missing = []
+    for job in sorted(plan.runs(), key=lambda run: list(plan.jobs).index(run.name)):
+        assert job.arm is not None
+        assert job.seed is not None
+        if not is_done(plan, job):
+            missing.append(job.name)
+            continue
+        by_arm.setdefault(job.arm, {})[job.seed] = _run_scores(plan, job)
+    score = plan.study.score
+    options = next(iter(plan.runs())).options()
+    lower = score.metric in lower_metrics(options, [score.metric])
+    protocols = protocols_of(build_metrics(options.val, options.basicsr))
+    if score.metric not in protocols:
+        raise StudyError(f"{plan.file}: score.metric: {score.metric} is none of val.metrics: {', '.join(protocols)}")
+    notes = []
+    counts = {len(run.values) for seeds in by_arm.values() for run in seeds.values()}
+    if len(counts) > 1:
+        notes.append(f"runs scored {min(counts)} to {max(counts)} images; only those that all have count")
+    return StudyScores(plan, by_arm, missing, protocols[score.metric], lower, notes)
+
+
+def _run_scores(plan: Plan, job: Job) -> RunScores:
+    """Return the scores of a run, those of its last validation."""
+    options, paths = job.options(), job.paths()
+    assert options.train is not None
+    curve = validations(paths.run / "log.jsonl")
+    total = options.train.total_iter
+    if not curve or curve[-1].iteration != total:
+        last = curve[-1].iteration if curve else "none"
+        raise StudyError(
+            f"{paths.run}: its last validation is {last}, not at its end ({total}); is val.val_freq set, and does the "
+            "run have a validation set?"
+        )
+    result = read_result(paths.run / "validation.csv", job.name)
+    score = plan.study.score
+    values = _values(result, score.output, score, paths.run)
+    other_name = "restored" if score.output == "refined" else "refined"
+    other: Images = {}
+    if other_name in result.outputs():
+        other = _values(result, other_name, score, paths.run)
+    return RunScores(job, paths, values, other, total, seconds_of(plan, job), curve)
+
+
+def _values(result: Result, output: str, score: ScoreOptions, folder: Path) -> Images:
+    """Return the values of an output by image. Raises StudyError where there are none."""
+    values: Images = {}
+    for (dataset, image), row in result.images(output).items():
+        if (score.sets is None or dataset in score.sets) and score.metric in row:
+            values[dataset, image] = row[score.metric]
+    if not values:
+        raise StudyError(f"{folder}: its validation has no {score.metric} of the output {output}")
+    return values
