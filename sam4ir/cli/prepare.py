@@ -8,6 +8,7 @@ sam4ir prepare df2k    --input DIV2K Flickr2K   --output datasets/DF2K --scale 4
 sam4ir prepare dpdd    --input DPDD             --output datasets/DPDD
 sam4ir prepare folder  --gt SHARP --lq BLURRED  --output datasets/mine
 sam4ir prepare folder  --gt HR --scale 4 --make-lq --output datasets/mine
+sam4ir prepare degraded -opt my.yml --set val --output datasets/mine/lq
 
 Images are cut as the set's recipes cut them, counts and names are verified, GT and LQ get the same keys. It may be
 killed at any moment: the same command goes on. sam4ir prepare SET --help shows the folders and files that a set is
@@ -90,6 +91,8 @@ TREES = {
 def main(words: Sequence[str] | None = None) -> int:
     """Return the exit status: 0, or 130 when stopped; a UserError says what is missing or damaged."""
     flags = vars(parser().parse_args(words))
+    if flags["recipe"] == "degraded":
+        return _degraded(flags["opt"], flags["force_yml"], flags["set"], flags["output"])
     from sam4ir.data.prepare.command import PrepareRequest, prepare_set
 
     if isinstance(flags.get("scale"), int):  # folder has one scale, other sets several
@@ -127,7 +130,24 @@ def parser() -> cli.Parser:
     own.add_argument("--scale", type=int, default=1, help="GT size over LQ size (default 1)")
     _add_make_lq(own)
     _add_common(own)
+    degraded = sets.add_parser("degraded", help="the degraded images of a data set that degrades on the fly, as files")
+    degraded.add_argument("-opt", "--opt", type=Path, required=True, metavar="FILE", help="the option file")
+    degraded.add_argument("--set", default="val", metavar="KEY", help="the data set, below datasets: (default: val)")
+    degraded.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the images go, as PNG")
+    degraded.add_argument(
+        "--force-yml", "--force_yml", nargs="+", default=[], metavar="KEY=VALUE", help="keys to set, as a:b=c"
+    )
     return whole
+
+
+def _degraded(opt: Path, force: Sequence[str], key: str, output: Path) -> int:
+    """Write the degraded images of a data set; return the exit status."""
+    from sam4ir.config.load import load_options
+    from sam4ir.engine.degraded import write_degraded
+
+    written, there = write_degraded(load_options(opt, force), key, output)
+    print(f"{output}: {written} images written, {there} were there")
+    return 0
 
 
 def _tree_text(name: str) -> str:

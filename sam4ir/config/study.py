@@ -18,7 +18,7 @@ from sam4ir.errors import UserError
 from sam4ir.utils.files import read_text
 
 PLACEHOLDER = re.compile(r"\{([a-z]\w*)\}")
-GIVEN = ("seed", "folder")  # placeholders that every study has
+GIVEN = ("seed", "folder", "options")  # placeholders that every study has
 DOUBLE_DASH = re.compile(r"--[a-z]")
 
 
@@ -46,7 +46,7 @@ class SharedStep(_Part):
     """Work that several arms use, done once for each seed: a training, or a command of sam4ir."""
 
     base: str | None = None
-    """Option file of a training; without it the study's."""
+    """Option file of a training, which then has none of the study's `set`; without it the study's."""
     set: Changes | None = None
     """Keys that differ from the option file, spelt a:b as in --force_yml; {NAME} is then the trained network."""
     command: tuple[str, ...] | None = None
@@ -132,7 +132,8 @@ class StudyOptions(_Part):
     shared: dict[Name, SharedStep] = {}
     """Work that several arms use."""
     arms: Annotated[dict[Name, Changes], Field(min_length=1)]
-    """Keys that each arm sets, spelt a:b as in --force_yml; {seed}, {folder} and names of `shared` are replaced."""
+    """Keys that each arm sets, spelt a:b as in --force_yml; {seed}, {folder} (studies/NAME), {options} (the
+    option files of sam4ir) and names of `shared` are replaced."""
     control: Name | None = None
     """Arm that pilots train and budgets refer to; without it the first."""
     score: ScoreOptions = ScoreOptions()
@@ -196,7 +197,7 @@ class StudyOptions(_Part):
         else:
             step = self.shared[name]
             content = [step.set, step.command, step.output]
-            if step.set is not None:
+            if step.set is not None and step.base is None:
                 content.append(self.set)
         steps: dict[str, None] = {}
         for needed in placeholders(content):

@@ -124,7 +124,7 @@ def _shared_job(study: StudyOptions, file: Path, folder: Path, name: str, seed: 
         words = tuple(filled(step.command, names))
         return Job(_job_name(study, name, seed), None, own_seed, needs, words=words)
     base = base_file(step.base or study.base, file)
-    changes = {**filled(study.set, names), **filled(step.set or {}, names)}
+    changes = _changes(study, name, names)
     overrides = _overrides(study, _job_name(study, name, seed), seed if step.every_seed else 0, changes)
     return Job(_job_name(study, name, seed), None, own_seed, needs, base, overrides)
 
@@ -154,7 +154,7 @@ def _job_names(study: StudyOptions, steps: Iterable[str], seed: int) -> tuple[st
 
 def _names(study: StudyOptions, file: Path, folder: Path, seed: int) -> dict[str, str]:
     """Return what placeholders mean for a seed: weights of shared trainings, outputs of shared commands."""
-    names = {"seed": str(seed), "folder": folder.as_posix()}
+    names = {"seed": str(seed), "folder": folder.as_posix(), "options": shipped("options").as_posix()}
     for name in study.shared:
         _add_name(study, file, name, seed, names)
     return names
@@ -171,11 +171,20 @@ def _add_name(study: StudyOptions, file: Path, name: str, seed: int, names: dict
         names[name] = filled(step.output, names)
         return
     base = base_file(step.base or study.base, file)
-    changes = {**filled(study.set, names), **filled(step.set or {}, names)}
+    changes = _changes(study, name, names)
     overrides = _overrides(study, _job_name(study, name, seed), seed if step.every_seed else 0, changes)
     options = load_options(base, overrides)
     paths = RunPaths(Path(options.path.root), options.name)
     names[name] = paths.network("g", "latest", options.logger.save_format).as_posix()
+
+
+def _changes(study: StudyOptions, name: str, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return the keys that a shared training sets; with a base of its own, those of the study do not count."""
+    step = study.shared[name]
+    changes: dict[str, Any] = filled(step.set or {}, names)
+    if step.base is None:
+        changes = {**filled(study.set, names), **changes}
+    return changes
 
 
 def _overrides(study: StudyOptions, name: str, seed: int, changes: Mapping[str, Any]) -> tuple[Override, ...]:
