@@ -63,9 +63,9 @@ class SavedImages:
         for output, image in outputs.items():
             if image.isfinite().all():
                 write_image(self.file(sample.key, output, number), to_uint8(image))
-        if self.panel:
-            path = self._path(self.panels, sample.key, "restored", number)
-            write_image(path, self._side_by_side(sample, outputs, number, scores))
+        side_by_side = self._side_by_side(sample, outputs, number, scores)
+        if side_by_side is not None:
+            write_image(self._path(self.panels, sample.key, "restored", number), side_by_side)
 
     def _path(self, folder: Path, key: str, output: str, number: int) -> Path:
         parts = [""]
@@ -79,8 +79,13 @@ class SavedImages:
 
     def _side_by_side(
         self, sample: Sample, outputs: Mapping[str, Tensor], number: int, scores: Sequence[Score]
-    ) -> np.ndarray:
-        """Draw the views of an image that are there, each below its title and its scores; (h, w, 3) uint8 RGB."""
+    ) -> np.ndarray | None:
+        """Draw the views of an image that are there, each below its title and its scores; (h, w, 3) uint8 RGB.
+
+        None where none of the wanted views is there, such as the refiner's image in a test.
+        """
+        if not self.panel:
+            return None
         views = whole_views(sample, outputs)
         values = {"lq": _values(scores, "input", 0)}
         for output in outputs:
@@ -94,6 +99,8 @@ class SavedImages:
             if columns:
                 columns.append(np.full((CAPTION + view.shape[0], GAP, 3), 255, np.uint8))
             columns.append(np.concatenate([title, view]))
+        if not columns:
+            return None
         return np.concatenate(columns, axis=1)
 
 

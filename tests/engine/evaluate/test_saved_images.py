@@ -56,6 +56,13 @@ def test_each_sample_has_its_panel(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["a_s0.png", "a_s1.png"]
 
 
+def test_no_panel_is_written_where_none_of_its_views_is_there(tmp_path: Path) -> None:
+    saved = SavedImages("s", tmp_path / "out", panel=("refined", "gt", "regions"), panels=tmp_path / "p")
+    saved.write(Sample("a", torch.rand(3, 20, 30), None), {"restored": torch.rand(3, 20, 30)}, 0, [])
+    assert (tmp_path / "out" / "a.png").is_file()
+    assert not (tmp_path / "p").exists()
+
+
 def test_the_option_chooses(tmp_path: Path) -> None:
     assert saved_images(False, "s", tmp_path, tmp_path) is None
     plain = saved_images(True, "s", tmp_path, tmp_path)
