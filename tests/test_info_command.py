@@ -146,6 +146,8 @@ def test_weights_outside_a_run_have_no_record(tmp_path: Path) -> None:
     assert record_of(weights(tmp_path / "net_g_7.pth")) is None
     assert iteration_in(Path("net_g_7.pth").stem) == 7
     assert iteration_in(Path("net_g_latest.pth").stem) is None
+    assert iteration_in("net_g_ema_7") == 7
+    assert iteration_in("net_g_40000_average_of_5") is None  # of five iterations
 
 
 def test_an_option_file_of_a_run_that_cannot_be_read_is_named(world: World) -> None:

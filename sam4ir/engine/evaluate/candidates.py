@@ -18,7 +18,7 @@ from sam4ir.utils.weights import SAVE_FORMATS
 log = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(r"net_g_(\d+)\.(?:pth|safetensors)")
-_ITERATION = re.compile(r"(?:net_\w+|iter|model|model_ckpt_steps)_(\d+)")
+_ITERATION = re.compile(r"(?:net_[^\W\d]+|iter|model|model_ckpt_steps)_(\d+)")
 
 
 class WeightsListError(UserError):

@@ -18,7 +18,7 @@ from sam4ir.utils.weights import RUN_ENTRY
 log = logging.getLogger(__name__)
 
 BEST = "best"  # in place of the iteration: net_g_best.pth
-_WEIGHTS = re.compile(r"net_[a-z]\w*?_(\d+)(?:_params)?\.(?:pth|safetensors)")
+_WEIGHTS = re.compile(r"net_[a-z_]+_(\d+)(?:_params)?\.(?:pth|safetensors)")  # and no net_g_9_average_of_3
 
 
 @dataclass(frozen=True)

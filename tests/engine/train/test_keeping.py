@@ -66,6 +66,16 @@ def test_old_weights_go_with_all_files_of_their_iteration(tmp_path: Path) -> Non
     assert {"net_g_latest.pth", "net_g_best.pth", "net_g_5.txt", "other_5.pth"} <= set(left)
 
 
+def test_averages_of_checkpoints_stay(tmp_path: Path) -> None:
+    paths = RunPaths(tmp_path, "run")
+    touched(paths, [5, 10, 15])
+    average = paths.models / "net_g_10_average_of_2.pth"  # as sam4ir average names it
+    average.touch()
+    Keeping(states=1, weights=1).remove_older(paths, 15)
+    assert average.is_file()
+    assert "net_g_10.pth" not in names(paths.models)
+
+
 def test_a_checkpoint_of_later_iterations_is_not_counted_and_stays(tmp_path: Path) -> None:
     paths = RunPaths(tmp_path, "run")  # path.resume_state may name an older state of the run
     touched(paths, [5, 10, 15, 20])
