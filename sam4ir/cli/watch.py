@@ -20,15 +20,25 @@ from pathlib import Path
 
 from sam4ir.utils import cli
 
+_SHORTEST, _LONGEST = 0.2, 86400.0  # seconds
+
 
 def parser() -> cli.Parser:
     """Return the parser of the command."""
     command = cli.Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run: experiments/NAME")
     command.add_argument("--show", nargs="+", default=[], metavar="WORD", help="curves whose names contain a word")
-    command.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="between two looks (default: 5)")
+    command.add_argument("--every", type=seconds, default=5.0, metavar="SECONDS", help="between two looks (default: 5)")
     command.add_argument("--once", action="store_true", help="draw once; so it does where the output is no terminal")
     return command
+
+
+def seconds(text: str) -> float:
+    """Return a time between two looks, in seconds."""
+    value = float(text)
+    if not _SHORTEST <= value <= _LONGEST:
+        raise argparse.ArgumentTypeError(f"{text} is not between {_SHORTEST:g} and {_LONGEST:g}")
+    return value
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -49,6 +59,6 @@ def main(words: Sequence[str] | None = None) -> int:
                 return 0
             sys.stdout.write(f"\x1b[2J\x1b[H{picture}")  # clear, and begin at the top
             sys.stdout.flush()
-            time.sleep(max(flags.every, 0.2))
+            time.sleep(flags.every)
     print()
     return 0

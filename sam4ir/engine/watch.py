@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sam4ir.engine.evaluate.chart import ticks
+from sam4ir.engine.evaluate.chart import is_drawable, ticks
 from sam4ir.engine.run_record import REFINER
 from sam4ir.errors import UserError
 from sam4ir.utils.tables import text_lines
@@ -57,7 +56,9 @@ class RunCurves:
         try:
             record = json.loads(line)
             iteration = int(record["iter"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+            return
+        if not is_drawable(iteration):
             return
         if iteration < self.last:  # a run that was resumed from an earlier checkpoint
             for points in self.curves.values():
@@ -65,7 +66,7 @@ class RunCurves:
                     points.pop()
         self.last = iteration
         for tag, value in record.items():
-            if tag != "iter" and isinstance(value, (int, float)) and math.isfinite(value):
+            if tag != "iter" and isinstance(value, (int, float)) and is_drawable(value):
                 self.curves.setdefault(tag, []).append((iteration, float(value)))
 
 
@@ -200,7 +201,21 @@ def charts(runs: Sequence[RunCurves], words: Sequence[str], width: int, height: 
     if not tags:
         return "no point yet"
     lines: list[str] = []
+    names = _names(runs)
     for tag in tags:
-        curves = {run.name: run.curves.get(tag, []) for run in runs}
-        lines += [*drawing(tag, curves, width, max(height // len(tags) - 1, 9), colours), ""]
+        curves = {name: run.curves.get(tag, []) for name, run in zip(names, runs, strict=True)}
+        lines += [*drawing(_shown(tag), curves, width, max(height // len(tags) - 1, 9), colours), ""]
     return "\n".join(lines)
+
+
+def _names(runs: Sequence[RunCurves]) -> list[str]:
+    """Return the names of runs as the legend has them; where names are equal, the folders as they were given."""
+    names = [_shown(run.name) for run in runs]
+    if len(set(names)) < len(names):
+        names = [_shown(str(run.folder)) for run in runs]
+    return names
+
+
+def _shown(text: str) -> str:
+    """Return a text without characters that a terminal would obey, such as those of a log that others wrote."""
+    return "".join(character if character.isprintable() else "?" for character in text)

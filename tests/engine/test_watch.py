@@ -81,6 +81,39 @@ def test_charts_of_odd_curves_are_drawn() -> None:
     assert drawing("x", {"run": []}, 60, 12, colours=False) == ["x: nothing yet"]
 
 
+def test_numbers_that_no_chart_can_show_are_left_out(tmp_path: Path) -> None:
+    values = ["1e400", "1" + 400 * "0", "NaN", "1e308", "-1e308", "2"]
+    lines = [f'{{"iter": {number}, "l_pix": {value}}}' for number, value in enumerate(values)]
+    lines += [f'{{"iter": {iteration}, "l_pix": 7}}' for iteration in ("1e400", "1" + 400 * "0")]
+    (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
+    run = RunCurves(tmp_path)
+    run.read()
+    assert run.curves == {"l_pix": [(5, 2.0)]}
+    assert drawing("x", {"a": [(1, 0.0), (2, 5e-324)]}, 60, 12, colours=False)
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    runs = [RunCurves(written(tmp_path / disk / "rain", 1, 20)) for disk in ("a", "b")]
+    for run in runs:
+        run.read()
+    text = charts(runs, ["l_pix"], 200, 40, False)
+    assert f"{tmp_path}/a/rain: 0.05" in text
+    assert f"{tmp_path}/b/rain: 0.05" in text
+
+
+def test_a_name_in_a_log_commands_no_terminal(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"iter": 1, "l_\\u001b[2J": 1}\n')
+    run = RunCurves(tmp_path)
+    run.read()
+    assert "l_?[2J" in charts([run], [], 80, 20, False)
+
+
+@pytest.mark.parametrize("every", ["nan", "inf", "0", "x"])
+def test_a_time_that_nobody_can_wait_is_refused(every: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        main([str(written(tmp_path, 1, 2)), "--every", every])
+
+
 def test_many_points_are_means() -> None:
     points = smoothed([(i, float(i % 2)) for i in range(10_000)], 50)
     assert len(points) == 50

@@ -19,6 +19,9 @@ COLOURS = ((0, 114, 178), (213, 94, 0), (0, 158, 115), (204, 121, 167), (86, 180
 LEGEND_ROW = 18
 LEGEND_GAP = 12
 
+LARGEST = 1e150  # a chart's numbers lie within +- this, so that their spans and sums are finite
+_LEAST_SPAN = 1e-300
+
 XY = tuple[float, float]
 
 
@@ -62,10 +65,18 @@ def chart(title: str, below: str, lines: Sequence[Line], names: Sequence[str] = 
     return canvas
 
 
+def is_drawable(value: float) -> bool:
+    """Return whether a chart can show a number: it is no NaN, not infinite and not beyond LARGEST."""
+    return abs(value) <= LARGEST
+
+
 def ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Return round numbers that enclose [low, high], evenly apart by 1, 2 or 5 times a power of ten."""
+    """Return round numbers that enclose [low, high], evenly apart by 1, 2 or 5 times a power of ten.
+
+    low, high: numbers that a chart can show (is_drawable).
+    """
     span = high - low
-    if not high > low:
+    if not span > _LEAST_SPAN:
         span = max(abs(high), 1.0) * 0.1
     rough = span / (most - 1)
     power = 10.0 ** math.floor(math.log10(rough))

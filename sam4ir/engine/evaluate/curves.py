@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sam4ir.engine.evaluate.candidates import file_name, iteration_in
-from sam4ir.engine.evaluate.chart import Line, chart
+from sam4ir.engine.evaluate.chart import Line, chart, is_drawable
 from sam4ir.engine.evaluate.published import Published, origin, rows_of
 from sam4ir.engine.evaluate.report import BASELINES, columns, titled
 from sam4ir.engine.evaluate.results import ResultError, SetValues, numbers_of, read_summary
@@ -207,7 +207,7 @@ def picture_of(points: Sequence[Point], metric: str, lower_is_better: bool) -> P
         if by_iteration:
             x = float(point.iteration or 0)
         for row in _rows(point):
-            if row.metric == metric and math.isfinite(row.value):
+            if row.metric == metric and is_drawable(row.value):
                 curves.setdefault((row.dataset, row.output), []).append((x, row.value))
     if not curves:
         return None

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 BASELINES = ("input", "bicubic")  # outputs without a network
 UP, DOWN = "↑", "↓"
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,11 @@ def titled(metric: str, lower_is_better: bool) -> str:
 
 
 def printable(text: str, encoding: str | None) -> str:
-    """Return the text for a console; arrows become ^ and v where its encoding has none."""
+    """Return the text for a console; arrows become ^ and v where its encoding has none.
+
+    Control characters but for line ends and tabs become ?: a file of others may hold some that a terminal would obey.
+    """
+    text = _CONTROLS.sub("?", text)
     try:
         text.encode(encoding or "ascii")
     except UnicodeEncodeError:

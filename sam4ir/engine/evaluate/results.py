@@ -16,6 +16,7 @@ from sam4ir.registry import METRICS
 from sam4ir.utils.tables import CsvRow, number_in, read_csv
 
 KNOWN_COLUMNS = ("iter", "dataset", "stage", "image")  # `stage` holds the output
+_LARGEST = 1e150  # a score that a file may hold
 SAMPLE = "sample"  # column of tables with several samples an image
 
 Values = dict[str, dict[str, dict[str, dict[str, float]]]]  # {dataset: {output: {image: {metric: value}}}}
@@ -187,13 +188,23 @@ def _set_values(summary: Mapping[str, Any]) -> SetValues:
         for output, row in outputs.items():
             for metric, value in row.items():
                 if metric in of_sets:
-                    values.setdefault(dataset, {}).setdefault(output, {})[metric] = float(value)
+                    values.setdefault(dataset, {}).setdefault(output, {})[metric] = _score(float(value))
     return values
 
 
 def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """Return the values of a summary as numbers: JSON holds infinity and NaN as texts."""
-    return {metric: float(value) for metric, value in row.items()}
+    """Return the values of a summary as numbers: JSON holds infinity and NaN as texts.
+
+    Raises ValueError for what is no score, TypeError for what is no number.
+    """
+    return {metric: _score(float(value)) for metric, value in row.items()}
+
+
+def _score(value: float) -> float:
+    """Return a score. Raises ValueError for a finite number that no metric gives, and whose sums would not be finite."""
+    if _LARGEST < abs(value) < math.inf:
+        raise ValueError(f"{value:g} is no score")
+    return value
 
 
 def _lower_by_type(names: Sequence[str]) -> frozenset[str]:
@@ -242,7 +253,10 @@ def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
         values = []
         for row in rows:
             values.append(row.get(metric, math.nan))
-        means[metric] = math.fsum(values) / len(values)
+        total = sum(values)
+        if math.isfinite(total):
+            total = math.fsum(values)  # which adds no infinities
+        means[metric] = total / len(values)
     return means
 
 
@@ -260,6 +274,6 @@ def _rows(path: Path) -> list[CsvRow]:
 
 def _number(path: Path, line: int, metric: str, text: str | None) -> float:
     try:
-        return number_in(text or "")
+        return _score(number_in(text or ""))
     except ValueError:
         raise ResultError(f"{path}: line {line}: {metric}: {text!r} is no number") from None

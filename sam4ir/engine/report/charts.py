@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sam4ir.engine.evaluate.chart import ticks
+from sam4ir.engine.evaluate.chart import is_drawable, ticks
 from sam4ir.engine.report.markup import Markup, element, joined, json_attribute
 
 WIDTH, HEIGHT = 400, 240
@@ -17,6 +17,7 @@ SIDE = 400  # of a scatter
 BESIDE = 18  # room for the label of its upright axis
 COLOURS = 7  # that page.css has as --line-0, --line-1 ...
 MOST_POINTS = 400  # of a curve; more cannot be told apart in a chart
+_LOG_LEAST = 1e-300  # below it powers of ten lose their digits
 _LOG_FROM = 50.0  # a chart of positive values whose largest is so many times the smallest has a logarithmic axis
 
 Points = Sequence[tuple[float, float]]
@@ -53,14 +54,14 @@ class _Axis:
 
 
 def thinned(points: Points, most: int = MOST_POINTS) -> list[tuple[float, float]]:
-    """Return at most `most` points: each is the mean of as many neighbours; values that are not finite are left out."""
-    finite = [point for point in points if math.isfinite(point[1])]
-    group = -(-len(finite) // most)
+    """Return at most `most` points: each is the mean of as many neighbours; what no chart can show is left out."""
+    drawable = [(x, y) for x, y in points if is_drawable(x) and is_drawable(y)]
+    group = -(-len(drawable) // most)
     if group <= 1:
-        return finite
+        return drawable
     means = []
-    for start in range(0, len(finite), group):
-        part = finite[start : start + group]
+    for start in range(0, len(drawable), group):
+        part = drawable[start : start + group]
         means.append((part[-1][0], math.fsum(value for _, value in part) / len(part)))
     return means
 
@@ -76,7 +77,7 @@ def line_chart(title: str, curves: Sequence[Curve], *, rates: bool = False, belo
         return Markup("")
     ys = [y for curve in shown for _, y in curve.points]
     xs = [x for curve in shown for x, _ in curve.points]
-    logarithmic = rates and min(ys) > 0 and max(ys) > _LOG_FROM * min(ys)
+    logarithmic = rates and min(ys) > _LOG_LEAST and max(ys) > _LOG_FROM * min(ys)
     y_ticks = _log_ticks(min(ys), max(ys)) if logarithmic else ticks(min(ys), max(ys), 6)
     x_ticks = ticks(min(xs), max(xs), 6)
     across = _Axis(min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1, LEFT, WIDTH - LEFT - RIGHT)
@@ -192,7 +193,7 @@ def scatter_chart(title: str, below: str, beside: str, dots: Sequence[Dot]) -> M
 
     below, beside: the labels of the axes.
     """
-    finite = [dot for dot in dots if math.isfinite(dot.x) and math.isfinite(dot.y)]
+    finite = [dot for dot in dots if is_drawable(dot.x) and is_drawable(dot.y)]
     if not finite:
         return Markup("")
     values = list(itertools.chain.from_iterable((dot.x, dot.y) for dot in finite))

@@ -337,6 +337,7 @@ def test_a_validation_table_gives_its_last_iteration(tmp_path: Path):
         ("metrics.csv", "", "has no column dataset, stage, image"),
         ("metrics.csv", "dataset,stage,image,psnr\ns,restored,i,high\n", "line 2: psnr: 'high' is no number"),
         ("metrics.csv", "dataset,stage,image,psnr\ns,restored,i,1_000\n", "line 2: psnr: '1_000' is no number"),
+        ("metrics.csv", "dataset,stage,image,psnr\ns,restored,i,1e308\n", "line 2: psnr: '1e308' is no number"),
         ("metrics.csv", "dataset,stage,image,psnr\ns,restored,i\n", "line 2: psnr: None is no number"),
         ("metrics.csv", "dataset,stage,image,psnr\ns,r,i,1\ns,r,i,2\n", "line 3: s/i, r is there twice"),
         ("other.txt", "psnr", "expected a results/<name> folder"),
@@ -348,6 +349,16 @@ def test_files_that_are_no_results_are_named(tmp_path: Path, name: str, content:
         read_result(tmp_path / name, "run")
     assert message in str(error.value)
     assert name in str(error.value)
+
+
+def test_samples_with_infinite_values_have_a_mean(tmp_path: Path):
+    rows = ["a,0,inf", "a,1,30", "b,0,inf", "b,1,-inf", "c,0,29", "c,1,30"]
+    path = tmp_path / "metrics.csv"
+    path.write_text("\n".join(["dataset,stage,image,sample,psnr", *(f"s,restored,{row}" for row in rows)]), "utf-8")
+    images = read_result(path, "run").values["s"]["restored"]
+    assert images["a"]["psnr"] == math.inf
+    assert math.isnan(images["b"]["psnr"])
+    assert images["c"]["psnr"] == 29.5
 
 
 def test_folders_without_results_are_named(tmp_path: Path):

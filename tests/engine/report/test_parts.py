@@ -67,6 +67,14 @@ def test_equal_curves_become_one_and_single_points_no_chart() -> None:
     assert line_chart("t", []) == ""
 
 
+def test_numbers_that_no_chart_can_show_are_left_out() -> None:
+    good = [(3, 1.0), (4, 2.0)]
+    chart = line_chart("l", [Curve("a", [(1, 1e308), (2, -1e308), *good, (10**400, 1.0), (5, math.nan)])])
+    assert places(chart) == places(line_chart("l", [Curve("a", good)]))
+    for last in (0.0, 1.0):
+        assert line_chart("rate", [Curve("a", [(1, 5e-324), (2, last)])], rates=True)
+
+
 def test_a_scatter_counts_and_links_its_points() -> None:
     dots = [Dot("<x>", 1, 2, "image-1"), Dot("y", 3, 2), Dot("z", math.nan, 1), Dot("w", math.inf, 1)]
     chart = scatter_chart("psnr", "A", "B", dots)
