@@ -17,7 +17,8 @@ WORST, LEAST_GOOD, FINEST, EVEN, ALL = "worst", "lowest", "best", "evenly chosen
 class Judged:
     """An image with its gain: the metric of the second result minus that of the first, positive where it is better.
 
-    With one result the gain is its value, positive where larger is better. reason: why it was chosen.
+    With one result the gain is its value, positive where larger is better; NaN where there is none. reason: why it was
+    chosen.
     """
 
     dataset: str
@@ -50,20 +51,21 @@ def choice_metric(scored: Sequence[Scored], asked: str | None) -> str:
 
 
 def judged_images(scored: Sequence[Scored], metric: str) -> list[Judged]:
-    """Return the images that the first two results have, with their gains, in the order of the first."""
+    """Return the images of all results with their gains; NaN where one of the first two results lacks the image."""
     sign = 1.0
     if any(metric in each.result.lower for each in scored):
         sign = -1.0
-    first = scored[0].result.images(RESTORED)
+    columns = [each.result.images(RESTORED) for each in scored]
+    places: dict[tuple[str, str], None] = {}
+    for column in columns:
+        places.update(dict.fromkeys(column))
     images = []
-    for (dataset, image), row in first.items():
-        value = row.get(metric, math.nan)
-        if len(scored) > 1:
-            other = scored[1].result.images(RESTORED).get((dataset, image))
-            if other is None:
-                continue
-            value = _difference(other.get(metric, math.nan), value)
-        images.append(Judged(dataset, image, sign * value))
+    for place in places:
+        values = [column.get(place, {}).get(metric, math.nan) for column in columns]
+        value = values[0]
+        if len(values) > 1:
+            value = _difference(values[1], values[0])
+        images.append(Judged(*place, sign * value))
     return images
 
 
@@ -77,12 +79,14 @@ def _difference(b: float, a: float) -> float:
 def choose_images(images: Sequence[Judged], count: int, compared: bool) -> list[Judged]:
     """Return `count` images with reasons: a third the worst, a third the best, the others evenly between.
 
-    compared: whether gains are differences of two results. Images without a number come last. All images are returned,
-    from the worst on, where there are no more than `count`.
+    compared: whether gains are differences of two results. Images without a number are chosen where there are no more
+    than `count` others, and come last. All images are returned, from the worst on, where there are no more than
+    `count`.
     """
-    ordered = sorted(images, key=lambda judged: (math.isnan(judged.gain), judged.gain, judged.place))
+    ordered = sorted((each for each in images if not math.isnan(each.gain)), key=lambda each: (each.gain, each.place))
     if len(ordered) <= count:
-        return ordered
+        without = sorted((each for each in images if math.isnan(each.gain)), key=lambda each: each.place)
+        return [*ordered, *without][:count]
     third = -(-count // 3)
     worst = ordered[:third]
     best = list(reversed(ordered[third:]))[: min(third, count - len(worst))]

@@ -9,9 +9,9 @@ from sam4ir.engine.evaluate.report import BASELINES, titled
 from sam4ir.engine.report.chosen import Judged
 from sam4ir.engine.report.inputs import Scored
 from sam4ir.engine.report.markup import Markup, data_address, element, table
-from sam4ir.engine.report.pictures import REDUCED, Encoded
+from sam4ir.engine.report.pictures import REDUCED, RESULT, Encoded
 from sam4ir.engine.report.run_section import notes_list
-from sam4ir.engine.report.score_table import number
+from sam4ir.engine.report.score_table import image_metrics, number
 
 _HEIGHT = 78  # of a viewer, as a percentage of the window's height
 _LARGEST_PIXEL = 4  # pixels of the screen for one of an image that is not zoomed
@@ -71,7 +71,7 @@ def _image(image: ShownImage, scored: Sequence[Scored]) -> Markup:
 
 def _scores(judged: Judged, scored: Sequence[Scored]) -> Markup:
     """Return the table of the values of an image: a row for each output; degraded images of equal values stand once."""
-    metrics = scored[0].result.metrics()
+    metrics = image_metrics(scored)
     rows: dict[tuple[str, ...], None] = {}
     for each in scored:
         for output, images in each.result.values.get(judged.dataset, {}).items():
@@ -84,13 +84,13 @@ def _scores(judged: Judged, scored: Sequence[Scored]) -> Markup:
             cells = [number(row[metric]) if metric in row else "-" for metric in metrics]
             line = (title, *cells)
             rows[line] = None
-    heads = [titled(metric, metric in scored[0].result.lower) for metric in metrics]
+    heads = [titled(metric, lower_is_better) for metric, lower_is_better in metrics.items()]
     return table(["", *heads], rows, "numbers")
 
 
 def _viewer(image: ShownImage) -> Markup:
     """Return the viewer of an image: controls, the stage with all views, and the slider."""
-    left, right = starting_views([view.label for view in image.views])
+    left, right = starting_views([view.role for view in image.views])
     height = max(view.height for view in image.views)
     width = max(view.width for view in image.views)
     name = f"{image.judged.dataset}/{image.judged.image}"
@@ -156,14 +156,14 @@ def _choice(title: str, role: str, views: Sequence[Encoded], chosen: int) -> Mar
     return element("label", title, element("select", *options, data_role=role, autocomplete="off"))
 
 
-def starting_views(labels: Sequence[str]) -> tuple[int, int]:
-    """Return the views that a viewer begins with: the first two restored ones, else the input and the first of them."""
-    restored = []
-    for place, label in enumerate(labels):
-        if not label.startswith(("LQ", "GT", "error", "region")) and "refined" not in label and "sample" not in label:
-            restored.append(place)
+def starting_views(roles: Sequence[str]) -> tuple[int, int]:
+    """Return the views that a viewer begins with: those of the first two results, else the first and that of a result.
+
+    roles: of the views (Encoded.role).
+    """
+    restored = [place for place, role in enumerate(roles) if role == RESULT]
     if len(restored) > 1:
         return restored[0], restored[1]
     if restored and restored[0] > 0:
         return 0, restored[0]
-    return 0, min(1, len(labels) - 1)
+    return 0, min(1, len(roles) - 1)

@@ -169,7 +169,7 @@ def _weights_facts(options: Options | None, summary: Mapping[str, Any]) -> tuple
     if stated is not None:
         facts["SHA-256"] = str(stated)
     path = Path(str(source))
-    if zoo_name(str(source)) is None and path.is_file():
+    if _is_file(path):
         if stated is None:
             facts["SHA-256"] = f"{sha256_of(path)} (of the file as it is now)"
         iteration = _iteration(path)
@@ -181,6 +181,14 @@ def _weights_facts(options: Options | None, summary: Mapping[str, Any]) -> tuple
     elif stated is None:
         facts["SHA-256"] = "not known: the file is not there"
     return facts, run
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether a path of a summary is a file; False for what no disk can hold, and for a name of the zoo."""
+    try:
+        return path.is_file() and zoo_name(path) is None
+    except (OSError, ValueError):
+        return False
 
 
 def _iteration(path: Path) -> int | None:

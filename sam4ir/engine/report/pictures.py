@@ -19,6 +19,7 @@ from sam4ir.data.sample import Dataset, Sample
 from sam4ir.engine.build import build_dataset
 from sam4ir.engine.report.inputs import Scored
 from sam4ir.engine.report.run_facts import RunFacts
+from sam4ir.engine.report.score_table import RESTORED
 from sam4ir.errors import UserError, first_line
 from sam4ir.utils.faults import fault_of_item
 from sam4ir.utils.files import output_path
@@ -38,23 +39,27 @@ MOST_SAMPLES = 4  # views of samples of a diffusion network; the spread is over 
 _LARGEST_WEBP = 16383  # pixels of a side
 _SAMPLES_READ = 64
 _RED = (255, 40, 40)
+RESULT = "result"  # role of the one restored image of a result
+_OUTPUT = "output"  # role of a sample and of the refiner's image, which have an error map as a result has
 
 
 class NamedView(NamedTuple):
-    """One picture of an image. label: its name in the page. pixels: (h, w, 1 or 3) uint8."""
+    """One picture of an image. label: its name in the page. pixels: (h, w, 1 or 3) uint8. role: RESULT, _OUTPUT or ''."""
 
     label: str
     pixels: Pixels8
+    role: str = ""
 
 
 class Encoded(NamedTuple):
-    """A view as a file. kind: its media type. height, width: its size."""
+    """A view as a file. kind: its media type. height, width: its size. role: as that of the view."""
 
     label: str
     data: bytes
     kind: str
     height: int
     width: int
+    role: str = ""
 
 
 @dataclass
@@ -64,17 +69,17 @@ class ImageViews:
     views: list[NamedView] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, label: str, pixels: Pixels8 | None) -> None:
+    def add(self, label: str, pixels: Pixels8 | None, role: str = "") -> None:
         """Add a view; None adds nothing."""
         if pixels is not None:
-            self.views.append(NamedView(label, pixels))
+            self.views.append(NamedView(label, pixels, role))
 
 
 def encoded_panel(view: NamedView, lossless: bool) -> Encoded:
     """Return a view as PNG where it is small or must be exact, else as WebP (JPEG where WebP allows no such size)."""
     height, width, _ = view.pixels.shape
     if lossless or height * width <= EXACT_UP_TO:
-        return Encoded(view.label, encode_png(view.pixels), "image/png", height, width)
+        return Encoded(view.label, encode_png(view.pixels), "image/png", height, width, view.role)
     return _compressed(view, QUALITY)
 
 
@@ -86,7 +91,7 @@ def reduced_panel(view: NamedView) -> Encoded:
     share = REDUCED / max(height, width, REDUCED)
     size = max(round(height * share), 1), max(round(width * share), 1)
     pixels = resize_for_display(view.pixels, *size).reshape(*size, channels)
-    return _compressed(NamedView(view.label, pixels), REDUCED_QUALITY)
+    return _compressed(view._replace(pixels=pixels), REDUCED_QUALITY)
 
 
 def _compressed(view: NamedView, quality: int) -> Encoded:
@@ -98,9 +103,9 @@ def _compressed(view: NamedView, quality: int) -> Encoded:
     buffer = io.BytesIO()
     if max(height, width) <= _LARGEST_WEBP:
         Image.fromarray(pixels).save(buffer, "WEBP", quality=quality, method=1)
-        return Encoded(view.label, buffer.getvalue(), "image/webp", height, width)
+        return Encoded(view.label, buffer.getvalue(), "image/webp", height, width, view.role)
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality, subsampling=0)
-    return Encoded(view.label, buffer.getvalue(), "image/jpeg", height, width)
+    return Encoded(view.label, buffer.getvalue(), "image/jpeg", height, width, view.role)
 
 
 class Gallery:
@@ -132,16 +137,16 @@ class Gallery:
                 gt = _shown(sample.gt)
             else:
                 shown.notes.append("the data set has no ground truth, so there are no error maps")
-        errors = []
+        outputs = []
         for each in self._scored:
-            for label, pixels in self._outputs(each, dataset, key, shown):
-                shown.add(label, pixels)
-                if gt is not None and not label.endswith(_SPREAD):
-                    errors.append((label, pixels))
+            if key in each.result.values.get(dataset, {}).get(RESTORED, {}):
+                outputs += self._outputs(each, dataset, key, shown)
+        shown.views += outputs
         shown.add("GT", gt)
         if gt is not None:
-            for label, pixels in errors:
-                self._add_error(shown, label, pixels, gt)
+            for label, pixels, role in outputs:
+                if role:
+                    self._add_error(shown, label, pixels, gt)
         self._add_boundaries(shown, dataset, key, gt)
         return shown
 
@@ -189,22 +194,22 @@ class Gallery:
         self.notes.append(f"data set {dataset!r}: no LQ, GT and error maps ({'; '.join(dict.fromkeys(reasons))})")
         return None
 
-    def _outputs(self, each: Scored, dataset: str, key: str, shown: ImageViews) -> Iterator[tuple[str, Pixels8]]:
-        """Yield (label, pixels) of the restored images of a result, of its samples and of its refiner."""
+    def _outputs(self, each: Scored, dataset: str, key: str, shown: ImageViews) -> Iterator[NamedView]:
+        """Yield the restored image of a result or its samples with their spread, and the refiner's image."""
         restored = self._restored(each, dataset, key, shown)
-        for number, pixels in enumerate(restored[:MOST_SAMPLES]):
-            label = each.title
-            if len(restored) > 1:
-                label += f", sample {number}"
-            yield label, pixels
+        if len(restored) == 1:
+            yield NamedView(each.title, restored[0], RESULT)
+        else:
+            for number, pixels in enumerate(restored[:MOST_SAMPLES]):
+                yield NamedView(f"{each.title}, sample {number}", pixels, _OUTPUT)
         if len(restored) > 1 and len({pixels.shape for pixels in restored}) == 1:
-            yield f"{each.title}, {_SPREAD}", spread_map(restored)
+            yield NamedView(f"{each.title}, {_SPREAD}", spread_map(restored))
         refined = _refined(each, dataset, key)
         if refined is not None:
             label, path = refined
             picture = _read(path, label, shown)
             if picture is not None:
-                yield label, picture
+                yield NamedView(label, picture, _OUTPUT)
 
     def _restored(self, each: Scored, dataset: str, key: str, shown: ImageViews) -> list[Pixels8]:
         """Return the restored image of a result, or each sample of it; [] with a note where it was not saved."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sam4ir.config.load import OptionsError, load_options
+from sam4ir.config.load import load_options
 from sam4ir.config.schema import Options
 from sam4ir.engine.evaluate.results import Result, read_result
 from sam4ir.engine.run_record import REFINER, ValidationMeans, iteration_of, validations
@@ -125,10 +125,11 @@ def read_options(path: Path) -> tuple[Options | None, str, str]:
     """Return the options of a file, its text, and why it cannot be used ('' where it can); never loads plugins."""
     if not path.is_file():
         return None, "", f"{path} is missing"
-    text = read_text(path, _LARGEST_OPTIONS)
+    text = ""
     try:
+        text = read_text(path, _LARGEST_OPTIONS)
         return load_options(path, named_by_user=False), text, ""
-    except OptionsError as error:
+    except UserError as error:
         return None, text, " ".join(str(error).split())
 
 

@@ -14,7 +14,7 @@ from sam4ir.engine.report.charts import Dot, scatter_chart
 from sam4ir.engine.report.inputs import Scored
 from sam4ir.engine.report.markup import Markup, details, element, joined, table
 from sam4ir.engine.report.run_section import notes_list
-from sam4ir.engine.report.score_table import BEST, RESTORED, SECOND, Cell, Row, ScoreTable, number, with_interval
+from sam4ir.engine.report.score_table import BEST, RESTORED, SECOND, Cell, Row, ScoreTable, image_metrics, number, with_interval
 
 Links = Mapping[tuple[str, str], str]  # {(data set, image): id of its view in the page}
 
@@ -175,7 +175,7 @@ def _scatter(c: Comparison, scored: Sequence[Scored], links: Links) -> Markup:
 def _all_images(scored: Sequence[Scored], links: Links) -> Markup:
     """Return the table of the values of all images."""
     heads, rows = [], []
-    metrics = scored[0].result.metrics()
+    metrics = image_metrics(scored)
     for metric in metrics:
         heads += [f"{metric} {each.letter}" for each in scored]
     places: dict[tuple[str, str], None] = {}

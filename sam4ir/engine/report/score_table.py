@@ -74,6 +74,15 @@ class ScoreTable:
         return [row for row in self.rows if row.dataset == dataset]
 
 
+def image_metrics(scored: Sequence[Scored]) -> dict[str, bool]:
+    """Return {metric: whether a lower value is better} of the metrics of images of all results, in their order."""
+    metrics: dict[str, bool] = {}
+    for each in scored:
+        for metric in each.result.metrics():
+            metrics.setdefault(metric, metric in each.result.lower)
+    return metrics
+
+
 def score_table(scored: Sequence[Scored]) -> ScoreTable:
     """Return the table of these results; rows of degraded images that are equal in all results stand there once."""
     heads: dict[Column, None] = {}

@@ -16,7 +16,15 @@ from sam4ir.engine.report.chosen import Judged, choice_metric, choose_images, ju
 from sam4ir.engine.report.image_section import starting_views
 from sam4ir.engine.report.inputs import Scored
 from sam4ir.engine.report.markup import element, joined
-from sam4ir.engine.report.pictures import NamedView, boundaries_on, encoded_panel, error_map, reduced_panel, spread_map
+from sam4ir.engine.report.pictures import (
+    RESULT,
+    NamedView,
+    boundaries_on,
+    encoded_panel,
+    error_map,
+    reduced_panel,
+    spread_map,
+)
 from sam4ir.engine.report.run_facts import ReportError
 from sam4ir.utils.image import decode_image
 
@@ -100,6 +108,14 @@ def test_any_number_of_images_can_be_chosen(count: int) -> None:
     assert len({each.place for each in chosen}) == len(chosen) == min(count, 10)
 
 
+def test_images_without_a_number_are_no_best_ones() -> None:
+    images = judged([math.nan, 1.0, math.nan, 2.0, 3.0, 4.0, math.nan])
+    assert [each.gain for each in choose_images(images, 3, compared=True)] == [1, 4, 3]
+    five = choose_images(images, 5, compared=True)
+    assert [each.gain for each in five[:4]] == [1, 2, 3, 4]
+    assert math.isnan(five[4].gain)
+
+
 def scored(name: str, values: dict[str, float], metric: str = "psnr", lower: bool = False) -> Scored:
     images = {image: {metric: value} for image, value in values.items()}
     result = Result(name, {}, {"set": {"restored": images}}, {}, frozenset([metric] if lower else []))
@@ -109,6 +125,7 @@ def scored(name: str, values: dict[str, float], metric: str = "psnr", lower: boo
 def test_gains_are_positive_where_the_second_result_is_better() -> None:
     a, b = {"x": 1.0, "y": 2.0, "z": 1.0, "same": math.inf}, {"x": 3.0, "y": 1.0, "same": math.inf}
     gains = {each.image: each.gain for each in judged_images([scored("a", a), scored("b", b)], "psnr")}
+    assert math.isnan(gains.pop("z"))  # b lacks it
     assert gains == {"x": 2, "y": -1, "same": 0}
     lower = judged_images([scored("a", a, lower=True), scored("b", b, lower=True)], "psnr")
     assert {each.image: each.gain for each in lower}["x"] == -2
@@ -160,7 +177,7 @@ def test_small_views_are_exact_and_large_ones_close(channels: int) -> None:
 
 
 def test_a_viewer_begins_with_two_results_or_with_input_and_result() -> None:
-    assert starting_views(["LQ (input)", "A x", "A refined", "B y", "GT", "error of A x × 5"]) == (1, 3)
-    assert starting_views(["LQ (input)", "A x", "GT"]) == (0, 1)
-    assert starting_views(["LQ (input)", "A x, sample 0", "A x, sample 1", "GT"]) == (0, 1)
-    assert starting_views(["A x"]) == (0, 0)
+    assert starting_views(["", RESULT, "output", RESULT, "", ""]) == (1, 3)
+    assert starting_views(["", RESULT, ""]) == (0, 1)
+    assert starting_views(["", "output", "output", ""]) == (0, 1)
+    assert starting_views([RESULT]) == (0, 0)

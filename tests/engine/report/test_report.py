@@ -90,6 +90,30 @@ def test_two_results_are_compared_and_their_images_shown(results: tuple[Path, Pa
     assert len([svg for svg in page.elements["svg"] if svg["class"] == "scatter"]) == 2
 
 
+def test_results_of_two_sets_show_the_images_of_both(results: tuple[Path, Path]) -> None:
+    summary = json.loads((results[1] / "summary.json").read_text())
+    for content in ("images", "mean"):
+        summary[content]["other"] = summary[content].pop("small_val")
+    for values in summary["images"]["other"].values():
+        values["restored"]["lpips"] = 0.125
+    summary["lower_is_better"].append("lpips")
+    (results[1] / "summary.json").write_text(json.dumps(summary))
+    report = reported(*results)
+    page = Page(report.html)
+    assert report.images == 10
+    assert "not compared: results have no image in common" in page.text
+    assert "lpips A lpips B" in page.text  # a metric that the first result lacks
+    assert not any("B brighter of small_val" in str(image["alt"]) for image in page.elements["img"])
+    assert not any("this restored image is missing" in note for note in report.notes if note.startswith("A"))
+
+
+def test_a_viewer_begins_with_the_results_whatever_their_names_are(world: World) -> None:
+    names = "error_samples", "refined"
+    page = Page(reported(*(scored_result(world, name, 0.1 * number) for number, name in enumerate(names))).html)
+    seen = [image for image in page.elements["img"][:7] if "hidden" not in image]
+    assert [str(image["alt"]).partition(" of small_val")[0] for image in seen] == ["A error_samples", "B refined"]
+
+
 def test_the_page_asks_for_nothing(results: tuple[Path, Path]) -> None:
     page = Page(reported(*results).html)
     for elements in page.elements.values():
@@ -166,6 +190,21 @@ def test_results_without_images_and_data_still_give_tables(results: tuple[Path, 
     assert "A plain: restored images were not saved (val.save_img: true saves them)" in report.notes
     assert any("data set 'small_val': no LQ, GT and error maps (no option file names it)" in n for n in report.notes)
     assert "Compared with A plain" in Page(report.html).text
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\xfd", b"name: [", b""])
+def test_an_option_file_that_cannot_be_read_is_a_note(results: tuple[Path, Path], content: bytes) -> None:
+    (results[0] / "options.yml").write_bytes(content)
+    report = reported(results[0])
+    assert report.images == 5
+    assert any(note.startswith("A plain: its options cannot be read (") for note in report.notes)
+
+
+def test_weights_of_a_name_that_no_disk_holds_are_not_there(results: tuple[Path, Path]) -> None:
+    summary = json.loads((results[0] / "summary.json").read_text())
+    summary["weights"] = {"source": 5000 * "x"}
+    (results[0] / "summary.json").write_text(json.dumps(summary))
+    assert "not known: the file is not there" in Page(reported(results[0]).html).text
 
 
 def test_several_samples_show_their_spread(world: World) -> None:
