@@ -201,7 +201,7 @@ def numbers_of(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _score(value: float) -> float:
-    """Return a score. Raises ValueError for a finite number that no metric gives, and whose sums would not be finite."""
+    """Return a score. Raises ValueError for a finite number so large that no metric gives it."""
     if _LARGEST < abs(value) < math.inf:
         raise ValueError(f"{value:g} is no score")
     return value

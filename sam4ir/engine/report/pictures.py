@@ -44,7 +44,7 @@ _OUTPUT = "output"  # role of a sample and of the refiner's image, which have an
 
 
 class NamedView(NamedTuple):
-    """One picture of an image. label: its name in the page. pixels: (h, w, 1 or 3) uint8. role: RESULT, _OUTPUT or ''."""
+    """One picture of an image. label: its name in the page. pixels: (h, w, 1 or 3) uint8. role: RESULT, _OUTPUT, ''."""
 
     label: str
     pixels: Pixels8
@@ -137,7 +137,7 @@ class Gallery:
                 gt = _shown(sample.gt)
             else:
                 shown.notes.append("the data set has no ground truth, so there are no error maps")
-        outputs = []
+        outputs: list[NamedView] = []
         for each in self._scored:
             if key in each.result.values.get(dataset, {}).get(RESTORED, {}):
                 outputs += self._outputs(each, dataset, key, shown)

@@ -14,7 +14,17 @@ from sam4ir.engine.report.charts import Dot, scatter_chart
 from sam4ir.engine.report.inputs import Scored
 from sam4ir.engine.report.markup import Markup, details, element, joined, table
 from sam4ir.engine.report.run_section import notes_list
-from sam4ir.engine.report.score_table import BEST, RESTORED, SECOND, Cell, Row, ScoreTable, image_metrics, number, with_interval
+from sam4ir.engine.report.score_table import (
+    BEST,
+    RESTORED,
+    SECOND,
+    Cell,
+    Row,
+    ScoreTable,
+    image_metrics,
+    number,
+    with_interval,
+)
 
 Links = Mapping[tuple[str, str], str]  # {(data set, image): id of its view in the page}
 
