@@ -14,7 +14,7 @@ from sam4ir.engine.new_options.images import Survey, survey
 from sam4ir.engine.new_options.measure import Durations, measured, words
 from sam4ir.engine.new_options.recipe import recipe_for
 from sam4ir.engine.new_options.split import Split, split_by_name
-from sam4ir.engine.new_options.text import Content, images_in_words, option_text
+from sam4ir.engine.new_options.text import Content, images_in_words, option_text, without_ssim
 from sam4ir.errors import UserError
 from sam4ir.utils.files import write_text
 from sam4ir.utils.shell import command_words
@@ -68,6 +68,8 @@ def new_options(request: NewOptionsRequest) -> int:
         recipe=recipe,
         store=_store(request),
     )
+    if without_ssim(content):
+        print(f"note     no SSIM: {without_ssim(content)} of the validation images are smaller than its window")
     if content.store is not None and images.scale > 1:
         raise UserError(
             f"--sam: the GT images are {images.scale} times as large as those of --lq, and SAM4IR restores images of "

@@ -17,6 +17,7 @@ from sam4ir.utils.files import is_utf8
 from sam4ir.utils.image import ImageError
 
 PATIENCE = 5.0  # seconds in which images are read whole
+_UNREADABLE = "that cannot be read"  # kind of images that are left out
 SHOWN = 5  # pairs at fault that a message lists
 
 
@@ -77,7 +78,7 @@ def survey(gt: Path, lq: Path | None = None) -> Survey:
     _leave_out(result, "names that no list can hold", [key for key in result.keys if not _listable(key)])
     _read_sizes(result)
     if not result.keys:
-        raise UserError(f"--gt: {gt}: none of its images can be read: {_first_fault(clean)}")
+        raise UserError(f"{_first_fault(result)}; none of the images can be used")
     _look(result)
     return result
 
@@ -128,7 +129,7 @@ def _read_sizes(result: Survey) -> None:
             faulty.append(key)
         else:
             result.sizes[key] = size
-    _leave_out(result, "that cannot be read", faulty)
+    _leave_out(result, _UNREADABLE, faulty)
     if result.pairing is not None and result.keys:
         scale = _scale(result, result.pairing, lq_sizes)
         result.pairing = Pairing(result.pairing.lq, result.pairing.template, scale)
@@ -145,6 +146,11 @@ def _scale(result: Survey, pairing: Pairing, lq_sizes: Mapping[str, tuple[int, i
         (h, w), small = result.sizes[key], lq_sizes[key]
         if (h, w) != (small[0] * scale, small[1] * scale):
             wrong.append(f"{key}: GT {h}x{w}, LQ {small[0]}x{small[1]}")
+    if wrong and all(_larger(lq_sizes[key], result.sizes[key]) for key in result.keys):
+        raise UserError(
+            f"--lq {pairing.lq.root}: its images are larger than those of --gt {result.gt.root}, such as {wrong[0]} "
+            "(h x w); if the two flags are swapped, swap them back"
+        )
     if wrong:
         first = "\n  ".join([*wrong[:SHOWN], *["..."][: len(wrong) > SHOWN]])
         raise UserError(
@@ -153,6 +159,11 @@ def _scale(result: Survey, pairing: Pairing, lq_sizes: Mapping[str, tuple[int, i
             f"elsewhere:\n  {first}"
         )
     return scale
+
+
+def _larger(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Return whether an image is larger than another one in both directions."""
+    return size[0] > other[0] and size[1] > other[1]
 
 
 def _times(scale: int) -> str:
@@ -165,7 +176,7 @@ def _look(result: Survey) -> None:
     """Read images whole, those of GT and LQ in turns, spread over the folder, for as long as there is patience."""
     begun = time.monotonic()
     step = max(1, len(result.keys) // 100)
-    unreadable: list[str] = []
+    unreadable: dict[str, ImageError] = {}
     for key in result.keys[::step]:
         images = [(result.gt, key)]
         if result.pairing is not None:
@@ -176,13 +187,14 @@ def _look(result: Survey) -> None:
                     result.looked += 1
                     result.grey += _is_grey(image)
                     result.deep += image.dtype == np.uint16
-            except ImageError:
-                unreadable.append(key)
+            except ImageError as error:
+                unreadable.setdefault(key, error)
         if time.monotonic() - begun > PATIENCE:
             break
-    _leave_out(result, "with damaged pixels", sorted(set(unreadable)))
+    _leave_out(result, "with damaged pixels", sorted(unreadable))
     if not result.looked or not result.keys:
-        raise UserError(f"--gt: {result.gt.root}: none of the images that were read is whole; {unreadable[0]} is not")
+        first = next(iter(unreadable.values()))
+        raise UserError(f"{first}; none of the {len(unreadable)} images that were read can be used")
 
 
 def _is_grey(image: np.ndarray) -> bool:
@@ -190,10 +202,13 @@ def _is_grey(image: np.ndarray) -> bool:
     return bool((image[..., 0] == image[..., 1]).all() and (image[..., 0] == image[..., 2]).all())
 
 
-def _first_fault(source: ImageSource) -> str:
-    """Return what is wrong with the first image."""
-    try:
-        source.size(source.keys[0])
-    except ImageError as error:
-        return str(error)
-    return "their partners cannot be read"
+def _first_fault(result: Survey) -> str:
+    """Return what is wrong with the first image that cannot be read, or with its partner."""
+    for key in result.left_out.get(_UNREADABLE, ()):
+        try:
+            result.gt.size(key)
+            if result.pairing is not None:
+                result.pairing.lq.size(partner_of(key, result.pairing.template))
+        except ImageError as error:
+            return str(error)
+    return f"--gt {result.gt.root}: no list can hold the names of its images"

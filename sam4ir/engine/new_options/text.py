@@ -8,6 +8,7 @@ from pathlib import Path
 from sam4ir.engine.new_options.images import Survey
 from sam4ir.engine.new_options.recipe import Recipe
 from sam4ir.engine.new_options.split import Split
+from sam4ir.metrics.ssim import WINDOW
 from sam4ir.utils.shell import yaml_line, yaml_value
 
 _WIDTH = 44  # column of the comments
@@ -210,6 +211,11 @@ def _train(content: Content) -> list[str]:
     return lines
 
 
+def without_ssim(content: Content) -> int:
+    """Return how many validation images are smaller than the window of SSIM; where there are any, it is left out."""
+    return sum(min(content.images.sizes[key]) < WINDOW for key in content.split.val)
+
+
 def _val(content: Content) -> list[str]:
     luma = content.images.scale > 1 and not content.images.all_grey
     suffix = "_y" if luma else ""
@@ -219,12 +225,10 @@ def _val(content: Content) -> list[str]:
     lines.append(_line(f"  save_best: psnr{suffix}", "keeps models/net_g_best beside net_g_latest"))
     if content.images.deep:
         lines.append(_line("  use_image: true", "scores are of 8 bits; false scores floats"))
-    return [
-        *lines,
-        "  metrics:",
-        f"    psnr{suffix}: {{type: psnr{suffix}}}",
-        f"    ssim{suffix}: {{type: ssim{suffix}}}",
-    ]
+    lines += ["  metrics:", f"    psnr{suffix}: {{type: psnr{suffix}}}"]
+    if not without_ssim(content):
+        lines.append(f"    ssim{suffix}: {{type: ssim{suffix}}}")
+    return lines
 
 
 def _logger(content: Content) -> list[str]:

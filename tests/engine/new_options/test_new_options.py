@@ -200,6 +200,39 @@ def test_small_images_get_a_small_patch(capsys: pytest.CaptureFixture[str]) -> N
     assert "1 of 6 images are smaller than the patch of 48" in out
 
 
+@pytest.mark.parametrize(("side", "has_ssim"), [(10, False), (11, True)])
+def test_images_smaller_than_its_window_get_no_ssim(
+    side: int, has_ssim: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("gt", 4, (side, 30))
+    options = new("--gt", "gt")
+    assert options is not None
+    assert options.val is not None
+    assert ("ssim" in options.val.metrics) == has_ssim
+    assert ("no SSIM" in capsys.readouterr().out) != has_ssim
+
+
+def test_the_first_fault_is_named_where_no_image_can_be_used(capsys: pytest.CaptureFixture[str]) -> None:
+    make("gt", 3)
+    make("lq", 4)
+    for path in Path("lq").iterdir():
+        path.write_bytes(b"no picture")
+    message = error(capsys, "--gt", "gt", "--lq", "lq")
+    assert "error: lq/00.png: " in message
+    for path in Path("gt").iterdir():
+        path.write_bytes(path.read_bytes()[:-400])
+    message = error(capsys, "--gt", "gt")
+    assert "error: gt/00.png: " in message
+    assert "none of the 3 images that were read can be used" in message
+
+
+def test_swapped_folders_are_suspected(capsys: pytest.CaptureFixture[str]) -> None:
+    make("small", 3, (20, 24))
+    make("large", 3, (80, 96))
+    message = error(capsys, "--gt", "small", "--lq", "large")
+    assert "--lq large: its images are larger than those of --gt small, such as 00: GT 20x24, LQ 80x96" in message
+
+
 def test_wrong_input_is_one_clear_message_and_writes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     Path("empty").mkdir()
     assert "--gt: empty holds no images" in error(capsys, "--gt", "empty")
