@@ -163,7 +163,7 @@ def _way_to(key: str, content: Mapping[Any, Any], path: Path) -> tuple[str, ...]
     if len(names) > 1 and _entry(content, names) is not None:
         return names
     entries = ", ".join(_short(name) for name in list(content)[:5])
-    raise WeightsFileError(f"{path}: has no entry {key!r} (it has {entries}); leave out param_key_g to find it")
+    raise WeightsFileError(f"{path}: has no entry {key!r} (it has {entries}); name none, and the usual ones are tried")
 
 
 def _entry(content: Any, names: Collection[str]) -> Any:

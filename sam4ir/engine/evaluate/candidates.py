@@ -58,7 +58,7 @@ def checkpoints(folder: Path) -> list[str]:
             by_iteration[int(match.group(1))] = path
     if not by_iteration:
         raise WeightsListError(
-            f"--checkpoints {folder}: holds no net_g_<iteration>.pth or .safetensors; name experiments/<name> of a run"
+            f"{folder}: holds no net_g_<iteration>.pth or .safetensors; name experiments/<name> of a run"
         )
     return [str(path) for _, path in sorted(by_iteration.items())]
 
