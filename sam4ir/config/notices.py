@@ -1,4 +1,4 @@
-"""Notices: keys of an option file that do nothing here, one line each, with the reason."""
+"""Notices: keys of an option file that do nothing here or not what they are there for, one line each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GPUS = "the number of processes is torchrun's, and device names the device"  # o
 
 
 def notices(options: Options) -> list[str]:
-    """Return one line for every key of the file that has no effect here, with the reason."""
+    """Return one line for every key of the file that has no effect here, and for others that do not fit together."""
     values = options.model_dump(exclude_unset=True, exclude_none=True)
     lines = _gpus(options)
     for pattern, reason in WITHOUT_EFFECT.items():
@@ -52,6 +52,24 @@ def notices(options: Options) -> list[str]:
         lines += _diffusion(options, values)
     for key, loader in options.phase("train").items():
         lines += _stages(f"datasets.{key}", loader, options.train)
+    return lines + _cosines(options.train)
+
+
+def _cosines(train: TrainOptions | None) -> list[str]:
+    """Return a line for each half cosine of a learning rate that is longer or shorter than the run."""
+    if train is None:
+        return []
+    lines = []
+    for key, block in (("scheduler", train.scheduler), ("scheduler_r", train.scheduler_r)):
+        if block is None or block.type != "TrueCosineAnnealingLR":
+            continue
+        length = block.arguments.get("T_max")
+        if not isinstance(length, int) or length == train.total_iter:
+            continue
+        why = "the rate ends before it has fallen to eta_min"
+        if length < train.total_iter:
+            why = "the rate rises again after it has fallen to eta_min"
+        lines.append(f"train.{key}.T_max is {length}, but train.total_iter is {train.total_iter}: {why}")
     return lines
 
 

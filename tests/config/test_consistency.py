@@ -152,6 +152,20 @@ def test_a_longer_training_stays_in_its_last_stage(load: Load) -> None:
     assert notices(load(TEXT, "train:total_iter=100")) == []
 
 
+@pytest.mark.parametrize(
+    ("length", "why"),
+    [
+        (50, "the rate rises again after it has fallen to eta_min"),
+        (100, None),
+        (150, "the rate ends before it has fallen to eta_min"),
+    ],
+)
+def test_a_cosine_of_another_length_than_the_run_is_named(load: Load, length: int, why: str | None) -> None:
+    schedule = f"train:scheduler={{type: TrueCosineAnnealingLR, T_max: {length}}}"
+    expected = [f"train.scheduler.T_max is {length}, but train.total_iter is 100: {why}"] if why else []
+    assert notices(load(TEXT, "train:total_iter=100", schedule)) == expected
+
+
 def test_stages_of_a_validation_set_are_noted(load: Load) -> None:
     val = "  val: {type: PairedImageDataset, dataroot_gt: a, dataroot_lq: b, gt_sizes: [8]}\nnetwork_g"
     scored = ("val:val_freq=8", "val:metrics:psnr:type=psnr")
