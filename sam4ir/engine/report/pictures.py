@@ -186,13 +186,30 @@ class Gallery:
             if place is None or each.options is None:
                 continue
             try:
-                return _BuiltSet.of(*place, each.options)
+                built = _BuiltSet.of(*place, each.options)
+                self._note_other_data(dataset, each, place[1])
+                return built
             except UserError as error:
                 reasons.append(f"{each.title}: {first_line(error)}")
         if not reasons:
             reasons = ["no option file names it"]
         self.notes.append(f"data set {dataset!r}: no LQ, GT and error maps ({'; '.join(dict.fromkeys(reasons))})")
         return None
+
+    def _note_other_data(self, dataset: str, shown: Scored, block: DatasetOptions) -> None:
+        """Note results that were scored on other data of this name than that whose images are shown."""
+        facts = _data_facts(block)
+        for each in self._scored:
+            place = each.blocks().get(dataset)
+            if place is None:
+                continue
+            others = _data_facts(place[1])
+            differ = sorted(name for name in facts.keys() | others.keys() if facts.get(name) != others.get(name))
+            if differ:
+                self.notes.append(
+                    f"data set {dataset!r}: {each.title} was scored on other data ({', '.join(differ)}); LQ, GT and "
+                    f"error maps are of the data of {shown.title}"
+                )
 
     def _outputs(self, each: Scored, dataset: str, key: str, shown: ImageViews) -> Iterator[NamedView]:
         """Yield the restored image of a result or its samples with their spread, and the refiner's image."""
@@ -313,6 +330,16 @@ def _images_of(block: DatasetOptions) -> str | None:
     if root is None:
         return None
     return str(Path(str(root)).absolute())
+
+
+def _data_facts(block: DatasetOptions) -> dict[str, str]:
+    """Return what decides the images of a data set: its type and arguments, with whole paths of its folders."""
+    facts = {"type": block.type}
+    for name, value in block.arguments.items():
+        facts[name] = str(value)
+        if name.startswith("dataroot") and isinstance(value, str):
+            facts[name] = str(Path(value).absolute())
+    return facts
 
 
 def _key_of(each: Scored, dataset: str, key: str) -> str:

@@ -107,6 +107,16 @@ def test_results_of_two_sets_show_the_images_of_both(results: tuple[Path, Path])
     assert not any("this restored image is missing" in note for note in report.notes if note.startswith("A"))
 
 
+def test_results_of_other_data_of_the_same_name_are_named(results: tuple[Path, Path], world: World) -> None:
+    options = results[1] / "options.yml"
+    text = options.read_text()
+    assert str(world.root / "gt") in text
+    shutil.copytree(world.root / "gt", world.root / "others")
+    options.write_text(text.replace(str(world.root / "gt"), str(world.root / "others")))
+    (note,) = reported(*results).notes
+    assert note.startswith("data set 'small_val': B brighter was scored on other data (dataroot_gt); LQ, GT and error")
+
+
 def test_a_viewer_begins_with_the_results_whatever_their_names_are(world: World) -> None:
     names = "error_samples", "refined"
     page = Page(reported(*(scored_result(world, name, 0.1 * number) for number, name in enumerate(names))).html)
