@@ -82,11 +82,11 @@ def _options(request: FolderRequest, images: Path, weights: str) -> Options:
     if file_of_run(weights) is not None:
         trained = described.options.name
     loaded = load_network(described.options, weights)
-    block = _block(request, images, "--images", loaded.channels)
+    block = folder_pairs(request.gt, images, "--images", loaded.channels)
     val = (described.options.val or ValOptions()).model_copy(update={"metrics": _metrics(request)})
     path = described.options.path.model_copy(update={"pretrain_network_g": weights})
     changed = {
-        "name": _name(request, f"{trained}_{block.name}"),
+        "name": _name(request, f"{trained}_{_folder(images)}"),
         "scale": loaded.scale,
         "datasets": {"test": block},
         "train": None,
@@ -96,10 +96,13 @@ def _options(request: FolderRequest, images: Path, weights: str) -> Options:
     return described.options.model_copy(update=changed)
 
 
-def _block(request: FolderRequest, images: Path, flag: str, channels: int) -> DatasetOptions:
-    """Return the pairs as a data set of an option file. Raises UserError where no names pair."""
-    gt, lq = open_source(request.gt, None, "--gt"), open_source(images, None, flag)
-    arguments: dict[str, Any] = {"dataroot_gt": str(request.gt), "dataroot_lq": str(images)}
+def folder_pairs(gt_folder: Path, images: Path, flag: str, channels: int) -> DatasetOptions:
+    """Return the pairs as a data set of an option file. Raises UserError where no names pair.
+
+    Its name is that of the folder of --gt, so that results of several restorations of the same images can be compared.
+    """
+    gt, lq = open_source(gt_folder, None, "--gt"), open_source(images, None, flag)
+    arguments: dict[str, Any] = {"dataroot_gt": str(gt_folder), "dataroot_lq": str(images)}
     if channels == 1:
         arguments["channels"] = 1
     names = set(lq.keys)
@@ -107,11 +110,11 @@ def _block(request: FolderRequest, images: Path, flag: str, channels: int) -> Da
         template = fitting_template(gt.keys, names)
         if template is None:
             raise UserError(
-                f"--gt {request.gt} and {flag} {images}: no two names pair; the first are {gt.keys[0]!r} and "
+                f"--gt {gt_folder} and {flag} {images}: no two names pair; the first are {gt.keys[0]!r} and "
                 f"{lq.keys[0]!r}"
             )
         arguments["filename_tmpl"] = template
-    return DatasetOptions(type="PairedImageDataset", name=_folder(images), **arguments)
+    return DatasetOptions(type="PairedImageDataset", name=_folder(gt_folder), **arguments)
 
 
 def _folder(path: Path) -> str:
@@ -150,7 +153,7 @@ class _AsStored:
 
 def _score_restored(request: FolderRequest, restored: Path, world: World, faults: list[str]) -> str:
     """Score images that are restored already, against those of the same names."""
-    block = _block(request, restored, "--restored", 3)
+    block = folder_pairs(request.gt, restored, "--restored", 3)
     name = _name(request, _folder(restored))
     folder = build.run_paths(PathOptions(), name).results
     text = yaml_line({"gt": str(request.gt), "restored": str(restored), "metrics": list(request.metrics)}) + "\n"

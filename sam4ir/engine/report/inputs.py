@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import yaml
 
 from sam4ir.config.schema import DatasetOptions, Options
 from sam4ir.engine.evaluate.results import Result, read_results, read_summary
@@ -13,10 +15,18 @@ from sam4ir.engine.report.run_facts import OPTIONS_FILE, ReportError, RunFacts, 
 from sam4ir.engine.run_record import iteration_of
 from sam4ir.engine.weights import zoo_name
 from sam4ir.errors import UserError
-from sam4ir.utils.files import sha256_of
+from sam4ir.utils.files import read_text, sha256_of
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SUMMARY = "summary.json"
+_LARGEST_NOTE = 1 << 14  # bytes of what sam4ir test --restored writes in place of options
+
+
+class StoredImages(NamedTuple):
+    """Images that another program restored, and their ground truth."""
+
+    gt: Path
+    restored: Path
 
 
 @dataclass(frozen=True)
@@ -25,6 +35,7 @@ class Scored:
 
     letter: its name in charts and views. iteration: of the validation, where the scores are those of a run; None for a
     result of sam4ir test. options: by which the images were scored; None where they cannot be read, as `problem` says.
+    stored: the folders of a result of sam4ir test --restored, which has no option file.
     suffixes: that the names of its restored images may have behind the key. run: the run of its weights.
     spreads: {dataset: {output: {metric: {samples, image, mean}}}} over several samples. facts: rows of its table.
     """
@@ -34,6 +45,7 @@ class Scored:
     folder: Path
     options: Options | None = None
     problem: str = ""
+    stored: StoredImages | None = None
     iteration: int | None = None
     suffixes: tuple[str, ...] = ("",)
     run: Path | None = None
@@ -120,7 +132,10 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _scored_result(path: Path, result: Result, letter: str, option_file: Path | None) -> Scored:
     """Return a result of sam4ir test with what lies beside it."""
     folder = path if path.is_dir() else path.parent
-    options, problem = _options_of(folder, option_file)
+    stored = _stored_images(folder / OPTIONS_FILE)
+    options, problem = None, ""
+    if option_file is not None or stored is None:
+        options, problem = _options_of(folder, option_file)
     summary: Mapping[str, Any] = {}
     if (folder / SUMMARY).is_file():
         summary = read_summary(folder / SUMMARY)
@@ -128,6 +143,8 @@ def _scored_result(path: Path, result: Result, letter: str, option_file: Path | 
     if options is not None:
         suffixes.insert(0, f"_{options.name}")
     facts, run = _weights_facts(options, summary)
+    if stored is not None:
+        facts = {"restored images": str(stored.restored)}
     notes = [str(note) for note in _list(summary.get("notes"))]
     notes += [f"not scored: {fault}" for fault in _list(summary.get("not_scored"))]
     return Scored(
@@ -136,12 +153,27 @@ def _scored_result(path: Path, result: Result, letter: str, option_file: Path | 
         folder,
         options,
         problem,
+        stored,
         suffixes=tuple(dict.fromkeys(suffixes)),
         run=run,
         spreads=_mapping(summary.get("spread")),
         facts=facts,
         notes=tuple(notes),
     )
+
+
+def _stored_images(file: Path) -> StoredImages | None:
+    """Return the folders that sam4ir test --restored notes in place of options; None for any other file."""
+    try:
+        content = yaml.safe_load(read_text(file, _LARGEST_NOTE))
+    except (OSError, UserError, ValueError, RecursionError, yaml.YAMLError):
+        return None
+    if not isinstance(content, dict) or set(content) != {"gt", "restored", "metrics"}:
+        return None
+    gt, restored = content["gt"], content["restored"]
+    if not isinstance(gt, str) or not isinstance(restored, str):
+        return None
+    return StoredImages(Path(gt), Path(restored))
 
 
 def _options_of(folder: Path, option_file: Path | None) -> tuple[Options | None, str]:

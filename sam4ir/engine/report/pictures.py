@@ -119,18 +119,19 @@ class Gallery:
         self._scored = scored
         self._blocks: dict[str, list[DatasetOptions]] = {}
         self._sets: dict[str, _BuiltSet | None] = {}
+        self._stored: dict[str, _BuiltSet | None] = {}
         self._stores: dict[str, list[MaskStore]] = {}
         self._without_images: set[tuple[str, str]] = set()
         self._other_options = [run.options for run in runs if run.options is not None]
         for each in scored:
-            if each.options is None:
+            if each.options is None and each.stored is None:
                 self.notes.append(f"{each.title}: its options cannot be read ({each.problem})")
 
     def views(self, dataset: str, key: str) -> ImageViews:
         """Return all views of an image that there are."""
         shown = ImageViews()
         sample = self._sample(dataset, key, shown)
-        gt = None
+        gt = self._stored_gt(dataset, key)
         if sample is not None:
             shown.add("LQ (input)", _shown(sample.lq))
             if sample.gt is not None:
@@ -165,18 +166,8 @@ class Gallery:
         built = self._sets[dataset]
         if built is None:
             return None
-        index = built.indices.get(key)
-        if index is None:
-            shown.notes.append(f"LQ and GT: the data set {dataset!r} has no image of this name now")
-            return None
-        try:
-            return eval_sample(built.data, built.seed, index)
-        except Exception as error:
-            fault = fault_of_item(error)
-            if fault is None:
-                raise
-            shown.notes.append(f"LQ and GT: {fault}")
-            return None
+        missing = f"LQ and GT: the data set {dataset!r} has no image of this name now"
+        return _sample_of(built, key, missing, "LQ and GT", shown)
 
     def _built(self, dataset: str) -> _BuiltSet | None:
         """Return a data set of the first result whose options name it; None with a note where none can be built."""
@@ -191,9 +182,37 @@ class Gallery:
                 return built
             except UserError as error:
                 reasons.append(f"{each.title}: {first_line(error)}")
+        if not reasons and any(each.stored is not None for each in self._holding(dataset)):
+            return None  # their folders have the ground truth
         if not reasons:
             reasons = ["no option file names it"]
         self.notes.append(f"data set {dataset!r}: no LQ, GT and error maps ({'; '.join(dict.fromkeys(reasons))})")
+        return None
+
+    def _holding(self, dataset: str) -> list[Scored]:
+        """Return the results that have a data set."""
+        return [each for each in self._scored if dataset in each.result.values]
+
+    def _stored_sample(self, each: Scored, key: str, shown: ImageViews) -> Sample | None:
+        """Return a stored image as the LQ of a sample, with its ground truth; None with a note where it is gone."""
+        if each.title not in self._stored:
+            self._stored[each.title] = None
+            try:
+                self._stored[each.title] = _BuiltSet.of_folders(each)
+            except UserError as error:
+                self.notes.append(f"{each.title}: no restored images ({first_line(error)})")
+        built = self._stored[each.title]
+        if built is None:
+            return None
+        return _sample_of(built, key, f"{each.title}: its folders have no image of this name now", each.title, shown)
+
+    def _stored_gt(self, dataset: str, key: str) -> Pixels8 | None:
+        """Return the ground truth of an image from the folders of a stored result, None without one."""
+        for each in self._holding(dataset):
+            if each.stored is not None:
+                sample = self._stored_sample(each, key, ImageViews())
+                if sample is not None and sample.gt is not None:
+                    return _shown(sample.gt)
         return None
 
     def _note_other_data(self, dataset: str, shown: Scored, block: DatasetOptions) -> None:
@@ -230,6 +249,10 @@ class Gallery:
 
     def _restored(self, each: Scored, dataset: str, key: str, shown: ImageViews) -> list[Pixels8]:
         """Return the restored image of a result, or each sample of it; [] with a note where it was not saved."""
+        if each.stored is not None:
+            sample = self._stored_sample(each, key, shown)
+            pixels = None if sample is None else _shown(sample.lq)
+            return [] if pixels is None else [pixels]
         name = _key_of(each, dataset, key)
         for suffix in each.suffixes:
             single = _file(each.folder, name, f"{suffix}.png")
@@ -322,6 +345,35 @@ class _BuiltSet(NamedTuple):
         data = build_dataset(key, block, options.scale)
         indices = {data.key(index): index for index in range(len(data))}
         return _BuiltSet(data, indices, options.manual_seed)
+
+    @staticmethod
+    def of_folders(scored: Scored) -> _BuiltSet:
+        """Build the pairs of stored images and their ground truth as sam4ir test --restored does."""
+        from sam4ir.engine.evaluate.folders import folder_pairs
+
+        assert scored.stored is not None
+        block = folder_pairs(scored.stored.gt, scored.stored.restored, "--restored", 3)
+        data = build_dataset("test", block, 1)
+        return _BuiltSet(data, {data.key(index): index for index in range(len(data))}, 0)
+
+
+def _sample_of(built: _BuiltSet, key: str, missing: str, label: str, shown: ImageViews) -> Sample | None:
+    """Return the sample of an image as it was scored; None with a note where it cannot be read.
+
+    missing: the note where there is none. label: before other notes.
+    """
+    index = built.indices.get(key)
+    if index is None:
+        shown.notes.append(missing)
+        return None
+    try:
+        return eval_sample(built.data, built.seed, index)
+    except Exception as error:
+        fault = fault_of_item(error)
+        if fault is None:
+            raise
+        shown.notes.append(f"{label}: {fault}")
+        return None
 
 
 def _images_of(block: DatasetOptions) -> str | None:

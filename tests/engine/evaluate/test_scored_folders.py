@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def test_images_are_restored_by_the_network_of_the_weights_and_scored(
 ) -> None:
     assert main(["test", "--images", "lq", "--gt", "gt", "--weights", network(channels), "--device", "cpu"]) == 0
     assert "restored" in capsys.readouterr().out
-    means = summary("same_lq")["mean"]["lq"]
+    means = summary("same_lq")["mean"]["gt"]
     wanted = expected("lq", "gt", grey=channels == 1)
     assert means["restored"]["psnr"] == pytest.approx(wanted, abs=1e-4)
     assert means["input"] == pytest.approx(means["restored"])
@@ -70,13 +71,13 @@ def test_the_scale_is_that_of_the_network_and_names_may_have_a_template() -> Non
     torch.save({"params": net.state_dict()}, "large.pth")
     words = ["test", "--images", "small", "--gt", "gt", "--weights", "large.pth", "--name", "x2", "--metrics", "psnr_y"]
     assert main(words) == 0
-    assert set(summary("x2")["mean"]["small"]) == {"bicubic", "restored"}
-    assert set(summary("x2")["mean"]["small"]["restored"]) == {"psnr_y"}
+    assert set(summary("x2")["mean"]["gt"]) == {"bicubic", "restored"}
+    assert set(summary("x2")["mean"]["gt"]["restored"]) == {"psnr_y"}
 
 
 def test_images_that_are_restored_already_need_no_network(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["test", "--restored", "lq", "--gt", "gt"]) == 0
-    means = summary("lq")["mean"]["lq"]
+    means = summary("lq")["mean"]["gt"]
     assert set(means) == {"restored"}
     assert means["restored"]["psnr"] == pytest.approx(expected("lq", "gt"), abs=1e-4)
     assert main(["test", "--restored", "gt", "--gt", "gt", "--name", "lq"]) == 2
@@ -85,6 +86,15 @@ def test_images_that_are_restored_already_need_no_network(capsys: pytest.Capture
     write_image(Path("lq") / "photo_2.png", photograph(2)[:20])
     assert main(["test", "--restored", "lq", "--gt", "gt", "--overwrite"]) == 1
     assert "photo_2" in capsys.readouterr().err
+
+
+def test_results_of_one_ground_truth_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree("lq", "others")
+    for name in ("lq", "others"):
+        assert main(["test", "--restored", name, "--gt", "gt"]) == 0
+    assert main(["test", "--images", "lq", "--gt", "gt", "--weights", network(3), "--name", "same"]) == 0
+    assert main(["compare", "results/lq", "results/others", "results/same"]) == 0
+    assert "lacks" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -133,7 +143,7 @@ def test_weights_in_the_folder_of_a_run_are_scored_as_its_option_file_says(world
     assert main(["test", "--images", "lq", "--gt", "gt", "--weights", "experiments/small"]) == 0
     assert main(["restore", "--weights", weights, "--input", "lq", "--output", "restored"]) == 0
     assert main(["test", "--restored", "restored", "--gt", "gt"]) == 0
-    a, b = summary("small_lq")["mean"]["lq"]["restored"], summary("restored")["mean"]["restored"]["restored"]
+    a, b = summary("small_lq")["mean"]["gt"]["restored"], summary("restored")["mean"]["gt"]["restored"]
     assert a == pytest.approx(b, abs=1e-6)
     test = {"test": {"type": "PairedImageDataset", "dataroot_gt": "gt", "dataroot_lq": "lq"}}
     options = world.write({**world.values(), "datasets": test, "train": world.values()["train"]}, name="test.yml")

@@ -117,6 +117,28 @@ def test_results_of_other_data_of_the_same_name_are_named(results: tuple[Path, P
     assert note.startswith("data set 'small_val': B brighter was scored on other data (dataroot_gt); LQ, GT and error")
 
 
+def test_images_that_another_program_restored_are_compared_and_shown(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(world.root)
+    gt = world.root / "gt"
+    folders = []
+    for name, shift in (("darker", 10), ("lighter", 20)):
+        for path in gt.glob("*.png"):
+            write_image(world.root / name / f"{path.stem}_out.png", read_image(path) // 2 + np.uint8(shift))
+        assert main(["test", "--restored", str(world.root / name), "--gt", str(gt)]) == 0
+        folders.append(Path("results") / name)
+    report = reported(*folders)
+    page = Page(report.html)
+    assert report.notes == ()
+    assert "Compared with A darker, image by image" in page.text
+    alts = [str(image["alt"]).partition(" of gt/")[0] for image in page.elements["img"][:5]]
+    assert alts == ["A darker", "B lighter", "GT", "error of A darker × 5", "error of B lighter × 5"]
+    shutil.rmtree(world.root / "lighter")
+    notes = reported(*folders).notes
+    assert any(note.startswith("B lighter: no restored images (") for note in notes)
+
+
 def test_a_viewer_begins_with_the_results_whatever_their_names_are(world: World) -> None:
     names = "error_samples", "refined"
     page = Page(reported(*(scored_result(world, name, 0.1 * number) for number, name in enumerate(names))).html)
