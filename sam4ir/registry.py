@@ -208,7 +208,15 @@ METRICS = Registry(
 )
 # A row and not an import: the zoo then depends on none of the networks that it fetches weights for.
 WEIGHT_CHECKS = Registry("weights check", {"sam": "sam4ir.priors.sam.kinds:require_kind"}, handed=("path", "kind"))
-FUSIONS = Registry("fusion", {"SPF": "sam4ir.distill.spf:SemanticPriorsFusion"})
+FUSIONS = Registry(
+    "fusion",
+    {
+        "SPF": "sam4ir.distill.spf:SemanticPriorsFusion",
+        "RegionModulation": "sam4ir.distill.modulation:RegionModulation",
+        "SignedDistance": "sam4ir.distill.distance:SignedDistanceFusion",
+        "RegionAttention": "sam4ir.distill.attention:RegionAttention",
+    },
+)
 TERMS = Registry(
     "distillation term",
     {
