@@ -203,6 +203,9 @@ class TermOptions(Block):
     on; 0 switches the term off. Without both keys it is 0.3 for SPD and 0.05 for SGR."""
     every: Positive = 1
     """Iterations between two computations of the term, whose weight grows by the same factor."""
+    fade: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Share of the training, at its end, in which the term's weight falls to 0 on a line; 1/3 leaves the last third to
+    the ground truth more and more."""
     target: Literal["refiner", "gt"] = "refiner"
     """Image that the term pulls the student's image to: the refiner's output, or the ground truth as a control."""
 

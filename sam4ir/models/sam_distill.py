@@ -61,7 +61,8 @@ class Refiner(nn.Module):
 class Term:
     """A distillation term in use: its loss, its target, its weight, and how often it is computed.
 
-    every: iterations between two computations, whose weight grows by the same factor. pulls: squared gradient norms of
+    every: iterations between two computations, whose weight grows by the same factor. fade: (first, last) iteration
+    between which the weight falls to 0 on a line; None for a weight that stays. pulls: squared gradient norms of
     reconstruction and term, one pair for each micro-batch of the current step.
     """
 
@@ -69,11 +70,20 @@ class Term:
     target: Target = "refiner"
     weight: TermWeight = field(default_factory=TermWeight)
     every: int = 1
+    fade: tuple[int, int] | None = None
     pulls: list[tuple[float, float]] = field(default_factory=list)
 
     def due(self, iteration: int) -> bool:
         """Return whether the term is computed in this iteration (from 1 on)."""
         return iteration % self.every == 0
+
+    def weight_at(self, iteration: int) -> float:
+        """Return the weight of the term in an iteration, without the factor of `every`."""
+        if self.fade is None:
+            return self.weight.value
+        first, last = self.fade
+        left = (last - iteration) / max(last - first, 1)
+        return self.weight.value * min(max(left, 0.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -247,12 +257,12 @@ class SamDistill:
                 if term.due(iteration) and term.weight.measuring:
                     term.pulls.append((whole**2, pull**2))
                 if measure:
-                    measures[f"weight_{name}"] = term.weight.value
+                    measures[f"weight_{name}"] = term.weight_at(iteration)
                     measures[f"share_{name}"] = 0.0
                     if whole > 0:
-                        measures[f"share_{name}"] = term.weight.value * pull / whole
+                        measures[f"share_{name}"] = term.weight_at(iteration) * pull / whole
             if term.due(iteration):
-                terms[name] = loss * (term.weight.value * term.every)
+                terms[name] = loss * (term.weight_at(iteration) * term.every)
         return Losses(terms, measures)
 
     def end_step(self, average: Average) -> None:

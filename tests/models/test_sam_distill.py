@@ -298,6 +298,18 @@ def test_every_k_th_step_has_the_term_with_k_times_the_weight():
     )
 
 
+def test_a_term_that_fades_counts_less_and_less_and_says_so():
+    data = batch()
+    term = sgr(fixed=0.5)
+    term.fade = (4, 8)
+    m = model(spd=None, sgr=term)
+    whole = m.losses(data, 4, False).terms["sgr"]
+    half = m.losses(data, 6, True)
+    torch.testing.assert_close(half.terms["sgr"], whole / 2)
+    assert half.measures["weight_sgr"] == 0.25
+    assert m.losses(data, 8, False).terms["sgr"] == 0
+
+
 # what the target is
 
 

@@ -26,8 +26,15 @@ def build_terms(train: TrainOptions, device: torch.device) -> dict[str, Term]:
             loss = build_part(TERMS, block, ".".join(path), build_analyser=_analysers(device))
             if isinstance(loss, nn.Module):
                 loss = loss.to(device)
-            terms[name] = Term(loss, block.target, _weight(block), block.every)
+            terms[name] = Term(loss, block.target, _weight(block), block.every, _fade(block, train.total_iter))
     return terms
+
+
+def _fade(term: TermOptions, total_iter: int) -> tuple[int, int] | None:
+    """Return the iterations between which the weight of a term falls to 0; None where it stays."""
+    if term.fade == 0:
+        return None
+    return round(total_iter * (1 - term.fade)), total_iter
 
 
 def _weight(term: TermOptions) -> TermWeight:

@@ -161,8 +161,10 @@ def test_a_term_that_is_switched_off_is_not_built(world: World) -> None:
 
 def one_term(monkeypatch: pytest.MonkeyPatch, loss: object, **keys: object) -> Term:
     """The term `x` of a training whose part is `loss`, built for the meta device."""
-    values = {"off": False, "type": "SGR", "target": "gt", "every": 3, "loss_weight": None, "balance": None, **keys}
-    train = SimpleNamespace(terms={"x": (("train", "distill", "terms", "x"), SimpleNamespace(**values))})
+    values = {"off": False, "type": "SGR", "target": "gt", "every": 3, "loss_weight": None, "balance": None, "fade": 0}
+    values |= keys
+    terms = {"x": (("train", "distill", "terms", "x"), SimpleNamespace(**values))}
+    train = SimpleNamespace(terms=terms, total_iter=90)
     monkeypatch.setattr(building, "build_part", lambda *arguments, **handed: loss)
     return build_terms(train, torch.device("meta"))["x"]  # type: ignore[arg-type]
 
@@ -173,6 +175,14 @@ def test_a_term_with_parameters_moves_to_the_device_and_a_function_stays(monkeyp
     assert (moved.target, moved.every) == ("gt", 3)
     function = object()
     assert one_term(monkeypatch, function).loss is function
+
+
+def test_the_weight_falls_to_nothing_in_the_share_that_fades(monkeypatch: pytest.MonkeyPatch) -> None:
+    term = one_term(monkeypatch, object(), loss_weight=0.5, fade=1 / 3)
+    assert [term.weight_at(iteration) for iteration in (1, 60, 75, 90)] == [0.5, 0.5, 0.25, 0.0]
+    whole = one_term(monkeypatch, object(), loss_weight=0.5, fade=1)
+    assert [whole.weight_at(iteration) for iteration in (0, 45, 90)] == [0.5, 0.25, 0.0]
+    assert one_term(monkeypatch, object(), loss_weight=0.5).weight_at(90) == 0.5
 
 
 @pytest.mark.parametrize(
