@@ -222,8 +222,9 @@ TERMS = Registry(
     {
         "SPD": "sam4ir.distill.spd:SemanticPriorsDistillation",
         "SGR": "sam4ir.distill.sgr:SemanticGuidedRelation",
+        "Teachers": "sam4ir.distill.teachers:Teachers",
     },
-    handed=("build_analyser",),
+    handed=("build_analyser", "build_teacher"),
 )
 SCHEDULES = Registry(
     "scheduler",
