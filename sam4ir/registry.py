@@ -183,6 +183,7 @@ DEGRADATIONS = Registry(
         "Quantize": "sam4ir.data.degrade.noise:Quantize",
         "MotionBlur": "sam4ir.data.degrade.blur:MotionBlur",
         "GaussianBlur": "sam4ir.data.degrade.blur:GaussianBlur",
+        "ObjectMotionBlur": "sam4ir.data.degrade.objects:ObjectMotionBlur",
         "RainStreaks": "sam4ir.data.degrade.rain:RainStreaks",
     },
 )

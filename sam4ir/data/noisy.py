@@ -62,10 +62,10 @@ class RestormerDenoisingDataset(GaussianDenoisingDataset):
         self._as_restormer = self.sigma_test is not None and self.noise_seed is None
         super().__post_init__()
 
-    def _degrade(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+    def _degrade(self, image: Tensor, rng: np.random.Generator, labels: Sequence[Tensor | None]) -> Tensor:
         """Return the noisy image (c, h, w) float32."""
         if not self._as_restormer or self.sigma_test is None:
-            return super()._degrade(image, rng)
+            return super()._degrade(image, rng, labels)
         clean = image.permute(1, 2, 0).numpy()
         noise = np.random.RandomState(0).normal(0, self.sigma_test / 255.0, clean.shape)
         return torch.from_numpy((clean + noise).astype(np.float32)).permute(2, 0, 1).contiguous()

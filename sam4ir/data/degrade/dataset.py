@@ -11,11 +11,14 @@ from torch import Tensor
 
 from sam4ir.data.cropped import Colour, CroppedDataset
 from sam4ir.data.sample import Sample
+from sam4ir.data.transforms import Placement
+from sam4ir.data.views import MapReader
 from sam4ir.errors import UserError
 from sam4ir.utils.rng import generator
 
-# (c, h, w) float32 -> the same shape; an attribute `margin: int` is the distance in pixels that it looks around a pixel
-Degrade = Callable[[Tensor, np.random.Generator], Tensor]
+# (c, h, w) float32 and the sample's stream -> the same shape. An attribute `margin: int` is the distance in pixels that
+# it looks around a pixel. One with an attribute `reader: MapReader` also gets that reader's map `labels` of its input.
+Degrade = Callable[..., Tensor]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -58,16 +61,33 @@ class SyntheticDataset(CroppedDataset):
             size = (image.shape[0], image.shape[1])
             placement = self.draw(size, rng)
             around = self.pixels(image, placement.grown(margin))
+        labels = self._labels(key, size, placement.grown(margin))
         maps = self.maps(key, size, placement)
         if self.noise_seed is not None:
             rng = generator(self.noise_seed, "noise", key)
         gt = _cut(around, margin).clone(memory_format=torch.contiguous_format)  # a degradation may work in place
-        return Sample(key, self._degrade(around, rng), gt, maps)
+        return Sample(key, self._degrade(around, rng, labels), gt, maps)
 
-    def _degrade(self, image: Tensor, rng: np.random.Generator) -> Tensor:
+    def _labels(self, key: str, size: tuple[int, int], placement: Placement) -> list[Tensor | None]:
+        """Return the labels that each degradation reads, None for one that reads none."""
+        labels: list[Tensor | None] = []
+        for degrade, _ in self._chain:
+            reader: MapReader | None = getattr(degrade, "reader", None)
+            if reader is None:
+                labels.append(None)
+            else:
+                labels.append(reader.read(key, self.source.where(key), size, placement)["labels"])
+        return labels
+
+    def _degrade(self, image: Tensor, rng: np.random.Generator, labels: Sequence[Tensor | None]) -> Tensor:
         """Return the degraded image, without the margins; raise UserError where a degradation changes the shape."""
-        for degrade, margin in self._chain:
-            degraded = degrade(image, rng)
+        cut = 0
+        for (degrade, margin), own in zip(self._chain, labels, strict=True):
+            if own is None:
+                degraded = degrade(image, rng)
+            else:
+                degraded = degrade(image, rng, _cut(own.unsqueeze(0), cut)[0])
+            cut += margin
             if degraded.shape != image.shape:
                 name = getattr(degrade, "__name__", type(degrade).__name__)
                 raise UserError(
