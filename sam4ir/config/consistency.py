@@ -368,12 +368,12 @@ def _terms(train: TrainOptions) -> list[Problem]:
 
 def _masks(options: Options) -> list[Problem]:
     """Refuse data sets without masks where the model reads masks."""
-    if options.train is None or options.train.distill.masks == "empty":
+    if options.train is None or options.train.distill.masks != "store":
         return []
     readers = options.phase("train")
     if options.val is not None and options.val.refiner:
         readers = {**readers, **options.phase("val")}
-    hint = "{store: PATH} of a mask store (sam4ir make-masks makes one), or set train.distill.masks: empty"
+    hint = "{store: PATH} of a mask store (sam4ir make-masks makes one), or set train.distill.masks: empty (or own)"
     problems = []
     for key, dataset in readers.items():
         if dataset.masks is None:

@@ -257,8 +257,9 @@ class DistillOptions(_Options):
     which measures what a refiner gains with some masks."""
     teacher: Literal["raw", "ema"] = "raw"
     """Refiner whose output is the target: the trained one, or its running average, which needs ema_decay above 0."""
-    masks: Literal["store", "empty"] = "store"
-    """Masks that the refiner sees: those of the store, or none, as a control without SAM."""
+    masks: Literal["store", "empty", "own"] = "store"
+    """Masks that the refiner sees: those of the store; none, as a control without SAM; or segments of the student's own
+    output, made anew in each step by Felzenszwalb's method."""
     init_refiner: Literal["none", "student"] = "none"
     """Start of the refiner's second network: random weights, or those of path.pretrain_network_g."""
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sam4ir.distill.balance import TermWeight
 from sam4ir.distill.lesson import DistillationTerm, Lesson
+from sam4ir.distill.segments import own_segments
 from sam4ir.errors import UserError
 from sam4ir.models.restoration import (
     Average,
@@ -38,6 +39,7 @@ from sam4ir.models.restoration import (
 from sam4ir.utils.rng import torch_stream
 
 Target = Literal["refiner", "gt"]
+Masks = Literal["store", "empty", "own"]
 LIFT = 1024.0  # gradients of a mean over many pixels are lost in float16; a power of two changes no other bit
 
 
@@ -123,7 +125,7 @@ class SamDistill:
     terms: the distillation terms by name.
     teacher: the frozen refiner whose output is the target, such as the EMA; None for the refiner in training.
     schedule: the iterations in which each network trains.
-    masks: False trains the control with empty masks.
+    masks: that the refiner sees: those of the batch, none (empty), or segments of the student's output (own).
     seed: the random streams of student and refiner are functions of it and the sample number.
     """
 
@@ -136,7 +138,7 @@ class SamDistill:
         terms: Mapping[str, Term] | None = None,
         teacher: nn.Module | None = None,
         schedule: Schedule | None = None,
-        masks: bool = True,
+        masks: Masks = "store",
         seed: int = 0,
     ) -> None:
         self.student = student
@@ -163,13 +165,16 @@ class SamDistill:
             labels.append("r")
         return tuple(labels)
 
-    def regions(self, batch: TrainingBatch) -> tuple[Tensor, int]:
+    def regions(self, batch: TrainingBatch, restored: Tensor) -> tuple[Tensor, int]:
         """Return labels (b, h, w) and the number of regions; all labels are 0 where masks are left out.
 
-        Raises UserError where labels are missing or of another size than the images.
+        restored: the student's images (b, c, h, w), for segments of them. Raises UserError where labels are missing or
+        of another size than the images.
         """
         size = batch.lq.shape[-2:]
-        if not self.masks:
+        if self.masks == "own":
+            return own_segments(restored)
+        if self.masks == "empty":
             return torch.zeros(batch.lq.shape[0], *size, dtype=torch.int64, device=batch.lq.device), 0
         if batch.regions is None:
             raise UserError("the batch has no region labels; name a mask store as masks.store of its data set")
@@ -185,13 +190,13 @@ class SamDistill:
         measure: also return PSNR, weights and shares, and compute terms that are not due in this iteration.
         """
         gt = ground_truth(batch)
-        labels, count = self.regions(batch)
         student_learns = self.schedule.trains_student(iteration)
         refiner_learns = self.schedule.trains_refiner(iteration)
         refiner = self.refiner if refiner_learns else self.teacher
 
         with self._mode(self.student, "g", batch, student_learns):
             y1 = self.student(batch.lq)
+        labels, count = self.regions(batch, last_output(y1).detach())
         refiner_inputs = (last_output(y1).detach(), labels, count, batch.lq)
         with self._mode(refiner, "r", batch, refiner_learns):
             y2 = refiner(*refiner_inputs)

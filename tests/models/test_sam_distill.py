@@ -11,6 +11,7 @@ from sam4ir.data.sample import Batch
 from sam4ir.distill import balance
 from sam4ir.distill.balance import TermWeight
 from sam4ir.distill.lesson import Lesson
+from sam4ir.distill.segments import own_segments
 from sam4ir.distill.sgr import SemanticGuidedRelation
 from sam4ir.distill.spd import SemanticPriorsDistillation
 from sam4ir.distill.spf import SemanticPriorsFusion
@@ -310,6 +311,20 @@ def test_a_term_that_fades_counts_less_and_less_and_says_so():
     assert m.losses(data, 8, False).terms["sgr"] == 0
 
 
+def test_own_masks_are_segments_of_the_students_image():
+    data = batch()
+    seen = []
+    m = model(spd=None, sgr=None, masks="own", student=network(0).eval())
+    m.refiner.spf.register_forward_pre_hook(lambda spf, inputs: seen.append(inputs[1:3]))
+    m.losses(data, 1, False)
+    labels, count = seen[0]
+    expected, most = own_segments(m.student(data.lq))
+    assert torch.equal(labels, expected)
+    assert count == most == int(labels.max())
+    for image in labels:
+        assert image.unique().tolist() == list(range(1, int(image.max()) + 1))
+
+
 # what the target is
 
 
@@ -399,7 +414,7 @@ def test_shares_are_measured_against_the_sum_of_the_students_losses():
 def test_the_control_without_masks_does_not_look_at_the_regions():
     data, without = batch(), batch()
     without.maps, without.counts = {}, {}
-    one, other = (model(masks=False).losses(d, 1, False).terms for d in (data, without))
+    one, other = (model(masks="empty").losses(d, 1, False).terms for d in (data, without))
     assert {k: v.item() for k, v in one.items()} == {k: v.item() for k, v in other.items()}
     assert one["sgr"].item() == 0
     with_masks = model().losses(data, 1, False).terms

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sam4ir.data.loader import eval_sample
 from sam4ir.data.sample import Dataset, Sample
+from sam4ir.distill.segments import own_segments
 from sam4ir.engine.evaluate.metric import Metric, Pixels
 from sam4ir.engine.evaluate.panel import Panel
 from sam4ir.engine.evaluate.progress import SetProgress
@@ -32,13 +33,15 @@ SHOWN_FAULTS = 5  # images at fault that a message lists
 class Outputs:
     """The networks whose outputs are scored: a Restorer, and the refiner of a SAM4IR run or None.
 
-    within_memory: takes smaller tiles where memory runs out.
+    within_memory: takes smaller tiles where memory runs out. own_masks: whether the refiner sees segments of the
+    restored image in place of the sample's regions.
     """
 
     restorer: Restorer
     device: torch.device
     refiner: nn.Module | None = None
     within_memory: WithinMemory = field(default_factory=WithinMemory)
+    own_masks: bool = False
 
     def __call__(self, sample: Sample, number: int = 0) -> dict[str, Tensor]:
         """Return {'restored': (c, h, w), 'refined': ...} on the CPU, float32 clamped to [0, 1].
@@ -59,6 +62,8 @@ class Outputs:
     def _refine(self, refiner: nn.Module, restored: Tensor, lq: Tensor, sample: Sample) -> Tensor:
         labels = sample.maps.get("regions", torch.zeros(lq.shape[-2:], dtype=torch.int64))
         labels = labels.unsqueeze(0).to(self.device)
+        if self.own_masks:
+            labels, _ = own_segments(restored)
         return last_output(refiner(restored, labels, int(labels.max()), lq)).float()
 
 

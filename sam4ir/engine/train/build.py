@@ -190,7 +190,7 @@ def _distilling_model(
         terms=build_terms(train, builder.device),
         teacher=emas["r"].module if train.distill.teacher == "ema" else None,
         schedule=schedule_of(train.distill, train.total_iter),
-        masks=train.distill.masks == "store",
+        masks=train.distill.masks,
         seed=seed,
     )
 

@@ -29,6 +29,7 @@ from sam4ir.engine.train.journal import Journal
 from sam4ir.engine.train.keeping import BestWeights, Keeping
 from sam4ir.engine.train.parts import TrainingParts
 from sam4ir.errors import UserError
+from sam4ir.models.sam_distill import SamDistill
 from sam4ir.utils.dist import World
 
 BestRecords = dict[str, dict[str, float]]
@@ -126,7 +127,9 @@ def validation_outputs(
     refiner = None
     if recipe.val.refiner and "r" in emas:
         refiner = emas["r"].module
-    return Outputs(restore_build.build_restorer(recipe, emas["g"].module, on_part, on_part), device, refiner)
+    restorer = restore_build.build_restorer(recipe, emas["g"].module, on_part, on_part)
+    own = isinstance(parts.model, SamDistill) and parts.model.masks == "own"
+    return Outputs(restorer, device, refiner, own_masks=own)
 
 
 class Milestones:

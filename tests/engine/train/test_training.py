@@ -534,3 +534,17 @@ def test_a_first_phase_as_long_as_the_run_leaves_the_student_as_it_was(world: Wo
             assert torch.equal(student[entry][name], value)
     after = trainer.parts.model.networks["r"].state_dict()
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_refiner_may_see_segments_of_the_students_output_without_a_store(world: World) -> None:
+    values = world.values(sam=True)
+    for block in values["datasets"].values():
+        del block["masks"]
+    values["train"]["distill"]["masks"] = "own"
+    trainer = Trainer(load_options(world.write(values)), False)
+    trainer.run()
+    seen = records(trainer.paths.run)
+    assert any("l_spd" in record for record in seen)
+    assert any("metrics/small_val/psnr_refiner" in record for record in seen)
+    resumed = Trainer(load_options(world.write(values)), True)
+    assert resumed.progress.iteration == 8
