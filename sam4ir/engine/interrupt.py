@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
 from typing import Any
+
+PATIENT = "SAM4IR_PATIENT"  # environment variable; 1 where the parent process repeats signals that all have got
 
 
 class Interrupted(Exception):
@@ -21,13 +24,13 @@ class Signals:
     """The SIGTERM and SIGINT that have arrived, remembered until the loop asks for them.
 
     patient: a second signal is ignored, since torchrun repeats what the whole group got already, and kills on its own
-    after half a minute; otherwise it ends the process at once. Python hands signals to the main thread alone, so that
-    in another thread none arrives.
+    after half a minute; `sam4ir study` does alike, and sets PATIENT in the environment. Otherwise a second signal ends
+    the process at once. Python hands signals to the main thread alone, so that in another thread none arrives.
     """
 
     def __init__(self, patient: bool = False) -> None:
         self.received: int | None = None
-        self.patient = patient
+        self.patient = patient or os.environ.get(PATIENT) == "1"
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:

@@ -17,6 +17,7 @@ from sam4ir.engine.study.plan import StudyError
 from sam4ir.engine.study.scores import RunScores
 from sam4ir.utils.image import read_image, to_uint8
 
+LEAST = 64  # pixels of a part that has a PSNR
 SIZES = {"small": 0.01, "medium": 0.1, "large": 1.0}  # share of the image up to which a region is called so
 BORDER, INSIDE, OUTSIDE = "near borders", "inside regions", "no region"
 
@@ -34,7 +35,7 @@ class BandReader:
     def of_run(self, run: RunScores, output: str) -> Bands:
         """Return the PSNR of each part of the images that a run saved in its last validation.
 
-        Raises StudyError where it saved none. Parts of fewer than 64 pixels are left out.
+        Raises StudyError where it saved none. Parts of fewer than LEAST pixels are left out.
         """
         options = run.job.options()
         bands: Bands = {}
@@ -52,7 +53,7 @@ class BandReader:
                 restored = read_image(_saved(run, name, place[1], output))
                 gt, parts = self._parts[place]
                 for part, inside in parts.items():
-                    if inside.sum() >= 64:
+                    if inside.sum() >= LEAST:
                         bands.setdefault(part, {})[place] = _psnr(restored[inside], gt[inside])
         return bands
 
@@ -60,10 +61,11 @@ class BandReader:
         """Return the parts of an image as masks (h, w) of bool."""
         height, width = size
         labels = self._store.read(key).region_map(0, 0, height, width)
-        edge = np.zeros((height, width), np.uint8)
-        edge[:, 1:] |= (labels[:, 1:] != labels[:, :-1]).astype(np.uint8)
-        edge[1:] |= (labels[1:] != labels[:-1]).astype(np.uint8)
-        side = 2 * self._width + 1
+        edge = np.zeros((height, width), np.uint8)  # the pixels on both sides of a border
+        across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
+        for pixels, border in ((edge[:, 1:], across), (edge[:, :-1], across), (edge[1:], down), (edge[:-1], down)):
+            pixels |= border
+        side = 2 * self._width - 1
         near = cv2.dilate(edge, np.ones((side, side), np.uint8)).astype(bool)
         parts = {BORDER: near, INSIDE: ~near & (labels > 0), OUTSIDE: labels == 0}
         shares = np.bincount(labels.ravel())[labels] / labels.size

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from filelock import FileLock
 
 from sam4ir.config.schema import Options
 from sam4ir.config.study import StudyOptions
-from sam4ir.engine.study.plan import FOLDER, Plan, StudyError, plan_of
+from sam4ir.engine.study.plan import Plan, StudyError, plan_of
 from sam4ir.engine.train.check import estimate_run
 from sam4ir.utils.files import make_folder, read_text, sha256_of, write_text
 
@@ -19,32 +18,38 @@ PATIENCE = 6.0  # seconds of steps in each phase of a training
 FILE = "budget.json"
 
 
-def planned(study: StudyOptions, file: Path) -> Plan:
+def planned(study: StudyOptions, file: Path, device: str | None = None) -> Plan:
     """Return the plan of a study with the iterations that its budget gives each arm.
 
-    Costs are measured once, by the first process, and kept in the study's folder, so that all shards agree.
+    Costs are measured once, by the first process, and kept in the study's folder, so that all shards agree. The data
+    sets of all arms must be there. device: that of the measurement; None for that of the option files.
     """
-    if study.budget == "equal_steps":
-        return plan_of(study, file)
     equal = plan_of(study, file)
+    if study.budget == "equal_steps":
+        return equal
     make_folder(equal.folder)
-    facts = _facts(equal)
     record = equal.folder / FILE
     with FileLock(equal.folder / f"{FILE}.lock", is_singleton=False):
-        lengths = _kept(record, facts)
+        lengths = _kept(equal)
         if lengths is None:
-            lengths = _measured(equal)
-            write_text(record, json.dumps({"facts": facts, "rule": study.budget, "lengths": lengths}, indent=1))
+            lengths = _measured(equal, device)
+            content = {"facts": _facts(equal), "rule": study.budget, "lengths": lengths}
+            write_text(record, json.dumps(content, indent=1))
     return plan_of(study, file, lengths)
 
 
-def kept_lengths(study: StudyOptions) -> Mapping[str, float]:
-    """Return {arm: factor of its iterations} as it was measured; {} where nothing was."""
-    record = FOLDER / study.name / FILE
-    if not record.is_file():
-        return {}
-    lengths: Mapping[str, float] = json.loads(read_text(record))["lengths"]
-    return lengths
+def plan_as_kept(study: StudyOptions, file: Path) -> Plan:
+    """Return the plan with the iterations that were measured before; with those of the option files where none were."""
+    equal = plan_of(study, file)
+    lengths = _kept(equal)
+    if lengths is None:
+        return equal
+    return plan_of(study, file, lengths)
+
+
+def is_measured(plan: Plan) -> bool:
+    """Return whether the budget of a study needs no measurement any more."""
+    return plan.study.budget == "equal_steps" or _kept(plan) is not None
 
 
 def _facts(plan: Plan) -> str:
@@ -54,12 +59,16 @@ def _facts(plan: Plan) -> str:
     return hashlib.sha256(json.dumps([parts, files], sort_keys=True).encode()).hexdigest()
 
 
-def _kept(record: Path, facts: str) -> dict[str, float] | None:
-    """Return the lengths of a record. Raises StudyError where they are those of another study file."""
-    if not record.is_file():
+def _kept(plan: Plan) -> dict[str, float] | None:
+    """Return {arm: factor of its iterations} as it was measured before; None where nothing was.
+
+    Raises StudyError where it was measured for another study file.
+    """
+    record = plan.folder / FILE
+    if plan.study.budget == "equal_steps" or not record.is_file():
         return None
     kept = json.loads(read_text(record))
-    if kept["facts"] != facts:
+    if kept["facts"] != _facts(plan):
         raise StudyError(
             f"{record}: was measured for other options than the study file has now. Give the changed study another "
             "name, or remove this file if no arm has been trained"
@@ -68,13 +77,13 @@ def _kept(record: Path, facts: str) -> dict[str, float] | None:
     return lengths
 
 
-def _measured(plan: Plan) -> dict[str, float]:
-    """Take a few steps of each arm; return the factor of its iterations."""
+def _measured(plan: Plan, device: str | None) -> dict[str, float]:
+    """Take a few steps of each arm; return the factor of its iterations, which is 1 for the control."""
     study = plan.study
     costs, fixed = {}, {}
     for arm in study.arms:
         options = plan.run_of(arm, study.all_seeds[0]).options()
-        estimate = estimate_run(_untrained(options), PATIENCE)
+        estimate = estimate_run(_untrained(options, device), PATIENCE)
         fixed[arm] = 0.0
         costs[arm] = estimate.training
         if study.budget == "equal_compute":
@@ -84,7 +93,9 @@ def _measured(plan: Plan) -> dict[str, float]:
     budget = costs[control] + fixed[control]
     lengths = {}
     for arm, cost in costs.items():
-        lengths[arm] = (budget - fixed[arm]) / cost
+        lengths[arm] = 1.0
+        if arm != control:
+            lengths[arm] = (budget - fixed[arm]) / cost
         if lengths[arm] <= 0:
             raise StudyError(f"{plan.file}: the masks of {arm} cost more than the whole training of {control}")
     return lengths
@@ -106,7 +117,7 @@ def _images(key: str, options: Options) -> int:
     return len(build_dataset(key, options.datasets[key], options.scale))
 
 
-def _untrained(options: Options) -> Options:
-    """Return the options without weights of shared trainings, which need not be there yet."""
+def _untrained(options: Options, device: str | None) -> Options:
+    """Return the options on a device, without weights of shared trainings, which need not be there yet."""
     path = options.path.model_copy(update={"pretrain_network_g": None})
-    return options.model_copy(update={"path": path})
+    return options.model_copy(update={"path": path, "device": device or options.device})

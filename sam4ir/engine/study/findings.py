@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
+
 from sam4ir.config.study import DeclaredComparison
-from sam4ir.engine.study.bands import BandReader, Bands
+from sam4ir.engine.study.bands import BORDER, INSIDE, OUTSIDE, SIZES, BandReader, Bands
 from sam4ir.engine.study.plan import StudyError
-from sam4ir.engine.study.scores import RunScores, StudyScores, table_of
+from sam4ir.engine.study.scores import RunScores, StudyScores, finite_in_all, table_of
 from sam4ir.engine.study.statistics import SeedDifference, Verdict, difference, holm, verdict
 
 
@@ -129,7 +131,7 @@ def _source(store: str) -> str:
 
 
 def _comparisons(scores: StudyScores) -> list[ComparisonFinding]:
-    """Return the declared comparisons with Holm's correction over those that can be judged."""
+    """Return the declared comparisons with Holm's correction over all of them."""
     study = scores.plan.study
     seen: list[SeedDifference | None] = []
     for declared in study.comparisons:
@@ -137,7 +139,7 @@ def _comparisons(scores: StudyScores) -> list[ComparisonFinding]:
         if not seeds or not better.size:
             seen.append(None)
             continue
-        seen.append(difference(better, than, matters=declared.matters, alpha=study.alpha, power=study.power))
+        seen.append(_difference(scores, declared, better, than))
     corrected = holm([math.nan if each is None else each.p for each in seen])
     parts = _bands(scores)
     found = []
@@ -165,20 +167,32 @@ def _bands(scores: StudyScores) -> dict[str, dict[int, Bands]]:
 def _band_differences(
     scores: StudyScores, declared: DeclaredComparison, parts: Mapping[str, Mapping[int, Bands]]
 ) -> dict[str, SeedDifference]:
-    """Return the difference of each part of the images that all runs have."""
+    """Return the difference of each part of the images that the runs of both arms have."""
     better, than = parts.get(declared.better, {}), parts.get(declared.than, {})
     seeds = [seed for seed in better if seed in than]
     differences = {}
-    if not seeds:
-        return {}
-    study = scores.plan.study
-    for part, values in better[seeds[0]].items():
-        images = list(values)
-        rows = []
-        for runs in (better, than):
-            rows.append(table_of([runs[seed][part] for seed in seeds], images))
-        differences[part] = difference(*rows, matters=declared.matters, alpha=study.alpha, power=study.power)
+    for part in (BORDER, INSIDE, OUTSIDE, *(f"{size} regions" for size in SIZES)):
+        first = [better[seed].get(part, {}) for seed in seeds]
+        second = [than[seed].get(part, {}) for seed in seeds]
+        images = finite_in_all([*first, *second])
+        if images:
+            differences[part] = _difference(scores, declared, table_of(first, images), table_of(second, images))
     return differences
+
+
+def _difference(
+    scores: StudyScores, declared: DeclaredComparison, better: np.ndarray, than: np.ndarray
+) -> SeedDifference:
+    """Return the difference of two arrays (seeds, images) by the rules that the study declares."""
+    study = scores.plan.study
+    return difference(
+        better,
+        than,
+        matters=declared.matters,
+        alpha=study.alpha,
+        power=study.power,
+        comparisons=len(study.comparisons),
+    )
 
 
 def _stop(scores: StudyScores, comparisons: Sequence[ComparisonFinding]) -> str:
@@ -192,8 +206,11 @@ def _stop(scores: StudyScores, comparisons: Sequence[ComparisonFinding]) -> str:
         if each.seen is None or each.seen.seeds < len(scores.plan.study.all_seeds):
             done = 0 if each.seen is None else each.seen.seeds
             return f"The stop rule waits for all {len(scores.plan.study.all_seeds)} seeds ({done} are done)."
-        words = f"{rule.better} minus {rule.than} is {each.seen.mean:+.3f}; declared before: at least {rule.least:g}."
-        if each.seen.mean < rule.least:
+        gain = each.seen.mean
+        if scores.lower_is_better:
+            gain = -gain
+        words = f"{rule.better} is better than {rule.than} by {gain:+.3f}; declared before: at least {rule.least:g}."
+        if gain < rule.least:
             return f"STOP: {words} So: {rule.then}"
         return f"Go on: {words}"
     return ""

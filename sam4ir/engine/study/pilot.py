@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import stdev
 
-from sam4ir.config.study import StudyOptions
-from sam4ir.engine.study.budget import planned
-from sam4ir.engine.study.plan import Plan, StudyError
-from sam4ir.engine.study.scores import StudyScores, table_of
-from sam4ir.engine.study.statistics import seeds_for, visible_difference
+from scipy import stats  # type: ignore[import-untyped]  # comes with scikit-image
 
-SEEDS = 4
+from sam4ir.config.study import StudyOptions
+from sam4ir.engine.study.plan import Plan, StudyError, plan_of
+from sam4ir.engine.study.scores import StudyScores, table_of
+from sam4ir.engine.study.statistics import MOST_SEEDS, seeds_for, visible_difference
 
 
 @dataclass(frozen=True)
@@ -22,6 +21,20 @@ class PilotFinding:
     arm: str
     means: tuple[float, ...]
     deviation: float
+
+    @property
+    def lowest(self) -> float:
+        """Lower end of the 90 % interval of the deviation."""
+        return self._bound(0.95)
+
+    @property
+    def highest(self) -> float:
+        """Upper end of the 90 % interval of the deviation."""
+        return self._bound(0.05)
+
+    def _bound(self, quantile: float) -> float:
+        free = len(self.means) - 1
+        return self.deviation * float((free / stats.chi2.ppf(quantile, free)) ** 0.5)
 
 
 def pilot_plan(study: StudyOptions, file: Path, seeds: int) -> Plan:
@@ -33,7 +46,7 @@ def pilot_plan(study: StudyOptions, file: Path, seeds: int) -> Plan:
         spare = [seed for seed in range(seeds + len(study.seeds)) if seed not in study.seeds]
         chosen = (*study.seeds, *spare)[:seeds]
     whole = study.model_copy(update={"seeds": chosen})
-    return planned(whole, file)
+    return plan_of(whole, file)  # whatever the budget, the control has the iterations of its option file
 
 
 def pilot_finding(scores: StudyScores) -> PilotFinding:
@@ -52,14 +65,17 @@ def pilot_text(found: PilotFinding, study: StudyOptions) -> str:
     values = ", ".join(f"{mean:.4f}" for mean in found.means)
     lines = [
         f"Pilot of {study.name}: {found.arm} with {len(found.means)} seeds: {values}",
-        f"A difference of two arms has a standard deviation of {found.deviation:.4f} over seeds, if seeds share "
-        "nothing; pairing by seed can only make it smaller.",
+        f"A difference of two arms then has a standard deviation of about {found.deviation:.4f} over seeds, if runs of "
+        "one seed share nothing. What they share makes it smaller.",
+        f"{len(found.means)} seeds tell a deviation roughly: the true one lies between "
+        f"{found.lowest:.4f} and {found.highest:.4f} with a probability of 90 %.",
     ]
+    alpha = study.alpha / max(len(study.comparisons), 1)  # as Holm's correction asks of the first of them
     for count in sorted({len(study.all_seeds), 3, 5, 10} - {1}):
-        seen = visible_difference(found.deviation, count, study.alpha, study.power)
+        seen = visible_difference(found.deviation, count, alpha, study.power)
         lines.append(f"{count} seeds show a difference of {seen:.3f} with probability {study.power:g}.")
     for matters in sorted({each.matters for each in study.comparisons}):
-        needed = seeds_for(matters, found.deviation, study.alpha, study.power)
-        words = "more than 1000" if needed is None else str(needed)
+        needed = seeds_for(matters, found.deviation, alpha, study.power)
+        words = f"more than {MOST_SEEDS}" if needed is None else str(needed)
         lines.append(f"To see {matters:g}, which matters by the study file, takes {words} seeds.")
     return "\n".join(lines) + "\n"

@@ -11,8 +11,8 @@ from typing import Any
 
 from sam4ir.config.load import Override, load_options
 from sam4ir.config.paths import RunPaths
-from sam4ir.config.schema import Options
-from sam4ir.config.study import StudyOptions, filled
+from sam4ir.config.schema import Block, Options
+from sam4ir.config.study import StudyOptions, filled, placeholders
 from sam4ir.errors import UserError
 from sam4ir.utils.files import sha256_of
 from sam4ir.utils.rng import generator
@@ -20,6 +20,8 @@ from sam4ir.utils.shipped import shipped
 
 FOLDER = Path("studies")
 BY = "the study"
+BUDGET = "the budget of the study"
+_SHIPPED = "{options}"  # in the hash of a job, for a folder that differs between installations
 
 
 class StudyError(UserError):
@@ -58,7 +60,8 @@ class Job:
         changes = [[*each.keys, each.value] for each in self.overrides if each.keys[0] != "device"]
         file = "" if self.base is None else sha256_of(self.base)
         content = json.dumps([file, changes, list(self.words)], sort_keys=True, default=str)
-        return hashlib.sha256(content.encode()).hexdigest()
+        folder = json.dumps(shipped("options").as_posix())[1:-1]
+        return hashlib.sha256(content.replace(folder, _SHIPPED).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,18 @@ class Plan:
         """Return the training of an arm with a seed."""
         return self.jobs[f"{arm}_s{seed}"]
 
+    def firsts(self) -> list[Job]:
+        """Return the run of each arm with the first seed, and what these need, in an order that may be worked through.
+
+        The runs of other seeds have the same options but for names and seeds.
+        """
+        chosen: dict[str, Job] = {}
+        for arm in self.study.arms:
+            run = self.run_of(arm, self.study.all_seeds[0])
+            for name in (*run.needs, run.name):
+                chosen[name] = self.jobs[name]
+        return list(chosen.values())
+
 
 def plan_of(study: StudyOptions, file: Path, lengths: Mapping[str, float] | None = None) -> Plan:
     """Return the jobs of a study.
@@ -102,40 +117,42 @@ def plan_of(study: StudyOptions, file: Path, lengths: Mapping[str, float] | None
     folder = FOLDER / study.name
     jobs: dict[str, Job] = {}
     for seed in study.all_seeds:
+        names = _names(study, file, folder, seed)
         for name in study.shared:
-            job = _shared_job(study, file, folder, name, seed)
+            job = _shared_job(study, file, name, seed, names)
             jobs.setdefault(job.name, job)
         for arm in study.arms:
-            job = _arm_job(study, file, folder, arm, seed, (lengths or {}).get(arm, 1.0))
+            job = _arm_job(study, file, arm, seed, names, (lengths or {}).get(arm, 1.0))
             jobs[job.name] = job
     return Plan(study, file, folder, jobs)
 
 
-def _shared_job(study: StudyOptions, file: Path, folder: Path, name: str, seed: int) -> Job:
-    """Return the job of a shared step for a seed."""
+def _shared_job(study: StudyOptions, file: Path, name: str, seed: int, names: Mapping[str, str]) -> Job:
+    """Return the job of a shared step for a seed. names: what placeholders mean."""
     step = study.shared[name]
     own_seed = seed if step.every_seed else None
     for needed in study.needs(name):
         if own_seed is None and study.shared[needed].every_seed:
             raise StudyError(f"{file}: shared.{name}: every_seed: false, but it needs {needed}, which each seed has")
-    names = _names(study, file, folder, seed)
+    if own_seed is None and "seed" in placeholders([step.set, step.command, step.output]):
+        raise StudyError(f"{file}: shared.{name}: every_seed: false, but it names {{seed}}, which differs")
     needs = _job_names(study, study.needs(name), seed)
     if step.command is not None:
         words = tuple(filled(step.command, names))
         return Job(_job_name(study, name, seed), None, own_seed, needs, words=words)
-    base = base_file(step.base or study.base, file)
-    changes = _changes(study, name, names)
-    overrides = _overrides(study, _job_name(study, name, seed), seed if step.every_seed else 0, changes)
+    base, overrides = _shared_training(study, file, name, seed, names)
     return Job(_job_name(study, name, seed), None, own_seed, needs, base, overrides)
 
 
-def _arm_job(study: StudyOptions, file: Path, folder: Path, arm: str, seed: int, length: float) -> Job:
-    """Return the training of an arm with a seed."""
-    names = _names(study, file, folder, seed)
-    changes = {**filled(study.set, names), **filled(study.arms[arm], names)}
+def _arm_job(study: StudyOptions, file: Path, arm: str, seed: int, names: Mapping[str, str], length: float) -> Job:
+    """Return the training of an arm with a seed. names: what placeholders mean."""
     base = base_file(study.base, file)
     name = f"{arm}_s{seed}"
-    overrides = _overrides(study, name, seed, changes)
+    overrides = (
+        *_own(study, name, seed),
+        *_overrides(filled(study.set, names), f"`set` of {BY}"),
+        *_overrides(filled(study.arms[arm], names), f"arm {arm} of {BY}"),
+    )
     if length != 1.0:
         overrides += tuple(longer(load_options(base, overrides), length))
     return Job(name, arm, seed, _job_names(study, study.needs(arm), seed), base, overrides)
@@ -170,29 +187,35 @@ def _add_name(study: StudyOptions, file: Path, name: str, seed: int, names: dict
     if step.output is not None:
         names[name] = filled(step.output, names)
         return
-    base = base_file(step.base or study.base, file)
-    changes = _changes(study, name, names)
-    overrides = _overrides(study, _job_name(study, name, seed), seed if step.every_seed else 0, changes)
-    options = load_options(base, overrides)
+    options = load_options(*_shared_training(study, file, name, seed, names))
     paths = RunPaths(Path(options.path.root), options.name)
     names[name] = paths.network("g", "latest", options.logger.save_format).as_posix()
 
 
-def _changes(study: StudyOptions, name: str, names: Mapping[str, str]) -> dict[str, Any]:
-    """Return the keys that a shared training sets; with a base of its own, those of the study do not count."""
+def _shared_training(
+    study: StudyOptions, file: Path, name: str, seed: int, names: Mapping[str, str]
+) -> tuple[Path, tuple[Override, ...]]:
+    """Return the option file and the changed keys of a shared training.
+
+    With a file of its own, the keys of the study's `set` do not count. Done once for all seeds, it has seed 0.
+    """
     step = study.shared[name]
-    changes: dict[str, Any] = filled(step.set or {}, names)
+    own_seed = seed if step.every_seed else 0
+    overrides = _own(study, _job_name(study, name, seed), own_seed)
     if step.base is None:
-        changes = {**filled(study.set, names), **changes}
-    return changes
+        overrides += _overrides(filled(study.set, names), f"`set` of {BY}")
+    overrides += _overrides(filled(step.set or {}, names), f"shared.{name} of {BY}")
+    return base_file(step.base or study.base, file), overrides
 
 
-def _overrides(study: StudyOptions, name: str, seed: int, changes: Mapping[str, Any]) -> tuple[Override, ...]:
-    """Return the keys that a run sets."""
-    overrides = [Override(("name",), f"{study.name}_{name}", BY), Override(("manual_seed",), seed, BY)]
-    for key, value in changes.items():
-        overrides.append(Override(tuple(key.split(":")), value, BY))
-    return tuple(overrides)
+def _own(study: StudyOptions, name: str, seed: int) -> tuple[Override, ...]:
+    """Return what the study itself sets in a run: its name and its seed."""
+    return Override(("name",), f"{study.name}_{name}", BY), Override(("manual_seed",), seed, BY)
+
+
+def _overrides(changes: Mapping[str, Any], by: str) -> tuple[Override, ...]:
+    """Return the keys of a block of changes. by: where it stands, for messages."""
+    return tuple(Override(tuple(key.split(":")), value, by) for key, value in changes.items())
 
 
 def base_file(base: str, file: Path) -> Path:
@@ -208,31 +231,54 @@ def base_file(base: str, file: Path) -> Path:
     )
 
 
-_LENGTHS = ("T_max", "total_iter", "warmup_iter")
-_LISTS = ("periods", "milestones")
+_LENGTHS = ("T_max", "total_iter")
+_LISTS = ("periods", "milestones", "restarts")
 
 
 def longer(options: Options, factor: float) -> list[Override]:
-    """Return the keys of a training that is longer by a factor: iterations, and what the schedule counts in them."""
+    """Return the keys of a training that is longer by a factor: iterations, and whatever else counts in them.
+
+    The intervals of validations and checkpoints stay.
+    """
     train = options.train
     assert train is not None
     overrides = [_scaled(("train", "total_iter"), train.total_iter, factor)]
-    for place in ("scheduler", "scheduler_r"):
-        block = getattr(train, place)
-        if block is None:
-            continue
-        for key, value in block.arguments.items():
-            if key in _LENGTHS and isinstance(value, (int, float)):
-                overrides.append(_scaled(("train", place, key), value, factor))
-            elif key in _LISTS and isinstance(value, (list, tuple)):
-                counts = [max(round(each * factor), 1) for each in value]
-                overrides.append(Override(("train", place, key), counts, BY))
+    if train.warmup_iter > 0:
+        overrides.append(_scaled(("train", "warmup_iter"), train.warmup_iter, factor))
     for key in ("refine_iter", "start_iter"):
         value = getattr(train.distill, key)
         if value is not None:
             overrides.append(_scaled(("train", "distill", key), value, factor))
+    for place, block in (("scheduler", train.scheduler), ("scheduler_r", train.scheduler_r)):
+        if block is not None:
+            overrides += _longer_schedule(("train", place), block, factor)
+    for key, data in options.datasets.items():
+        if data.iters is not None:
+            overrides.append(_scaled_list(("datasets", key, "iters"), data.iters, factor))
     return overrides
 
 
+def _longer_schedule(keys: tuple[str, ...], block: Block, factor: float) -> list[Override]:
+    """Return the keys of a schedule that count iterations. keys: where its block stands."""
+    overrides = []
+    for key, value in block.arguments.items():
+        if key in _LENGTHS and isinstance(value, (int, float)):
+            overrides.append(_scaled((*keys, key), value, factor))
+        elif key in _LISTS and isinstance(value, (list, tuple)):
+            overrides.append(_scaled_list((*keys, key), value, factor))
+    return overrides
+
+
+def _scaled_list(keys: tuple[str, ...], values: Sequence[float], factor: float) -> Override:
+    return Override(keys, [_count(each, factor) for each in values], BUDGET)
+
+
 def _scaled(keys: tuple[str, ...], value: float, factor: float) -> Override:
-    return Override(keys, max(round(value * factor), 1), BY)
+    return Override(keys, _count(value, factor), BUDGET)
+
+
+def _count(value: float, factor: float) -> int:
+    """Return a number of iterations times a factor: 0 stays 0, and no other becomes 0."""
+    if value == 0:
+        return 0
+    return max(round(value * factor), 1)

@@ -14,7 +14,7 @@ from sam4ir.engine.report.page import whole_page
 from sam4ir.engine.report.run_section import notes_list
 from sam4ir.engine.study.findings import ArmFinding, ComparisonFinding, StudyFindings
 from sam4ir.engine.study.scores import RunScores
-from sam4ir.engine.study.statistics import SeedDifference
+from sam4ir.engine.study.statistics import MOST_SEEDS, SeedDifference
 
 _ARMS = ("arm", "seeds", "mean", "sd", "headroom", "masks of the", "steps", "s a step", "hours")
 _DIFFERENCES = (
@@ -36,7 +36,7 @@ def study_text(findings: StudyFindings) -> str:
     lines.append(f"{study.score.metric}: {findings.scores.protocol}; {len(findings.scores.images())} images")
     lines += ["", *_aligned([_ARMS, *map(_arm_cells, findings.arms)])]
     if findings.comparisons:
-        rows = [_difference_cells(each, study.alpha) for each in findings.comparisons]
+        rows = [_difference_cells(each) for each in findings.comparisons]
         lines += ["", *_aligned([_DIFFERENCES, *rows])]
         lines += ["", *_explanations(findings)]
     for each in findings.comparisons:
@@ -52,13 +52,22 @@ def study_text(findings: StudyFindings) -> str:
 
 def _explanations(findings: StudyFindings) -> list[str]:
     study = findings.scores.plan.study
-    share = f"{100 * (1 - study.alpha):g} %"
+    count = len(study.comparisons)
+    level = f"{study.alpha:g}"
+    if count > 1:
+        level = f"{study.alpha:g} / {count}, at which Holm's correction begins"
     return [
-        f"Differences are paired by seed. Interval (t): {share}, over seeds; it decides. Seeds and images: a bootstrap "
-        "of both, too narrow for few seeds.",
-        f"p is two-sided, with Holm's correction over {len(study.comparisons)} declared comparisons. More seeds: "
-        f"beside those there are, to see a difference that matters with probability {study.power:g}.",
+        f"Differences are paired by seed, on the images that all runs have scored. Interval (t): {_share(study.alpha)}, "
+        "over seeds; it decides. Seeds and images: a bootstrap of both, for other images of the same kind; with 3 seeds "
+        f"it covers less than the {_share(study.alpha)} that it is made for, so it is shown only.",
+        f"p is two-sided, with Holm's correction over {count} declared comparisons. More seeds: beside those there are, "
+        f"to see a difference that matters with probability {study.power:g}, by a test at {level}.",
     ]
+
+
+def _share(alpha: float) -> str:
+    """Return what an interval covers, such as '95 %'."""
+    return f"{100 * (1 - alpha):g} %"
 
 
 def _arm_cells(arm: ArmFinding) -> tuple[str, ...]:
@@ -83,13 +92,13 @@ def _pair(each: ComparisonFinding) -> str:
     return f"{each.declared.better} - {each.declared.than}"
 
 
-def _difference_cells(each: ComparisonFinding, alpha: float) -> tuple[str, ...]:
+def _difference_cells(each: ComparisonFinding) -> tuple[str, ...]:
     seen = each.seen
     if seen is None:
         return (_pair(each), "0", "-", "-", "-", "-", "-", "no seed has both")
     more = "-"
     if seen.seeds > 1:
-        more = "over 1000" if seen.more_seeds is None else str(seen.more_seeds)
+        more = f"over {MOST_SEEDS}" if seen.more_seeds is None else str(seen.more_seeds)
     return (
         _pair(each),
         str(seen.seeds),
@@ -182,7 +191,7 @@ def study_json(findings: StudyFindings) -> str:
         "missing": list(scores.missing),
         "notes": list(findings.notes),
     }
-    return json.dumps(_finite(content), indent=1) + "\n"
+    return json.dumps(_finite(content), indent=1, allow_nan=False) + "\n"
 
 
 def _finite(value: Any) -> Any:
@@ -217,7 +226,7 @@ def study_page(findings: StudyFindings) -> str:
     parts.append(table(("arm", *(f"seed {seed}" for seed in seeds)), rows, "numbers"))
     if findings.comparisons:
         parts.append(element("h3", "Declared comparisons"))
-        cells = [_difference_cells(each, study.alpha) for each in findings.comparisons]
+        cells = [_difference_cells(each) for each in findings.comparisons]
         parts.append(table(_DIFFERENCES, cells, "numbers"))
         parts += [element("p", line, class_="soft") for line in _explanations(findings)]
     for each in findings.comparisons:

@@ -16,11 +16,16 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sam4ir.engine.interrupt import PATIENT
+from sam4ir.engine.study.lock import InheritedLock
 from sam4ir.engine.study.plan import Job, Plan, StudyError
 from sam4ir.utils.files import make_folder, read_text, write_text
 from sam4ir.utils.shell import command_words, yaml_value
 
 POLL = 1.0  # seconds between two looks at jobs that other processes work on
+BEAT = 10.0  # seconds between two notes of how long a job has taken, so that a kill loses few of them
+AGAIN = 1.0  # seconds after a signal in which a second one counts as the same
+PARTS = ("begun", "done", "locks", "logs")  # folders below that of the study
 
 
 @dataclass(frozen=True)
@@ -51,41 +56,73 @@ class Outcome:
 
 def is_done(plan: Plan, job: Job) -> bool:
     """Return whether a job is done. Raises StudyError where it was done by another study file."""
-    record = _record(plan, job)
-    if not record.is_file():
-        return False
+    return _has_record(plan, job, "done", "was run")
+
+
+def _has_record(plan: Plan, job: Job, kind: str, words: str) -> bool:
+    """Return whether a job has a record. Raises StudyError where it is one of other options; words: what it records."""
+    record = _record(plan, job, kind)
     try:
         stated = json.loads(read_text(record))["facts"]
-    except (ValueError, KeyError, TypeError):
+    except FileNotFoundError:
         return False
+    except (ValueError, KeyError, TypeError):
+        return False  # no whole record: the job is done again, which takes a moment where its work is there
     if stated != job.facts:
+        left = f"{record}"
+        if job.base is not None:
+            left += f" and {job.paths().run}"
         raise StudyError(
-            f"{plan.file}: {job.name} was run with other options than the file has now. Give the changed study another "
-            f"name, or remove {record} to run {job.name} anew"
+            f"{plan.file}: {job.name} {words} with other options than the file has now. Give the changed study another "
+            f"name, or remove {left} to run {job.name} anew"
         )
     return True
 
 
+def refuse_changed(plan: Plan, jobs: Sequence[Job] | None = None) -> None:
+    """Raise StudyError where a job was run or begun with other options, or where another study has a run's folder.
+
+    jobs: that are looked at; without them all.
+    """
+    if jobs is None:
+        jobs = list(plan.jobs.values())
+    for job in jobs:
+        done = is_done(plan, job)
+        begun = _has_record(plan, job, "begun", "was begun") or _log(plan, job).is_file()
+        if done or begun or job.base is None:
+            continue
+        run = job.paths().run
+        if (run / "models").is_dir():
+            raise StudyError(
+                f"{run}: holds a run that this study has not begun. Move it away, or give the study another name"
+            )
+
+
 def seconds_of(plan: Plan, job: Job) -> float | None:
-    """Return the seconds that a job took in all its starts; None where it is not done."""
+    """Return the seconds that a job took in all its starts, as far as a study watched it; None before it is done."""
     try:
         return float(json.loads(read_text(_record(plan, job)))["seconds"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def _record(plan: Plan, job: Job) -> Path:
-    return plan.folder / "done" / f"{job.name}.json"
+def _record(plan: Plan, job: Job, kind: str = "done") -> Path:
+    return plan.folder / kind / f"{job.name}.json"
 
 
-def run_jobs(plan: Plan, choice: RunChoice, say: Callable[[str], None]) -> Outcome:
-    """Run the jobs of a shard that are not done yet; return what became of them.
+def _log(plan: Plan, job: Job) -> Path:
+    return plan.folder / "logs" / f"{job.name}.log"
 
-    A job that fails stops what needs it, and nothing else. Jobs that another process works on are waited for where
-    something here needs them. say: prints a line.
+
+def run_jobs(plan: Plan, choice: RunChoice, say: Callable[[str], None], jobs: Sequence[Job] | None = None) -> Outcome:
+    """Run jobs that are not done yet; return what became of them.
+
+    A job that fails stops what needs it, and nothing else. Jobs that another process works on are waited for. say:
+    prints a line. jobs: in an order that may be worked through; without them those of the shard.
     """
-    jobs = plan.share(choice.shard, choice.arms)
-    for part in ("done", "locks", "logs"):
+    if jobs is None:
+        jobs = plan.share(choice.shard, choice.arms)
+    for part in PARTS:
         make_folder(plan.folder / part)
     work = _Work(plan, choice, jobs, say)
     with work.signals():
@@ -113,27 +150,43 @@ class _Work:
         self._total = len(jobs)
         self._guard = threading.Lock()
         self._here: set[str] = set()  # jobs that a thread of this process works on
+        self._waited: set[str] = set()  # jobs of another process that were spoken of
         self._children: set[subprocess.Popen[bytes]] = set()
+        self._signalled = 0.0  # when the last signal came
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """Hand SIGINT and SIGTERM to the trainings, which save what they have, and take no further job."""
+        """Hand SIGINT, SIGTERM and SIGHUP to the trainings as SIGTERM, on which they save and end; take no further job.
+
+        A later second signal kills them. Signals that are ignored stay so, such as SIGHUP below nohup.
+        """
         before = {}
-
-        def stop(number: int, _: object) -> None:
-            self.outcome.signal = self.outcome.signal or number
-            for child in list(self._children):
-                with contextlib.suppress(ProcessLookupError):
-                    child.send_signal(signal.SIGTERM)
-
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                before[number] = signal.signal(number, stop)
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                    before[number] = signal.signal(number, self._stop)
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _stop(self, number: int, _: object) -> None:
+        """Take a signal."""
+        now = time.monotonic()
+        again = self.outcome.signal != 0 and now - self._signalled > AGAIN
+        self._signalled = now
+        self.outcome.signal = self.outcome.signal or number
+        for child in list(self._children):
+            self._end(child, at_once=again)
+
+    def _end(self, child: subprocess.Popen[bytes], *, at_once: bool = False) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            if at_once:
+                child.kill()
+            else:
+                child.terminate()
 
     def loop(self, slot: int) -> None:
         """Take one job after the other until none is left."""
@@ -149,7 +202,7 @@ class _Work:
                     continue
                 job, lock = taken
                 try:
-                    self._do(job, slot)
+                    self._do(job, slot, lock)
                 finally:
                     lock.release()
                     with self._guard:
@@ -157,7 +210,7 @@ class _Work:
         except Exception as error:
             self.error = self.error or error
 
-    def _take(self) -> tuple[Job, FileLock] | None:
+    def _take(self) -> tuple[Job, InheritedLock] | None:
         """Return a job that can begin, with its lock; None where none can now."""
         with self._guard:
             for job in list(self._left.values()):
@@ -174,24 +227,37 @@ class _Work:
                     continue
                 if not all(is_done(self.plan, self.plan.jobs[name]) for name in job.needs):
                     continue
-                lock = FileLock(self.plan.folder / "locks" / f"{job.name}.lock", is_singleton=False, thread_local=False)
-                try:
-                    lock.acquire(timeout=0)
-                except Timeout:
+                lock = InheritedLock(self.plan.folder / "locks" / f"{job.name}.lock")
+                if not lock.acquire():
+                    self._say_waiting(job)
                     continue
-                if is_done(self.plan, job) or not self._is_free(job):
+                try:
+                    free = not is_done(self.plan, job) and self._is_free(job)
+                except BaseException:
+                    lock.release()
+                    raise
+                if not free:
                     lock.release()
                     continue
                 self._here.add(job.name)
                 return job, lock
         return None
 
+    def _say_waiting(self, job: Job) -> None:
+        """Say once that another process works on a job."""
+        if job.name not in self._waited:
+            self._waited.add(job.name)
+            self.say(f"{job.name}: another process works on it")
+
     def _finish(self, job: Job) -> None:
         self._left.pop(job.name, None)
         self.outcome.done.append(job.name)
 
     def _is_free(self, job: Job) -> bool:
-        """Return whether no process trains the run of a job: one that outlived a killed study goes on."""
+        """Return whether no process trains the run of a job: one that somebody started by hand goes on.
+
+        One that outlived a killed study holds the lock of the job as well, where the file system can hand it on.
+        """
         if job.base is None:
             return True
         file = job.paths().run / ".lock"
@@ -203,23 +269,29 @@ class _Work:
         except Timeout:
             return False
 
-    def _do(self, job: Job, slot: int) -> None:
+    def _do(self, job: Job, slot: int, lock: InheritedLock) -> None:
         """Run a job and record its end."""
-        log = self.plan.folder / "logs" / f"{job.name}.log"
-        place = len(self.outcome.done) + len(self.outcome.failed) + len(self._here)
+        log, facts = _log(self.plan, job), job.facts
+        write_text(_record(self.plan, job, "begun"), json.dumps({"facts": facts}))
+        with self._guard:
+            place = len(self.outcome.done) + len(self.outcome.failed) + len(self._here)
         self.say(f"{job.name}: begins ({place} of {self._total}); log {log}")
         begun = time.monotonic()
         with log.open("ab") as output:
             words = self._words(job, slot)
             output.write(f"$ {command_words(*words)}\n".encode())
             output.flush()
-            child = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT, env=self._environment())
-            self._children.add(child)
-            code = child.wait()
-            self._children.discard(child)
+            child = subprocess.Popen(
+                words,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self._environment(),
+                pass_fds=lock.descriptors,
+            )
+        code = self._wait(job, child)
         seconds = time.monotonic() - begun
-        spent = _spent(self.plan, job, seconds)
-        if self.outcome.signal:
+        if self.outcome.signal and code:
             return
         with self._guard:
             if code:
@@ -227,10 +299,27 @@ class _Work:
                 self.outcome.failed[job.name] = log
                 self.say(f"{job.name}: failed with exit status {code}; see the end of {log}")
                 return
-            record = {"facts": job.facts, "seconds": round(spent, 1)}
+            record = {"facts": facts, "seconds": round(_spent(self.plan, job), 1)}
             write_text(_record(self.plan, job), json.dumps(record))
             self._finish(job)
         self.say(f"{job.name}: done in {seconds:.0f} s")
+
+    def _wait(self, job: Job, child: subprocess.Popen[bytes]) -> int:
+        """Wait for the end of a job and note its seconds; return its exit status."""
+        earlier, begun = _spent(self.plan, job), time.monotonic()
+        self._children.add(child)
+        try:
+            if self.outcome.signal:  # it came after the job was taken
+                self._end(child)
+            while True:
+                code = None
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    code = child.wait(BEAT)
+                write_text(_seconds_file(self.plan, job), f"{earlier + time.monotonic() - begun:.1f}")
+                if code is not None:
+                    return code
+        finally:
+            self._children.discard(child)
 
     def _words(self, job: Job, slot: int) -> list[str]:
         """Return the command line of a job."""
@@ -251,15 +340,23 @@ class _Work:
     def _environment(self) -> dict[str, str]:
         threads = self.choice.threads
         if threads is None:
-            threads = max((os.cpu_count() or 1) // self.choice.jobs, 1)
-        return {**os.environ, "OMP_NUM_THREADS": str(threads)}
+            threads = max(_cores() // (self.choice.jobs * self.choice.processes), 1)
+        return {**os.environ, "OMP_NUM_THREADS": str(threads), PATIENT: "1"}
 
 
-def _spent(plan: Plan, job: Job, seconds: float) -> float:
-    """Add the seconds of a start of a job to those of earlier ones; return the sum."""
-    file = plan.folder / "logs" / f"{job.name}.seconds"
-    earlier = 0.0
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _seconds_file(plan: Plan, job: Job) -> Path:
+    return plan.folder / "logs" / f"{job.name}.seconds"
+
+
+def _spent(plan: Plan, job: Job) -> float:
+    """Return the seconds that a job has taken in all its starts so far."""
     with contextlib.suppress(OSError, ValueError):
-        earlier = float(read_text(file))
-    write_text(file, f"{earlier + seconds:.1f}")
-    return earlier + seconds
+        return float(read_text(_seconds_file(plan, job)))
+    return 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from sam4ir.config.paths import RunPaths
-from sam4ir.config.study import ScoreOptions
+from sam4ir.config.schema import Options
+from sam4ir.config.study import ScoreOptions, StudyOptions
 from sam4ir.engine.evaluate.build import build_metrics
 from sam4ir.engine.evaluate.metric import protocols_of
 from sam4ir.engine.evaluate.results import Result, read_result
@@ -64,11 +67,20 @@ class StudyScores:
         )
 
     def images(self) -> list[tuple[str, str]]:
-        """Return the images that all runs have scored, in the order of the first run."""
-        runs = [run for seeds in self.by_arm.values() for run in seeds.values()]
-        if not runs:
-            return []
-        return [image for image in runs[0].values if all(image in run.values for run in runs)]
+        """Return the images that all runs have scored with a finite value, in the order of the first run."""
+        runs = [run.values for seeds in self.by_arm.values() for run in seeds.values()]
+        return finite_in_all(runs)
+
+
+def finite_in_all(rows: Sequence[Images]) -> list[tuple[str, str]]:
+    """Return the images that all rows have with a finite value: a PSNR of infinity has no mean and no difference."""
+    if not rows:
+        return []
+    images = []
+    for image in rows[0]:
+        if all(math.isfinite(row.get(image, math.nan)) for row in rows):
+            images.append(image)
+    return images
 
 
 def table_of(rows: Sequence[Images], images: Sequence[tuple[str, str]]) -> np.ndarray:
@@ -76,28 +88,86 @@ def table_of(rows: Sequence[Images], images: Sequence[tuple[str, str]]) -> np.nd
     return np.array([[row[image] for image in images] for row in rows]).reshape(len(rows), len(images))
 
 
-def read_scores(plan: Plan) -> StudyScores:
-    """Read the scores of all runs that are done. Raises StudyError for a run whose scores are not those of its end."""
+def refuse_unscored(plan: Plan) -> None:
+    """Raise StudyError where a run would end without the scores that the study compares, before it is trained.
+
+    The runs of one seed are looked at. Raises OptionsError for an option file that cannot be used.
+    """
+    for job in plan.firsts():
+        if job.base is None:
+            continue
+        options = job.options()
+        problem = ""
+        if options.train is None:
+            problem = "its option file has no block `train`"
+        elif job.arm is not None:
+            problem = _unscored(plan.study, options)
+        if problem:
+            raise StudyError(f"{plan.file}: {job.name}: {problem}")
+
+
+def _unscored(study: StudyOptions, options: Options) -> str:
+    """Return why a run would have no score, or ''."""
+    val, score = options.val, study.score
+    sets = [block.name or key for key, block in options.phase("val").items()]
+    if val is None or val.val_freq is None or not sets:
+        return "has no validation, by which the study scores it; set val:val_freq and a data set `val`"
+    metrics = protocols_of(build_metrics(val, options.basicsr))
+    if score.metric not in metrics:
+        return f"score.metric: {score.metric} is none of val.metrics: {', '.join(metrics) or 'there are none'}"
+    if score.output == "refined" and not val.refiner:
+        return "score.output: refined needs val:refiner: true in the study's `set`"
+    unknown = [name for name in score.sets or () if name not in sets]
+    if unknown:
+        return f"score.sets: {unknown[0]} is none of its validation sets: {', '.join(sets)}"
+    if val.patience is not None:
+        return "val.patience may end it early, and runs of different lengths are not compared; set val:patience: null"
+    if study.bands is not None and not val.save_img:
+        return "bands need `val:save_img: true` in the study's `set`"
+    return ""
+
+
+def read_scores(plan: Plan, arms: Sequence[str] | None = None) -> StudyScores:
+    """Read the scores of all runs that are done. Raises StudyError for a run whose scores are not those of its end.
+
+    arms: that are read; without them all.
+    """
     by_arm: dict[str, dict[int, RunScores]] = {}
     missing = []
-    for job in sorted(plan.runs(), key=lambda run: list(plan.jobs).index(run.name)):
-        assert job.arm is not None
+    for job in plan.jobs.values():
+        if job.arm is None or (arms is not None and job.arm not in arms):
+            continue
         assert job.seed is not None
         if not is_done(plan, job):
             missing.append(job.name)
             continue
         by_arm.setdefault(job.arm, {})[job.seed] = _run_scores(plan, job)
     score = plan.study.score
-    options = next(iter(plan.runs())).options()
+    options = plan.firsts()[-1].options()
     lower = score.metric in lower_metrics(options, [score.metric])
     protocols = protocols_of(build_metrics(options.val, options.basicsr))
     if score.metric not in protocols:
         raise StudyError(f"{plan.file}: score.metric: {score.metric} is none of val.metrics: {', '.join(protocols)}")
+    scores = StudyScores(plan, by_arm, missing, protocols[score.metric], lower)
+    return dataclasses.replace(scores, notes=_notes(scores))
+
+
+def _notes(scores: StudyScores) -> list[str]:
+    """Return what is said of images that do not count. Raises StudyError where none does."""
+    runs = [run.values for seeds in scores.by_arm.values() for run in seeds.values()]
+    if not runs:
+        return []
+    every, shared = set().union(*runs), set(runs[0]).intersection(*runs)
+    counted = len(scores.images())
+    if not counted:
+        raise StudyError(f"{scores.plan.file}: its runs have scored no image in common with a finite value")
     notes = []
-    counts = {len(run.values) for seeds in by_arm.values() for run in seeds.values()}
-    if len(counts) > 1:
-        notes.append(f"runs scored {min(counts)} to {max(counts)} images; only those that all have count")
-    return StudyScores(plan, by_arm, missing, protocols[score.metric], lower, notes)
+    if len(every) > len(shared):
+        notes.append(f"runs scored {len(every)} images, of which only the {len(shared)} count that all have")
+    if len(shared) > counted:
+        metric = scores.plan.study.score.metric
+        notes.append(f"{len(shared) - counted} images do not count, since their {metric} is not finite in some run")
+    return notes
 
 
 def _run_scores(plan: Plan, job: Job) -> RunScores:

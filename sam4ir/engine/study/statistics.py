@@ -24,10 +24,9 @@ class SeedDifference:
 
     seeds: number of pairs. means: of each seed, over images. mean, deviation: over seeds; deviation is NaN for one.
     low, high: Student's interval of the mean at 1 - alpha. both_low, both_high: the same by a bootstrap over seeds and
-    images at once; with few seeds it is too narrow, and it is shown beside, not judged by. p: of the t test, two-sided;
-    corrected: after Holm's correction, set by `corrected`. more_seeds: that would show a difference of `matters` with
-    the asked power, beside those there are; None where no reasonable number would. visible: the difference that this
-    number of seeds shows with that power.
+    images at once; it is shown beside, not judged by. p: of the t test, two-sided, not corrected. more_seeds: beside
+    those there are, that would show a difference of `matters` with the asked power; None where MOST_SEEDS would not.
+    visible: the difference that this number of seeds shows with that power.
     """
 
     seeds: int
@@ -44,9 +43,19 @@ class SeedDifference:
 
 
 def difference(
-    better: np.ndarray, than: np.ndarray, *, matters: float, alpha: float = 0.05, power: float = 0.8
+    better: np.ndarray,
+    than: np.ndarray,
+    *,
+    matters: float,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    comparisons: int = 1,
 ) -> SeedDifference:
-    """Return the difference better - than of two arrays (seeds, images) of the same seeds and images."""
+    """Return the difference better - than of two arrays (seeds, images) of the same seeds and images.
+
+    comparisons: the number that is declared. Holm's correction asks the smallest p to be below alpha / comparisons, so
+    more_seeds and visible are those of a test at this level, which holds whatever the other comparisons show.
+    """
     pairs = np.asarray(better, np.float64) - np.asarray(than, np.float64)
     means = pairs.mean(axis=1)
     count = len(means)
@@ -66,8 +75,8 @@ def difference(
         mean + half,
         *both,
         _t_test(mean, deviation, count),
-        _more_seeds(deviation, count, matters, alpha, power),
-        visible_difference(deviation, count, alpha, power),
+        _more_seeds(deviation, count, matters, alpha / comparisons, power),
+        visible_difference(deviation, count, alpha / comparisons, power),
     )
 
 
@@ -100,15 +109,24 @@ def power_of(effect: float, deviation: float, count: int, alpha: float = 0.05) -
         return 1.0
     free, shift = count - 1, effect / deviation * math.sqrt(count)
     edge = stats.t.ppf(1 - alpha / 2, free)
-    return float(stats.nct.sf(edge, free, shift) + stats.nct.cdf(-edge, free, shift))
+    seen = float(stats.nct.sf(edge, free, shift) + stats.nct.cdf(-edge, free, shift))
+    if math.isnan(seen) and abs(shift) > 1000 * edge:  # scipy gives no value so far out
+        return 1.0
+    return seen
 
 
 def seeds_for(effect: float, deviation: float, alpha: float = 0.05, power: float = 0.8) -> int | None:
-    """Return the number of seeds that shows a difference with this power; None for more than MOST_SEEDS."""
-    for count in range(2, MOST_SEEDS + 1):
-        if power_of(effect, deviation, count, alpha) >= power:
-            return count
-    return None
+    """Return the smallest number of seeds that shows a difference with this power; None for more than MOST_SEEDS."""
+    too_few, enough = 1, MOST_SEEDS
+    if not power_of(effect, deviation, enough, alpha) >= power:
+        return None
+    while enough - too_few > 1:  # the power rises with the number
+        middle = (too_few + enough) // 2
+        if power_of(effect, deviation, middle, alpha) >= power:
+            enough = middle
+        else:
+            too_few = middle
+    return enough
 
 
 def _more_seeds(deviation: float, count: int, matters: float, alpha: float, power: float) -> int | None:
@@ -135,12 +153,15 @@ def visible_difference(deviation: float, count: int, alpha: float = 0.05, power:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return the p values after Holm's correction; NaN stays NaN and does not count."""
+    """Return the p values after Holm's correction over all of them.
+
+    NaN stays NaN and counts as the largest: a comparison that cannot be judged yet was declared all the same.
+    """
     numbers = [place for place, value in enumerate(p) if not math.isnan(value)]
     corrected = list(p)
     largest = 0.0
     for rank, place in enumerate(sorted(numbers, key=lambda place: p[place])):
-        largest = max(largest, min((len(numbers) - rank) * p[place], 1.0))
+        largest = max(largest, min((len(p) - rank) * p[place], 1.0))
         corrected[place] = largest
     return corrected
 
