@@ -17,6 +17,7 @@ from torch import nn
 
 from sam4ir.archs.diffusion_sr import DiffSR
 from sam4ir.config.load import load_options, notices
+from sam4ir.config.recipes import option_files
 from sam4ir.config.schema import Block, DatasetOptions, Options
 from sam4ir.config.signature import accepts, block_arguments
 from sam4ir.config.yaml_text import parse
@@ -27,7 +28,7 @@ from sam4ir.models.restoration import last_output
 from sam4ir.registry import ARCHS, DATASETS, DEGRADATIONS, FUSIONS, LOSSES, METRICS, SCHEDULES, Registry
 
 OPTIONS = Path(__file__).parents[1] / "options"
-FILES = sorted(OPTIONS.rglob("*.yml"))
+FILES = [file.path for file in option_files()]
 TRAINING = sorted((OPTIONS / "train").rglob("*.yml"))
 VARIANTS = [path for path in TRAINING if path.stem.endswith("_sam4ir")]
 SR = OPTIONS / "train" / "sr"

@@ -211,7 +211,9 @@ def _located(problem: Problem, lines: Mapping[Path, int], forced: Mapping[Path, 
     if problem.line:
         return problem
     for path, by in forced.items():
-        if path and place[: len(path)] == path:
+        inside = place[: len(path)] == path
+        around = place not in lines and path[: len(place)] == place  # a block that the file has not
+        if path and place and (inside or around):
             return Problem(place, f"{problem.message} (set by {by})")
     while place and place not in lines:
         place = place[:-1]

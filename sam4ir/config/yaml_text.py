@@ -346,3 +346,9 @@ def _remedy(reason: str, text: str, error: yaml.MarkedYAMLError) -> str:
 def dump(values: Any) -> str:
     """Return YAML text of plain values, in their order; `parse` reads it back to equal values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def dump_line(value: Any) -> str:
+    """Return a plain value as YAML for a line, such as that of --force_yml; `parse` reads it back to an equal value."""
+    text = yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=True, width=10**9)
+    return str(text).strip().removesuffix("...").strip()

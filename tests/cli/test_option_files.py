@@ -8,7 +8,7 @@ import pytest
 
 from sam4ir.cli.main import main
 from sam4ir.config.load import load_options
-from sam4ir.config.recipes import find_option_file, option_files
+from sam4ir.config.recipes import find_option_file, option_files, study_files
 from sam4ir.engine import quickstart
 from sam4ir.utils.shipped import shipped
 
@@ -85,11 +85,35 @@ def test_the_list_names_task_network_and_purpose(capsys: pytest.CaptureFixture[s
 
 def test_every_option_file_is_listed_with_its_network_and_a_comment() -> None:
     files = {file.path: file for file in option_files()}
-    assert set(files) == set((ROOT / "options").rglob("*.yml"))
+    studies = set((ROOT / "options" / "studies").glob("*.yml"))
+    assert set(files) == set((ROOT / "options").rglob("*.yml")) - studies
+    assert {file.path for file in study_files()} == studies
     for path, file in files.items():
         options = load_options(path, named_by_user=True)
         assert file.network == options.network_g.type
         assert len(file.comment) > 10
+
+
+def test_the_list_names_study_files_apart(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["options", "list"]) == 0
+    trainings, _, studies = capsys.readouterr().out.partition("studies, for sam4ir study run (options/studies)\n")
+    assert "studies" not in trainings
+    assert studies.startswith("  studies/decisive_blur15\n      Is there anything in masks")
+    assert main(["options", "list", "blur15", "restored", "image"]) == 0
+    assert "studies/decisive_blur15" in capsys.readouterr().out
+
+
+def test_a_copied_study_finds_its_option_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["options", "copy", "studies/decisive_blur15", "mine.yml"]) == 0
+    assert (
+        "mine.yml: written; edit its arms, then look at it: sam4ir study run mine.yml --check"
+        in capsys.readouterr().out
+    )
+    assert main(["study", "run", "mine.yml", "--check"]) == 0
+    assert "4 arms, 3 seeds" in capsys.readouterr().out
 
 
 def test_a_missing_option_file_says_how_to_copy_one(

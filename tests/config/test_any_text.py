@@ -13,10 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sam4ir.config.load import OptionsError, dump_options, load_options
+from sam4ir.config.recipes import option_files
 
 OPTIONS = Path(__file__).parents[2] / "options"
 OFFICIAL = Path(__file__).parent / "official"
-PATHS = [*sorted(OPTIONS.rglob("*.yml")), *sorted(OFFICIAL.glob("*.yml"))]
+PATHS = [*(file.path for file in option_files()), *sorted(OFFICIAL.glob("*.yml"))]
 FILES = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in PATHS]
 
 quick = settings(max_examples=75, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

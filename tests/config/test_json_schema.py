@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from sam4ir.config.recipes import option_files
 from sam4ir.config.yaml_text import parse
 
 OPTIONS = Path(__file__).parents[2] / "options"
@@ -142,7 +143,7 @@ def test_every_reference_resolves(schema: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [*sorted(OPTIONS.rglob("*.yml")), *sorted(OFFICIAL.glob("*.yml"))], ids=lambda p: p.stem
+    "path", [*(file.path for file in option_files()), *sorted(OFFICIAL.glob("*.yml"))], ids=lambda p: p.stem
 )
 def test_every_option_file_is_accepted(schema: dict[str, Any], path: Path) -> None:
     assert Validator(schema).accepts(plain(path))

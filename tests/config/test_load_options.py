@@ -12,6 +12,7 @@ import pytest
 from conftest import World
 
 from sam4ir.config.load import OptionsError, dump_options, load_options, notices
+from sam4ir.config.recipes import option_files
 from sam4ir.config.schema import Options
 from sam4ir.config.signature import block_arguments
 from sam4ir.registry import ARCHS, DATASETS, LOSSES, METRICS
@@ -392,6 +393,10 @@ def test_an_override_reaches_one_of_two_aliases_only(load: Load) -> None:
     [
         ("train:total_iter=4.5", "train.total_iter: 4.5: expected a whole number (set by --force_yml)"),
         ("train:totl_iter=3", "train.totl_iter: unknown key; did you mean 'total_iter'? (set by --force_yml)"),
+        (
+            "train:pixel_opts:type=L1Loss",
+            "train.pixel_opts: unknown key; did you mean 'pixel_opt'? (set by --force_yml)",
+        ),
         ("train:optim_g:lr=[1", "train.optim_g.lr: not valid YAML: while parsing a flow sequence"),
         ("train:optim_g:lr=.nan", "train.optim_g.lr: '.nan' is no finite number (set by --force_yml)"),
         ("name:x=3", "name.x: name is 'small' and no block of keys (set by --force_yml)"),
@@ -462,7 +467,7 @@ def test_the_saved_options_load_to_the_same(load: Load, text: str) -> None:
     assert "warmup_iter: -1" in dump_options(load(PLAIN))  # defaults are written out
 
 
-@pytest.mark.parametrize("path", sorted(OPTIONS.rglob("*.yml")), ids=lambda p: str(p.relative_to(OPTIONS)))
+@pytest.mark.parametrize("path", [file.path for file in option_files()], ids=lambda p: str(p.relative_to(OPTIONS)))
 def test_a_saved_copy_of_every_option_file_loads_to_the_same(load: Load, path: Path) -> None:
     options = load_options(path)
     assert load(dump_options(options)) == options

@@ -57,11 +57,12 @@ def _explanations(findings: StudyFindings) -> list[str]:
     if count > 1:
         level = f"{study.alpha:g} / {count}, at which Holm's correction begins"
     return [
-        f"Differences are paired by seed, on the images that all runs have scored. Interval (t): {_share(study.alpha)}, "
-        "over seeds; it decides. Seeds and images: a bootstrap of both, for other images of the same kind; with 3 seeds "
-        f"it covers less than the {_share(study.alpha)} that it is made for, so it is shown only.",
-        f"p is two-sided, with Holm's correction over {count} declared comparisons. More seeds: beside those there are, "
-        f"to see a difference that matters with probability {study.power:g}, by a test at {level}.",
+        "Differences are paired by seed, on the images that all runs have scored. Interval (t): "
+        f"{_share(study.alpha)}, over seeds; it decides. Seeds and images: a bootstrap of both, for other images of "
+        f"the same kind; with 3 seeds it covers less than the {_share(study.alpha)} that it is made for, so it is "
+        "shown only.",
+        f"p is two-sided, with Holm's correction over {count} declared comparisons. More seeds: beside those there "
+        f"are, to see a difference that matters with probability {study.power:g}, by a test at {level}.",
     ]
 
 

@@ -16,11 +16,12 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from sam4ir.config.yaml_text import dump_line
 from sam4ir.engine.interrupt import PATIENT
 from sam4ir.engine.study.lock import InheritedLock
 from sam4ir.engine.study.plan import Job, Plan, StudyError
 from sam4ir.utils.files import make_folder, read_text, write_text
-from sam4ir.utils.shell import command_words, yaml_value
+from sam4ir.utils.shell import command_words
 
 POLL = 1.0  # seconds between two looks at jobs that other processes work on
 BEAT = 10.0  # seconds between two notes of how long a job has taken, so that a kill loses few of them
@@ -332,7 +333,7 @@ class _Work:
         words = [*python, "sam4ir", "train", "-opt", str(job.base), "--auto_resume"]
         if self.choice.processes > 1:
             words += ["--launcher", "pytorch"]
-        forced = [f"{':'.join(each.keys)}={yaml_value(each.value)}" for each in job.overrides]
+        forced = [f"{':'.join(each.keys)}={dump_line(each.value)}" for each in job.overrides]
         if self.choice.devices:
             forced.append(f"device={self.choice.devices[slot % len(self.choice.devices)]}")
         return [*words, "--force_yml", *forced]
