@@ -97,7 +97,7 @@ def test_every_option_file_is_listed_with_its_network_and_a_comment() -> None:
 def test_the_list_names_study_files_apart(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["options", "list"]) == 0
     trainings, _, studies = capsys.readouterr().out.partition("studies, for sam4ir study run (options/studies)\n")
-    assert "studies" not in trainings
+    assert "  studies/" not in trainings
     assert studies.startswith("  studies/decisive_blur15\n      Is there anything in masks")
     assert main(["options", "list", "blur15", "restored", "image"]) == 0
     assert "studies/decisive_blur15" in capsys.readouterr().out
