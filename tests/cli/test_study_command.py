@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,18 @@ def test_a_whole_study_of_real_trainings_in_a_folder_with_spaces(
 
 def test_the_values_of_the_small_study_are_a_study(world: World) -> None:
     assert small_plan(world).study.name == STUDY["name"]
+
+
+def test_the_study_of_the_documents_works_on_the_option_file_of_getting_started(world: World, capsys: Captured) -> None:
+    """docs/studies.md: its first block beside plain.yml, and its second with the masks of my_masks.lmdb."""
+    document = (Path(__file__).resolve().parents[2] / "docs" / "studies.md").read_text(encoding="utf-8")
+    first, second = re.findall(r"^```yaml\n(.*?)^```", document, re.MULTILINE | re.DOTALL)
+    assert len(first.splitlines()) < 10
+    assert main(["options", "new", "--gt", "gt", "--noise", "25", "--no-measure", "--output", "plain.yml"]) == 0
+    Path("losses.yml").write_text(first, encoding="utf-8")
+    assert main(["study", "run", "losses.yml", "--check"]) == 0
+    assert "2 arms, 3 seeds: 6 trainings" in capsys.readouterr().out
+    write_study(world, world.values(sam=True))
+    Path("shared.yml").write_text(f"name: shared\nbase: options.yml\nseeds: 2\n{second}", encoding="utf-8")
+    assert main(["study", "run", "shared.yml", "--check"]) == 0
+    assert "2 arms, 2 seeds: 5 trainings with 40 steps, 1 commands" in capsys.readouterr().out
