@@ -24,7 +24,7 @@ class RegionAttention(nn.Module):
     Args:
         channels: Channels of the restored image.
         width: Channels of the embedding, heads times the channels of a head.
-        heads: Number of heads.
+        heads: Number of weighted means of each region.
         with_input: Whether the degraded image joins the concatenation.
     """
 
