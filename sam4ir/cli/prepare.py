@@ -145,7 +145,7 @@ def _degraded(opt: Path, force: Sequence[str], key: str, output: Path) -> int:
     from sam4ir.config.load import load_options
     from sam4ir.engine.degraded import write_degraded
 
-    written, there = write_degraded(load_options(opt, force), key, output)
+    written, there = write_degraded(load_options(opt, force, named_by_user=True), key, output)
     print(f"{output}: {written} images written, {there} were there")
     return 0
 

@@ -64,22 +64,22 @@ def main(words: Sequence[str] | None = None) -> int:
     options = parser().parse_args(words)
     from sam4ir.config.study import load_study
     from sam4ir.engine.study.budget import plan_as_kept
-    from sam4ir.engine.study.command import check, report, run, run_pilot
+    from sam4ir.engine.study.command import check_study, report_study, run_pilot, run_study
     from sam4ir.engine.study.run import RunChoice
 
     study = load_study(options.study)
     for name, step in study.shared.items():
         _refuse_unknown(options.study, name, step.command)
     if options.action == "report":
-        report(plan_as_kept(study, options.study), options.output)
+        report_study(plan_as_kept(study, options.study), options.output)
         return 0
     choice = RunChoice(options.jobs, options.threads, tuple(options.devices), options.processes)
     if options.action == "pilot":
         return run_pilot(study, options.study, choice, options.seeds)
     if options.check:
-        return check(study, options.study)
+        return check_study(study, options.study)
     choice = dataclasses.replace(choice, shard=shard_of(options.shard))
-    return run(study, options.study, choice, options.output)
+    return run_study(study, options.study, choice, options.output)
 
 
 def _refuse_unknown(file: Path, name: str, command: Sequence[str] | None) -> None:

@@ -297,8 +297,8 @@ def load_study(path: str | os.PathLike[str]) -> StudyOptions:
     try:
         return StudyOptions.model_validate(values)
     except ValidationError as error:
-        found = problems_of(error, StudyOptions, values, (), ())
-    raise OptionsError(name, [_located(problem, lines) for problem in found])
+        problems = problems_of(error, StudyOptions, values, (), ())
+    raise OptionsError(name, [_located(problem, lines) for problem in problems])
 
 
 def _located(problem: Problem, lines: Mapping[YamlPath, int]) -> Problem:

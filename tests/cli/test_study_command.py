@@ -131,7 +131,7 @@ def test_a_whole_study_of_real_trainings_in_a_folder_with_spaces(
     file = write_study(world, world.values(sam=True), **changes, comparisons=comparisons, **more)
     assert main(["study", "run", str(file), "--threads", "1", "--jobs", "2"]) == 0
     said = capsys.readouterr().out
-    assert "shuffled of the clean image" in said
+    assert "clean image, shuffled (a control)" in said
     assert "near borders" in said
     summary = json.loads(Path("studies/small_study/summary.json").read_text())
     assert summary["missing"] == []

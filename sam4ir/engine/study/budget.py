@@ -10,7 +10,7 @@ from filelock import FileLock
 
 from sam4ir.config.schema import Options
 from sam4ir.config.study import StudyOptions
-from sam4ir.engine.study.plan import Plan, StudyError, plan_of
+from sam4ir.engine.study.plan import StudyError, StudyPlan, plan_of
 from sam4ir.engine.train.check import estimate_run
 from sam4ir.utils.files import make_folder, read_text, sha256_of, write_text
 
@@ -18,7 +18,7 @@ PATIENCE = 6.0  # seconds of steps in each phase of a training
 FILE = "budget.json"
 
 
-def planned(study: StudyOptions, file: Path, device: str | None = None) -> Plan:
+def plan_with_budget(study: StudyOptions, file: Path, device: str | None = None) -> StudyPlan:
     """Return the plan of a study with the iterations that its budget gives each arm.
 
     Costs are measured once, by the first process, and kept in the study's folder, so that all shards agree. The data
@@ -38,7 +38,7 @@ def planned(study: StudyOptions, file: Path, device: str | None = None) -> Plan:
     return plan_of(study, file, lengths)
 
 
-def plan_as_kept(study: StudyOptions, file: Path) -> Plan:
+def plan_as_kept(study: StudyOptions, file: Path) -> StudyPlan:
     """Return the plan with the iterations that were measured before; with those of the option files where none were."""
     equal = plan_of(study, file)
     lengths = _kept(equal)
@@ -47,19 +47,19 @@ def plan_as_kept(study: StudyOptions, file: Path) -> Plan:
     return plan_of(study, file, lengths)
 
 
-def is_measured(plan: Plan) -> bool:
+def is_measured(plan: StudyPlan) -> bool:
     """Return whether the budget of a study needs no measurement any more."""
     return plan.study.budget == "equal_steps" or _kept(plan) is not None
 
 
-def _facts(plan: Plan) -> str:
+def _facts(plan: StudyPlan) -> str:
     """Return the hash of what the costs depend on."""
     parts = plan.study.model_dump(mode="json", include={"budget", "mask_compute", "set", "shared", "arms", "control"})
     files = sorted({sha256_of(job.base) for job in plan.jobs.values() if job.base is not None})
     return hashlib.sha256(json.dumps([parts, files], sort_keys=True).encode()).hexdigest()
 
 
-def _kept(plan: Plan) -> dict[str, float] | None:
+def _kept(plan: StudyPlan) -> dict[str, float] | None:
     """Return {arm: factor of its iterations} as it was measured before; None where nothing was.
 
     Raises StudyError where it was measured for another study file.
@@ -67,17 +67,17 @@ def _kept(plan: Plan) -> dict[str, float] | None:
     record = plan.folder / FILE
     if plan.study.budget == "equal_steps" or not record.is_file():
         return None
-    kept = json.loads(read_text(record))
-    if kept["facts"] != _facts(plan):
+    stated = json.loads(read_text(record))
+    if stated["facts"] != _facts(plan):
         raise StudyError(
             f"{record}: was measured for other options than the study file has now. Give the changed study another "
             "name, or remove this file if no arm has been trained"
         )
-    lengths: dict[str, float] = kept["lengths"]
+    lengths: dict[str, float] = stated["lengths"]
     return lengths
 
 
-def _measured(plan: Plan, device: str | None) -> dict[str, float]:
+def _measured(plan: StudyPlan, device: str | None) -> dict[str, float]:
     """Take a few steps of each arm; return the factor of its iterations, which is 1 for the control."""
     study = plan.study
     costs, fixed = {}, {}

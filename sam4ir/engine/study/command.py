@@ -8,19 +8,19 @@ from pathlib import Path
 
 from sam4ir.config.load import OptionsError
 from sam4ir.config.study import StudyOptions
-from sam4ir.engine.study.budget import is_measured, plan_as_kept, planned
+from sam4ir.engine.study.budget import is_measured, plan_as_kept, plan_with_budget
 from sam4ir.engine.study.findings import findings_of
 from sam4ir.engine.study.pilot import pilot_finding, pilot_plan, pilot_text
-from sam4ir.engine.study.plan import Plan
+from sam4ir.engine.study.plan import StudyPlan
 from sam4ir.engine.study.report import study_json, study_page, study_text
-from sam4ir.engine.study.run import Outcome, RunChoice, refuse_changed, run_jobs
+from sam4ir.engine.study.run import RunChoice, StudyOutcome, refuse_changed, run_jobs
 from sam4ir.engine.study.scores import read_scores, refuse_unscored
 from sam4ir.utils.files import make_folder, write_text
 
 PAGE, SUMMARY, TEXT = "report.html", "summary.json", "report.txt"
 
 
-def check(study: StudyOptions, file: Path) -> int:
+def check_study(study: StudyOptions, file: Path) -> int:
     """Load the options of each training and print the study's size; return 1 where some cannot be used."""
     plan = plan_as_kept(study, file)
     wrong, steps = 0, 0
@@ -52,7 +52,7 @@ def check(study: StudyOptions, file: Path) -> int:
     return 0
 
 
-def run(study: StudyOptions, file: Path, choice: RunChoice, output: Path | None) -> int:
+def run_study(study: StudyOptions, file: Path, choice: RunChoice, output: Path | None) -> int:
     """Run what is not done, and report what is; return the exit status."""
     plan = plan_as_kept(study, file)
     refuse_unscored(plan)
@@ -63,19 +63,19 @@ def run(study: StudyOptions, file: Path, choice: RunChoice, output: Path | None)
         if outcome.signal or outcome.failed:
             return _ended(outcome)
         _say(f"{study.name}: takes a few steps of each arm to measure what they cost")
-        plan = planned(study, file, choice.devices[0] if choice.devices else None)
+        plan = plan_with_budget(study, file, choice.devices[0] if choice.devices else None)
     outcome = run_jobs(plan, choice, _say)
     if not outcome.signal and _any_run(plan):
-        report(plan, output)
+        report_study(plan, output)
     return _ended(outcome)
 
 
-def _any_run(plan: Plan) -> bool:
+def _any_run(plan: StudyPlan) -> bool:
     """Return whether a training of some arm is done."""
     return any((plan.folder / "done" / f"{run.name}.json").is_file() for run in plan.runs())
 
 
-def _ended(outcome: Outcome) -> int:
+def _ended(outcome: StudyOutcome) -> int:
     """Print how the jobs ended; return the exit status."""
     for name, log in outcome.failed.items():
         print(f"{name} failed; its log is {log}", file=sys.stderr)
@@ -85,7 +85,7 @@ def _ended(outcome: Outcome) -> int:
     return 1 if outcome.failed else 0
 
 
-def report(plan: Plan, output: Path | None) -> None:
+def report_study(plan: StudyPlan, output: Path | None) -> None:
     """Print the report; write it as text, JSON and a page into the study's folder. Raises StudyError without runs."""
     findings = findings_of(read_scores(plan))
     text = study_text(findings)

@@ -14,7 +14,7 @@ from sam4ir.config.study import DeclaredComparison
 from sam4ir.engine.study.bands import BORDER, INSIDE, OUTSIDE, SIZES, BandReader, Bands
 from sam4ir.engine.study.plan import StudyError
 from sam4ir.engine.study.scores import RunScores, StudyScores, finite_in_all, table_of
-from sam4ir.engine.study.statistics import SeedDifference, Verdict, difference, holm, verdict
+from sam4ir.engine.study.statistics import SeedDifference, SeedVerdict, holm, judge, paired_difference
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class ArmFinding:
 
 @dataclass(frozen=True)
 class ComparisonFinding:
-    """A declared comparison. seen: None where no seed has both arms. bands: {part of images: its difference}."""
+    """A declared comparison. difference: None where no seed has both arms. bands: {part of images: its difference}."""
 
     declared: DeclaredComparison
-    seen: SeedDifference | None
+    difference: SeedDifference | None
     corrected: float
-    verdict: Verdict | None
+    verdict: SeedVerdict | None
     bands: Mapping[str, SeedDifference] = field(default_factory=dict)
 
 
@@ -115,6 +115,7 @@ def _masks(run: RunScores) -> str:
 
 def _source(store: str) -> str:
     """Return what a store's masks were made of; its name where that cannot be read."""
+    from sam4ir.data.masks.control import GENERATORS
     from sam4ir.data.masks.store import MaskStore
     from sam4ir.errors import UserError
 
@@ -123,32 +124,34 @@ def _source(store: str) -> str:
     except (UserError, OSError):
         return store
     source = str(meta.get("source", "unknown"))
-    words = {"gt": "clean image (an oracle)", "lq": "degraded image", "restored": "restored image"}.get(source, source)
-    control = meta.get("control") or meta.get("kind")
-    if control:
-        return f"{control} of the {words}"
+    words = {"gt": "clean image", "lq": "degraded image", "restored": "restored image"}.get(source, source)
+    for kind, generator in GENERATORS.items():
+        if meta.get("generator") == generator:
+            return f"{words}, {kind} (a control)"
+    if source == "gt":
+        return f"{words} (an oracle)"
     return words
 
 
 def _comparisons(scores: StudyScores) -> list[ComparisonFinding]:
     """Return the declared comparisons with Holm's correction over all of them."""
     study = scores.plan.study
-    seen: list[SeedDifference | None] = []
+    differences: list[SeedDifference | None] = []
     for declared in study.comparisons:
         seeds, better, than = scores.paired(declared.better, declared.than)
         if not seeds or not better.size:
-            seen.append(None)
+            differences.append(None)
             continue
-        seen.append(_difference(scores, declared, better, than))
-    corrected = holm([math.nan if each is None else each.p for each in seen])
+        differences.append(_difference(scores, declared, better, than))
+    corrected = holm([math.nan if each is None else each.p for each in differences])
     parts = _bands(scores)
-    found = []
-    for declared, each, p in zip(study.comparisons, seen, corrected, strict=True):
-        said: Verdict | None = None
+    findings = []
+    for declared, each, p in zip(study.comparisons, differences, corrected, strict=True):
+        said: SeedVerdict | None = None
         if each is not None:
-            said = verdict(each, p, declared.matters, study.alpha, lower_is_better=scores.lower_is_better)
-        found.append(ComparisonFinding(declared, each, p, said, _band_differences(scores, declared, parts)))
-    return found
+            said = judge(each, p, declared.matters, study.alpha, lower_is_better=scores.lower_is_better)
+        findings.append(ComparisonFinding(declared, each, p, said, _band_differences(scores, declared, parts)))
+    return findings
 
 
 def _bands(scores: StudyScores) -> dict[str, dict[int, Bands]]:
@@ -185,7 +188,7 @@ def _difference(
 ) -> SeedDifference:
     """Return the difference of two arrays (seeds, images) by the rules that the study declares."""
     study = scores.plan.study
-    return difference(
+    return paired_difference(
         better,
         than,
         matters=declared.matters,
@@ -203,10 +206,10 @@ def _stop(scores: StudyScores, comparisons: Sequence[ComparisonFinding]) -> str:
     for each in comparisons:
         if (each.declared.better, each.declared.than) != (rule.better, rule.than):
             continue
-        if each.seen is None or each.seen.seeds < len(scores.plan.study.all_seeds):
-            done = 0 if each.seen is None else each.seen.seeds
+        if each.difference is None or each.difference.seeds < len(scores.plan.study.all_seeds):
+            done = 0 if each.difference is None else each.difference.seeds
             return f"The stop rule waits for all {len(scores.plan.study.all_seeds)} seeds ({done} are done)."
-        gain = each.seen.mean
+        gain = each.difference.mean
         if scores.lower_is_better:
             gain = -gain
         words = f"{rule.better} is better than {rule.than} by {gain:+.3f}; declared before: at least {rule.least:g}."

@@ -29,7 +29,7 @@ class StudyError(UserError):
 
 
 @dataclass(frozen=True)
-class Job:
+class StudyJob:
     """A training or a command of a study.
 
     name: unique in the study. arm: None for shared work. seed: None for work that all seeds share. needs: names of jobs
@@ -47,7 +47,7 @@ class Job:
     def options(self) -> Options:
         """Return the options of a training. Raises OptionsError for a key that is wrong."""
         assert self.base is not None
-        return load_options(self.base, self.overrides)
+        return load_options(self.base, self.overrides, named_by_user=True)
 
     def paths(self) -> RunPaths:
         """Return the folders of a training."""
@@ -65,42 +65,42 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """All jobs of a study. study: its file's content. file: the file. folder: of the study's own records."""
 
     study: StudyOptions
     file: Path
     folder: Path
-    jobs: Mapping[str, Job] = field(default_factory=dict)
+    jobs: Mapping[str, StudyJob] = field(default_factory=dict)
 
-    def runs(self) -> list[Job]:
+    def runs(self) -> list[StudyJob]:
         """Return the trainings of arms, in the random order in which they are done: a function of the study's name."""
         runs = [job for job in self.jobs.values() if job.arm is not None]
         order = generator(0, "study", self.study.name).permutation(len(runs))
         return [runs[number] for number in order]
 
-    def share(self, shard: tuple[int, int], arms: Sequence[str] | None = None) -> list[Job]:
+    def share(self, shard: tuple[int, int], arms: Sequence[str] | None = None) -> list[StudyJob]:
         """Return the runs of one shard (i, n) and what they need, in an order that may be worked through.
 
         arms: those that count; None for all.
         """
         runs = [run for run in self.runs() if arms is None or run.arm in arms]
-        chosen: dict[str, Job] = {}
+        chosen: dict[str, StudyJob] = {}
         for run in runs[shard[0] :: shard[1]]:
             for name in (*run.needs, run.name):
                 chosen[name] = self.jobs[name]
         return list(chosen.values())
 
-    def run_of(self, arm: str, seed: int) -> Job:
+    def run_of(self, arm: str, seed: int) -> StudyJob:
         """Return the training of an arm with a seed."""
         return self.jobs[f"{arm}_s{seed}"]
 
-    def firsts(self) -> list[Job]:
+    def firsts(self) -> list[StudyJob]:
         """Return the run of each arm with the first seed, and what these need, in an order that may be worked through.
 
         The runs of other seeds have the same options but for names and seeds.
         """
-        chosen: dict[str, Job] = {}
+        chosen: dict[str, StudyJob] = {}
         for arm in self.study.arms:
             run = self.run_of(arm, self.study.all_seeds[0])
             for name in (*run.needs, run.name):
@@ -108,14 +108,14 @@ class Plan:
         return list(chosen.values())
 
 
-def plan_of(study: StudyOptions, file: Path, lengths: Mapping[str, float] | None = None) -> Plan:
+def plan_of(study: StudyOptions, file: Path, lengths: Mapping[str, float] | None = None) -> StudyPlan:
     """Return the jobs of a study.
 
     lengths: {arm: factor} by which the iterations of an arm differ from the option file's, for budgets. Raises
     OptionsError for a key that is wrong in some run, and StudyError for a base that is not there.
     """
     folder = FOLDER / study.name
-    jobs: dict[str, Job] = {}
+    jobs: dict[str, StudyJob] = {}
     for seed in study.all_seeds:
         names = _names(study, file, folder, seed)
         for name in study.shared:
@@ -124,10 +124,10 @@ def plan_of(study: StudyOptions, file: Path, lengths: Mapping[str, float] | None
         for arm in study.arms:
             job = _arm_job(study, file, arm, seed, names, (lengths or {}).get(arm, 1.0))
             jobs[job.name] = job
-    return Plan(study, file, folder, jobs)
+    return StudyPlan(study, file, folder, jobs)
 
 
-def _shared_job(study: StudyOptions, file: Path, name: str, seed: int, names: Mapping[str, str]) -> Job:
+def _shared_job(study: StudyOptions, file: Path, name: str, seed: int, names: Mapping[str, str]) -> StudyJob:
     """Return the job of a shared step for a seed. names: what placeholders mean."""
     step = study.shared[name]
     own_seed = seed if step.every_seed else None
@@ -139,12 +139,12 @@ def _shared_job(study: StudyOptions, file: Path, name: str, seed: int, names: Ma
     needs = _job_names(study, study.needs(name), seed)
     if step.command is not None:
         words = tuple(filled(step.command, names))
-        return Job(_job_name(study, name, seed), None, own_seed, needs, words=words)
+        return StudyJob(_job_name(study, name, seed), None, own_seed, needs, words=words)
     base, overrides = _shared_training(study, file, name, seed, names)
-    return Job(_job_name(study, name, seed), None, own_seed, needs, base, overrides)
+    return StudyJob(_job_name(study, name, seed), None, own_seed, needs, base, overrides)
 
 
-def _arm_job(study: StudyOptions, file: Path, arm: str, seed: int, names: Mapping[str, str], length: float) -> Job:
+def _arm_job(study: StudyOptions, file: Path, arm: str, seed: int, names: Mapping[str, str], length: float) -> StudyJob:
     """Return the training of an arm with a seed. names: what placeholders mean."""
     base = base_file(study.base, file)
     name = f"{arm}_s{seed}"
@@ -154,8 +154,8 @@ def _arm_job(study: StudyOptions, file: Path, arm: str, seed: int, names: Mappin
         *_overrides(filled(study.arms[arm], names), f"arm {arm} of {BY}"),
     )
     if length != 1.0:
-        overrides += tuple(longer(load_options(base, overrides), length))
-    return Job(name, arm, seed, _job_names(study, study.needs(arm), seed), base, overrides)
+        overrides += tuple(longer(load_options(base, overrides, named_by_user=True), length))
+    return StudyJob(name, arm, seed, _job_names(study, study.needs(arm), seed), base, overrides)
 
 
 def _job_name(study: StudyOptions, step: str, seed: int) -> str:
@@ -187,7 +187,8 @@ def _add_name(study: StudyOptions, file: Path, name: str, seed: int, names: dict
     if step.output is not None:
         names[name] = filled(step.output, names)
         return
-    options = load_options(*_shared_training(study, file, name, seed, names))
+    base, overrides = _shared_training(study, file, name, seed, names)
+    options = load_options(base, overrides, named_by_user=True)
     paths = RunPaths(Path(options.path.root), options.name)
     names[name] = paths.network("g", "latest", options.logger.save_format).as_posix()
 

@@ -94,18 +94,18 @@ def _pair(each: ComparisonFinding) -> str:
 
 
 def _difference_cells(each: ComparisonFinding) -> tuple[str, ...]:
-    seen = each.seen
-    if seen is None:
+    difference = each.difference
+    if difference is None:
         return (_pair(each), "0", "-", "-", "-", "-", "-", "no seed has both")
     more = "-"
-    if seen.seeds > 1:
-        more = f"over {MOST_SEEDS}" if seen.more_seeds is None else str(seen.more_seeds)
+    if difference.seeds > 1:
+        more = f"over {MOST_SEEDS}" if difference.more_seeds is None else str(difference.more_seeds)
     return (
         _pair(each),
-        str(seen.seeds),
-        f"{seen.mean:+.4f}",
-        _interval(seen.low, seen.high),
-        _interval(seen.both_low, seen.both_high),
+        str(difference.seeds),
+        f"{difference.mean:+.4f}",
+        _interval(difference.low, difference.high),
+        _interval(difference.both_low, difference.both_high),
         _number(each.corrected, ".3g"),
         more,
         _said(each),
@@ -120,13 +120,13 @@ def _said(each: ComparisonFinding) -> str:
         "better": "better",
         "worse": "worse",
         "too small to matter": f"smaller than {matters} either way",
-        "not decided": f"not decided (would see {_number(_visible(each.seen), '.2g')}; {matters} matters)",
+        "not decided": f"not decided (would see {_number(_visible(each.difference), '.2g')}; {matters} matters)",
     }
     return words[each.verdict or "not decided"]
 
 
-def _visible(seen: SeedDifference | None) -> float:
-    return math.nan if seen is None else seen.visible
+def _visible(difference: SeedDifference | None) -> float:
+    return math.nan if difference is None else difference.visible
 
 
 def _interval(low: float, high: float) -> str:
@@ -143,8 +143,8 @@ def _number(value: float, form: str) -> str:
 
 def _band_rows(each: ComparisonFinding) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
-    for part, seen in each.bands.items():
-        rows.append((part, f"{seen.mean:+.4f}", _interval(seen.low, seen.high)))
+    for part, difference in each.bands.items():
+        rows.append((part, f"{difference.mean:+.4f}", _interval(difference.low, difference.high)))
     return rows
 
 
@@ -176,10 +176,10 @@ def study_json(findings: StudyFindings) -> str:
                 "better": each.declared.better,
                 "than": each.declared.than,
                 "matters": each.declared.matters,
-                "seen": None if each.seen is None else dataclasses.asdict(each.seen),
+                "seen": None if each.difference is None else dataclasses.asdict(each.difference),
                 "corrected": each.corrected,
                 "verdict": each.verdict,
-                "bands": {part: dataclasses.asdict(seen) for part, seen in each.bands.items()},
+                "bands": {part: dataclasses.asdict(difference) for part, difference in each.bands.items()},
             }
         )
     content = {

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from sam4ir.config.yaml_text import dump_line
 from sam4ir.engine.interrupt import PATIENT
 from sam4ir.engine.study.lock import InheritedLock
-from sam4ir.engine.study.plan import Job, Plan, StudyError
+from sam4ir.engine.study.plan import StudyError, StudyJob, StudyPlan
 from sam4ir.utils.files import make_folder, read_text, write_text
 from sam4ir.utils.shell import command_words
 
@@ -47,7 +47,7 @@ class RunChoice:
 
 
 @dataclass
-class Outcome:
+class StudyOutcome:
     """What became of the jobs. failed: {job: its log}. signal: that stopped the study, or 0."""
 
     done: list[str] = field(default_factory=list)
@@ -55,12 +55,12 @@ class Outcome:
     signal: int = 0
 
 
-def is_done(plan: Plan, job: Job) -> bool:
+def is_done(plan: StudyPlan, job: StudyJob) -> bool:
     """Return whether a job is done. Raises StudyError where it was done by another study file."""
     return _has_record(plan, job, "done", "was run")
 
 
-def _has_record(plan: Plan, job: Job, kind: str, words: str) -> bool:
+def _has_record(plan: StudyPlan, job: StudyJob, kind: str, words: str) -> bool:
     """Return whether a job has a record. Raises StudyError where it is one of other options; words: what it records."""
     record = _record(plan, job, kind)
     try:
@@ -80,7 +80,7 @@ def _has_record(plan: Plan, job: Job, kind: str, words: str) -> bool:
     return True
 
 
-def refuse_changed(plan: Plan, jobs: Sequence[Job] | None = None) -> None:
+def refuse_changed(plan: StudyPlan, jobs: Sequence[StudyJob] | None = None) -> None:
     """Raise StudyError where a job was run or begun with other options, or where another study has a run's folder.
 
     jobs: that are looked at; without them all.
@@ -99,7 +99,7 @@ def refuse_changed(plan: Plan, jobs: Sequence[Job] | None = None) -> None:
             )
 
 
-def seconds_of(plan: Plan, job: Job) -> float | None:
+def seconds_of(plan: StudyPlan, job: StudyJob) -> float | None:
     """Return the seconds that a job took in all its starts, as far as a study watched it; None before it is done."""
     try:
         return float(json.loads(read_text(_record(plan, job)))["seconds"])
@@ -107,15 +107,17 @@ def seconds_of(plan: Plan, job: Job) -> float | None:
         return None
 
 
-def _record(plan: Plan, job: Job, kind: str = "done") -> Path:
+def _record(plan: StudyPlan, job: StudyJob, kind: str = "done") -> Path:
     return plan.folder / kind / f"{job.name}.json"
 
 
-def _log(plan: Plan, job: Job) -> Path:
+def _log(plan: StudyPlan, job: StudyJob) -> Path:
     return plan.folder / "logs" / f"{job.name}.log"
 
 
-def run_jobs(plan: Plan, choice: RunChoice, say: Callable[[str], None], jobs: Sequence[Job] | None = None) -> Outcome:
+def run_jobs(
+    plan: StudyPlan, choice: RunChoice, say: Callable[[str], None], jobs: Sequence[StudyJob] | None = None
+) -> StudyOutcome:
     """Run jobs that are not done yet; return what became of them.
 
     A job that fails stops what needs it, and nothing else. Jobs that another process works on are waited for. say:
@@ -141,11 +143,13 @@ def run_jobs(plan: Plan, choice: RunChoice, say: Callable[[str], None], jobs: Se
 class _Work:
     """The jobs of a shard, taken by several threads."""
 
-    def __init__(self, plan: Plan, choice: RunChoice, jobs: Sequence[Job], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, plan: StudyPlan, choice: RunChoice, jobs: Sequence[StudyJob], say: Callable[[str], None]
+    ) -> None:
         self.plan = plan
         self.choice = choice
         self.say = say
-        self.outcome = Outcome()
+        self.outcome = StudyOutcome()
         self.error: Exception | None = None
         self._left = {job.name: job for job in jobs}
         self._total = len(jobs)
@@ -193,15 +197,15 @@ class _Work:
         """Take one job after the other until none is left."""
         try:
             while not self.outcome.signal and self.error is None:
-                taken = self._take()
-                if taken is None:
+                job_and_lock = self._take()
+                if job_and_lock is None:
                     with self._guard:
                         finished = not self._left
                     if finished:
                         return
                     time.sleep(POLL)
                     continue
-                job, lock = taken
+                job, lock = job_and_lock
                 try:
                     self._do(job, slot, lock)
                 finally:
@@ -211,7 +215,7 @@ class _Work:
         except Exception as error:
             self.error = self.error or error
 
-    def _take(self) -> tuple[Job, InheritedLock] | None:
+    def _take(self) -> tuple[StudyJob, InheritedLock] | None:
         """Return a job that can begin, with its lock; None where none can now."""
         with self._guard:
             for job in list(self._left.values()):
@@ -244,17 +248,17 @@ class _Work:
                 return job, lock
         return None
 
-    def _say_waiting(self, job: Job) -> None:
+    def _say_waiting(self, job: StudyJob) -> None:
         """Say once that another process works on a job."""
         if job.name not in self._waited:
             self._waited.add(job.name)
             self.say(f"{job.name}: another process works on it")
 
-    def _finish(self, job: Job) -> None:
+    def _finish(self, job: StudyJob) -> None:
         self._left.pop(job.name, None)
         self.outcome.done.append(job.name)
 
-    def _is_free(self, job: Job) -> bool:
+    def _is_free(self, job: StudyJob) -> bool:
         """Return whether no process trains the run of a job: one that somebody started by hand goes on.
 
         One that outlived a killed study holds the lock of the job as well, where the file system can hand it on.
@@ -270,7 +274,7 @@ class _Work:
         except Timeout:
             return False
 
-    def _do(self, job: Job, slot: int, lock: InheritedLock) -> None:
+    def _do(self, job: StudyJob, slot: int, lock: InheritedLock) -> None:
         """Run a job and record its end."""
         log, facts = _log(self.plan, job), job.facts
         write_text(_record(self.plan, job, "begun"), json.dumps({"facts": facts}))
@@ -305,7 +309,7 @@ class _Work:
             self._finish(job)
         self.say(f"{job.name}: done in {seconds:.0f} s")
 
-    def _wait(self, job: Job, child: subprocess.Popen[bytes]) -> int:
+    def _wait(self, job: StudyJob, child: subprocess.Popen[bytes]) -> int:
         """Wait for the end of a job and note its seconds; return its exit status."""
         earlier, begun = _spent(self.plan, job), time.monotonic()
         self._children.add(child)
@@ -322,7 +326,7 @@ class _Work:
         finally:
             self._children.discard(child)
 
-    def _words(self, job: Job, slot: int) -> list[str]:
+    def _words(self, job: StudyJob, slot: int) -> list[str]:
         """Return the command line of a job."""
         python = [sys.executable, "-m"]
         if job.base is None:
@@ -352,11 +356,11 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _seconds_file(plan: Plan, job: Job) -> Path:
+def _seconds_file(plan: StudyPlan, job: StudyJob) -> Path:
     return plan.folder / "logs" / f"{job.name}.seconds"
 
 
-def _spent(plan: Plan, job: Job) -> float:
+def _spent(plan: StudyPlan, job: StudyJob) -> float:
     """Return the seconds that a job has taken in all its starts so far."""
     with contextlib.suppress(OSError, ValueError):
         return float(read_text(_seconds_file(plan, job)))

@@ -18,7 +18,7 @@ from sam4ir.engine.evaluate.metric import protocols_of
 from sam4ir.engine.evaluate.results import Result, read_result
 from sam4ir.engine.report.run_facts import lower_metrics
 from sam4ir.engine.run_record import ValidationMeans, validations
-from sam4ir.engine.study.plan import Job, Plan, StudyError
+from sam4ir.engine.study.plan import StudyError, StudyJob, StudyPlan
 from sam4ir.engine.study.run import is_done, seconds_of
 
 Images = dict[tuple[str, str], float]  # {(data set, image): value}
@@ -32,7 +32,7 @@ class RunScores:
     run. seconds: of its training; None where they are not known. curve: means of all validations.
     """
 
-    job: Job
+    job: StudyJob
     paths: RunPaths
     values: Images
     other: Images
@@ -48,7 +48,7 @@ class StudyScores:
     protocol: the definition of the metric. lower_is_better: whether a lower value is better.
     """
 
-    plan: Plan
+    plan: StudyPlan
     by_arm: Mapping[str, Mapping[int, RunScores]]
     missing: Sequence[str] = ()
     protocol: str = ""
@@ -88,7 +88,7 @@ def table_of(rows: Sequence[Images], images: Sequence[tuple[str, str]]) -> np.nd
     return np.array([[row[image] for image in images] for row in rows]).reshape(len(rows), len(images))
 
 
-def refuse_unscored(plan: Plan) -> None:
+def refuse_unscored(plan: StudyPlan) -> None:
     """Raise StudyError where a run would end without the scores that the study compares, before it is trained.
 
     The runs of one seed are looked at. Raises OptionsError for an option file that cannot be used.
@@ -127,7 +127,7 @@ def _unscored(study: StudyOptions, options: Options) -> str:
     return ""
 
 
-def read_scores(plan: Plan, arms: Sequence[str] | None = None) -> StudyScores:
+def read_scores(plan: StudyPlan, arms: Sequence[str] | None = None) -> StudyScores:
     """Read the scores of all runs that are done. Raises StudyError for a run whose scores are not those of its end.
 
     arms: that are read; without them all.
@@ -170,7 +170,7 @@ def _notes(scores: StudyScores) -> list[str]:
     return notes
 
 
-def _run_scores(plan: Plan, job: Job) -> RunScores:
+def _run_scores(plan: StudyPlan, job: StudyJob) -> RunScores:
     """Return the scores of a run, those of its last validation."""
     options, paths = job.options(), job.paths()
     assert options.train is not None

@@ -17,7 +17,7 @@ RESAMPLES = 4000
 QUANTILES = 2000  # of the deviation that seeds show, over which power is averaged
 MOST_SEEDS = 1000  # that a report asks for; beyond them the difference cannot be seen
 
-Verdict = Literal["one seed", "better", "worse", "too small to matter", "not decided"]
+SeedVerdict = Literal["one seed", "better", "worse", "too small to matter", "not decided"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class SeedDifference:
     visible: float
 
 
-def difference(
+def paired_difference(
     better: np.ndarray,
     than: np.ndarray,
     *,
@@ -175,12 +175,14 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-def verdict(seen: SeedDifference, corrected: float, matters: float, alpha: float, *, lower_is_better: bool) -> Verdict:
+def judge(
+    each: SeedDifference, corrected: float, matters: float, alpha: float, *, lower_is_better: bool
+) -> SeedVerdict:
     """Return what may be said. corrected: p after Holm's correction. One seed says nothing."""
-    if seen.seeds < 2:
+    if each.seeds < 2:
         return "one seed"
-    if -matters < seen.low and seen.high < matters:
+    if -matters < each.low and each.high < matters:
         return "too small to matter"
     if corrected < alpha:
-        return "better" if (seen.mean > 0) != lower_is_better else "worse"
+        return "better" if (each.mean > 0) != lower_is_better else "worse"
     return "not decided"

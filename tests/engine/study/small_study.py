@@ -14,7 +14,7 @@ import yaml
 from conftest import World
 
 from sam4ir.config.study import StudyOptions, load_study
-from sam4ir.engine.study.plan import Plan, plan_of
+from sam4ir.engine.study.plan import StudyPlan, plan_of
 from sam4ir.engine.study.run import _Work
 
 STUDY: dict[str, Any] = {
@@ -41,11 +41,11 @@ def study_of(world: World, values: Mapping[str, Any] | None = None, **changes: A
     return load_study(file), file
 
 
-def small_plan(world: World, values: Mapping[str, Any] | None = None, **changes: Any) -> Plan:
+def small_plan(world: World, values: Mapping[str, Any] | None = None, **changes: Any) -> StudyPlan:
     return plan_of(*study_of(world, values, **changes))
 
 
-def finish(plan: Plan, name: str, scores: Mapping[str, float], refined: Mapping[str, float] | None = None) -> Path:
+def finish(plan: StudyPlan, name: str, scores: Mapping[str, float], refined: Mapping[str, float] | None = None) -> Path:
     """Make the folder of a run that is done: its log, its last validation and the study's record of it.
 
     scores: {image: PSNR} of the restored images.
@@ -67,14 +67,14 @@ def finish(plan: Plan, name: str, scores: Mapping[str, float], refined: Mapping[
     return run
 
 
-def record(plan: Plan, name: str, seconds: float = 8.0) -> None:
+def record(plan: StudyPlan, name: str, seconds: float = 8.0) -> None:
     """Write the study's record of a job that is done."""
     done = plan.folder / "done" / f"{name}.json"
     done.parent.mkdir(parents=True, exist_ok=True)
     done.write_text(json.dumps({"facts": plan.jobs[name].facts, "seconds": seconds}))
 
 
-def finish_all(plan: Plan, gains: Sequence[float]) -> None:
+def finish_all(plan: StudyPlan, gains: Sequence[float]) -> None:
     """Finish all runs: arm `plain` scores 20 to 24 dB, arm `l1` more by the gain of its seed."""
     for job in plan.runs():
         assert job.seed is not None

@@ -12,7 +12,7 @@ from engine.study.small_study import order, small_plan, stub, study_of
 
 from sam4ir.config.schema import Options
 from sam4ir.engine.study import budget, command
-from sam4ir.engine.study.budget import is_measured, plan_as_kept, planned
+from sam4ir.engine.study.budget import is_measured, plan_as_kept, plan_with_budget
 from sam4ir.engine.study.plan import StudyError
 from sam4ir.engine.study.run import RunChoice
 
@@ -38,7 +38,7 @@ def measured(world: World, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, s
 def test_an_arm_gets_what_the_control_has(
     rule: str, iterations: int, world: World, measured: list[tuple[str, str]]
 ) -> None:
-    plan = planned(*study_of(world, budget=rule))
+    plan = plan_with_budget(*study_of(world, budget=rule))
     for seed in (0, 2):
         options = plan.run_of("l1", seed).options()
         assert options.train.total_iter == iterations
@@ -49,7 +49,7 @@ def test_an_arm_gets_what_the_control_has(
 
 
 def test_the_control_may_be_any_arm(world: World, measured: list[tuple[str, str]]) -> None:
-    plan = planned(*study_of(world, budget="equal_time", control="l1"))
+    plan = plan_with_budget(*study_of(world, budget="equal_time", control="l1"))
     assert plan.run_of("plain", 0).options().train.total_iter == 4
     assert plan.run_of("l1", 0).options().train.total_iter == 8
 
@@ -59,9 +59,9 @@ def test_one_measurement_is_shared_and_a_report_measures_nothing(world: World, m
     plan = plan_as_kept(study, file)
     assert not is_measured(plan)
     assert (plan.run_of("l1", 0).options().train.total_iter, measured) == (8, [])
-    planned(study, file, "cpu")
+    plan_with_budget(study, file, "cpu")
     assert measured == [("small_study_plain_s0", "cpu"), ("small_study_l1_s0", "cpu")]
-    again = planned(*study_of(world, budget="equal_time", seeds=5))
+    again = plan_with_budget(*study_of(world, budget="equal_time", seeds=5))
     assert again.run_of("l1", 4).options().train.total_iter == 16
     assert plan_as_kept(study, file).run_of("l1", 0).options().train.total_iter == 16
     assert len(measured) == 2
@@ -69,10 +69,10 @@ def test_one_measurement_is_shared_and_a_report_measures_nothing(world: World, m
 
 
 def test_a_measurement_of_other_options_is_refused(world: World, measured: list[tuple[str, str]]) -> None:
-    planned(*study_of(world, budget="equal_time"))
+    plan_with_budget(*study_of(world, budget="equal_time"))
     for changes in ({"budget": "equal_compute"}, {"budget": "equal_time", "set": {"train:ema_decay": 0.5}}):
         with pytest.raises(StudyError, match=r"budget\.json: was measured for other options"):
-            planned(*study_of(world, **changes))
+            plan_with_budget(*study_of(world, **changes))
 
 
 def test_masks_cost_compute_once_for_each_image(world: World, measured: list[tuple[str, str]]) -> None:
@@ -80,12 +80,12 @@ def test_masks_cost_compute_once_for_each_image(world: World, measured: list[tup
     values = world.values(sam=True)
     empty = {"train:distill:masks": "empty", "datasets:train:masks": None, "datasets:val:masks": None}
     changes = {"arms": {"empty": empty, "masks": {}}, "comparisons": []}
-    plan = planned(*study_of(world, values, budget="equal_compute", mask_compute=0.4, **changes))
+    plan = plan_with_budget(*study_of(world, values, budget="equal_compute", mask_compute=0.4, **changes))
     assert plan.run_of("masks", 0).options().train.total_iter == 4
     assert plan.run_of("empty", 0).options().train.total_iter == 8
     dear = study_of(world, values, name="dear", budget="equal_compute", mask_compute=1.0, **changes)
     with pytest.raises(StudyError, match="the masks of masks cost more than the whole training of empty"):
-        planned(*dear)
+        plan_with_budget(*dear)
 
 
 def test_shared_steps_come_before_the_measurement(
@@ -101,11 +101,11 @@ def test_shared_steps_come_before_the_measurement(
         return plain(options, patience)
 
     monkeypatch.setattr(budget, "estimate_run", estimate)
-    monkeypatch.setattr(command, "report", lambda *_: None)
+    monkeypatch.setattr(command, "report_study", lambda *_: None)
     step = {"command": ["prepare", "x"], "output": str(world.root / "gt"), "every_seed": False}
     changes = {"shared": {"lq": step}, "set": {"datasets:val:dataroot_gt": "{lq}"}}
     study, file = study_of(world, budget="equal_time", **changes)
-    assert command.run(study, file, RunChoice(), None) == 0
+    assert command.run_study(study, file, RunChoice(), None) == 0
     assert seen == [True, True]
     assert order()[0] == "lq"
     assert len(order()) == 7
@@ -122,7 +122,7 @@ def test_a_step_that_fails_leaves_out_the_measurement(
     step = {"command": ["prepare", "x"], "output": "made", "every_seed": False}
     changes = {"shared": {"lq": step}, "set": {"datasets:val:dataroot_gt": "{lq}"}}
     study, file = study_of(world, budget="equal_time", **changes)
-    assert command.run(study, file, RunChoice(), None) == 1
+    assert command.run_study(study, file, RunChoice(), None) == 1
     assert measured == []
 
 
@@ -130,5 +130,5 @@ def test_a_real_measurement_takes_real_steps(world: World, monkeypatch: pytest.M
     monkeypatch.chdir(world.root)
     monkeypatch.setattr(budget, "PATIENCE", 0.2)
     arms = {"plain": {}, "wide": {"network_g:width": 8}}
-    plan = planned(*study_of(world, arms=arms, comparisons=[], budget="equal_compute"))
+    plan = plan_with_budget(*study_of(world, arms=arms, comparisons=[], budget="equal_compute"))
     assert 2 <= plan.run_of("wide", 0).options().train.total_iter <= 4  # 2 to 4 times the multiply-adds of width 4

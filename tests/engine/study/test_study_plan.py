@@ -12,7 +12,7 @@ from sam4ir.cli.main import COMMANDS
 from sam4ir.config.load import OptionsError
 from sam4ir.config.recipes import study_files
 from sam4ir.config.study import load_study
-from sam4ir.engine.study.plan import Plan, StudyError, longer, plan_of
+from sam4ir.engine.study.plan import StudyError, StudyPlan, longer, plan_of
 
 SHARED = {
     "student": {"set": {"train:total_iter": 4}, "every_seed": False},
@@ -26,7 +26,7 @@ def _in_the_world(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world.root)
 
 
-def shared_plan(world: World) -> Plan:
+def shared_plan(world: World) -> StudyPlan:
     arms = {"plain": {}, "l1": {"datasets:val:dataroot_gt": "{store}"}}
     return small_plan(world, shared=SHARED, arms=arms, seeds=[7, 2])
 

@@ -19,7 +19,7 @@ from sam4ir.config.load import Override
 from sam4ir.engine.interrupt import PATIENT, Signals
 from sam4ir.engine.study import run as running
 from sam4ir.engine.study.lock import InheritedLock
-from sam4ir.engine.study.plan import Job, StudyError
+from sam4ir.engine.study.plan import StudyError, StudyJob
 from sam4ir.engine.study.run import RunChoice, _Work, is_done, refuse_changed, run_jobs, seconds_of
 
 SHARED = {
@@ -251,7 +251,7 @@ def test_a_training_of_a_study_takes_a_repeated_signal_as_one(monkeypatch: pytes
         assert signals.number() == signal.SIGINT
 
 
-def words_of(choice: RunChoice, job: Job, world: World, slot: int = 0) -> list[str]:
+def words_of(choice: RunChoice, job: StudyJob, world: World, slot: int = 0) -> list[str]:
     return _Work(small_plan(world), choice, [], print)._words(job, slot)
 
 
@@ -264,7 +264,7 @@ def test_the_command_line_of_a_training(world: World) -> None:
     many = words_of(RunChoice(processes=2), plan.run_of("l1", 1), world)
     assert many[1:4] == ["-m", "torch.distributed.run", "--nproc_per_node=2"]
     assert many[many.index("sam4ir") + 1 :][:6] == ["train", *start[4:], "--launcher", "pytorch"]
-    job = Job("x", None, None, (), words=("masks", "control"))
+    job = StudyJob("x", None, None, (), words=("masks", "control"))
     assert words_of(RunChoice(processes=2), job, world) == [sys.executable, "-m", "sam4ir", "masks", "control"]
 
 
@@ -272,7 +272,7 @@ def test_values_with_quotes_and_line_breaks_reach_a_training_as_they_are(world: 
     from sam4ir.config.load import load_options
 
     for value in ("a b", "it's: {x}", 'say "yes" # no', "a\nb", "$$HOME", "null", "1e-3", "é"):
-        job = Job("x", "plain", 0, (), world.root / "options.yml", (Override(("path", "root"), value),))
+        job = StudyJob("x", "plain", 0, (), world.root / "options.yml", (Override(("path", "root"), value),))
         world.write(world.values())
         forced = words_of(RunChoice(), job, world)[-1]
         assert load_options(job.base, [forced]).path.root == job.options().path.root

@@ -14,7 +14,7 @@ from engine.report.test_report import Page
 from engine.study.small_study import IMAGES, finish, finish_all, small_plan
 
 from sam4ir.config.study import BandOptions
-from sam4ir.data.masks.store import MaskStore
+from sam4ir.data.masks.store import MaskStore, MaskStoreWriter
 from sam4ir.engine.study.bands import BandReader
 from sam4ir.engine.study.findings import StudyFindings, findings_of
 from sam4ir.engine.study.pilot import pilot_finding, pilot_plan, pilot_text
@@ -45,7 +45,7 @@ def test_means_differences_and_verdict(world: World) -> None:
     assert l1.deviation == pytest.approx(0.02)
     assert (l1.iterations, l1.step, l1.hours) == (8, 1.0, pytest.approx(24 / 3600))
     (each,) = findings.comparisons
-    assert each.seen.means == pytest.approx(GAINS)
+    assert each.difference.means == pytest.approx(GAINS)
     assert each.verdict == "better"
     assert findings.notes == []
 
@@ -72,7 +72,7 @@ def test_the_stop_rule_is_judged_when_all_seeds_are_done(least: float, words: st
     findings = findings_of(read_scores(plan))
     assert findings.stop == "The stop rule waits for all 3 seeds (2 are done)."
     assert findings.notes == ["1 runs are not done yet: l1_s1"]
-    assert findings.comparisons[0].seen.seeds == 2
+    assert findings.comparisons[0].difference.seeds == 2
 
 
 def test_one_seed_calls_no_difference(world: World) -> None:
@@ -92,8 +92,8 @@ def test_comparisons_to_come_count_in_the_correction(world: World) -> None:
         finish(plan, f"plain_s{seed}", dict.fromkeys(IMAGES, 20.0))
         finish(plan, f"l1_s{seed}", dict.fromkeys(IMAGES, 20.0 + gain))
     first, later = findings_of(read_scores(plan)).comparisons
-    assert first.corrected == pytest.approx(2 * first.seen.p)
-    assert later.seen is None
+    assert first.corrected == pytest.approx(2 * first.difference.p)
+    assert later.difference is None
     assert "no seed has both" in study_text(findings_of(read_scores(plan)))
 
 
@@ -105,7 +105,7 @@ def test_images_that_some_run_lacks_or_scores_without_end_do_not_count(world: Wo
     finish(plan, "l1_s1", {"b": 30.0, "a": 23.0})
     findings = findings_of(read_scores(plan))
     assert findings.scores.images() == [("small_val", "a")]
-    assert findings.comparisons[0].seen.means == (2.0, 2.0)
+    assert findings.comparisons[0].difference.means == (2.0, 2.0)
     assert findings.notes == [
         "runs scored 3 images, of which only the 2 count that all have",
         "1 images do not count, since their psnr is not finite in some run",
@@ -318,3 +318,21 @@ def test_a_pilot_takes_the_studys_seeds_first_and_two_at_least(world: World) -> 
         pilot_plan(plan.study, plan.file, 1)
     with pytest.raises(StudyError, match="fewer than two seeds of plain are done"):
         pilot_finding(read_scores(plan, ["plain"]))
+
+
+@pytest.mark.parametrize(
+    ("meta", "words"),
+    [
+        ({"generator": "drawn", "source": "gt"}, "clean image (an oracle)"),
+        ({"generator": "drawn", "source": "restored"}, "restored image"),
+        ({"generator": "control: shuffled", "source": "gt"}, "clean image, shuffled (a control)"),
+        ({"generator": "control: slic", "source": "restored"}, "restored image, superpixels (a control)"),
+    ],
+)
+def test_the_report_names_the_masks_of_an_arm(meta: dict, words: str, world: World) -> None:
+    store = world.root / "other.lmdb"
+    with MaskStoreWriter(store, meta) as writer:
+        writer.put("photo_0", sam_masks())
+    plan = small_plan(world, world.values(sam=True), seeds=1, set={"datasets:train:masks:store": str(store)})
+    finish(plan, "l1_s0", dict.fromkeys(IMAGES, 20.0))
+    assert findings_of(read_scores(plan)).arms[0].masks == words

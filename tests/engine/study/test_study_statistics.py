@@ -12,11 +12,11 @@ from scipy import stats
 from sam4ir.engine.study import statistics
 from sam4ir.engine.study.statistics import (
     SeedDifference,
-    difference,
     holm,
+    judge,
+    paired_difference,
     power_of,
     seeds_for,
-    verdict,
     visible_difference,
 )
 
@@ -45,7 +45,7 @@ def p_values(rng: np.random.Generator, number: int, seeds: int, effect: float = 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 10])
 def test_the_test_is_the_paired_t_test_of_scipy(seeds: int) -> None:
     better, than = pairs_of(np.random.default_rng(seeds), seeds, 0.01)
-    seen = difference(better, than, matters=0.05)
+    seen = paired_difference(better, than, matters=0.05)
     expected = stats.ttest_rel(better.mean(1), than.mean(1))
     interval = expected.confidence_interval(0.95)
     assert seen.p == pytest.approx(expected.pvalue, rel=1e-9)
@@ -56,20 +56,20 @@ def test_the_test_is_the_paired_t_test_of_scipy(seeds: int) -> None:
 
 
 def test_one_seed_has_no_interval_and_no_verdict() -> None:
-    seen = difference(np.ones((1, 4)), np.zeros((1, 4)), matters=0.1)
+    seen = paired_difference(np.ones((1, 4)), np.zeros((1, 4)), matters=0.1)
     assert seen.mean == 1
     assert all(map(math.isnan, (seen.p, seen.low, seen.high, seen.deviation, seen.visible, seen.both_low)))
-    assert verdict(seen, math.nan, 0.1, 0.05, lower_is_better=False) == "one seed"
+    assert judge(seen, math.nan, 0.1, 0.05, lower_is_better=False) == "one seed"
 
 
 def test_equal_arms_are_equal_and_a_constant_shift_is_seen() -> None:
-    same = difference(np.ones((3, 4)), np.ones((3, 4)), matters=0.1)
+    same = paired_difference(np.ones((3, 4)), np.ones((3, 4)), matters=0.1)
     assert (same.p, same.low, same.high, same.more_seeds) == (1.0, 0.0, 0.0, 0)
-    assert verdict(same, same.p, 0.1, 0.05, lower_is_better=False) == "too small to matter"
-    shifted = difference(np.ones((3, 4)), np.zeros((3, 4)), matters=0.1)
+    assert judge(same, same.p, 0.1, 0.05, lower_is_better=False) == "too small to matter"
+    shifted = paired_difference(np.ones((3, 4)), np.zeros((3, 4)), matters=0.1)
     assert shifted.p == 0.0
-    assert verdict(shifted, shifted.p, 0.1, 0.05, lower_is_better=False) == "better"
-    assert verdict(shifted, shifted.p, 0.1, 0.05, lower_is_better=True) == "worse"
+    assert judge(shifted, shifted.p, 0.1, 0.05, lower_is_better=False) == "better"
+    assert judge(shifted, shifted.p, 0.1, 0.05, lower_is_better=True) == "worse"
 
 
 def found(mean: float, half: float) -> SeedDifference:
@@ -88,7 +88,7 @@ def found(mean: float, half: float) -> SeedDifference:
     ],
 )
 def test_verdicts(mean: float, half: float, p: float, says: str) -> None:
-    assert verdict(found(mean, half), p, 0.1, 0.05, lower_is_better=False) == says
+    assert judge(found(mean, half), p, 0.1, 0.05, lower_is_better=False) == says
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_no_reasonable_number_of_seeds_shows_too_small_a_difference() -> None:
 
 def test_several_comparisons_ask_for_more_seeds() -> None:
     better, than = pairs_of(np.random.default_rng(0), 3)
-    one = difference(better, than, matters=0.02)
-    three = difference(better, than, matters=0.02, comparisons=3)
+    one = paired_difference(better, than, matters=0.02)
+    three = paired_difference(better, than, matters=0.02, comparisons=3)
     assert three.p == one.p
     assert three.visible == visible_difference(one.deviation, 3, 0.05 / 3)
     assert three.more_seeds > one.more_seeds
@@ -190,8 +190,8 @@ def test_errors_power_and_coverage_of_whole_studies(monkeypatch: pytest.MonkeyPa
     for seeds in (3, 5):
         called = 0
         for _ in range(2000):
-            seen = difference(*pairs_of(rng, seeds), matters=1e-6)
-            called += verdict(seen, seen.p, 1e-6, 0.05, lower_is_better=False) in ("better", "worse")
+            seen = paired_difference(*pairs_of(rng, seeds), matters=1e-6)
+            called += judge(seen, seen.p, 1e-6, 0.05, lower_is_better=False) in ("better", "worse")
         assert 0.03 < called / 2000 < 0.07
     covered = {}
     for seeds in (3, 5, 10):
