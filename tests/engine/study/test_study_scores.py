@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from conftest import World, photograph
+from conftest import World, photograph, sam_masks
 from engine.report.test_report import Page
 from engine.study.small_study import IMAGES, finish, finish_all, small_plan
 
