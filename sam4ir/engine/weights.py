@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,13 @@ log = logging.getLogger(__name__)
 
 ZOO = "zoo:"
 WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors", ".state", ".ckpt")
+
+
+_OF_REFINER = ("network", "spf")  # what the keys of a refiner's weights begin with
+_IS_REFINER = (
+    "holds a refiner (spf.* and network.*), which restores nothing without masks; the deployed network is net_g of the "
+    "same run, and sam4ir restore takes both: --weights net_g... --refine net_r..."
+)
 
 
 def locate(source: str | Path) -> Path:
@@ -111,6 +118,11 @@ def _require_fractions(state: Mapping[str, Tensor], own: Mapping[str, Tensor], w
             )
 
 
+def holds_refiner(names: Iterable[str]) -> bool:
+    """Return whether the keys of weights are those of a refiner: SPF and the second network, and nothing else."""
+    return {name.split(".", 1)[0] for name in names} == set(_OF_REFINER)
+
+
 def metadata_of(source: str | Path, entry: str) -> Mapping[str, Any]:
     """Return the plain values that a weights file holds under `entry`, beside its weights; {} where it holds none."""
     path = locate(source)
@@ -145,6 +157,8 @@ def network_block(source: str | Path) -> dict[str, Any]:
     if described.get("type") in ARCHS.names():
         return dict(described)
     weights = read_weights(path, mapped=True)
+    if holds_refiner(weights.state):
+        raise WeightsFileError(f"{weights}: {_IS_REFINER}")
     fit = infer(shapes_of(weights.state))
     if fit is not None and not shared_keys(fit):
         return _block_of(fit)
@@ -199,6 +213,11 @@ def _difference(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
 
 def _misfit(network: nn.Module, own: Mapping[str, Tensor], state: Mapping[str, Tensor], weights: Weights) -> str:
     """Return the difference between network and weights, and the network that would fit."""
+    if holds_refiner(own):
+        parts = "spf and network_r (network_g where it is left out)"
+        return f"{_difference(own, state)}; {parts} of the option file must be those that were trained"
+    if holds_refiner(state):
+        return f"it {_IS_REFINER}"
     fit = infer(shapes_of(state))
     if fit is None:
         block = foreign_block(weights)
