@@ -121,7 +121,8 @@ def test_folders_know_their_order() -> None:
     engine, data, priors = neighbours("engine"), neighbours("data"), neighbours("priors")
     assert not engine["restore"] & {"evaluate", "train", "make_masks"}
     assert not engine["evaluate"] & {"train", "make_masks"}
-    assert not engine["make_masks"] & {"evaluate", "train"}
+    assert not engine["make_masks"] & {"evaluate", "train", "refine"}
+    assert not engine["refine"] & {"evaluate", "train"}
     assert not data["masks"] & {"degrade", "prepare"}
     assert not data["prepare"] & {"degrade", "masks"}
     assert priors["sam"] == {"zoo"}

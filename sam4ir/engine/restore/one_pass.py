@@ -5,9 +5,11 @@ Validation, sam4ir test and sam4ir restore all restore through this module, so t
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -77,10 +79,15 @@ class PlainRestorer:
         return self.inference(self._pass, lq)
 
     def _pass(self, lq: Tensor) -> Tensor:
-        if self.precision == "fp32":
+        with in_format(self.precision, lq.device):
             return restore(self.network, lq)
-        with torch.autocast(lq.device.type, _FORMATS[self.precision]):
-            return restore(self.network, lq)
+
+
+def in_format(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which a network computes in a number format: fp32, bf16 or fp16."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, _FORMATS[precision])
 
 
 def smaller_overlap(tile: int | None, overlap: int, smaller: int) -> int:

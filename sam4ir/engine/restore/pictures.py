@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 
+from sam4ir.engine.restore.images import ImageRestorer, PictureRestorer
 from sam4ir.utils.image import resize_smoothly, to_grey
 from sam4ir.utils.picture import PictureFile
 
 AlphaMode = Literal["carry", "network", "drop"]
-RestorePixels = Callable[[np.ndarray, str, int], np.ndarray]  # (h, w, c), the key, the sample number -> the same type
 
 
 def restore_picture(
-    restore_pixels: RestorePixels, picture: PictureFile, key: str, sample: int = 0, alpha: AlphaMode = "carry"
+    restorer: PictureRestorer, picture: PictureFile, key: str, sample: int = 0, alpha: AlphaMode = "carry"
 ) -> PictureFile:
     """Return the restored picture.
 
-    restore_pixels: an ImageRestorer, for pixels of as many channels as the picture's. A grey file that went through a
-    network of RGB images comes back as the luma of the result.
-    alpha: `carry` keeps the transparency, enlarged by the network's scale; `network` restores it as a grey image;
-    `drop` leaves it out.
+    restorer: for pixels of as many channels as the picture's. A grey file that went through a network of RGB images
+    comes back as the luma of the result.
+    alpha: `carry` keeps the transparency, enlarged by the network's scale; `network` restores it as a grey image, by
+    the network alone; `drop` leaves it out.
     """
-    pixels = restore_pixels(picture.pixels, key, sample)
+    pixels = restorer(picture.pixels, key, sample)
     if picture.grey and pixels.shape[2] == 3:
         pixels = to_grey(pixels)
     height, width = pixels.shape[:2]
@@ -33,15 +32,15 @@ def restore_picture(
     if picture.alpha is not None and alpha == "carry":
         transparency = resize_smoothly(picture.alpha, height, width)
     elif picture.alpha is not None and alpha == "network":
-        transparency = _restored_alpha(restore_pixels, picture, key, sample)
+        transparency = _restored_alpha(restorer.alone, picture, key, sample)
     return replace(picture, pixels=pixels, alpha=transparency)
 
 
-def _restored_alpha(restore_pixels: RestorePixels, picture: PictureFile, key: str, sample: int) -> np.ndarray:
+def _restored_alpha(restorer: ImageRestorer, picture: PictureFile, key: str, sample: int) -> np.ndarray:
     """Restore the transparency as a grey image."""
     assert picture.alpha is not None
     channels = picture.pixels.shape[2]
-    restored = restore_pixels(np.repeat(picture.alpha, channels, axis=2), key, sample)
+    restored = restorer(np.repeat(picture.alpha, channels, axis=2), key, sample)
     if channels == 3:
         return to_grey(restored)
     return restored

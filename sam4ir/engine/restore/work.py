@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,7 +26,8 @@ class Work:
 
     folder: of the results, None for standard output. files: (file, path of its result in the folder) of each; the file
     `-` is standard input. unreadable: folders that cannot be read, with the reason. format: of images, a key of
-    FORMATS. single: --output names the file of the one result.
+    FORMATS. single: --output names the file of the one result. keys: by file, its path below the folder without suffix,
+    as a data set or a mask store of that folder names it; `a.jpg` beside `a.png` keeps its suffix.
     """
 
     folder: Path | None
@@ -34,6 +35,7 @@ class Work:
     unreadable: list[str] = field(default_factory=list)
     format: str = "png"
     single: bool = False
+    keys: Mapping[Path, str] = field(default_factory=dict)
 
     def sources(self) -> set[Path]:
         """Return the files by their real paths."""
@@ -60,7 +62,7 @@ def find_work(places: list[str], output: str, image_format: str | None = None, s
             raise UserError(f"--output: - takes one image, and --input names {len(listed.files)}")
         if is_video(listed.files[0][0]):
             raise UserError(f"--output: {listed.files[0][0]} is a video, which needs a file or folder for its result")
-        return Work(None, [(listed.files[0][0], Path("image"))], [], image_format or "png")
+        return Work(None, [(listed.files[0][0], Path("image"))], [], image_format or "png", keys=_keys(listed.files))
     single = len(listed.files) == 1 and len(places) == 1 and not Path(places[0]).is_dir()
     if single and _is_file_name(output, listed.files[0][0]):
         return _one_file(listed.files[0][0], Path(output), image_format, suffix)
@@ -72,8 +74,8 @@ def find_work(places: list[str], output: str, image_format: str | None = None, s
     if folder.is_file():
         hint = ", or a file with the suffix of an image" if single else ""
         raise UserError(f"--output: {output} is a file; name a folder{hint}")
-    work = Work(folder, [], listed.unreadable, image_format or "png")
-    work.files = _named(listed.files, FORMATS[work.format].suffix, suffix)
+    work = Work(folder, [], listed.unreadable, image_format or "png", keys=_keys(listed.files))
+    work.files = _named(listed.files, work.keys, FORMATS[work.format].suffix, suffix)
     _refuse_inputs(work)
     return work
 
@@ -116,7 +118,7 @@ def _one_file(source: Path, target: Path, image_format: str | None, suffix: str)
     """Return the work of one file whose result has a name."""
     if suffix:
         raise UserError(f"--suffix: {target} is the whole name of the result; leave one of them out")
-    work = Work(target.parent, [(source, Path(target.name))], single=True)
+    work = Work(target.parent, [(source, Path(target.name))], single=True, keys={source: source.stem})
     if is_video(source):
         if video_suffix(target) != target.suffix.lower():
             raise UserError(f"--output: {_not_written(source, target)}")
@@ -128,17 +130,29 @@ def _one_file(source: Path, target: Path, image_format: str | None, suffix: str)
     return work
 
 
-def _named(files: list[tuple[Path, Path]], image_suffix: str, suffix: str) -> list[tuple[Path, Path]]:
-    """Return (file, path of its result) of (file, its own path below the folder)."""
+def _keys(files: list[tuple[Path, Path]]) -> dict[Path, str]:
+    """Return file -> key of (file, its own path below the folder); see Work."""
     owners = Counter(below.with_suffix("") for _, below in files)
-    work = []
+    keys = {}
     for file, below in files:
         name = below.stem
         if owners[below.with_suffix("")] > 1:
             name = below.name
+        folders = below.parent.parts
+        keys[file] = "/".join((*folders, name))
+    return keys
+
+
+def _named(
+    files: list[tuple[Path, Path]], keys: Mapping[Path, str], image_suffix: str, suffix: str
+) -> list[tuple[Path, Path]]:
+    """Return (file, path of its result) of (file, its own path below the folder)."""
+    work = []
+    for file, below in files:
         end = image_suffix
         if is_video(file):
             end = video_suffix(file)
+        name = keys[file].rsplit("/", 1)[-1]
         work.append((file, below.with_name(f"{name}{suffix}{end}")))
     return work
 

@@ -25,18 +25,16 @@ from sam4ir.config.schema import (
     TrainOptions,
 )
 from sam4ir.config.signature import block_arguments
-from sam4ir.distill.spf import SemanticPriorsFusion
 from sam4ir.engine.build import (
     DIFFUSION_ENTRY,
     BuildError,
     build_network,
-    build_part,
     check_images,
     load_pretrained,
     naming,
-    to_device,
 )
 from sam4ir.engine.foreign.network import ForeignNetwork
+from sam4ir.engine.refine.network import build_refiner
 from sam4ir.engine.restore.build import build_process
 from sam4ir.engine.train.data import measured_spe
 from sam4ir.engine.train.ema import Ema
@@ -50,10 +48,9 @@ from sam4ir.errors import UserError
 from sam4ir.models.restoration import Loss, Model, Restoration
 from sam4ir.models.sam_diffsr import SamDiffSR
 from sam4ir.models.sam_distill import Refiner, SamDistill, Schedule
-from sam4ir.registry import FUSIONS, SCHEDULES
+from sam4ir.registry import SCHEDULES
 from sam4ir.utils.dist import ALONE, World, peers
 from sam4ir.utils.precision import number_format
-from sam4ir.utils.rng import torch_stream
 
 log = logging.getLogger(__name__)
 
@@ -111,16 +108,10 @@ def _networks(options: Options, train: TrainOptions, device: torch.device, chann
         )
     if not options.distills:
         return {"g": student}
-    second = build_network(options.network_r or options.network_g, "r", device, seed=seed, channels_last=channels_last)
+    refiner = build_refiner(options, device)
     if has_weights:
-        _copy_student(student, second, train.distill)
-    with torch_stream(seed, "init", "spf"):
-        spf: nn.Module
-        if options.spf:
-            spf = build_part(FUSIONS, options.spf, "spf")
-        else:
-            spf = SemanticPriorsFusion()
-    return {"g": student, "r": Refiner(to_device(spf, device, channels_last), second)}
+        _copy_student(student, refiner.network, train.distill)
+    return {"g": student, "r": refiner}
 
 
 def _copy_student(student: nn.Module, second: nn.Module, distill: DistillOptions) -> None:
