@@ -105,15 +105,22 @@ class SavedImages:
 
 
 def saved_images(
-    save: bool | SaveOptions, dataset: str, folder: Path, panels: Path, suffix: str = "", **kind: int
+    save: bool | SaveOptions,
+    dataset: str,
+    folder: Path,
+    panels: Path,
+    suffix: str = "",
+    *,
+    samples: int = 1,
+    refined: bool = False,
 ) -> SavedImages | None:
-    """Return what `val.save_img` asks for, None where it saves nothing. kind: samples and refined."""
+    """Return what `val.save_img` asks for, None where it saves nothing; the other arguments as those of SavedImages."""
     if not save:
         return None
     views: Sequence[str] = ()
     if isinstance(save, SaveOptions):
         views = save.panel
-    return SavedImages(dataset, folder, suffix, kind.get("samples", 1), bool(kind.get("refined")), views, panels)
+    return SavedImages(dataset, folder, suffix, samples, refined, views, panels)
 
 
 def _values(scores: Sequence[Score], output: str, number: int) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from sam4ir.config.study import BandOptions
 from sam4ir.data.loader import eval_sample
@@ -15,6 +16,7 @@ from sam4ir.data.masks.store import MaskStore
 from sam4ir.engine.build import build_dataset
 from sam4ir.engine.study.plan import StudyError
 from sam4ir.engine.study.scores import RunScores
+from sam4ir.metrics.psnr import psnr
 from sam4ir.utils.image import read_image, to_uint8
 
 LEAST = 64  # pixels of a part that has a PSNR
@@ -54,17 +56,15 @@ class BandReader:
                 gt, parts = self._parts[place]
                 for part, inside in parts.items():
                     if inside.sum() >= LEAST:
-                        bands.setdefault(part, {})[place] = _psnr(restored[inside], gt[inside])
+                        bands.setdefault(part, {})[place] = psnr(_pixels(restored[inside]), _pixels(gt[inside]))
         return bands
 
     def _parts_of(self, key: str, size: tuple[int, ...]) -> dict[str, np.ndarray]:
         """Return the parts of an image as masks (h, w) of bool."""
         height, width = size
-        labels = self._store.read(key).region_map(0, 0, height, width)
-        edge = np.zeros((height, width), np.uint8)  # the pixels on both sides of a border
-        across, down = labels[:, 1:] != labels[:, :-1], labels[1:] != labels[:-1]
-        for pixels, border in ((edge[:, 1:], across), (edge[:, :-1], across), (edge[1:], down), (edge[:-1], down)):
-            pixels |= border
+        record = self._store.read(key)
+        labels = record.region_map(0, 0, height, width)
+        edge = record.boundary_map(0, 0, height, width).astype(np.uint8)  # the pixels on both sides of a border
         side = 2 * self._width - 1
         near = cv2.dilate(edge, np.ones((side, side), np.uint8)).astype(bool)
         parts = {BORDER: near, INSIDE: ~near & (labels > 0), OUTSIDE: labels == 0}
@@ -85,7 +85,6 @@ def _saved(run: RunScores, dataset: str, key: str, output: str) -> Path:
     return path
 
 
-def _psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """Return the PSNR of pixels of 8 bits in dB."""
-    error = float(((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean())
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+def _pixels(values: np.ndarray) -> Tensor:
+    """Return pixels (n, c) of 8 bits as an image (c, 1, n)."""
+    return torch.from_numpy(np.ascontiguousarray(values.T)[:, None])

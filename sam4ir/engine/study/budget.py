@@ -10,6 +10,7 @@ from filelock import FileLock
 
 from sam4ir.config.schema import Options
 from sam4ir.config.study import StudyOptions
+from sam4ir.engine.build import build_dataset
 from sam4ir.engine.study.plan import StudyError, StudyPlan, plan_of
 from sam4ir.engine.train.check import estimate_run
 from sam4ir.utils.files import make_folder, read_text, sha256_of, write_text
@@ -107,14 +108,8 @@ def _masks(study: StudyOptions, options: Options) -> float:
     if options.train is not None and options.train.distill.masks == "store":
         for key, block in options.phase("train").items():
             if block.masks is not None:
-                images += _images(key, options)
+                images += len(build_dataset(key, block, options.scale))
     return study.mask_compute * 1e9 * images
-
-
-def _images(key: str, options: Options) -> int:
-    from sam4ir.engine.build import build_dataset
-
-    return len(build_dataset(key, options.datasets[key], options.scale))
 
 
 def _untrained(options: Options, device: str | None) -> Options:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sam4ir.engine.evaluate.report import columns
 from sam4ir.engine.report.charts import Curve, line_chart
 from sam4ir.engine.report.markup import Markup, element, table
 from sam4ir.engine.report.page import whole_page
@@ -34,15 +35,15 @@ def study_text(findings: StudyFindings) -> str:
     study = findings.scores.plan.study
     lines = [f"Study {study.name}: {study.score.metric} of the {study.score.output} images"]
     lines.append(f"{study.score.metric}: {findings.scores.protocol}; {len(findings.scores.images())} images")
-    lines += ["", *_aligned([_ARMS, *map(_arm_cells, findings.arms)])]
+    lines += ["", *columns([_ARMS, *map(_arm_cells, findings.arms)])]
     if findings.comparisons:
         rows = [_difference_cells(each) for each in findings.comparisons]
-        lines += ["", *_aligned([_DIFFERENCES, *rows])]
+        lines += ["", *columns([_DIFFERENCES, *rows])]
         lines += ["", *_explanations(findings)]
     for each in findings.comparisons:
         if each.bands:
             lines += ["", f"{_pair(each)} by part of the images, not corrected:"]
-            lines += _aligned([("part", "difference", "interval (t)"), *_band_rows(each)])
+            lines += columns([("part", "difference", "interval (t)"), *_band_rows(each)])
     if findings.stop:
         lines += ["", findings.stop]
     if findings.notes:
@@ -146,17 +147,6 @@ def _band_rows(each: ComparisonFinding) -> list[tuple[str, ...]]:
     for part, difference in each.bands.items():
         rows.append((part, f"{difference.mean:+.4f}", _interval(difference.low, difference.high)))
     return rows
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the rows of a table as lines, with a rule below the first."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return lines
 
 
 def study_json(findings: StudyFindings) -> str:
