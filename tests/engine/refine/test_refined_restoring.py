@@ -17,7 +17,8 @@ import pytest
 import torch
 from conftest import NETWORK, World, photograph, sam_masks
 from PIL import Image
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling import ImageEncoderViT, PromptEncoder, Sam
+from small_sam import random_decoder
 from torch import nn
 
 from sam4ir.cli.make_masks import main as make_masks
@@ -172,12 +173,8 @@ def tiny_sam() -> Sam:
     """A SAM of random weights with the true decoder and a ViT of one block, for images of 128 pixels."""
     torch.manual_seed(3)
     encoder = ImageEncoderViT(128, embed_dim=16, depth=1, num_heads=2, out_chans=256, use_rel_pos=True)
-    transformer = TwoWayTransformer(depth=2, embedding_dim=256, num_heads=8, mlp_dim=256)
-    decoder = MaskDecoder(transformer_dim=256, transformer=transformer, num_multimask_outputs=3)
+    decoder = random_decoder()
     with torch.no_grad():
-        for parameter in decoder.parameters():
-            parameter.mul_(1.5)
-        decoder.iou_prediction_head.layers[-1].weight.mul_(8)
         for parameter in encoder.patch_embed.parameters():
             parameter.mul_(5)
         nn.init.normal_(encoder.pos_embed)

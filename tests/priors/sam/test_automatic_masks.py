@@ -10,7 +10,8 @@ import pytest
 import torch
 from pycocotools import mask as coco
 from segment_anything import SamAutomaticMaskGenerator
-from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from segment_anything.modeling import PromptEncoder, Sam
+from small_sam import random_decoder
 from torch import Tensor, nn
 
 from sam4ir import regions
@@ -37,12 +38,7 @@ def sam() -> Sam:
     """A SAM of random weights with the true decoder, whose image tokens are 16 x 16 instead of 64 x 64."""
     torch.manual_seed(3)
     prompts = PromptEncoder(256, (16, 16), (256, 256), 16)
-    transformer = TwoWayTransformer(depth=2, embedding_dim=256, num_heads=8, mlp_dim=256)
-    decoder = MaskDecoder(transformer_dim=256, transformer=transformer, num_multimask_outputs=3)
-    with torch.no_grad():
-        for parameter in decoder.parameters():
-            parameter.mul_(1.5)
-        decoder.iou_prediction_head.layers[-1].weight.mul_(8)
+    decoder = random_decoder()
     return Sam(Patches(), prompts, decoder).eval().requires_grad_(False)
 
 
