@@ -46,6 +46,8 @@ def _broken(line: str, columns: int) -> list[str]:
             units += unit.split(" ")
         else:
             units.append(unit)
+    if not units:  # nothing but blanks
+        return [line]
     lines = [indent + units[0]]
     for unit in units[1:]:
         if len(lines[-1]) + 1 + len(unit) > columns:

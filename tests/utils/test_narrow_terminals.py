@@ -21,6 +21,7 @@ LINE = (
 def test_a_line_that_fits_stays_as_it_is() -> None:
     assert narrowed(LINE, 120) == LINE
     assert narrowed("", 40) == ""
+    assert narrowed(" " * 60, 40) == " " * 60
 
 
 @pytest.mark.parametrize("columns", [40, 60, 80, 100])
