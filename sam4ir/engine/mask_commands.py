@@ -31,7 +31,6 @@ from sam4ir.data.masks.pictures import (
     contact_sheet,
     draw_panels,
     refuse_to_draw,
-    side_by_side,
 )
 from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.masks.upgrade import upgrade
@@ -43,7 +42,7 @@ from sam4ir.priors.spe import spe_map
 from sam4ir.utils.faults import fault_of_item
 from sam4ir.utils.files import output_path, write_text
 from sam4ir.utils.folders import refuse_folder_of_images
-from sam4ir.utils.image import write_image
+from sam4ir.utils.image import side_by_side, write_image
 from sam4ir.utils.shell import command_words
 from sam4ir.utils.tables import listing_text
 

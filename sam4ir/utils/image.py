@@ -10,7 +10,7 @@ import dataclasses
 import mmap
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -369,6 +369,22 @@ def resize_for_display(image: np.ndarray, height: int, width: int) -> np.ndarray
         interpolation = cv2.INTER_AREA
     pixels: Any = np.ascontiguousarray(image)
     return cv2.resize(pixels, (width, height), interpolation=interpolation)
+
+
+def side_by_side(panels: Mapping[str, np.ndarray], title: str, panel_width: int | None = None) -> np.ndarray:
+    """Return one picture of a title, the panels' captions and the panels, (h + 2 strips, panels w, 3) uint8.
+
+    panel_width: scale each panel to so many pixels.
+    """
+    captions, pictures = [], []
+    for name, picture in panels.items():
+        if panel_width is not None:
+            height = max(1, round(len(picture) * panel_width / picture.shape[1]))
+            picture = resize_for_display(picture, height, panel_width)
+        captions.append(caption(name, picture.shape[1]))
+        pictures.append(picture)
+    names = np.concatenate(captions, axis=1)
+    return np.concatenate([caption(title, names.shape[1]), names, np.concatenate(pictures, axis=1)])
 
 
 def resize_smoothly(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from sam4ir.data.masks.record import MaskRecord, MaskStoreError
 from sam4ir.data.masks.store import MaskStore
 from sam4ir.data.sources import ImageSource, listed
 from sam4ir.errors import UserError
-from sam4ir.utils.image import caption, eight_bits, resize_for_display
+from sam4ir.utils.image import eight_bits
 
 Picture = NDArray[np.uint8]  # (h, w, 3) RGB
 
@@ -52,22 +52,6 @@ def refuse_to_draw(record: MaskRecord, image: NDArray[np.integer] | None) -> Non
         )
     if image is None and h * w > _LARGEST_WITHOUT_IMAGE:
         raise MaskStoreError(f"{record.name}: states an image of {h}x{w}; to draw masks of that size name its --images")
-
-
-def side_by_side(panels: Mapping[str, Picture], title: str, panel_width: int | None = None) -> Picture:
-    """Return one picture of a title, the panels' captions and the panels, (h + 2 strips, panels w, 3).
-
-    panel_width: scale each panel to so many pixels.
-    """
-    captions, pictures = [], []
-    for name, picture in panels.items():
-        if panel_width is not None:
-            height = max(1, round(len(picture) * panel_width / picture.shape[1]))
-            picture = resize_for_display(picture, height, panel_width)
-        captions.append(caption(name, picture.shape[1]))
-        pictures.append(picture)
-    names = np.concatenate(captions, axis=1)
-    return np.concatenate([caption(title, names.shape[1]), names, np.concatenate(pictures, axis=1)])
 
 
 def colour_regions(image: Picture, region: NDArray[np.int32], count: int) -> Picture:

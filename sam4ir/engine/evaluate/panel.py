@@ -12,7 +12,7 @@ from torch import Tensor
 from sam4ir.data.sample import Dataset, Sample
 from sam4ir.utils.dist import World
 from sam4ir.utils.files import write_bytes
-from sam4ir.utils.image import caption, to_uint8
+from sam4ir.utils.image import side_by_side, to_uint8
 from sam4ir.utils.rng import generator
 
 Picture = np.ndarray  # (h, w, 3) uint8 RGB
@@ -112,9 +112,7 @@ def _row(sample: Sample, outputs: Mapping[str, Tensor], rng: np.random.Generator
     top = int(rng.integers(max(height - side, 0) + 1))
     left = int(rng.integers(max(width - side, 0) + 1))
     views = _views(sample, outputs, top, left, side)
-    titles = [caption(TITLES[name], picture.shape[1]) for name, picture in views.items()]
-    row = np.concatenate([np.concatenate(titles, axis=1), np.concatenate(list(views.values()), axis=1)])
-    return np.concatenate([caption(sample.key, row.shape[1]), row])
+    return side_by_side({TITLES[name]: picture for name, picture in views.items()}, sample.key)
 
 
 def _pixels(image: Tensor) -> Picture:
